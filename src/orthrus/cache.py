@@ -1,0 +1,85 @@
+"""The key/value cache that both views share: preallocated slots, one length per slot, few verbs.
+
+The cache of a slot is its first `lengths[slot]` positions. What lies beyond is workspace: a pass `write`s the rows it
+runs there, and `commit` decides how many of them become cache. Rollback is the same verb. A diffusion pass writes its
+block into the workspace and commits nothing, so it leaves the cache untouched and needs no attention over two places.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from orthrus.config import KEY_BLOCK, DecoderConfig
+
+
+class KVCache:
+    """K and V of `slots` sequences, each [L, B, G, T, E], T grown in multiples of 512 positions."""
+
+    def __init__(self, config: DecoderConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.layers, slots, config.kv_heads, 0, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = [0] * slots
+
+    @property
+    def capacity(self) -> int:
+        """Positions allocated per slot."""
+        return self.keys.shape[3]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    @torch.inference_mode()
+    def reserve(self, positions: int) -> None:
+        """Make room for `positions` positions in every slot. New memory is zero: a masked key must not be NaN."""
+        missing = -(-positions // KEY_BLOCK) * KEY_BLOCK - self.capacity
+        if missing > 0:
+            shape = (*self.keys.shape[:3], missing, self.keys.shape[4])
+            self.keys = torch.cat((self.keys, self.keys.new_zeros(shape)), dim=3)
+            self.values = torch.cat((self.values, self.values.new_zeros(shape)), dim=3)
+
+    def window(self, start: int, stop: int) -> CacheWindow:
+        """The slots `start` to `stop`, for one pass."""
+        return CacheWindow(self, start, stop)
+
+    def commit(self, slot: int, length: int) -> None:
+        """Set the length of a slot: rows written up to it are cache, all beyond is workspace again."""
+        assert 0 <= length <= self.capacity, (length, self.capacity)
+        self.lengths[slot] = length
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int) -> None:
+        """Copy one slot over another, so that the sequences in flight stay in the first slots."""
+        length = self.lengths[source]
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        self.lengths[target] = length
+
+
+class CacheWindow:
+    """Slots `start` to `stop` of a cache as one pass sees them: B = stop - start sequences."""
+
+    def __init__(self, cache: KVCache, start: int, stop: int) -> None:
+        self._cache, self._slots = cache, slice(start, stop)
+        self._sequences = torch.arange(start, stop, device=cache.keys.device)[:, None]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Cached positions of each sequence."""
+        return self._cache.lengths[self._slots]
+
+    def reserve(self, positions: int) -> None:
+        """Make room for `positions` positions in every slot of the cache."""
+        self._cache.reserve(positions)
+
+    def write(self, layer: int, positions_BR: Tensor, k_BRGE: Tensor, v_BRGE: Tensor) -> None:
+        """Put the rows of a pass at their positions, beyond the committed lengths."""
+        self._cache.keys[layer].transpose(1, 2)[self._sequences, positions_BR] = k_BRGE
+        self._cache.values[layer].transpose(1, 2)[self._sequences, positions_BR] = v_BRGE
+
+    def read(self, layer: int, span: int) -> tuple[Tensor, Tensor]:
+        """K and V [B, G, span, E] of the first `span` positions, in place."""
+        return self._cache.keys[layer, self._slots, :, :span], self._cache.values[layer, self._slots, :, :span]

@@ -1,0 +1,73 @@
+"""The layout of the published Orthrus checkpoints (`OrthrusLM`), read and written without remote code.
+
+One model: the backbone's tensors under their ordinary names and the diffusion view beside them
+(`model.layers.N.self_attn.q_proj_diff.weight`), with `block_size` and `mask_token_id` at the top of `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orthrus.checkpoint.tensors import TensorFile, save_json, save_tensors, write_atomically
+from orthrus.config import DiffusionConfig
+
+ARCHITECTURE = "OrthrusLM"
+
+
+def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
+    """Whether a checkpoint carries its own diffusion view: by its architecture, or by its tensors."""
+    return ARCHITECTURE in (content.get("architectures") or ()) or any("q_proj_diff." in name for name in tensors.names)
+
+
+def diffusion_config(content: dict[str, Any], path: Path) -> DiffusionConfig:
+    """Block size and mask token. The published models train every row but the last. Raises ValueError if absent."""
+    try:
+        block = int(content["block_size"])
+        return DiffusionConfig(block, int(content["mask_token_id"]), int(content.get("trained_rows", block - 1)))
+    except KeyError as error:
+        raise ValueError(f"{path}: a checkpoint with a diffusion view must name {error.args[0]}") from error
+
+
+def backbone_type(content: dict[str, Any]) -> str:
+    """The backbone's `model_type`; published checkpoints may say `orthrus`, which is Qwen3."""
+    kind = str(content.get("model_type", ""))
+    return "qwen3" if kind == "orthrus" else kind
+
+
+def save(directory: Path, content: dict[str, Any], diffusion: DiffusionConfig, tensors: dict[str, Tensor]) -> None:
+    """Write backbone and diffusion view in the published layout. Raises OSError, with older files intact.
+
+    `content` is the backbone's `config.json`.
+    """
+    config = {
+        **content,
+        "architectures": [ARCHITECTURE],
+        "block_size": diffusion.block_size,
+        "mask_token_id": diffusion.mask_token_id,
+        "trained_rows": diffusion.trained_rows,
+    }
+    write_atomically(
+        directory,
+        {
+            "model.safetensors": lambda path: save_tensors(path, tensors, {}),
+            "config.json": lambda path: save_json(path, config),
+        },
+    )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint directory. Raises ValueError where it is missing or damaged."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory}: no config.json, so this is no checkpoint")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")  # noqa: TRY004
+    return content

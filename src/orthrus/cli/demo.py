@@ -1,0 +1,89 @@
+"""`orthrus demo`: see it work, and see that the text is the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, DtypeOption, ModelOption, load_model
+
+if TYPE_CHECKING:
+    from orthrus.api import Model, Result
+
+PROMPT = "Write a Python function that checks whether a number is prime, then explain in three sentences how it works."
+
+
+def command(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")] = PROMPT,
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.")] = 160,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Stream one answer with drafts and verified tokens told apart, then the same prompt by plain decoding."""
+    loaded = load_model(model, adapter, dtype, device)
+    console = Console(highlight=False)
+    if loaded.decoder.diffusion is None:
+        raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")
+    _introduce(console, loaded, prompt)
+    fast = _stream(console, loaded, prompt, "two-pass", max_new_tokens)
+    console.rule("the same prompt by plain decoding: one token per pass")
+    plain = _stream(console, loaded, prompt, "ar", max_new_tokens)
+    _compare(console, loaded, fast, plain)
+
+
+def _introduce(console: Console, model: Model, prompt: str) -> None:
+    config = model.decoder.diffusion
+    assert config is not None
+    console.print(
+        "A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives the"
+        " same, unchanged model a second view that [bold]drafts[/bold] several tokens at once; the model then checks all"
+        " of them in a single pass and keeps the ones it would have written itself. So the text cannot differ, only the"
+        " number of passes can.\n"
+    )
+    console.print(
+        f"model: {model.checkpoint.backbone.id}, diffusion view: {model.checkpoint.view}, block of {config.block_size}"
+    )
+    if "untrained" in model.checkpoint.view:
+        console.print(
+            "This diffusion view is not trained yet: it can draft about one token a cycle, so expect correct text and"
+            " no speed-up.",
+            style="yellow",
+        )
+    console.print(f"\n[bold]prompt:[/bold] {prompt}\n")
+    console.rule("[bold green underline]accepted drafts[/] and [cyan]tokens the model added itself[/]")
+
+
+def _stream(console: Console, model: Model, prompt: str, cycle: str, max_new_tokens: int) -> Result:
+    for chunk in model.stream(prompt, cycle=cycle, max_new_tokens=max_new_tokens):
+        for piece in chunk.pieces:
+            style = "bold green underline" if piece.drafted else ("cyan" if cycle != "ar" else "")
+            console.print(piece.text, style=style, end="", markup=False, soft_wrap=True)
+    console.print("\n")
+    assert chunk.result is not None
+    return chunk.result
+
+
+def _compare(console: Console, model: Model, fast: Result, plain: Result) -> None:
+    same = fast.tokens == plain.tokens
+    table = Table(title="what it cost")
+    for column in ("", "two-pass", "plain decoding"):
+        table.add_column(column, justify="left" if not column else "right")
+    f, p = fast.statistics, plain.statistics
+    table.add_row("tokens written", str(f.generated), str(p.generated))
+    table.add_row("passes through the model", str(f.passes), str(p.passes))
+    table.add_row("tokens per pass (TPF)", f"{f.tpf:.2f}", f"{p.tpf:.2f}")
+    table.add_row("drafts accepted per cycle (A)", f"{f.acceptance_length:.2f}", "-")
+    table.add_row("tokens per cycle", f"{f.acceptance_length + 1:.2f}", "1.00")
+    table.add_row("tokens per second", f"{f.generated / f.seconds:.1f}", f"{p.generated / p.seconds:.1f}")
+    table.add_row("extra memory: diffusion weights", f"{model.decoder.diffusion_bytes / 1e6:.0f} MB", "-")
+    console.print(table)
+    compared = f"{len(fast.tokens)} of {len(plain.tokens)} tokens compared"
+    verdict = f"identical: {compared}" if same else f"DIFFERENT, which is a defect: {compared}"
+    console.print(verdict, style="bold green" if same else "bold red")
+    if not same:
+        raise typer.Exit(1)

@@ -1,0 +1,183 @@
+"""`orthrus generate`: text for a prompt, for standard input, or for every line of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    AllowOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    stderr,
+    without_none,
+)
+
+if TYPE_CHECKING:
+    from orthrus.api import Model, Options, Prompt, Result
+
+
+def command(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")] = None,
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    file: Annotated[
+        Path | None, typer.Option(help="JSONL, one object a line with `prompt` or `messages`; `-` is standard input.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Keep tokens at least this likely relative to the best.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages tokens already in the text.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling; drawn and reported where absent.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.")] = None,
+    stop_token: Annotated[
+        list[str] | None, typer.Option(help="Further end token, by text (`<|im_end|>`) or id; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message for the chat template.")] = None,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    cycle: Annotated[str | None, typer.Option(help="two-pass (default) or ar, which is plain decoding.")] = None,
+    no_diffusion: Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")] = False,
+    width: Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side.")] = 1,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+    allow_other_backbone: AllowOption = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line per prompt, in input order, and nothing else on stdout.")
+    ] = False,
+) -> None:
+    """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
+    prompts = _read_prompts(prompt, file)
+    template = _object(chat_template_kwargs) if chat_template_kwargs else None
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    if loaded.decoder.diffusion is None:
+        stderr.print(
+            "note: this checkpoint has no diffusion view, so it decodes plainly, one token a pass. To speed it up:"
+            " --adapter DIR, a published Orthrus checkpoint, or `orthrus train`",
+            style="yellow",
+        )
+    options: Options = without_none(  # type: ignore[assignment]
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=stop, raw=raw, system=system,
+        stop_token_ids=[_token_id(loaded, text) for text in stop_token or ()],
+        cycle="ar" if no_diffusion else cycle, width=width, batch_size=batch_size, chat_template_kwargs=template,
+    )  # fmt: skip
+    if as_json:
+        _print_json(loaded, prompts, options)
+    elif len(prompts) == 1:
+        _print_stream(loaded, prompts[0], options)
+    else:
+        _print_texts(loaded, prompts, options)
+
+
+def _print_stream(model: Model, prompt: Prompt, options: Options) -> None:
+    result: Result | None = None
+    try:
+        for chunk in model.stream(prompt, **options):
+            print(chunk.text, end="", flush=True)
+            result = chunk.result
+    except KeyboardInterrupt:
+        stderr.print("\ninterrupted", style="yellow")
+        raise typer.Exit(130) from None
+    finally:
+        print(flush=True)
+    assert result is not None
+    s = result.statistics
+    sampled = f", seed {result.seed}" if options.get("temperature") else ""
+    stderr.print(
+        f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} per pass), {s.seconds:.2f} s,"
+        f" {s.generated / s.seconds:.1f} tokens/s, ended by {result.finish_reason}{sampled}",
+        style="dim",
+    )
+
+
+def _print_texts(model: Model, prompts: list[Prompt], options: Options) -> None:
+    for number, (_, result) in enumerate(model.results(prompts, **options)):
+        print(f"--- {number + 1}" if number == 0 else f"\n--- {number + 1}")
+        print(result.text, flush=True)
+
+
+def _print_json(model: Model, prompts: list[Prompt], options: Options) -> None:
+    try:
+        for _, result in model.results(prompts, **options):
+            record = {
+                "text": result.text, "tokens": result.tokens, "finish_reason": result.finish_reason,
+                "seed": result.seed, "statistics": result.statistics.as_dict(),
+            }  # fmt: skip
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; the lines above are complete", style="yellow")
+        raise typer.Exit(130) from None
+
+
+def _read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
+    if file is not None:
+        if prompt is not None:
+            raise ValueError("give a prompt or --file, not both")
+        lines = _decode_utf8(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes(), str(file)).splitlines()
+        prompts = [_prompt_of(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        if not prompts:
+            raise ValueError(f"{file}: no prompts in it")
+        return prompts
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise ValueError("no prompt: give one as an argument, through standard input, or with --file")
+        prompt = _decode_utf8(sys.stdin.buffer.read(), "standard input")
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+    return [prompt]
+
+
+def _prompt_of(line: str, where: str) -> Prompt:
+    record = _object(line, where)
+    if isinstance(record.get("prompt"), str):
+        return str(record["prompt"])
+    messages = record.get("messages")
+    if (
+        isinstance(messages, list)
+        and messages
+        and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
+    ):
+        return messages
+    raise ValueError(f"{where}: needs `prompt` (a string) or `messages` (a list of objects with role and content)")
+
+
+def _object(text: str, where: str = "--chat-template-kwargs") -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not a JSON object")  # noqa: TRY004
+    return value
+
+
+def _decode_utf8(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start} is {data[error.start]:#04x})") from error
+
+
+def _token_id(model: Model, text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    found = model.tokenizer.get_vocab().get(text)
+    if found is None:
+        raise ValueError(f"stop token {text!r} is not in the vocabulary; give its exact text or its id")
+    return int(found)

@@ -1,0 +1,164 @@
+"""The records that pass between rooms: frozen, and validated where they are made.
+
+Shape letters used everywhere: B sequences, R rows in a pass, T cached tokens, K block, V vocabulary, H query heads,
+G key/value heads, E head dimension, L layers, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Literal
+
+Rule = Literal["exact"]
+MAX_SEED = 2**64
+KEY_BLOCK = 512
+"""Keys are allocated and attended in multiples of this; a block that is masked whole changes no bit of the result."""
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary frequencies, already initialised: E/2 `inverse_frequencies`; `scaling` multiplies cosine and sine."""
+
+    inverse_frequencies: tuple[float, ...]
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """All that the decoder needs to know of a backbone. Families make it from their Hugging Face config."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RopeConfig
+    max_positions: int
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads")
+        if len(self.rope.inverse_frequencies) * 2 != self.head_dim:
+            raise ValueError(
+                f"rotary frequencies cover {2 * len(self.rope.inverse_frequencies)} dimensions,"
+                f" the heads have {self.head_dim}"
+            )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion view of a checkpoint: K, the mask token, and how many rows of a block were trained."""
+
+    block_size: int
+    mask_token_id: int
+    trained_rows: int
+
+    def __post_init__(self) -> None:
+        if self.block_size < 2:
+            raise ValueError(f"block_size must be at least 2 (a root and one mask), not {self.block_size}")
+        if not 1 <= self.trained_rows <= self.block_size:
+            raise ValueError(f"trained_rows must lie in 1..block_size = {self.block_size}, not {self.trained_rows}")
+        if self.mask_token_id < 0:
+            raise ValueError(f"mask_token_id must not be negative, got {self.mask_token_id}")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the AR view's token is chosen from its logits. Temperature 0 is greedy.
+
+    Order of effects: repetition, presence and frequency penalties, logit bias, minimum length; then temperature, top-k,
+    top-p, min-p; then Gumbel noise addressed by (seed, sample index, position). Penalties count the prompt for
+    `repetition_penalty` and the generated tokens alone for the other two, as vLLM and the OpenAI API do.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
+    seed: int | None = None
+    sample_index: int = 0
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or positive, not {self.top_k}")
+        if self.min_new_tokens < 0:
+            raise ValueError(f"min_new_tokens must not be negative, got {self.min_new_tokens}")
+        if self.seed is not None and not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
+        if not 0 <= self.sample_index < 2**32:
+            raise ValueError(f"sample_index must lie in 0..2^32-1, not {self.sample_index}")
+        for token, bias in self.logit_bias:
+            if token < 0 or not isfinite(bias):
+                raise ValueError(f"logit_bias needs token ids >= 0 and finite values, got {token}: {bias}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the token is an argmax."""
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the logits depend on the tokens before them beyond the model itself."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the target is the argmax of the untouched logits."""
+        return self.greedy and not self.penalised and not self.logit_bias and self.min_new_tokens == 0
+
+
+@dataclass(frozen=True)
+class StopConditions:
+    """When a sequence ends. The end token is part of the tokens; a stop string is cut from the text."""
+
+    max_new_tokens: int = 256
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if any(not text for text in self.stop_strings):
+            raise ValueError("a stop string must not be empty")
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """Which cycle runs and how wide: `width` rows per diffusion block, the checkpoint's block size where None."""
+
+    cycle: str = "two-pass"
+    rule: Rule = "exact"
+    width: int | None = None
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.width is not None and self.width < 2:
+            raise ValueError(f"width must be at least 2 (a root and one mask), not {self.width}")
+
+
+def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    if not isfinite(value) or value > high or value < low or (open_low and value == low):
+        raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low:g}, {high:g}], not {value!r}")

@@ -1,0 +1,72 @@
+"""The oracle: plain AR decoding of one sequence, one token a pass.
+
+Deliberately apart from the cycles. It shares the decoder, the kernels, the sampler and the noise with them, and no
+bookkeeping: every law compares a cycle with this loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orthrus.config import KEY_BLOCK
+from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.sampling import Sampler
+from orthrus.decoding.sequence import Limits, Request
+from orthrus.decoding.text import Decode
+from orthrus.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """The tokens, why they ended, and the logits [N, V] each was chosen from (kept only when asked for)."""
+
+    tokens: list[int]
+    finish_reason: str
+    logits_NV: Tensor | None
+
+
+def autoregress(
+    decoder: Decoder,
+    request: Request,
+    limits: Limits,
+    seed: int,
+    decode: Decode | None = None,
+    *,
+    keep_logits: bool = False,
+) -> OracleResult:
+    """Decode `request` with the given seed. The prompt goes through in pieces of 512 rows, then one row a pass."""
+    ends = limits.end_token_ids | request.stop.stop_token_ids
+    noise = AddressedNoise(seed, request.sampling.sample_index)
+    sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size)
+    cache = decoder.new_cache(1)
+    pending = torch.tensor([request.prompt], device=decoder.device)
+    tokens: list[int] = []
+    kept: list[Tensor] = []
+    while True:
+        for piece in pending.split(KEY_BLOCK, dim=1):
+            logits_BRV = decoder.ar(piece, cache.window(0, 1), rows=[piece.shape[1] - 1])
+            cache.commit(0, cache.lengths[0] + piece.shape[1])
+        if keep_logits:
+            kept.append(logits_BRV[0, 0].clone())
+        tokens.append(next(sampler.targets(logits_BRV[0], len(request.prompt) + len(tokens))))
+        reason = _finish(tokens, request, ends, limits, decode)
+        if reason:
+            return OracleResult(tokens, reason, torch.stack(kept) if keep_logits else None)
+        pending = torch.tensor([tokens[-1:]], device=decoder.device)
+
+
+def _finish(
+    tokens: list[int], request: Request, ends: frozenset[int], limits: Limits, decode: Decode | None
+) -> str | None:
+    if tokens[-1] in ends:
+        return "stop"
+    if request.stop.stop_strings and decode is not None:
+        text = decode(tokens)
+        if any(stop in text for stop in request.stop.stop_strings):
+            return "stop"
+    if len(tokens) >= request.stop.max_new_tokens or len(request.prompt) + len(tokens) >= limits.max_positions:
+        return "length"
+    return None

@@ -1,0 +1,88 @@
+"""The decoding loop: admit, run a cycle, retire. Sequences in flight always fill the first slots of the cache."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from orthrus.cache import KVCache
+from orthrus.config import DecodingConfig
+from orthrus.decoding import cycles
+from orthrus.decoding.sequence import Limits, Request, Sequence, Verdict
+from orthrus.decoding.text import Decode
+from orthrus.model.decoder import Decoder
+
+PREFILL_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sequence's share of a cycle, or of its prefill: the tokens it gained, `accepted` of them drafts."""
+
+    sequence: Sequence
+    kept: Verdict
+
+
+def generate(
+    decoder: Decoder, requests: Iterable[Request], config: DecodingConfig, limits: Limits, decode: Decode | None = None
+) -> Iterator[Step]:
+    """Decode requests, at most `config.batch_size` at a time; yields a step per sequence and cycle as they happen.
+
+    A sequence's tokens do not depend on its neighbours. Close the iterator, or set `finish("cancelled")` on a sequence,
+    to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
+    """
+    run = cycles.load(config.cycle)
+    width = _width(decoder, config)
+    waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
+    cache = decoder.new_cache(min(config.batch_size, len(waiting)))
+    active: list[Sequence] = []
+    while waiting or active:
+        while waiting and len(active) < config.batch_size:
+            active.append(waiting.popleft())
+            yield prefill(decoder, cache, active[-1], slot=len(active) - 1)
+            _retire(cache, active)
+        if active:
+            kept = run(decoder, cache, active, width)
+            yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
+            _retire(cache, active)
+
+
+def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int) -> Step:
+    """Put the prompt into the cache, in pieces of at most 512 rows, and commit the first token."""
+    sequence.begin()
+    cache.commit(slot, 0)
+    prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
+    for piece in prompt.split(PREFILL_ROWS, dim=1):
+        logits_BRV = decoder.ar(piece, cache.window(slot, slot + 1), rows=[piece.shape[1] - 1])
+        cache.commit(slot, cache.lengths[slot] + piece.shape[1])
+    token = next(sequence.sampler.targets(logits_BRV[0], sequence.length))
+    sequence.start(token)
+    return Step(sequence, Verdict([token], accepted=0))
+
+
+def _retire(cache: KVCache, active: list[Sequence]) -> None:
+    """Drop finished sequences, moving the last one into each hole."""
+    for slot in reversed(range(len(active))):
+        if active[slot].finish_reason is not None:
+            last = len(active) - 1
+            if slot != last:
+                cache.move(last, slot)
+                active[slot] = active[last]
+            active.pop()
+
+
+def _width(decoder: Decoder, config: DecodingConfig) -> int:
+    if decoder.diffusion is None:
+        if config.cycle != "ar":
+            raise ValueError(
+                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar or give it one"
+                " (--adapter, a published Orthrus checkpoint, `orthrus train`)"
+            )
+        return 1
+    block = decoder.diffusion.block_size
+    if config.width is not None and config.width > block:
+        raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
+    return config.width or block

@@ -1,0 +1,59 @@
+"""Addressed randomness: a value is a function of (seed, sample index, absolute position, purpose), of nothing else.
+
+Neither batch slots nor the order of calls nor rejected drafts can change it, which is what makes sampled decoding
+comparable token for token.
+"""
+
+from __future__ import annotations
+
+import secrets
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CACHED_POSITIONS = 64
+
+
+class Purpose(IntEnum):
+    """What a random value is for; part of its address."""
+
+    TOKEN = 0
+
+
+class Noise(Protocol):
+    """A source of Gumbel noise. Injectable, so that tests can enumerate it."""
+
+    def gumbel(self, position: int, vocab_size: int) -> Tensor:
+        """Standard Gumbel noise [V], fp32, for choosing the token at `position`."""
+        ...
+
+
+class AddressedNoise:
+    """Philox counter noise: key = (seed, sample index), counter = (block, -, position, purpose)."""
+
+    def __init__(self, seed: int, sample_index: int = 0) -> None:
+        self.seed, self.sample_index = seed, sample_index
+        self._recent: dict[tuple[int, int], Tensor] = {}
+
+    def gumbel(self, position: int, vocab_size: int) -> Tensor:
+        """Standard Gumbel noise [V], fp32. Draft and target of one position share it, so recent rows are kept."""
+        address = (position, vocab_size)
+        if address not in self._recent:
+            if len(self._recent) >= _CACHED_POSITIONS:
+                del self._recent[min(self._recent)]
+            self._recent[address] = self._draw(position, vocab_size)
+        return self._recent[address]
+
+    def _draw(self, position: int, vocab_size: int) -> Tensor:
+        counter = np.array([0, 0, position, Purpose.TOKEN], dtype=np.uint64)
+        key = np.array([self.seed, self.sample_index], dtype=np.uint64)
+        uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
+        return torch.from_numpy((-np.log(-np.log(np.maximum(uniform, 2.0**-54)))).astype(np.float32))
+
+
+def draw_seed() -> int:
+    """A fresh seed, to be reported wherever none was given."""
+    return secrets.randbits(63)

@@ -1,0 +1,116 @@
+"""From logits to the AR view's own token: argmax, or argmax(log p + Gumbel noise), after all processors.
+
+A `Sampler` belongs to one sequence. It is told every committed token, in order, and nothing else, so its state never
+has to be rolled back: rows of a verified block are asked for one by one, each after the token before it was accepted.
+Each row is processed alone, in one shape, so its bits do not depend on how many rows are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from orthrus.config import SamplingParams
+from orthrus.decoding.noise import Noise
+
+_TOP_P_CANDIDATES = 1024
+
+
+class Sampler:
+    """Chooses the tokens of one sequence."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        noise: Noise,
+        prompt: Sequence[int],
+        end_token_ids: frozenset[int],
+        vocab_size: int,
+    ) -> None:
+        _check_vocabulary(params, vocab_size)
+        self.params, self._noise, self._vocab_size = params, noise, vocab_size
+        self._generated = 0
+        self._ends = torch.tensor(sorted(end_token_ids), dtype=torch.long)
+        self._bias_ids = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.long)
+        self._bias = torch.tensor([bias for _, bias in params.logit_bias])
+        if params.penalised:
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+            self._seen[torch.tensor(list(prompt), dtype=torch.long)] = True
+            self._counts = torch.zeros(vocab_size)
+
+    def targets(self, logits_RV: Tensor, position: int) -> Iterator[int]:
+        """The AR view's tokens, row by row, the first for absolute `position`.
+
+        Lazy: asking for a row says that the token given for the row before it was committed.
+        """
+        if self.params.plain:
+            yield from torch.argmax(logits_RV, dim=-1).tolist()
+            return
+        for row, logits_V in enumerate(logits_RV):
+            token = self._choose(self._adjusted(logits_V), position + row)
+            self._commit(token)
+            yield token
+
+    def propose(self, logits_RV: Tensor, position: int) -> list[int]:
+        """Drafts for `position` and after, from diffusion logits, with the noise their targets will meet."""
+        if self.params.plain:
+            return torch.argmax(logits_RV, dim=-1).tolist()
+        return [self._choose(self._adjusted(logits_V), position + row) for row, logits_V in enumerate(logits_RV)]
+
+    def _commit(self, token: int) -> None:
+        self._generated += 1
+        if self.params.penalised:
+            self._seen[token] = True
+            self._counts[token] += 1
+
+    def _adjusted(self, logits_V: Tensor) -> Tensor:
+        """Penalties, bias, minimum length: fp32 [V] on the host."""
+        params, scores = self.params, logits_V.float().cpu().clone()
+        if params.penalised:
+            if params.repetition_penalty != 1.0:
+                factor = torch.where(scores > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+                scores = torch.where(self._seen, scores * factor, scores)
+            scores -= params.frequency_penalty * self._counts
+            scores -= params.presence_penalty * (self._counts > 0)
+        scores[self._bias_ids] += self._bias
+        if self._generated < params.min_new_tokens:
+            scores[self._ends] = float("-inf")
+        return scores
+
+    def _choose(self, scores_V: Tensor, position: int) -> int:
+        if self.params.greedy:
+            return int(scores_V.argmax())
+        filtered_V = filter_scores(scores_V / self.params.temperature, self.params)
+        return int((filtered_V + self._noise.gumbel(position, self._vocab_size)).argmax())
+
+
+def filter_scores(scores_V: Tensor, params: SamplingParams) -> Tensor:
+    """Set all tokens outside top-k, top-p and min-p to -inf. Ties at a border are kept. scores [V] fp32."""
+    if 0 < params.top_k < len(scores_V):
+        border = scores_V.topk(params.top_k).values[-1]
+        scores_V = scores_V.masked_fill(scores_V < border, float("-inf"))
+    if params.top_p < 1.0:
+        scores_V = scores_V.masked_fill(scores_V < _top_p_border(scores_V, params.top_p), float("-inf"))
+    if params.min_p > 0.0:
+        probabilities = scores_V.softmax(dim=-1)
+        scores_V = scores_V.masked_fill(probabilities < params.min_p * probabilities.max(), float("-inf"))
+    return scores_V
+
+
+def _top_p_border(scores_V: Tensor, top_p: float) -> Tensor:
+    """The score of the last token of the smallest set whose probability reaches `top_p`."""
+    total = scores_V.logsumexp(dim=-1)
+    for count in (min(_TOP_P_CANDIDATES, len(scores_V)), len(scores_V)):
+        best = scores_V.topk(count).values
+        inside = (best - total).exp().double().cumsum(dim=-1) < top_p
+        if not inside.all():
+            return best[int(inside.sum())]
+    return best[-1]
+
+
+def _check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
+    for token, _ in params.logit_bias:
+        if token >= vocab_size:
+            raise ValueError(f"logit_bias names token {token}; the vocabulary ends at {vocab_size - 1}")

@@ -1,0 +1,1 @@
+"""The dual-view decoder: one backbone, two sets of attention projections, one cache."""

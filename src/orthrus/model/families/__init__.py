@@ -1,0 +1,130 @@
+"""Backbone families: one file each, its name the `model_type` of the Hugging Face config.
+
+A family file has `config(hf) -> DecoderConfig` and nothing else it must have; adding a family is adding a file.
+This module finds them, refuses what none of them supports by name, and maps our tensor names to theirs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from orthrus.config import DecoderConfig, RopeConfig
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+def names() -> list[str]:
+    """The supported families, by listing this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """The family's module. Raises ValueError with the list of families where there is none of that name."""
+    if name not in names():
+        raise ValueError(f"model family {name!r} is not supported; supported families: {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def decoder_config(hf: Any) -> DecoderConfig:
+    """Translate a Hugging Face config. Raises ValueError naming whatever it asks for that the decoder cannot do."""
+    family = load(hf.model_type)
+    if getattr(hf, "use_sliding_window", False) or any(
+        kind != "full_attention" for kind in getattr(hf, "layer_types", None) or ()
+    ):
+        raise ValueError("sliding-window attention is not supported (this config asks for it)")
+    if getattr(hf, "hidden_act", "silu") != "silu":
+        raise ValueError(f"activation {hf.hidden_act!r} is not supported, only 'silu'")
+    quantization = getattr(hf, "quantization_config", None)
+    if quantization and _method(quantization) != "gguf":
+        raise ValueError(
+            f"weights quantised by {_method(quantization)!r} cannot be read; use the original or a GGUF checkpoint"
+        )
+    return family.config(hf)
+
+
+def common(hf: Any, **differences: Any) -> DecoderConfig:
+    """What all families share, with a family's own `differences`."""
+    return DecoderConfig(
+        family=hf.model_type,
+        vocab_size=hf.vocab_size,
+        hidden_size=hf.hidden_size,
+        intermediate_size=hf.intermediate_size,
+        layers=hf.num_hidden_layers,
+        heads=hf.num_attention_heads,
+        kv_heads=hf.num_key_value_heads,
+        head_dim=_head_dim(hf),
+        norm_eps=hf.rms_norm_eps,
+        rope=rope(hf),
+        max_positions=hf.max_position_embeddings,
+        tied_head=bool(hf.tie_word_embeddings),
+        **differences,
+    )
+
+
+def rope(hf: Any) -> RopeConfig:
+    """Rotary frequencies through transformers' own initialisers.
+
+    Raises ValueError for types whose frequencies depend on the longest position of a pass: they would make a token's
+    K/V depend on what is decoded after it.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = hf.rope_parameters
+    kind = parameters.get("rope_type", "default")
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"RoPE type {kind!r} is not supported; supported types: {', '.join(ROPE_TYPES)}")
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError("partial rotary embeddings are not supported")
+    if kind == "default":
+        dim = _head_dim(hf)
+        import torch
+
+        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
+        return RopeConfig(tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()))
+    frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
+    return RopeConfig(tuple(frequencies.tolist()), float(scaling))
+
+
+def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...]]:
+    """Our tensor name -> the Hugging Face tensors it is the concatenation of.
+
+    `view` "ar" covers the whole backbone, "diffusion" the diffusion view alone, under its published names
+    (`...q_proj_diff.weight`).
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    if view == "ar":
+        names = {"embedding": ("model.embed_tokens.weight",), "norm": ("model.norm.weight",)}
+        if not config.tied_head:
+            names["head.weight"] = ("lm_head.weight",)
+    suffix = "" if view == "ar" else "_diff"
+    for index in range(config.layers):
+        ours, theirs = f"layers.{index}", f"model.layers.{index}"
+        attention = f"{theirs}.self_attn"
+        kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
+        for kind in kinds:
+            names[f"{ours}.{view}.qkv.{kind}"] = tuple(f"{attention}.{p}_proj{suffix}.{kind}" for p in "qkv")
+        for kind in ("weight", "bias") if config.o_bias else ("weight",):
+            names[f"{ours}.{view}.o.{kind}"] = (f"{attention}.o_proj{suffix}.{kind}",)
+        if config.qk_norm:
+            for p in "qk":
+                names[f"{ours}.{view}.{p}_norm"] = (f"{attention}.{p}_norm{suffix}.weight",)
+        if view == "ar":
+            names[f"{ours}.attention_norm"] = (f"{theirs}.input_layernorm.weight",)
+            names[f"{ours}.mlp_norm"] = (f"{theirs}.post_attention_layernorm.weight",)
+            for p in ("gate", "up", "down"):
+                for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
+                    names[f"{ours}.{p}.{kind}"] = (f"{theirs}.mlp.{p}_proj.{kind}",)
+    return names
+
+
+def _head_dim(hf: Any) -> int:
+    return int(getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads)
+
+
+def _method(quantization: Any) -> str:
+    if isinstance(quantization, dict):
+        return str(quantization.get("quant_method"))
+    return str(getattr(quantization, "quant_method", quantization)).split(".")[-1].lower()

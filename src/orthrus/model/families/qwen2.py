@@ -1,0 +1,13 @@
+"""Qwen2: biases on queries, keys and values, none on the output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orthrus.config import DecoderConfig
+from orthrus.model.families import common
+
+
+def config(hf: Any) -> DecoderConfig:
+    """Translate a Qwen2 config."""
+    return common(hf, qkv_bias=True)

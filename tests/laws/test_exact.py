@@ -1,0 +1,99 @@
+"""Law 1: `exact` equals the oracle, token for token, whatever the drafts, widths, neighbours and stops."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+
+import pytest
+import tiny
+import torch
+
+from orthrus.config import DecodingConfig, SamplingParams
+from orthrus.decoding import cycles
+from orthrus.decoding.generate import generate
+from orthrus.model import families
+
+SAMPLINGS = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8},
+    "filtered": {"temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+    "penalised": {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.3, "min_new_tokens": 9},
+    "biased": {"temperature": 1.0, "logit_bias": ((5, 4.0), (tiny.END, 2.0)), "repetition_penalty": 1.1},
+}
+AXES = {
+    "family": families.names(),
+    "dtype": list(tiny.DTYPES),
+    "cycle": cycles.names(),
+    "sampling": list(SAMPLINGS),
+    "quality": [None, 0.0, 0.6, 1.0],
+    "batch": [1, 3],
+    "block": [8, 32],
+}
+
+
+def pairwise(axes):
+    """A small set of cases in which every pair of values of two axes occurs (greedy, deterministic)."""
+    names = list(axes)
+    wanted = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
+    product = [dict(zip(names, values, strict=True)) for values in itertools.product(*axes.values())]
+    chosen = []
+    while wanted:
+        best = max(
+            product,
+            key=lambda case: sum(((a, case[a]), (b, case[b])) in wanted for a, b in itertools.combinations(names, 2)),
+        )
+        chosen.append(best)
+        wanted -= {((a, best[a]), (b, best[b])) for a, b in itertools.combinations(names, 2)}
+    return chosen
+
+
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        full = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+        cases = full if metafunc.config.getoption("--full") else pairwise(AXES)
+        metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case.values())))
+
+
+def run(decoder, requests, case, monkeypatch, truths):
+    module = importlib.import_module(f"orthrus.decoding.cycles.{case['cycle'].replace('-', '_')}")
+    if case["quality"] is not None and hasattr(module, "propose"):
+        monkeypatch.setattr(module, "propose", tiny.scripted(case["quality"], truths))
+    config = DecodingConfig(cycle=case["cycle"], batch_size=case["batch"])
+    finished = {s.sequence.index: s.sequence for s in generate(decoder, requests, config, tiny.LIMITS, tiny.text_of)}
+    return [finished[index] for index in range(len(requests))]
+
+
+def test_every_cycle_equals_the_oracle(case, monkeypatch):
+    decoder = tiny.decoder(case["family"], case["dtype"], case["block"])
+    assert decoder.row_rule.exact, "the probes found no layout whose bits hold here"
+    requests = [
+        tiny.request(length, new, seed, SamplingParams(seed=seed, **SAMPLINGS[case["sampling"]]), **stop)
+        for seed, (length, new, stop) in enumerate(
+            [
+                (11, 40, {}),
+                (3, 25, {"stop_token_ids": frozenset(range(0, 320, 17))}),
+                (530, 12, {}),
+                (40, 33, {"stop_strings": ("7 a", "3")}),
+            ]
+        )
+    ]
+    truths = [tiny.oracle(decoder, request) for request in requests]
+    sequences = run(decoder, requests, case, monkeypatch, [truth.tokens for truth in truths])
+    for sequence, truth in zip(sequences, truths, strict=True):
+        assert sequence.tokens == truth.tokens
+        assert sequence.finish_reason == truth.finish_reason
+        assert sequence.statistics.generated == len(truth.tokens)
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family, dtype):
+    decoder, request = tiny.decoder(family, dtype, 32), tiny.request(length=500, new=31)
+    truth = tiny.oracle(decoder, request, logits=True)
+    cache = decoder.new_cache(1)
+    prompt = torch.tensor([request.prompt])
+    decoder.ar(prompt, cache.window(0, 1), rows=[0])
+    cache.commit(0, prompt.shape[1])
+    rows = decoder.ar(torch.tensor([truth.tokens[:-1]]), cache.window(0, 1))[0]
+    assert torch.equal(rows, truth.logits_NV[1:])

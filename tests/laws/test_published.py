@@ -1,0 +1,66 @@
+"""Law: the published reference's numbers come out of our loader and our cycles.
+
+Every folder of this form in the project's test data, and under $ORTHRUS_FIXTURES where that is set, is one case.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from orthrus.checkpoint import hub
+from orthrus.config import DecodingConfig, SamplingParams, StopConditions
+from orthrus.decoding.autoregressive import autoregress
+from orthrus.decoding.generate import generate
+from orthrus.decoding.sequence import Limits, Request
+
+PLACES = [
+    Path(__file__).parents[1] / "data" / "published",
+    *map(Path, filter(None, [os.environ.get("ORTHRUS_FIXTURES")])),
+]
+FOLDERS = sorted({f.name: f for p in PLACES for f in p.iterdir() if (f / "expected.safetensors").is_file()}.items())
+
+
+@pytest.fixture(params=[folder for _, folder in FOLDERS], ids=[name for name, _ in FOLDERS], scope="module")
+def case(request):
+    decoder, end = _load(request.param)
+    return decoder, end, load_file(request.param / "expected.safetensors")
+
+
+def _load(folder):
+    content = hub.published.read_config(folder)
+    decoder = hub.load_decoder(str(folder), dtype=torch.float32).prepare()
+    end = content.get("eos_token_id")
+    return decoder, frozenset([end] if isinstance(end, int) else end or [])
+
+
+def test_logits_of_both_views_agree(case):
+    decoder, _, expected = case
+    prompt, block = expected["prompt"], expected["block_ids"]
+    cache = decoder.new_cache(1)
+    logits = decoder.ar(prompt, cache.window(0, 1))
+    torch.testing.assert_close(logits, expected["prefill_logits"], atol=1e-4, rtol=1e-4)
+    cache.commit(0, prompt.shape[1])
+
+    assert (block[0, 1:] == decoder.diffusion.mask_token_id).all()
+    width = block.shape[1]
+    logits = decoder.diffuse([int(block[0, 0])], width, cache.window(0, 1), rows=width)
+    torch.testing.assert_close(logits, expected["diffusion_logits"], atol=1e-4, rtol=1e-4)
+
+    logits = decoder.ar(expected["verify_ids"], cache.window(0, 1))
+    torch.testing.assert_close(logits, expected["verify_logits"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cycle", ["two-pass", "ar"])
+def test_generated_tokens_are_equal(case, cycle):
+    decoder, ends, expected = case
+    prompt = tuple(expected["prompt"][0].tolist())
+    limits = Limits(decoder.config.vocab_size, decoder.config.max_positions, ends)
+    request = Request(prompt, SamplingParams(), StopConditions(max_new_tokens=48))
+    steps = list(generate(decoder, [request], DecodingConfig(cycle=cycle), limits))
+    assert list(prompt) + steps[-1].sequence.tokens == expected["generated"][0].tolist()
+    assert autoregress(decoder, request, limits, seed=0).tokens == steps[-1].sequence.tokens

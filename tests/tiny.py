@@ -1,0 +1,97 @@
+"""Tiny random models of every family, and drafts that are never, sometimes or always right."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import torch
+from transformers import AutoConfig
+
+from orthrus.checkpoint.hub import copy_projections
+from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
+from orthrus.decoding.autoregressive import OracleResult, autoregress
+from orthrus.decoding.sequence import Limits, Request
+from orthrus.model import families
+from orthrus.model.decoder import Decoder
+
+VOCAB = 320
+MASK = 300
+END = 319
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DIFFERENCES = {
+    "qwen3": {"head_dim": 16},
+    "qwen2": {},
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+}
+"""Each family with the features that only it has; a family that is added needs no entry."""
+
+
+def hf_config(family, **overrides):
+    return AutoConfig.for_model(
+        family,
+        **{
+            "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+            "eos_token_id": END, "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.15,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            **DIFFERENCES.get(family, {}), **overrides,
+        },
+    )  # fmt: skip
+
+
+def randomise(decoder, seed=0):
+    """Weights large enough that the tiny model has opinions, and a diffusion view that partly agrees with them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + values / 10 if "norm" in name else values * 1.5 / parameter.shape[-1] ** 0.5)
+        copy_projections(decoder)
+        for name, parameter in decoder.named_parameters():
+            if ".diffusion." in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.02)
+    return decoder
+
+
+@functools.cache
+def decoder(family="qwen3", dtype="fp32", block=8, prepared=True):
+    config = families.decoder_config(hf_config(family))
+    made = randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
+    return made.prepare() if prepared else made
+
+
+LIMITS = Limits(VOCAB, 2048, frozenset([END]))
+
+
+def text_of(tokens):
+    """A toy detokeniser: token 7 is 'h7 ', so that stop strings can cross token borders."""
+    return "".join(f"{chr(97 + token % 26)}{token} " for token in tokens)
+
+
+def request(length=11, new=40, seed=0, sampling=None, **stop):
+    rng = random.Random(seed)
+    prompt = tuple(rng.randrange(290) for _ in range(length))
+    return Request(prompt, sampling or SamplingParams(seed=seed), StopConditions(new, **stop))
+
+
+def oracle(made, asked, *, seed=None, logits=False) -> OracleResult:
+    seed = asked.sampling.seed if seed is None else seed
+    return autoregress(made, asked, LIMITS, seed, text_of, keep_logits=logits)
+
+
+def scripted(quality, continuations, seed=0):
+    """A stand-in for `propose`: each draft is right with probability `quality`, by the known continuation."""
+    rng = random.Random(seed)
+
+    def propose(decoder, window, batch, width):
+        drafts = []
+        for sequence in batch:
+            sequence.count_pass(width)
+            truth = continuations[sequence.index][len(sequence.tokens) :]
+            rows = min(width, decoder.diffusion.trained_rows)
+            padded = (truth + [1] * rows)[:rows]
+            drafts.append([t if rng.random() < quality else (t + 1) % VOCAB for t in padded])
+        return drafts
+
+    return propose
