@@ -1,6 +1,6 @@
 """The key/value cache that both views share: preallocated slots, one length per slot, few verbs.
 
-The cache of a slot is its first `lengths[slot]` positions. What lies beyond is workspace: a pass `write`s the rows it
+The cache of a slot is its first `lengths[slot]` positions. What lies beyond is workspace: a pass writes the rows it
 runs there, and `commit` decides how many of them become cache. Rollback is the same verb. A diffusion pass writes its
 block into the workspace and commits nothing, so it leaves the cache untouched and needs no attention over two places.
 """
@@ -64,7 +64,6 @@ class CacheWindow:
 
     def __init__(self, cache: KVCache, start: int, stop: int) -> None:
         self._cache, self._slots = cache, slice(start, stop)
-        self._sequences = torch.arange(start, stop, device=cache.keys.device)[:, None]
 
     @property
     def lengths(self) -> list[int]:
@@ -75,11 +74,7 @@ class CacheWindow:
         """Make room for `positions` positions in every slot of the cache."""
         self._cache.reserve(positions)
 
-    def write(self, layer: int, positions_BR: Tensor, k_BRGE: Tensor, v_BRGE: Tensor) -> None:
-        """Put the rows of a pass at their positions, beyond the committed lengths."""
-        self._cache.keys[layer].transpose(1, 2)[self._sequences, positions_BR] = k_BRGE
-        self._cache.values[layer].transpose(1, 2)[self._sequences, positions_BR] = v_BRGE
-
-    def read(self, layer: int, span: int) -> tuple[Tensor, Tensor]:
-        """K and V [B, G, span, E] of the first `span` positions, in place."""
-        return self._cache.keys[layer, self._slots, :, :span], self._cache.values[layer, self._slots, :, :span]
+    def layers(self, span: int) -> list[tuple[Tensor, Tensor]]:
+        """K and V [B, G, span, E] of every layer, in place: the first `span` positions, cache and workspace."""
+        parts = (stored[:, self._slots, :, :span].unbind(0) for stored in (self._cache.keys, self._cache.values))
+        return list(zip(*parts, strict=True))

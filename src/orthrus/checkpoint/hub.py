@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
-from orthrus.checkpoint.tensors import GgufFile, SafetensorFiles, TensorFile
+from orthrus.checkpoint.tensors import GgufFile, SafetensorFiles, TensorFile, cache_directory
 from orthrus.config import DecoderConfig, DiffusionConfig
-from orthrus.model import families
+from orthrus.model import families, native
 from orthrus.model.decoder import Decoder
 
 DEMO = "smollm2-demo"
@@ -79,7 +79,8 @@ def load(
     checkpoint = load_unprepared(
         name, adapter=adapter, dtype=dtype, device=device, revision=revision, allow_other_backbone=allow_other_backbone
     )
-    checkpoint.decoder.prepare()
+    decoder = checkpoint.decoder
+    decoder.prepare(native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None)
     return checkpoint
 
 
@@ -133,6 +134,8 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
 
 def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
     """The pieces of a fused tensor, as views, in the order of its sources."""
+    if ".gate_up." in name:
+        return tensor.chunk(2)
     if ".qkv." not in name:
         return (tensor,)
     sizes = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]

@@ -40,9 +40,9 @@ def _introduce(console: Console, model: Model, prompt: str) -> None:
     config = model.decoder.diffusion
     assert config is not None
     console.print(
-        "A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives the"
-        " same, unchanged model a second view that [bold]drafts[/bold] several tokens at once; the model then checks all"
-        " of them in a single pass and keeps the ones it would have written itself. So the text cannot differ, only the"
+        "A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives"
+        " the same, unchanged model a second view that [bold]drafts[/bold] several tokens at once; the model then checks"
+        " all of them in a single pass and keeps the ones it would have written itself. So the text cannot differ, only the"
         " number of passes can.\n"
     )
     console.print(

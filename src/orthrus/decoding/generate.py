@@ -78,8 +78,8 @@ def _width(decoder: Decoder, config: DecodingConfig) -> int:
     if decoder.diffusion is None:
         if config.cycle != "ar":
             raise ValueError(
-                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar or give it one"
-                " (--adapter, a published Orthrus checkpoint, `orthrus train`)"
+                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
+                " give it one (--adapter, a published Orthrus checkpoint, `orthrus train`)"
             )
         return 1
     block = decoder.diffusion.block_size

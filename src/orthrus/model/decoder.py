@@ -7,7 +7,7 @@ bits whatever else ran in its pass. Modes are methods: `ar` verifies and extends
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
-from orthrus.model.kernels import Attend, Linear, RowRule, attend_in_blocks, choose_attention, pack_linears
-from orthrus.model.rope import RopeTable, rotate
+from orthrus.model.kernels import MOST_ROWS, Attend, Kernels, Linear, Places, RowRule, attend_in_blocks
+from orthrus.model.probes import choose_attention, pack_linears
+from orthrus.model.rope import RopeTable
+
+ViewName = Literal["ar", "diffusion"]
 
 
 class View(nn.Module):
@@ -30,6 +33,11 @@ class View(nn.Module):
         self.q_norm = _scale(E, dtype, device) if config.qk_norm else None
         self.k_norm = _scale(E, dtype, device) if config.qk_norm else None
 
+    @property
+    def norms(self) -> tuple[Tensor, Tensor] | None:
+        """The q and k norms, where the family has them."""
+        return None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+
 
 class Layer(nn.Module):
     """One decoder layer. Only `diffusion` is ever trained."""
@@ -41,9 +49,14 @@ class Layer(nn.Module):
         self.mlp_norm = _scale(D, dtype, device)
         self.ar = View(config, dtype, device)
         self.diffusion = View(config, dtype, device) if diffusion else None
-        self.gate = Linear(D, inner, bias=config.mlp_bias, dtype=dtype, device=device)
-        self.up = Linear(D, inner, bias=config.mlp_bias, dtype=dtype, device=device)
+        self.gate_up = Linear(D, 2 * inner, bias=config.mlp_bias, dtype=dtype, device=device)
         self.down = Linear(inner, D, bias=config.mlp_bias, dtype=dtype, device=device)
+
+    def view(self, name: ViewName) -> View:
+        """The projections of a view."""
+        chosen = self.ar if name == "ar" else self.diffusion
+        assert chosen is not None
+        return chosen
 
 
 class Decoder(nn.Module):
@@ -70,18 +83,19 @@ class Decoder(nn.Module):
         self.diffusion_bytes = sum(size for name, size in sizes.items() if ".diffusion." in name)
         self.backbone_bytes = sum(sizes.values()) - self.diffusion_bytes
         self.rope = RopeTable(config.rope, device)
+        self.kernels = Kernels()
         self.attend: Attend = attend_in_blocks
-        self.row_rule = RowRule(1, 512, exact=False)
+        self.key_multiple = KEY_BLOCK
+        self.row_rule = RowRule(2, MOST_ROWS, exact=False)
 
-    def prepare(self) -> Decoder:
+    def prepare(self, kernels: Kernels | None = None) -> Decoder:
         """Choose kernels for inference: pack the weights, probe every shape, fix the row rule of a pass."""
+        self.kernels = kernels or self.kernels
         pack_linears(self)
-        config = self.config
-        self.attend, attention = choose_attention(
-            config.heads, config.kv_heads, config.head_dim, self.dtype, self.device
-        )
-        rules = [attention, *self.linear_rules()]
-        self.row_rule = RowRule(max(r.multiple for r in rules), attention.most, all(r.exact for r in rules))
+        attention = choose_attention(self.config, self.dtype, self.device)
+        self.attend, self.key_multiple = attention.attend, attention.key_multiple
+        rules = [attention.rule, *self.linear_rules()]
+        self.row_rule = RowRule(max(r.multiple for r in rules), attention.rule.most, all(r.exact for r in rules))
         return self
 
     @property
@@ -114,13 +128,10 @@ class Decoder(nn.Module):
         positions_BR = lengths_B1 + torch.arange(padded - 1, -1, -1, device=self.device)
         visible = torch.arange(span + padded, device=self.device) < lengths_B1 + padded
         bias = _bias(visible, self.dtype).as_strided((B, 1, padded, span), (span + padded, 0, 1, 1))
-        hidden_NE = self.embedding[F.pad(tokens_BR.flip(1), (padded - R, 0))].flatten(0, 1)
-        rope = self.rope.rows(positions_BR, max(lengths) + padded)
-        for index, layer in enumerate(self.stack):
-            hidden_NE = self._layer(layer, layer.ar, hidden_NE, rope, (cache, index, positions_BR, bias))
-        hidden_BRE = hidden_NE.view(B, padded, -1)
+        places = self._places(positions_BR, max(lengths) + padded)
+        hidden_BRD = self._layers("ar", F.pad(tokens_BR.flip(1), (padded - R, 0)), places, cache, bias)
         wanted = range(R) if rows is None else rows
-        return self._logits(hidden_BRE[:, [padded - 1 - row for row in wanted]])
+        return self._logits(hidden_BRD[:, [padded - 1 - row for row in wanted]])
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int], width: int, cache: CacheWindow, rows: int) -> Tensor:
@@ -141,46 +152,37 @@ class Decoder(nn.Module):
         positions_BR = lengths_B1 + torch.arange(width, device=self.device)
         visible = torch.arange(span, device=self.device) < lengths_B1 + width
         bias = _bias(visible, self.dtype)[:, None, None].expand(B, 1, width, span)
-        hidden_NE = self.embedding[tokens_BR].flatten(0, 1)
-        rope = self.rope.rows(positions_BR, max(lengths) + width)
-        for index, layer in enumerate(self.stack):
-            assert layer.diffusion is not None
-            hidden_NE = self._layer(layer, layer.diffusion, hidden_NE, rope, (cache, index, positions_BR, bias))
-        return self._logits(hidden_NE.view(B, width, -1)[:, :rows])
+        places = self._places(positions_BR, max(lengths) + width)
+        return self._logits(self._layers("diffusion", tokens_BR, places, cache, bias)[:, :rows])
 
-    def _layer(
-        self,
-        layer: Layer,
-        view: View,
-        hidden_ND: Tensor,
-        rope: tuple[Tensor, Tensor],
-        attended: tuple[CacheWindow, int, Tensor, Tensor],
+    def _layers(
+        self, view: ViewName, tokens_BR: Tensor, places: Places, cache: CacheWindow, bias_B1RS: Tensor
     ) -> Tensor:
-        """One layer through one view; the MLP and the norms do not know which."""
-        cache, index, positions_BR, bias = attended
-        config, eps = self.config, self.config.norm_eps
-        H, G, E = config.heads, config.kv_heads, config.head_dim
-        normed = F.rms_norm(hidden_ND, (config.hidden_size,), layer.attention_norm, eps)
-        qkv = view.qkv(normed).view(*positions_BR.shape, H + 2 * G, E)
-        qk, v = qkv[:, :, : H + G], qkv[:, :, H + G :]
-        if view.q_norm is not None and view.k_norm is not None:
-            q, k = qk[:, :, :H], qk[:, :, H:]
-            qk = torch.cat((F.rms_norm(q, (E,), view.q_norm, eps), F.rms_norm(k, (E,), view.k_norm, eps)), dim=2)
-        qk = rotate(qk, *rope)
-        cache.write(index, positions_BR, qk[:, :, H:], v)
-        attention = self.attend(qk[:, :, :H], *cache.read(index, bias.shape[-1]), bias)
-        hidden_ND = view.o.add(attention.flatten(0, 1), hidden_ND)
-        normed = F.rms_norm(hidden_ND, (config.hidden_size,), layer.mlp_norm, eps)
-        return layer.down.add(layer.up.mul(normed, layer.gate.silu(normed)), hidden_ND)
+        """All layers through one view, up to the final norm [B, R, D]; MLPs and norms do not know which view it is."""
+        kernels, eps = self.kernels, self.config.norm_eps
+        hidden_ND = self.embedding[tokens_BR].flatten(0, 1)
+        delta_ND = torch.zeros_like(hidden_ND)
+        for layer, (keys, values) in zip(self.stack, cache.layers(bias_B1RS.shape[-1]), strict=True):
+            projections = layer.view(view)
+            qkv = projections.qkv(kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps))
+            q_BRHE = kernels.place(qkv, projections.norms, places, keys, values)
+            attention = self.attend(q_BRHE, keys, values, bias_B1RS)
+            delta_ND = projections.o(attention.flatten(0, 1))
+            gate_up = layer.gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))
+            delta_ND = layer.down(kernels.gate(gate_up))
+        return kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).view(*tokens_BR.shape, -1)
 
-    def _logits(self, hidden_BRD: Tensor) -> Tensor:
-        B, R, D = hidden_BRD.shape
-        normed = F.rms_norm(hidden_BRD.reshape(B * R, D), (D,), self.norm, self.config.norm_eps)
-        return self.head(normed).view(B, R, -1)
+    def _logits(self, normed_BRD: Tensor) -> Tensor:
+        B, R, D = normed_BRD.shape
+        return self.head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
 
     def _reserve(self, cache: CacheWindow, positions: int) -> int:
+        """Make room, and say how many keys the pass attends to: a multiple under which the bits hold."""
         cache.reserve(positions)
-        return -(-positions // KEY_BLOCK) * KEY_BLOCK
+        return -(-positions // self.key_multiple) * self.key_multiple
+
+    def _places(self, positions_BR: Tensor, last: int) -> Places:
+        return Places(positions_BR, *self.rope.rows(positions_BR, last), self.config.norm_eps)
 
 
 def _scale(size: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

@@ -114,9 +114,9 @@ def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...
         if view == "ar":
             names[f"{ours}.attention_norm"] = (f"{theirs}.input_layernorm.weight",)
             names[f"{ours}.mlp_norm"] = (f"{theirs}.post_attention_layernorm.weight",)
-            for p in ("gate", "up", "down"):
-                for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
-                    names[f"{ours}.{p}.{kind}"] = (f"{theirs}.mlp.{p}_proj.{kind}",)
+            for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
+                names[f"{ours}.gate_up.{kind}"] = tuple(f"{theirs}.mlp.{p}_proj.{kind}" for p in ("gate", "up"))
+                names[f"{ours}.down.{kind}"] = (f"{theirs}.mlp.down_proj.{kind}",)
     return names
 
 

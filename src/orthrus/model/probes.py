@@ -1,0 +1,140 @@
+"""Which kernels keep their bits on this machine.
+
+A kernel keeps the project's promise when an output row has the same bits whatever rows share the call, wherever in the
+call it stands, and however much masked context follows. No library promises that, so the kernel itself is run, at the
+shapes in question, and the weakest layout under which the bits held becomes its rule. The decoder pads and splits its
+passes by these rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from orthrus.config import KEY_BLOCK, DecoderConfig
+from orthrus.model.kernels import MOST_ROWS, Attend, Linear, PackedLinear, RowRule, attend_flash, attend_in_blocks
+
+TILE = 16
+MULTIPLES = (2, 4, 8)
+"""Paddings to try, weakest first. Never 1: a single row takes a matrix-vector path that rounds differently, though
+on some values only, so that a probe may miss it."""
+PROBE_COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 24, 28, 31, 32)
+PROBE_LARGE_COUNTS = (33, 40, 48, 64, 72, 96, 128, 192, 256, 320, 384, 512)
+PROBE_OFFSETS = (1, 3, 7, 8, 13)
+VISIBLE_KEYS = (7, 60, 130, 200, 300, 400, 500, 530, 700, 1000)
+KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """An attention kernel, its row rule (rows are those of one sequence), and the multiple of keys it must be given."""
+
+    attend: Attend
+    rule: RowRule
+    key_multiple: int
+
+
+def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor) -> RowRule:
+    """Probe `kernel` on slices of `rows_NI` (at least 512): the weakest rule under which the bits hold."""
+    length = 2 * max(PROBE_COUNTS)
+    expected = torch.cat([kernel(rows_NI[i : i + TILE]) for i in range(0, length, TILE)])
+
+    def holds(count: int, offset: int = 0) -> bool:
+        shared = min(count, length - offset)
+        return torch.equal(kernel(rows_NI[offset : offset + count])[:shared], expected[offset : offset + shared])
+
+    for multiple in MULTIPLES:
+        if all(holds(n) for n in PROBE_COUNTS if n % multiple == 0) and all(holds(TILE, at) for at in PROBE_OFFSETS):
+            large = [n for n in PROBE_LARGE_COUNTS if n % multiple == 0]
+            return RowRule(multiple, MOST_ROWS if all(holds(n) for n in large) else max(PROBE_COUNTS))
+    return RowRule(TILE, TILE, exact=all(holds(TILE, at) for at in PROBE_OFFSETS))
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Give every `Linear` its probed row rule and replace it by its packed form where that runs here.
+
+    Each distinct shape is probed once, on random values of its own dtype and device.
+    """
+    rules: dict[tuple[object, ...], tuple[bool, RowRule]] = {}
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is Linear:
+                key = (child.weight.dtype, child.weight.device, *child.weight.shape, child.bias is None)
+                if key not in rules:
+                    rules[key] = _choose(child)
+                packed, child.rule = rules[key]
+                if packed:
+                    setattr(parent, name, PackedLinear(child))
+
+
+def _choose(linear: Linear) -> tuple[bool, RowRule]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (MOST_ROWS, linear.weight.shape[1])
+    rows_NI = torch.randn(shape, generator=generator).to(linear.weight)
+    if linear.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        try:
+            rule = find_row_rule(PackedLinear(linear), rows_NI)
+        except RuntimeError:  # this build of oneDNN has no such kernel
+            rule = RowRule(MULTIPLES[0], TILE, exact=False)
+        if rule.exact:
+            return True, rule
+    return False, find_row_rule(linear, rows_NI)
+
+
+def choose_attention(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> AttentionChoice:
+    """The fastest attention whose bits hold here, else the slow twin with what was found of it."""
+    probe = _AttentionProbe(config, dtype, device)
+    if device.type == "cpu":
+        try:
+            choice = AttentionChoice(attend_flash, probe.row_rule(attend_flash), probe.key_multiple(attend_flash))
+        except (AttributeError, RuntimeError):  # this torch has no such kernel, or not for these heads
+            return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
+        if choice.rule.exact:
+            return choice
+    return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
+
+
+class _AttentionProbe:
+    """Random queries, keys and values at the shape of a model."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def values(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(device, dtype)
+
+        self._shape = (config.heads, config.head_dim)
+        self._queries = values(MOST_ROWS, config.heads * config.head_dim)
+        self._keys = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
+        self._values = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
+
+    def row_rule(self, attend: Attend) -> RowRule:
+        """The rule over rows; exact only if neither masked blocks nor neighbours in the batch change a bit."""
+        found = [find_row_rule(lambda q, n=n: self._call(attend, q, n), self._queries) for n in (7, 300, 1200)]  # type: ignore[misc]
+        part = self._queries[:TILE]
+        alone = self._call(attend, part, 300)
+        others = [self._call(attend, part, 300, span=3 * KEY_BLOCK), self._call(attend, part, 300, sequences=2)]
+        exact = all(rule.exact for rule in found) and all(torch.equal(alone, other) for other in others)
+        return RowRule(max(rule.multiple for rule in found), min(rule.most for rule in found), exact)
+
+    def key_multiple(self, attend: Attend) -> int:
+        """The smallest multiple to which the number of keys can be rounded instead of 512 with the same bits."""
+        for multiple in KEY_MULTIPLES:
+            if all(
+                torch.equal(self._call(attend, q, n, span=-(-n // multiple) * multiple), self._call(attend, q, n))
+                for n in VISIBLE_KEYS
+                for q in (self._queries[:8], self._queries[:32])
+            ):
+                return multiple
+        return KEY_BLOCK
+
+    def _call(self, attend: Attend, q_RF: Tensor, visible: int, *, span: int = 0, sequences: int = 1) -> Tensor:
+        span = span or -(-visible // KEY_BLOCK) * KEY_BLOCK
+        q_BRHE = q_RF.view(1, len(q_RF), *self._shape).expand(sequences, -1, -1, -1)
+        seen = torch.arange(span, device=q_RF.device) < visible
+        bias = torch.zeros(span, dtype=q_RF.dtype, device=q_RF.device).masked_fill(~seen, float("-inf"))
+        keys, values = self._keys[:sequences, :, :span], self._values[:sequences, :, :span]
+        return attend(q_BRHE, keys, values, bias.expand(sequences, 1, len(q_RF), span))[0]
