@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 
 from orthrus.checkpoint import hub
+from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.generate import Step, generate
 from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
@@ -185,7 +186,7 @@ def result_of(sequence: Sequence) -> Result:
 
 
 def load(
-    name: str = hub.DEMO,
+    name: str = DEMO,
     *,
     adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,

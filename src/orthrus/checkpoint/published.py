@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from orthrus.checkpoint.tensors import TensorFile, save_json, save_tensors, write_atomically
+from orthrus.checkpoint.derived import save_json, write_atomically
+from orthrus.checkpoint.tensors import TensorFile, save_tensors
 from orthrus.config import DiffusionConfig
 
 ARCHITECTURE = "OrthrusLM"

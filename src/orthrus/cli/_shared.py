@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from orthrus.api import Model
+
+T = TypeVar("T")
 
 
 class Dtype(StrEnum):
@@ -50,6 +54,19 @@ def load_model(name: str, adapter: str | None, dtype: Dtype, device: str, allow_
     for warning in model.checkpoint.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     return model
+
+
+def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Go through items behind a progress bar with ETA on stderr, which vanishes when done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
+        yield from bar.track(items, total=total, description=label)
 
 
 def without_none(**values: Any) -> dict[str, Any]:

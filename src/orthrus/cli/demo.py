@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 PROMPT = "Write a Python function that checks whether a number is prime, then explain in three sentences how it works."
 
+INTRODUCTION = """\
+A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives the same,
+unchanged model a second view that [bold]drafts[/bold] several tokens at once; the model then checks all of them in a
+single pass and keeps the ones it would have written itself. So the text cannot differ, only the number of passes can.
+"""
+
 
 def command(
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = PROMPT,
@@ -39,12 +45,7 @@ def command(
 def _introduce(console: Console, model: Model, prompt: str) -> None:
     config = model.decoder.diffusion
     assert config is not None
-    console.print(
-        "A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives"
-        " the same, unchanged model a second view that [bold]drafts[/bold] several tokens at once; the model then checks"
-        " all of them in a single pass and keeps the ones it would have written itself. So the text cannot differ, only the"
-        " number of passes can.\n"
-    )
+    console.print(INTRODUCTION)
     console.print(
         f"model: {model.checkpoint.backbone.id}, diffusion view: {model.checkpoint.view}, block of {config.block_size}"
     )

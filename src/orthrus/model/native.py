@@ -75,7 +75,8 @@ class NativeKernels(Kernels):
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
         self._place(
             qkv_NF.data_ptr(), q_norm, k_norm, places.cos.data_ptr(), places.sin.data_ptr(),
-            places.positions_BR.data_ptr(), q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(), sizes, places.norm_eps,
+            places.positions_BR.data_ptr(), q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(),
+            sizes, places.norm_eps,
         )  # fmt: skip
         return q
 

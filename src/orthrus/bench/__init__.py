@@ -1,0 +1,1 @@
+"""Measuring: tasks with real prompts, runs with provenance, comparisons that can fail."""

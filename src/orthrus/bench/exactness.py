@@ -1,0 +1,97 @@
+"""Every cycle against the oracle: tokens, first divergence, logit gap, and the bits of the logits themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from orthrus.api import Model, Options, Prompt
+from orthrus.decoding.autoregressive import OracleResult, autoregress
+from orthrus.decoding.generate import PREFILL_ROWS
+from orthrus.decoding.sequence import Request
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a sequence left the oracle: the index of the token, both tokens, and the oracle's logit gap between them."""
+
+    prompt: int
+    index: int
+    expected: int | None
+    found: int | None
+    logit_gap: float | None
+
+
+@dataclass
+class Comparison:
+    """One way of decoding against the oracle, over all prompts."""
+
+    name: str
+    prompts: int = 0
+    tokens: int = 0
+    divergences: list[Divergence] = field(default_factory=list)
+
+    @property
+    def identical(self) -> int:
+        """How many prompts came out the same, token for token."""
+        return self.prompts - len(self.divergences)
+
+    def add(self, prompt: int, truth: OracleResult, found: list[int]) -> None:
+        """Enter one prompt."""
+        self.prompts += 1
+        self.tokens += len(truth.tokens)
+        if found != truth.tokens:
+            self.divergences.append(_divergence(prompt, truth, found))
+
+
+@dataclass
+class Bits:
+    """Whether verified rows have the very logits of plain decoding."""
+
+    rows: int = 0
+    equal: int = 0
+
+
+def oracle(model: Model, request: Request) -> OracleResult:
+    """The oracle's answer to a request made by `requests`, logits kept."""
+    seed = request.sampling.seed
+    assert seed is not None
+    return autoregress(model.decoder, request, model.limits, seed, model.decode, keep_logits=True)
+
+
+def requests(model: Model, prompts: list[Prompt], options: Options) -> list[Request]:
+    """Requests with a seed each, counting up from the one given, so that oracle and cycle draw the same noise."""
+    base = options.get("seed") or 0
+    made = [model.request(prompt, options) for prompt in prompts]
+    return [replace(r, sampling=replace(r.sampling, seed=base + n)) for n, r in enumerate(made)]
+
+
+def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits) -> None:
+    """Run the oracle's own tokens through blocks as wide as a verification and compare the logits bit for bit."""
+    assert truth.logits_NV is not None
+    decoder, tokens = model.decoder, truth.tokens
+    width = decoder.diffusion.block_size if decoder.diffusion else 8
+    cache = decoder.new_cache(1)
+    for piece in torch.tensor([request.prompt], device=decoder.device).split(PREFILL_ROWS, dim=1):
+        decoder.ar(piece, cache.window(0, 1), rows=[0])
+        cache.commit(0, cache.lengths[0] + piece.shape[1])
+    for start in range(0, len(tokens) - 1, width):
+        block = tokens[start : min(start + width, len(tokens) - 1)]
+        rows = decoder.ar(torch.tensor([block], device=decoder.device), cache.window(0, 1))[0]
+        cache.commit(0, cache.lengths[0] + len(block))
+        expected = truth.logits_NV[start + 1 : start + 1 + len(block)]
+        bits.rows += len(block)
+        bits.equal += int((rows == expected).all(dim=-1).sum())
+
+
+def _divergence(prompt: int, truth: OracleResult, found: list[int]) -> Divergence:
+    pairs = list(zip(truth.tokens, found, strict=False))
+    index = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    expected = truth.tokens[index] if index < len(truth.tokens) else None
+    got = found[index] if index < len(found) else None
+    gap = None
+    if truth.logits_NV is not None and expected is not None and got is not None:
+        row = truth.logits_NV[index].float()
+        gap = float(row[expected] - row[got])
+    return Divergence(prompt, index, expected, got, gap)

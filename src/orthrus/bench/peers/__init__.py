@@ -1,0 +1,1 @@
+"""Peers: what a user could run instead, one file each."""

@@ -1,0 +1,57 @@
+"""`transformers` generate() on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import perf_counter
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from orthrus.api import Model, Options
+from orthrus.bench import exactness
+from orthrus.bench.tasks import TaskPrompt
+from orthrus.checkpoint import export, hub
+from orthrus.decoding.sequence import Request
+
+
+def load(model: Model) -> PreTrainedModel:
+    """The same backbone, from the same files, in the same dtype, as a transformers model."""
+    source = hub.load_decoder(model.checkpoint.backbone.id, model.decoder.dtype)
+    content = dict(model.checkpoint.hf_config)
+    kind = hub.published.backbone_type(content)
+    config = AutoConfig.for_model(
+        kind, **{k: v for k, v in content.items() if k not in ("model_type", "architectures")}
+    )
+    peer: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.decoder.dtype)
+    peer.load_state_dict(export.tensors(source, "ar"), strict=False)
+    peer.tie_weights()
+    peer.generation_config.do_sample = False
+    peer.generation_config.pad_token_id = min(model.limits.end_token_ids, default=0)
+    peer.generation_config.eos_token_id = sorted(model.limits.end_token_ids)
+    return peer.eval()
+
+
+def generate(peer: PreTrainedModel, request: Request) -> tuple[list[int], float]:
+    """Greedy tokens and the seconds they took, prefill included."""
+    prompt = torch.tensor([request.prompt])
+    start = perf_counter()
+    with torch.inference_mode():
+        out = peer.generate(  # type: ignore[operator]
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=request.stop.max_new_tokens
+        )
+    return out[0, prompt.shape[1] :].tolist(), perf_counter() - start
+
+
+def compare(
+    model: Model,
+    prompts: list[TaskPrompt],
+    options: Options,
+    track: Callable[[Iterable[Request]], Iterable[Request]],
+) -> exactness.Comparison:
+    """Its greedy tokens against those of our plain decoding."""
+    peer, comparison = load(model), exactness.Comparison("transformers")
+    requests = exactness.requests(model, [p.prompt for p in prompts], options)
+    for number, request in enumerate(track(requests)):
+        comparison.add(number, exactness.oracle(model, request), generate(peer, request)[0])
+    return comparison

@@ -1,0 +1,58 @@
+"""Where a number comes from: model, machine, versions, settings, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import orthrus
+from orthrus.api import Model
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions a figure was measured with."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "orthrus": orthrus.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cpu": processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }
+
+
+def of_run(model: Model) -> dict[str, Any]:
+    """All of it for a run that is about to be reported."""
+    decoder, backbone = model.decoder, model.checkpoint.backbone
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "model": backbone.id,
+        "revision": backbone.revision,
+        "backbone_sha256": backbone.sha256,
+        "view": model.checkpoint.view,
+        "dtype": str(decoder.dtype).removeprefix("torch."),
+        "device": str(decoder.device),
+        "machine": machine(decoder.device),
+    }

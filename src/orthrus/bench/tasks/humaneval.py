@@ -1,0 +1,16 @@
+"""HumanEval: complete a Python function from its signature and docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orthrus.bench.tasks import TaskPrompt, records
+
+SOURCE, LICENCE = "openai/human-eval", "MIT"
+
+
+def prompts() -> Iterator[TaskPrompt]:
+    """All 164."""
+    for number, record in enumerate(records("humaneval.jsonl")):
+        text = f"Complete the following Python function.\n\n```python\n{record['prompt'].rstrip()}\n```"
+        yield TaskPrompt(f"humaneval/{number}", "humaneval", text)

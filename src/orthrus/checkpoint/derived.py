@@ -1,0 +1,70 @@
+"""Files written safely, and small derived files kept between runs (digests, parsed headers, compiled kernels)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) -> None:
+    """Write several files of one directory, all or none: each to a temporary name, renamed once all are complete.
+
+    Raises OSError (disk full, no permission) with the old files intact and the temporary ones gone.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    staged: dict[Path, Path] = {}
+    try:
+        for name, write in files.items():
+            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
+            os.close(handle)
+            staged[Path(temporary)] = directory / name
+            write(Path(temporary))
+            with Path(temporary).open("rb+") as written:
+                os.fsync(written.fileno())
+        for temporary_path, final in staged.items():
+            temporary_path.chmod(0o644)
+            temporary_path.replace(final)
+    finally:
+        for temporary_path in staged:
+            temporary_path.unlink(missing_ok=True)
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write one JSON file, readable by people."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def cache_directory() -> Path:
+    """Where small derived files may be kept between runs: $ORTHRUS_CACHE, else $XDG_CACHE_HOME/orthrus."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ORTHRUS_CACHE") or Path(base) / "orthrus")
+
+
+def stamp(*files: Path) -> str:
+    """A name for the state of files, by path, size and time of change."""
+    states = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+
+
+def cached_json(name: str, compute: Callable[[], Any]) -> Any:
+    """A JSON value computed once and kept under `name`. A cache that cannot be read or written is no reason to stop."""
+    path = cache_directory() / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        value = compute()
+    try:
+        write_atomically(path.parent, {path.name: lambda staged: save_json(staged, value)})
+    except OSError:
+        return value
+    return value
+
+
+def cached_digest(files: list[Path], compute: Callable[[], str]) -> str:
+    """A digest of files, computed once per state of them."""
+    return str(cached_json(f"digest-{stamp(*files)}", compute))

@@ -1,0 +1,49 @@
+"""Writing checkpoints: the published Orthrus layout, and adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orthrus.checkpoint import adapter as adapters
+from orthrus.checkpoint import published
+from orthrus.checkpoint.hub import Checkpoint, split
+from orthrus.model import families
+from orthrus.model.decoder import Decoder
+
+
+def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
+    """The weights of a view of an unprepared decoder under their Hugging Face names, unfused."""
+    parameters = dict(decoder.named_parameters(remove_duplicate=False))
+    return {
+        name: part.detach().contiguous().clone()
+        for ours, theirs in families.sources(decoder.config, view).items()
+        for name, part in zip(theirs, split(decoder.config, ours, parameters[ours]), strict=True)
+    }
+
+
+def export_published(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write an unprepared checkpoint in the published layout, tokenizer included.
+
+    Raises ValueError where there is no diffusion view, OSError where the disk refuses.
+    """
+    decoder = checkpoint.decoder
+    if decoder.diffusion is None:
+        raise ValueError("this checkpoint has no diffusion view to publish")
+    content = {**checkpoint.hf_config, "dtype": str(decoder.dtype).removeprefix("torch.")}
+    weights = {**tensors(decoder, "ar"), **tensors(decoder, "diffusion")}
+    published.save(directory, content, decoder.diffusion, weights)
+    checkpoint.tokenizer.save_pretrained(directory)
+
+
+def export_adapter(checkpoint: Checkpoint, directory: Path, provenance: dict[str, Any]) -> None:
+    """Write the diffusion view of an unprepared checkpoint as an adapter. Raises ValueError, OSError as above."""
+    decoder = checkpoint.decoder
+    if decoder.diffusion is None:
+        raise ValueError("this checkpoint has no diffusion view to save")
+    config = adapters.AdapterConfig(
+        checkpoint.backbone, adapters.shapes_of(decoder.config), decoder.diffusion, provenance
+    )
+    adapters.save(directory, config, tensors(decoder, "diffusion"))

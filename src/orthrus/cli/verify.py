@@ -1,0 +1,135 @@
+"""`orthrus verify`: prove on this machine that every cycle writes what plain decoding writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    AllowOption,
+    DeviceOption,
+    Dtype,
+    ModelOption,
+    load_model,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from orthrus.api import Model, Options
+    from orthrus.bench.exactness import Bits, Comparison
+    from orthrus.bench.tasks import TaskPrompt
+
+
+def command(
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated. [default: three tasks]")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Prompts per task.", min=1)] = 5,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 64,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="May be repeated. [default: 0 (greedy) and 0.8]")
+    ] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated. [default: bfloat16]")] = None,
+    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated. [default: every cycle]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side by the cycles.", min=1)] = 4,
+    against: Annotated[
+        str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    allow_other_backbone: AllowOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+) -> None:
+    """Compare every cycle with plain decoding, token for token; exit code 1 where anything differs.
+
+    With --against transformers, tokens must agree in float32; in bfloat16 two implementations round differently, so
+    there the rate of agreement is reported and the exit code stays 0.
+    """
+    from orthrus.bench import tasks
+
+    if against not in (None, "transformers"):
+        raise ValueError(f"--against takes transformers, not {against!r}")
+    prompts = [p for name in task or ("gsm8k", "humaneval", "spec_bench") for p in tasks.load(name, limit)]
+    console, report, passed = Console(highlight=False), [], True
+    for precision in dtype or [Dtype.bfloat16]:
+        loaded = load_model(model, adapter, precision, device, allow_other_backbone)
+        for heat in [0.0] if against else temperature or [0.0, 0.8]:
+            options: Options = {"max_new_tokens": max_new_tokens, "temperature": heat, "seed": seed}
+            label = f"{precision.value}, {'greedy' if heat == 0 else f'T = {heat:g}'}"
+            if against:
+                from orthrus.bench.peers import transformers as peer
+
+                comparisons, bits = [peer.compare(loaded, prompts, options, lambda p: progress(p, label))], None
+                passed &= precision is Dtype.bfloat16 or not comparisons[0].divergences
+            else:
+                comparisons, bits = _run(loaded, prompts, options, (cycle, batch_size), label)
+                passed &= not any(c.divergences for c in comparisons) and bits.equal == bits.rows
+            report.append(_record(loaded, label, comparisons, bits))
+            if not as_json:
+                _print(console, label, comparisons, bits, prompts)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _run(
+    model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str] | None, int], label: str
+) -> tuple[list[Comparison], Bits]:
+    """The oracle over all prompts, then the bits of its logits in blocks, then each cycle, batched."""
+    from orthrus.bench import exactness
+    from orthrus.config import DecodingConfig
+    from orthrus.decoding import cycles
+    from orthrus.decoding.generate import generate
+
+    names, batch_size = how[0] or cycles.names(), how[1]
+    requests = exactness.requests(model, [p.prompt for p in prompts], options)
+    comparisons, bits = [exactness.Comparison(name) for name in names], exactness.Bits()
+    truths = []
+    for request in progress(requests, f"{label}: plain decoding"):
+        truth = exactness.oracle(model, request)
+        exactness.compare_bits(model, request, truth, bits)
+        truths.append(truth)
+    for comparison in comparisons:
+        config = DecodingConfig(cycle=comparison.name, batch_size=batch_size)
+        steps = generate(model.decoder, requests, config, model.limits, model.decode)
+        finished = (step.sequence for step in steps if step.sequence.finish_reason is not None)
+        for sequence in progress(finished, f"{label}: {comparison.name}", len(requests)):
+            comparison.add(sequence.index, truths[sequence.index], sequence.tokens)
+    return comparisons, bits
+
+
+def _print(
+    console: Console, label: str, comparisons: list[Comparison], bits: Bits | None, prompts: list[TaskPrompt]
+) -> None:
+    table = Table(title=label)
+    for column in ("cycle", "prompts", "identical", "tokens compared", "first divergence", "logit gap there"):
+        table.add_column(column, justify="left" if column == "cycle" else "right")
+    for c in comparisons:
+        first = min(c.divergences, key=lambda d: d.index, default=None)
+        where = f"token {first.index} of {prompts[first.prompt].id}" if first else "none"
+        gap = f"{first.logit_gap:.4g}" if first and first.logit_gap is not None else "-"
+        share = f"{c.identical} ({c.identical / c.prompts:.0%})"
+        table.add_row(c.name, str(c.prompts), share, str(c.tokens), where, gap)
+    console.print(table)
+    if bits is not None:
+        console.print(f"logits bit-identical to plain decoding in blocks: {bits.equal} of {bits.rows} rows\n")
+
+
+def _record(model: Model, label: str, comparisons: list[Comparison], bits: Bits | None) -> dict[str, Any]:
+    from orthrus.bench import provenance
+
+    return {
+        "setting": label,
+        "comparisons": [{**asdict(c), "identical": c.identical} for c in comparisons],
+        "bits": asdict(bits) if bits is not None else None,
+        "provenance": provenance.of_run(model),
+    }
