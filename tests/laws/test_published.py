@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orthrus.checkpoint import hub
+from orthrus.checkpoint import hub, published
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.autoregressive import autoregress
 from orthrus.decoding.generate import generate
@@ -32,7 +32,7 @@ def case(request):
 
 
 def _load(folder):
-    content = hub.published.read_config(folder)
+    content = published.read_config(folder)
     decoder = hub.load_decoder(str(folder), dtype=torch.float32).prepare()
     end = content.get("eos_token_id")
     return decoder, frozenset([end] if isinstance(end, int) else end or [])

@@ -14,7 +14,7 @@ from orthrus.decoding.sequence import Request
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a sequence left the oracle: the index of the token, both tokens, and the oracle's logit gap between them."""
+    """Where a sequence left the oracle: the token's index, both tokens, and the oracle's logit gap between them."""
 
     prompt: int
     index: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,7 +68,7 @@ def command(
             if against:
                 from orthrus.bench.peers import transformers as peer
 
-                comparisons, bits = [peer.compare(loaded, prompts, options, lambda p: progress(p, label))], None
+                comparisons, bits = [peer.compare(loaded, prompts, options, partial(progress, label=label))], None
                 passed &= precision is Dtype.bfloat16 or not comparisons[0].divergences
             else:
                 comparisons, bits = _run(loaded, prompts, options, (cycle, batch_size), label)

@@ -91,7 +91,7 @@ class Decoder(nn.Module):
     def prepare(self, kernels: Kernels | None = None) -> Decoder:
         """Choose kernels for inference: pack the weights, probe every shape, fix the row rule of a pass."""
         self.kernels = kernels or self.kernels
-        pack_linears(self)
+        pack_linears(self, self.kernels)
         attention = choose_attention(self.config, self.dtype, self.device)
         self.attend, self.key_multiple = attention.attend, attention.key_multiple
         rules = [attention.rule, *self.linear_rules()]

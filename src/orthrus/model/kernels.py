@@ -9,7 +9,7 @@ Shapes: N rows of a product (B sequences x R rows), I inputs, O outputs, F featu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,6 +96,11 @@ class Kernels:
     """The work between matrix products, in plain torch: the slow twin of `native.NativeKernels`, on any device."""
 
     name = "torch"
+
+    def packed(self, plain: Linear) -> Iterator[Linear]:
+        """Faster forms of a linear map to try, best first; what cannot run here raises RuntimeError when called."""
+        if plain.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            yield PackedLinear(plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm over D."""

@@ -1,4 +1,4 @@
-"""Fused kernels in C for the work between matrix products, compiled once on the user's machine.
+"""Kernels in C, compiled once on the user's machine: the work between matrix products, and the products on AMX tiles.
 
 Between two products a pass runs dozens of tiny operations, each of which finds its code and data pushed out of the
 caches by the weights that streamed through. Fusing them is worth a quarter of a pass at batch 1. Where there is no C
@@ -14,16 +14,20 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from orthrus.model.kernels import Kernels, Places
+from orthrus.model.kernels import Kernels, Linear, Places
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 """No contraction into fused multiply-adds: vector loop and scalar tail must round alike."""
+THREADING = "-fopenmp"
+"""The OpenMP runtime is found by name, and torch has already loaded its own: both share one pool of threads."""
+TILE_OUTPUTS, TILE_DEPTH = 16, 32
 DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -41,6 +45,18 @@ class NativeKernels(Kernels):
         self._gate.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER)
         for function in (self._rms_norm, self._place, self._gate):
             function.restype = None
+        self._tile_linear = None
+        if library.has_tiles():
+            self._tile_linear = library.tile_linear
+            self._tile_linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
+            self._tile_linear.restype = None
+
+    def packed(self, plain: Linear) -> Iterator[Linear]:
+        """AMX tiles first, where the processor has them and the shape divides, then what torch offers."""
+        outputs, inputs = plain.weight.shape
+        if self._tile_linear and not outputs % TILE_OUTPUTS and not inputs % TILE_DEPTH:
+            yield TiledLinear(plain, self._tile_linear)
+        yield from super().packed(plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See `Kernels`, as for all below."""
@@ -89,6 +105,35 @@ class NativeKernels(Kernels):
         return out
 
 
+class TiledLinear(Linear):
+    """A linear map on AMX tiles: every row is summed alone, in one order, so its bits hold for any number of rows."""
+
+    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+        nn.Module.__init__(self)
+        outputs, inputs = plain.weight.shape
+        self.register_parameter("weight", None)
+        self.bias, self.rule = plain.bias, plain.rule
+        self._kernel, self._outputs = kernel, outputs
+        tiles = plain.weight.detach().view(
+            outputs // TILE_OUTPUTS, TILE_OUTPUTS, inputs // TILE_DEPTH, TILE_DEPTH // 2, 2
+        )
+        self._packed = tiles.permute(0, 2, 3, 1, 4).contiguous()
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """See `Linear`."""
+        if len(x_NI) <= self.rule.most and len(x_NI) % self.rule.multiple == 0:
+            return self._run(x_NI)
+        return self._in_pieces(self._run, x_NI)
+
+    def _run(self, x_NI: Tensor) -> Tensor:
+        x_NI = x_NI.contiguous()
+        y_NO = x_NI.new_empty(len(x_NI), self._outputs)
+        bias = None if self.bias is None else self.bias.data_ptr()
+        where = (x_NI.data_ptr(), self._packed.data_ptr(), bias, y_NO.data_ptr())
+        self._kernel(*where, *x_NI.shape, self._outputs, torch.get_num_threads())
+        return y_NO
+
+
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
     """The kernels for `dtype`, compiled into `cache_directory` on first use; None where they cannot be had."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -109,7 +154,9 @@ def _compile(compiler: str, define: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name
         command = [compiler, *FLAGS, f"-D{define}", str(SOURCE), "-o", str(built), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        threaded = subprocess.run([*command, THREADING], check=False, capture_output=True, timeout=120)
+        if threaded.returncode:  # a compiler without OpenMP: the same kernels on one thread
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
         built.replace(target)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.config import KEY_BLOCK, DecoderConfig
-from orthrus.model.kernels import MOST_ROWS, Attend, Linear, PackedLinear, RowRule, attend_flash, attend_in_blocks
+from orthrus.model.kernels import MOST_ROWS, Attend, Kernels, Linear, RowRule, attend_flash, attend_in_blocks
 
 TILE = 16
 MULTIPLES = (2, 4, 8)
@@ -53,35 +53,33 @@ def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor) -> RowRul
     return RowRule(TILE, TILE, exact=all(holds(TILE, at) for at in PROBE_OFFSETS))
 
 
-def pack_linears(module: nn.Module) -> None:
-    """Give every `Linear` its probed row rule and replace it by its packed form where that runs here.
+def pack_linears(module: nn.Module, kernels: Kernels) -> None:
+    """Replace every `Linear` by the fastest form that keeps its bits here, with its row rule.
 
     Each distinct shape is probed once, on random values of its own dtype and device.
     """
-    rules: dict[tuple[object, ...], tuple[bool, RowRule]] = {}
+    chosen: dict[tuple[object, ...], tuple[type[Linear], RowRule]] = {}
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is Linear:
-                key = (child.weight.dtype, child.weight.device, *child.weight.shape, child.bias is None)
-                if key not in rules:
-                    rules[key] = _choose(child)
-                packed, child.rule = rules[key]
-                if packed:
-                    setattr(parent, name, PackedLinear(child))
+        for name, plain in list(parent.named_children()):
+            if type(plain) is Linear:
+                key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None)
+                if key not in chosen:
+                    chosen[key] = _choose(plain, kernels)
+                form, plain.rule = chosen[key]
+                setattr(parent, name, next((p for p in kernels.packed(plain) if type(p) is form), plain))
 
 
-def _choose(linear: Linear) -> tuple[bool, RowRule]:
+def _choose(plain: Linear, kernels: Kernels) -> tuple[type[Linear], RowRule]:
     generator = torch.Generator().manual_seed(0)
-    shape = (MOST_ROWS, linear.weight.shape[1])
-    rows_NI = torch.randn(shape, generator=generator).to(linear.weight)
-    if linear.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    rows_NI = torch.randn(MOST_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
+    for form in kernels.packed(plain):
         try:
-            rule = find_row_rule(PackedLinear(linear), rows_NI)
-        except RuntimeError:  # this build of oneDNN has no such kernel
-            rule = RowRule(MULTIPLES[0], TILE, exact=False)
+            rule = find_row_rule(form, rows_NI)
+        except RuntimeError:  # this build of torch has no such kernel
+            continue
         if rule.exact:
-            return True, rule
-    return False, find_row_rule(linear, rows_NI)
+            return type(form), rule
+    return Linear, find_row_rule(plain, rows_NI)
 
 
 def choose_attention(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> AttentionChoice:

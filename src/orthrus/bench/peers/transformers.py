@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
-from orthrus.checkpoint import export, hub
+from orthrus.checkpoint import export, hub, published
 from orthrus.decoding.sequence import Request
 
 
@@ -19,7 +19,7 @@ def load(model: Model) -> PreTrainedModel:
     """The same backbone, from the same files, in the same dtype, as a transformers model."""
     source = hub.load_decoder(model.checkpoint.backbone.id, model.decoder.dtype)
     content = dict(model.checkpoint.hf_config)
-    kind = hub.published.backbone_type(content)
+    kind = published.backbone_type(content)
     config = AutoConfig.for_model(
         kind, **{k: v for k, v in content.items() if k not in ("model_type", "architectures")}
     )
