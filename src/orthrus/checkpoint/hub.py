@@ -102,6 +102,29 @@ def load_decoder(name: str, dtype: torch.dtype | None = None, device: str | torc
     return _read_decoder((source, source.files(), content), families.decoder_config(hf), None, dtype, device)[0]
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint is, without loading it: an empty decoder on the meta device carries config and sizes."""
+
+    decoder: Decoder
+    backbone: adapters.BackboneIdentity
+    view: str
+    adapter: adapters.AdapterConfig | None
+
+
+def describe(name: str, adapter: str | Path | None = None, revision: str | None = None) -> Description:
+    """Read everything but the weights. Raises ValueError as `load` does."""
+    source = resolve(name, revision)
+    files = source.files()
+    hf, content = read_config(source)
+    config = families.decoder_config(hf)
+    digests = files.digest(tied_head=config.tied_head), vocabulary_digest(read_tokenizer(source))
+    diffusion, _, view = _diffusion_view(source, content, files, adapter)
+    decoder = Decoder(config, diffusion, torch.bfloat16, torch.device("meta"))
+    found = adapters.read_config(Path(adapter)) if adapter is not None else None
+    return Description(decoder, adapters.BackboneIdentity(source.id, source.revision, *digests), view, found)
+
+
 def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile) -> None:
     """Copy tensors into the decoder, fused and cast. Raises ValueError naming a missing or mis-shaped one."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))

@@ -38,14 +38,19 @@ AllowOption = Annotated[
 stderr = Console(stderr=True, highlight=False)
 
 
-def load_model(name: str, adapter: str | None, dtype: Dtype, device: str, allow_other_backbone: bool = False) -> Model:
-    """Load a model with a spinner on stderr; its warnings go there too."""
+def quiet() -> None:
+    """Keep the libraries' own notices and progress bars off the screen."""
+    from transformers.utils import logging as transformers_logging
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="transformers")
-    with stderr.status(f"loading {name}"):
-        from transformers.utils import logging as hf_logging
+    transformers_logging.disable_progress_bar()
 
-        hf_logging.disable_progress_bar()
+
+def load_model(name: str, adapter: str | None, dtype: Dtype, device: str, allow_other_backbone: bool = False) -> Model:
+    """Load a model with a spinner on stderr; its warnings go there too."""
+    quiet()
+    with stderr.status(f"loading {name}"):
         import orthrus
 
         model: Model = orthrus.load(

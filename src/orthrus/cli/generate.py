@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orthrus.bench.tasks import decode_utf8, parse_object, prompts_in
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -63,7 +64,7 @@ def command(
 ) -> None:
     """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
     prompts = _read_prompts(prompt, file)
-    template = _object(chat_template_kwargs) if chat_template_kwargs else None
+    template = parse_object(chat_template_kwargs, "--chat-template-kwargs") if chat_template_kwargs else None
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
     if loaded.decoder.diffusion is None:
         stderr.print(
@@ -129,49 +130,15 @@ def _read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:
     if file is not None:
         if prompt is not None:
             raise ValueError("give a prompt or --file, not both")
-        lines = _decode_utf8(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes(), str(file)).splitlines()
-        prompts = [_prompt_of(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-        if not prompts:
-            raise ValueError(f"{file}: no prompts in it")
-        return prompts
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return prompts_in(data, "standard input" if str(file) == "-" else str(file))
     if prompt is None:
         if sys.stdin.isatty():
             raise ValueError("no prompt: give one as an argument, through standard input, or with --file")
-        prompt = _decode_utf8(sys.stdin.buffer.read(), "standard input")
+        prompt = decode_utf8(sys.stdin.buffer.read(), "standard input")
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     return [prompt]
-
-
-def _prompt_of(line: str, where: str) -> Prompt:
-    record = _object(line, where)
-    if isinstance(record.get("prompt"), str):
-        return str(record["prompt"])
-    messages = record.get("messages")
-    if (
-        isinstance(messages, list)
-        and messages
-        and all(isinstance(m, dict) and "role" in m and "content" in m for m in messages)
-    ):
-        return messages
-    raise ValueError(f"{where}: needs `prompt` (a string) or `messages` (a list of objects with role and content)")
-
-
-def _object(text: str, where: str = "--chat-template-kwargs") -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: not a JSON object")  # noqa: TRY004
-    return value
-
-
-def _decode_utf8(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start} is {data[error.start]:#04x})") from error
 
 
 def _token_id(model: Model, text: str) -> int:

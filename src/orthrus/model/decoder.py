@@ -86,6 +86,7 @@ class Decoder(nn.Module):
         self.kernels = Kernels()
         self.attend: Attend = attend_in_blocks
         self.key_multiple = KEY_BLOCK
+        self.attention_rule = RowRule(2, MOST_ROWS, exact=False)
         self.row_rule = RowRule(2, MOST_ROWS, exact=False)
 
     def prepare(self, kernels: Kernels | None = None) -> Decoder:
@@ -94,7 +95,8 @@ class Decoder(nn.Module):
         pack_linears(self, self.kernels)
         attention = choose_attention(self.config, self.dtype, self.device)
         self.attend, self.key_multiple = attention.attend, attention.key_multiple
-        rules = [attention.rule, *self.linear_rules()]
+        self.attention_rule = attention.rule
+        rules = [attention.rule, *(linear.rule for linear in self.linears().values())]
         self.row_rule = RowRule(max(r.multiple for r in rules), attention.rule.most, all(r.exact for r in rules))
         return self
 
@@ -103,9 +105,9 @@ class Decoder(nn.Module):
         """The layers, in order."""
         return cast(list[Layer], list(self.layers))
 
-    def linear_rules(self) -> list[RowRule]:
-        """The row rules of all linear maps."""
-        return [module.rule for module in self.modules() if isinstance(module, Linear)]
+    def linears(self) -> dict[str, Linear]:
+        """All linear maps by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
 
     def new_cache(self, slots: int) -> KVCache:
         """An empty cache for `slots` sequences of this decoder."""

@@ -40,8 +40,11 @@ class RowRule:
 class Linear(nn.Module):
     """y = x W^T + b in plain torch: the slow twin, and the form in which weights are trained and saved."""
 
+    name = "torch linear"
+
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        self.shape = (outputs, inputs)
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device), requires_grad=False)
         self.bias = (
             nn.Parameter(torch.empty(outputs, dtype=dtype, device=device), requires_grad=False) if bias else None
@@ -65,11 +68,12 @@ class Linear(nn.Module):
 class PackedLinear(Linear):
     """The same on weights packed once for oneDNN. (Its fused residual was measured slower than a separate addition.)"""
 
+    name = "oneDNN, packed"
+
     def __init__(self, plain: Linear) -> None:
         nn.Module.__init__(self)
         self.register_parameter("weight", None)
-        self.bias = plain.bias
-        self.rule = plain.rule
+        self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
         self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
 
     def forward(self, x_NI: Tensor) -> Tensor:

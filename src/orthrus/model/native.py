@@ -53,7 +53,7 @@ class NativeKernels(Kernels):
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """AMX tiles first, where the processor has them and the shape divides, then what torch offers."""
-        outputs, inputs = plain.weight.shape
+        outputs, inputs = plain.shape
         if self._tile_linear and not outputs % TILE_OUTPUTS and not inputs % TILE_DEPTH:
             yield TiledLinear(plain, self._tile_linear)
         yield from super().packed(plain)
@@ -108,12 +108,14 @@ class NativeKernels(Kernels):
 class TiledLinear(Linear):
     """A linear map on AMX tiles: every row is summed alone, in one order, so its bits hold for any number of rows."""
 
+    name = "native C, AMX tiles"
+
     def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
         nn.Module.__init__(self)
-        outputs, inputs = plain.weight.shape
+        outputs, inputs = self.shape = plain.shape
         self.register_parameter("weight", None)
         self.bias, self.rule = plain.bias, plain.rule
-        self._kernel, self._outputs = kernel, outputs
+        self._kernel = kernel
         tiles = plain.weight.detach().view(
             outputs // TILE_OUTPUTS, TILE_OUTPUTS, inputs // TILE_DEPTH, TILE_DEPTH // 2, 2
         )
@@ -127,10 +129,10 @@ class TiledLinear(Linear):
 
     def _run(self, x_NI: Tensor) -> Tensor:
         x_NI = x_NI.contiguous()
-        y_NO = x_NI.new_empty(len(x_NI), self._outputs)
+        y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
         bias = None if self.bias is None else self.bias.data_ptr()
         where = (x_NI.data_ptr(), self._packed.data_ptr(), bias, y_NO.data_ptr())
-        self._kernel(*where, *x_NI.shape, self._outputs, torch.get_num_threads())
+        self._kernel(*where, *x_NI.shape, self.shape[0], torch.get_num_threads())
         return y_NO
 
 

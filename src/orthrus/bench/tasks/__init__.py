@@ -53,13 +53,17 @@ def records(file: str) -> Iterator[dict[str, Any]]:
 
 
 def _lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start} is {data[error.start]:#04x})") from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(decode_utf8(data, where).split("\n"), 1):
         if line.strip():
             yield number, parse_object(line, f"{where}, line {number}")
+
+
+def decode_utf8(data: bytes, where: str) -> str:
+    """Text. Raises ValueError naming the first byte that is none."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start} is {data[error.start]:#04x})") from error
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:

@@ -1,0 +1,110 @@
+"""Measurements: acceptance over a task, and what exactness costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from orthrus.api import Model, Options
+from orthrus.bench import exactness
+from orthrus.bench.tasks import TaskPrompt
+from orthrus.decoding.generate import generate
+from orthrus.decoding.sequence import Statistics
+from orthrus.model.kernels import RowRule
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Acceptance over the prompts of one part, pooled: all accepted drafts over all cycles.
+
+    The interval is a 95 % bootstrap over prompts.
+    """
+
+    part: str
+    prompts: int
+    generated: int
+    acceptance_length: float
+    interval: tuple[float, float]
+    tpf: float
+    tpf_interval: tuple[float, float]
+    rows_per_pass: float
+    by_offset: list[float]
+
+
+def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterator[tuple[TaskPrompt, Statistics]]:
+    """Decode a task's prompts, yielding each prompt with its statistics as it finishes."""
+    requests = exactness.requests(model, [p.prompt for p in prompts], options)
+    config = model.decoding_config(options)
+    for step in generate(model.decoder, requests, config, model.limits, model.decode):
+        if step.sequence.finish_reason is not None:
+            yield prompts[step.sequence.index], step.sequence.statistics
+
+
+def acceptance(part: str, runs: Iterable[Statistics]) -> Acceptance:
+    """Summarise the statistics of some prompts."""
+    found = list(runs)
+    accepted = np.array([sum(s.accepted) for s in found], dtype=float)
+    cycles = np.array([sum(s.cycles.values()) for s in found], dtype=float)
+    generated = np.array([s.generated for s in found], dtype=float)
+    passes = np.array([s.passes for s in found], dtype=float)
+    offsets = max(len(s.drafted) for s in found)
+    drafted, kept = np.zeros(offsets), np.zeros(offsets)
+    for s in found:
+        drafted[: len(s.drafted)] += s.drafted
+        kept[: len(s.accepted)] += s.accepted
+    return Acceptance(
+        part,
+        len(found),
+        int(generated.sum()),
+        *_pooled(accepted, cycles),
+        *_pooled(generated, passes),
+        sum(s.rows for s in found) / max(1, sum(s.passes - 1 for s in found)),
+        (kept / np.maximum(drafted, 1)).tolist(),
+    )
+
+
+def _pooled(above: np.ndarray[Any, Any], below: np.ndarray[Any, Any]) -> tuple[float, tuple[float, float]]:
+    """The ratio of sums, and its 95 % bootstrap interval over prompts."""
+    ratio = float(above.sum() / max(below.sum(), 1.0))
+    picks = np.random.default_rng(0).integers(0, len(above), (RESAMPLES, len(above)))
+    ratios = above[picks].sum(axis=1) / np.maximum(below[picks].sum(axis=1), 1.0)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return ratio, (float(low), float(high))
+
+
+def exactness_cost(model: Model, context: int = 200, n: int = 200) -> dict[str, Any]:
+    """Milliseconds of a one-row pass with padding and key rounding, and without, interleaved on the same kernels."""
+    decoder = model.decoder
+    cache = decoder.new_cache(1)
+    ids = torch.randint(0, decoder.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
+    decoder.ar(ids.to(decoder.device), cache.window(0, 1), rows=[0])
+    cache.commit(0, context)
+    exact = (decoder.row_rule, decoder.key_multiple, {name: m.rule for name, m in decoder.linears().items()})
+    plain = (RowRule(1, 512, exact=False), 1, {name: replace(rule, multiple=1) for name, rule in exact[2].items()})
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(2 * n + 8):
+        decoder.row_rule, decoder.key_multiple, rules = exact if turn % 2 == 0 else plain
+        for name, linear in decoder.linears().items():
+            linear.rule = rules[name]
+        start = perf_counter()
+        decoder.ar(ids[:, :1].to(decoder.device), cache.window(0, 1))
+        if turn >= 8:
+            times[turn % 2 == 0].append(1e3 * (perf_counter() - start))
+    ratios = np.array(times[True]) / np.array(times[False])
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    return {
+        "n": n,
+        "context": context,
+        "exact_ms": float(np.median(times[True])),
+        "plain_ms": float(np.median(times[False])),
+        "ratio": float(np.median(ratios)),
+        "ratio_low": float(low),
+        "ratio_high": float(high),
+    }

@@ -1,0 +1,101 @@
+"""`orthrus doctor`: what runs here, and whether the promise of equal bits holds on this machine."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, load_model
+
+if TYPE_CHECKING:
+    from orthrus.api import Model
+
+
+def command(
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated. [default: both]")] = None,
+    device: DeviceOption = "cpu",
+    cost: Annotated[bool, typer.Option("--cost", help="Also measure what exactness costs plain decoding.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Report versions, device, threads, the kernels in use, and which invariance probes hold; exit code 1 if one fails.
+
+    A probe runs a kernel at the shapes of the model with different numbers of rows, offsets, masked keys and batch
+    neighbours, and compares bits. `pad to` and `at most` are the weakest layout of rows under which they were equal.
+    """
+    report: dict[str, Any] = {}
+    for precision in dtype or list(Dtype):
+        loaded = load_model(model, adapter, precision, device)
+        report.setdefault("machine", _machine(loaded))
+        report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(Console(highlight=False), report)
+    if not all(part["exact"] for name, part in report.items() if name != "machine"):
+        raise typer.Exit(1)
+
+
+def _machine(model: Model) -> dict[str, Any]:
+    from orthrus.bench import provenance
+
+    return provenance.machine(model.decoder.device)
+
+
+def _probes(model: Model) -> dict[str, Any]:
+    decoder, kernels = model.decoder, {}
+    for name, linear in decoder.linears().items():
+        label = f"{name.split('.')[-1]} [{linear.shape[0]} x {linear.shape[1]}]"
+        kernels[label] = {"kernel": linear.name, **_rule(linear.rule)}
+    attention = {"kernel": getattr(decoder.attend, "__name__", "?").replace("_", " "), **_rule(decoder.attention_rule)}
+    return {
+        "exact": decoder.row_rule.exact,
+        "rows padded to": decoder.row_rule.multiple,
+        "keys rounded to": decoder.key_multiple,
+        "between products": decoder.kernels.name,
+        "kernels": {**kernels, "attention": attention},
+    }
+
+
+def _rule(rule: Any) -> dict[str, Any]:
+    return {"pad to": rule.multiple, "at most": rule.most, "bits hold": rule.exact}
+
+
+def _cost(model: Model) -> dict[str, Any]:
+    from orthrus.bench.measure import exactness_cost
+
+    return exactness_cost(model)
+
+
+def _print(console: Console, report: dict[str, Any]) -> None:
+    machine = report.pop("machine")
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), "\n")
+    for dtype, part in report.items():
+        table = Table(title=f"{dtype}: matrix products, attention", title_justify="left")
+        for column in ("shape", "kernel", "pad rows to", "rows a call", "bits hold"):
+            table.add_column(column)
+        for label, row in part["kernels"].items():
+            held = "[green]yes[/]" if row["bits hold"] else "[red]NO[/]"
+            table.add_row(label.replace("[", r"\["), row["kernel"], str(row["pad to"]), str(row["at most"]), held)
+        console.print(table)
+        console.print(
+            f"between products: {part['between products']}; rows padded to {part['rows padded to']}, keys rounded to"
+            f" {part['keys rounded to']}"
+        )
+        verdict = (
+            "output is bit-identical to plain decoding" if part["exact"] else "no layout found whose bits hold here"
+        )
+        console.print(f"{dtype}: {verdict}", style="bold green" if part["exact"] else "bold red")
+        if "cost" in part:
+            c = part["cost"]
+            console.print(
+                f"cost of exactness: {c['ratio']:.3f} x plain decoding without padding ({c['exact_ms']:.2f} against"
+                f" {c['plain_ms']:.2f} ms a pass, medians of n = {c['n']} interleaved; spread of the ratio"
+                f" {c['ratio_low']:.3f} to {c['ratio_high']:.3f})"
+            )
+        console.print()
