@@ -8,11 +8,12 @@ import random
 import torch
 from transformers import AutoConfig
 
+from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding.autoregressive import OracleResult, autoregress
 from orthrus.decoding.sequence import Limits, Request
-from orthrus.model import families
+from orthrus.model import families, native
 from orthrus.model.decoder import Decoder
 
 VOCAB = 320
@@ -55,10 +56,12 @@ def randomise(decoder, seed=0):
 
 
 @functools.cache
-def decoder(family="qwen3", dtype="fp32", block=8, prepared=True):
+def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native"):
     config = families.decoder_config(hf_config(family))
     made = randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
-    return made.prepare() if prepared else made
+    if not prepared:
+        return made
+    return made.prepare(native.load(DTYPES[dtype], cache_directory()) if kernels == "native" else None)
 
 
 LIMITS = Limits(VOCAB, 2048, frozenset([END]))

@@ -3,6 +3,7 @@
 The cache of a slot is its first `lengths[slot]` positions. What lies beyond is workspace: a pass writes the rows it
 runs there, and `commit` decides how many of them become cache. Rollback is the same verb. A diffusion pass writes its
 block into the workspace and commits nothing, so it leaves the cache untouched and needs no attention over two places.
+So `commit` may shorten a slot, or lengthen it over rows that an AR pass has just written; nothing else stays there.
 """
 
 from __future__ import annotations

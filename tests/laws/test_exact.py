@@ -29,6 +29,7 @@ AXES = {
     "quality": [None, 0.0, 0.6, 1.0],
     "batch": [1, 3],
     "block": [8, 32],
+    "kernels": ["native", "torch"],
 }
 
 
@@ -65,7 +66,7 @@ def run(decoder, requests, case, monkeypatch, truths):
 
 
 def test_every_cycle_equals_the_oracle(case, monkeypatch):
-    decoder = tiny.decoder(case["family"], case["dtype"], case["block"])
+    decoder = tiny.decoder(case["family"], case["dtype"], case["block"], kernels=case["kernels"])
     assert decoder.row_rule.exact, "the probes found no layout whose bits hold here"
     requests = [
         tiny.request(length, new, seed, SamplingParams(seed=seed, **SAMPLINGS[case["sampling"]]), **stop)

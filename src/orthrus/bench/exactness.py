@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,12 +38,12 @@ class Comparison:
         """How many prompts came out the same, token for token."""
         return self.prompts - len(self.divergences)
 
-    def add(self, prompt: int, truth: OracleResult, found: list[int]) -> None:
-        """Enter one prompt."""
+    def add(self, prompt: int, truth: list[int], found: list[int], logits_of: Callable[[], OracleResult]) -> None:
+        """Enter one prompt; the oracle's logits are asked for only where the tokens differ."""
         self.prompts += 1
-        self.tokens += len(truth.tokens)
-        if found != truth.tokens:
-            self.divergences.append(_divergence(prompt, truth, found))
+        self.tokens += len(truth)
+        if found != truth:
+            self.divergences.append(_divergence(prompt, logits_of(), found))
 
 
 @dataclass

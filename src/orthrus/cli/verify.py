@@ -98,13 +98,14 @@ def _run(
     for request in progress(requests, f"{label}: plain decoding"):
         truth = exactness.oracle(model, request)
         exactness.compare_bits(model, request, truth, bits)
-        truths.append(truth)
+        truths.append(truth.tokens)
     for comparison in comparisons:
         config = DecodingConfig(cycle=comparison.name, batch_size=batch_size)
         steps = generate(model.decoder, requests, config, model.limits, model.decode)
         finished = (step.sequence for step in steps if step.sequence.finish_reason is not None)
         for sequence in progress(finished, f"{label}: {comparison.name}", len(requests)):
-            comparison.add(sequence.index, truths[sequence.index], sequence.tokens)
+            again = partial(exactness.oracle, model, sequence.request)
+            comparison.add(sequence.index, truths[sequence.index], sequence.tokens, again)
     return comparisons, bits
 
 

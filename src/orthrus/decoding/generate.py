@@ -56,8 +56,11 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int) -> 
     cache.commit(slot, 0)
     prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
     for piece in prompt.split(PREFILL_ROWS, dim=1):
-        logits_BRV = decoder.ar(piece, cache.window(slot, slot + 1), rows=[piece.shape[1] - 1])
-        cache.commit(slot, cache.lengths[slot] + piece.shape[1])
+        end = cache.lengths[slot] + piece.shape[1]
+        logits_BRV = decoder.ar(
+            piece, cache.window(slot, slot + 1), [piece.shape[1] - 1] if end == prompt.shape[1] else []
+        )
+        cache.commit(slot, end)
     token = next(sequence.sampler.targets(logits_BRV[0], sequence.length))
     sequence.start(token)
     return Step(sequence, Verdict([token], accepted=0))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.kernels import MOST_ROWS, Attend, Kernels, Linear, Places, RowRule, attend_in_blocks
+from orthrus.model.masks import causal_bias, prefix_bias
 from orthrus.model.probes import choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
 
@@ -117,19 +118,18 @@ class Decoder(nn.Module):
     def ar(self, tokens_BR: Tensor, cache: CacheWindow, rows: Sequence[int] | None = None) -> Tensor:
         """Causal pass: writes the K/V of all R rows after each cached length, commits nothing.
 
-        Returns the logits [B, len(rows), V] of the rows asked for (all where None): row i predicts the token after it.
+        Returns the logits [B, len(rows), V] of the rows asked for (all where None; there may be none): row i predicts
+        the token after it.
 
-        Inside, the rows run in descending order of position, so that one vector per sequence, read from a different
-        offset by every row, is the whole causal mask: no mask of rows x context is ever stored.
+        Inside, the rows run in descending order of position: see `causal_bias`.
         """
-        B, R = tokens_BR.shape
+        R = tokens_BR.shape[1]
         padded = -(-R // self.row_rule.multiple) * self.row_rule.multiple
         lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + padded)
         lengths_B1 = torch.tensor(lengths, device=self.device)[:, None]
         positions_BR = lengths_B1 + torch.arange(padded - 1, -1, -1, device=self.device)
-        visible = torch.arange(span + padded, device=self.device) < lengths_B1 + padded
-        bias = _bias(visible, self.dtype).as_strided((B, 1, padded, span), (span + padded, 0, 1, 1))
+        bias = causal_bias(lengths, padded, span, self.norm)
         places = self._places(positions_BR, max(lengths) + padded)
         hidden_BRD = self._layers("ar", F.pad(tokens_BR.flip(1), (padded - R, 0)), places, cache, bias)
         wanted = range(R) if rows is None else rows
@@ -152,8 +152,7 @@ class Decoder(nn.Module):
         tokens_BR[:, 0] = torch.tensor(list(roots), device=self.device)
         lengths_B1 = torch.tensor(lengths, device=self.device)[:, None]
         positions_BR = lengths_B1 + torch.arange(width, device=self.device)
-        visible = torch.arange(span, device=self.device) < lengths_B1 + width
-        bias = _bias(visible, self.dtype)[:, None, None].expand(B, 1, width, span)
+        bias = prefix_bias([length + width for length in lengths], width, span, self.norm)
         places = self._places(positions_BR, max(lengths) + width)
         return self._logits(self._layers("diffusion", tokens_BR, places, cache, bias)[:, :rows])
 
@@ -176,6 +175,8 @@ class Decoder(nn.Module):
 
     def _logits(self, normed_BRD: Tensor) -> Tensor:
         B, R, D = normed_BRD.shape
+        if R == 0:
+            return normed_BRD.new_empty(B, 0, self.config.vocab_size)
         return self.head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
 
     def _reserve(self, cache: CacheWindow, positions: int) -> int:
@@ -189,7 +190,3 @@ class Decoder(nn.Module):
 
 def _scale(size: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     return nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
-
-
-def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, float("-inf"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -12,6 +13,7 @@ from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint import export, hub, published
+from orthrus.decoding.autoregressive import OracleResult
 from orthrus.decoding.sequence import Request
 
 
@@ -43,6 +45,10 @@ def generate(peer: PreTrainedModel, request: Request) -> tuple[list[int], float]
     return out[0, prompt.shape[1] :].tolist(), perf_counter() - start
 
 
+def _given(truth: OracleResult) -> OracleResult:
+    return truth
+
+
 def compare(
     model: Model,
     prompts: list[TaskPrompt],
@@ -53,5 +59,6 @@ def compare(
     peer, comparison = load(model), exactness.Comparison("transformers")
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     for number, request in enumerate(track(requests)):
-        comparison.add(number, exactness.oracle(model, request), generate(peer, request)[0])
+        truth = exactness.oracle(model, request)
+        comparison.add(number, truth.tokens, generate(peer, request)[0], partial(_given, truth))
     return comparison

@@ -1,0 +1,32 @@
+"""Which keys a row sees, as index predicates turned into additive biases.
+
+Nothing of the size rows x context is ever stored: a causal bias is one vector per sequence that every row reads from
+its own offset, a prefix bias one vector per sequence that all rows share.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def causal_bias(lengths: list[int], rows: int, span: int, like: Tensor) -> Tensor:
+    """Bias [B, 1, rows, span] of causal rows in *descending* order: row r stands at length + rows - 1 - r.
+
+    Row r sees key s where s <= length + rows - 1 - r, that is where r + s < length + rows: a function of r + s alone,
+    so a vector of rows + span values, read with stride 1 along both axes, holds it all. Dtype and device are `like`'s.
+    """
+    vectors = _first_visible([length + rows for length in lengths], span + rows, like)
+    return vectors.as_strided((len(lengths), 1, rows, span), (span + rows, 0, 1, 1))
+
+
+def prefix_bias(visible: list[int], rows: int, span: int, like: Tensor) -> Tensor:
+    """Bias [B, 1, rows, span] where every row sees the first `visible` keys: a cache and a whole block behind it."""
+    return _first_visible(visible, span, like)[:, None, None].expand(-1, 1, rows, -1)
+
+
+def _first_visible(counts: list[int], size: int, like: Tensor) -> Tensor:
+    """Vectors [B, size], 0 for the first `counts` places and -inf after them."""
+    vectors = like.new_full((len(counts), size), float("-inf"))
+    for vector, count in zip(vectors, counts, strict=True):
+        vector[:count] = 0
+    return vectors

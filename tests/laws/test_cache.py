@@ -1,0 +1,134 @@
+"""Laws 5, 6 and 9, and the replay part of law 4: the shared cache."""
+
+from __future__ import annotations
+
+import random
+import weakref
+
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from orthrus.config import DecodingConfig, SamplingParams
+from orthrus.decoding import cycles
+from orthrus.decoding.generate import generate, prefill
+from orthrus.decoding.sequence import Sequence
+from orthrus.model import families
+
+pytestmark = pytest.mark.parametrize("family", families.names())
+
+
+def prefilled(decoder, tokens, pieces=(), slots=1, slot=0):
+    cache = decoder.new_cache(slots)
+    rest = torch.tensor([tokens])
+    for size in (*pieces, rest.shape[1]):
+        piece, rest = rest[:, :size], rest[:, size:]
+        if piece.shape[1]:
+            decoder.ar(piece, cache.window(slot, slot + 1), rows=[])
+            cache.commit(slot, cache.lengths[slot] + piece.shape[1])
+    return cache
+
+
+def committed(cache, slot=0):
+    length = cache.lengths[slot]
+    return cache.keys[:, slot, :, :length].clone(), cache.values[:, slot, :, :length].clone()
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_diffuse_leaves_the_cache_untouched(family, dtype):
+    decoder = tiny.decoder(family, dtype)
+    cache = prefilled(decoder, tiny.request(70).prompt)
+    before, lengths = committed(cache), list(cache.lengths)
+    decoder.diffuse([5], 8, cache.window(0, 1), rows=7)
+    assert cache.lengths == lengths
+    assert all(torch.equal(a, b) for a, b in zip(before, committed(cache), strict=True))
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype):
+    decoder, request = tiny.decoder(family, dtype), tiny.request(530, new=40)
+    sequence = Sequence(0, request, tiny.LIMITS)
+    cache = decoder.new_cache(1)
+    prefill(decoder, cache, sequence, slot=0)
+    run = cycles.load("two-pass")
+    while sequence.finish_reason is None:
+        run(decoder, cache, [sequence], 8)
+    tokens = (*request.prompt, *sequence.tokens[:-1])
+    assert cache.lengths[0] == len(tokens)
+    for pieces in ((), (1, 2, 3, 500), (512,), (37,) * 10):
+        fresh = prefilled(decoder, tokens, pieces)
+        for kept, recomputed in zip(committed(cache), committed(fresh), strict=True):
+            assert torch.equal(kept, recomputed), f"pieces {pieces}"
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype):
+    decoder = tiny.decoder(family, dtype)
+    asked = [
+        tiny.request(3 + 60 * n, 10 + 5 * n, n, SamplingParams(temperature=0.9 * (n % 2), seed=n)) for n in range(6)
+    ]
+    alone = [tiny.oracle(decoder, request).tokens for request in asked]
+    for seed, batch in ((1, 2), (2, 3), (3, 6)):
+        order = list(range(6))
+        random.Random(seed).shuffle(order)
+        steps = generate(decoder, [asked[n] for n in order], DecodingConfig(batch_size=batch), tiny.LIMITS)
+        done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
+        assert [done[order.index(n)] for n in range(6)] == alone
+
+
+def test_two_pass_cycles_equal_their_replay(family):
+    decoder, request = tiny.decoder(family), tiny.request(20, new=60)
+    kept = [s.kept for s in generate(decoder, [request], DecodingConfig(), tiny.LIMITS)]
+    text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
+    position, replayed = len(request.prompt), []
+    while position < len(text) - 1:
+        cache = prefilled(decoder, text[:position])
+        logits = decoder.diffuse([text[position]], 8, cache.window(0, 1), rows=7)[0]
+        drafts, truth = logits.argmax(-1).tolist(), text[position + 1 :]
+        run = next((n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(7, len(truth)))
+        replayed.append(run)
+        position += run + 1
+    assert replayed == [verdict.accepted for verdict in kept[1:]]
+    assert sum(replayed), "the tiny drafter never agrees, so this test shows nothing"
+
+
+class PeakBytes(TorchDispatchMode):
+    """Bytes of live tensor storage made while active, and their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in inputs and storage._cdata not in self.known:
+                    self.known.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _gone(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+def test_extra_memory_of_drafting_does_not_grow_with_context(family):
+    decoder, extra = tiny.decoder(family, "fp32", 8, prepared=False), {}
+    for context in (612, 1636):  # both beyond one key block, at the same place in one
+        peaks = {}
+        for name in ("ar", "two-pass"):
+            sequence = Sequence(0, tiny.request(context, new=50), tiny.LIMITS)
+            cache = decoder.new_cache(1)
+            prefill(decoder, cache, sequence, slot=0)
+            with PeakBytes() as counted:
+                cycles.load(name)(decoder, cache, [sequence], 8)
+            peaks[name] = counted.peak + cache.bytes
+        extra[context] = peaks["two-pass"] - peaks["ar"]
+    assert extra[612] == extra[1636] > 0

@@ -1,0 +1,118 @@
+"""Law 7: every fast kernel equals its slow twin, and keeps its bits under its row rule."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from orthrus.checkpoint.derived import cache_directory
+from orthrus.config import KEY_BLOCK
+from orthrus.model import native
+from orthrus.model.kernels import Kernels, Linear, PackedLinear, Places, attend_flash, attend_in_blocks
+from orthrus.model.masks import causal_bias
+from orthrus.model.probes import find_row_rule
+from orthrus.model.rope import RopeTable
+
+TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}
+
+
+@pytest.fixture(params=list(tiny.DTYPES), name="precision")
+def _precision(request):
+    return request.param
+
+
+@pytest.fixture(name="fast")
+def _fast(precision):
+    found = native.load(tiny.DTYPES[precision], cache_directory())
+    if found is None:
+        pytest.skip("no C compiler on this machine: the torch twins run instead")
+    return found
+
+
+def values(*shape, precision="fp32"):
+    return torch.randn(shape).to(tiny.DTYPES[precision])
+
+
+@pytest.mark.parametrize("size", [16, 64, 112, 576, 37])
+def test_norm_and_gate(fast, precision, size):
+    x, delta, weight = (values(7, size, precision=precision) for _ in range(3))
+    slow, tolerance = Kernels(), TOLERANCES[precision]
+    torch.testing.assert_close(fast.norm(x, weight[0], 1e-5), slow.norm(x, weight[0], 1e-5), **tolerance)
+    hidden = x.clone(), x.clone()
+    normed = [k.add_norm(h, delta, weight[0], 1e-5) for k, h in zip((fast, slow), hidden, strict=True)]
+    assert torch.equal(*hidden)
+    torch.testing.assert_close(*normed, **tolerance)
+    wide = values(7, 2 * size, precision=precision) * 10
+    torch.testing.assert_close(fast.gate(wide), slow.gate(wide), **tolerance)
+
+
+@pytest.mark.parametrize("with_norms", [False, True])
+def test_place(fast, precision, with_norms):
+    config = tiny.decoder("qwen3").config
+    B, R, H, G, E = 3, 5, config.heads, config.kv_heads, config.head_dim
+    qkv = values(B * R, (H + 2 * G) * E, precision=precision)
+    norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
+    positions = torch.tensor([[4], [0], [30]]) + torch.arange(R).flip(0)
+    places = Places(positions, *RopeTable(config.rope, torch.device("cpu")).rows(positions, 40), config.norm_eps)
+    results = []
+    for kernels in (fast, Kernels()):
+        storage = torch.zeros(2, B + 1, G, 64, E, dtype=qkv.dtype)
+        results.append((kernels.place(qkv, norms, places, storage[0, :B, :, :48], storage[1, :B, :, :48]), storage))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, **TOLERANCES[precision])
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (320, 64), (96, 576), (64, 1536)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_forms(precision, outputs, inputs, bias):
+    plain = Linear(inputs, outputs, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
+    plain.weight.copy_(values(outputs, inputs) / inputs**0.5)
+    if bias:
+        plain.bias.copy_(values(outputs))
+    kernels = native.load(plain.weight.dtype, cache_directory()) or Kernels()
+    x = values(512, inputs, precision=precision)
+    for form in kernels.packed(plain):
+        torch.testing.assert_close(form(x[:40]), plain(x[:40]), **TOLERANCES[precision])
+        form.rule = find_row_rule(form, x)
+        assert form.rule.exact
+        whole = form(x)
+        for count in (1, 2, 3, 7, 16, 31, 33, 100):
+            assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (8, 8, 32), (14, 2, 64)])
+def test_attention_forms(precision, heads, kv_heads, size):
+    B, R, lengths = 2, 6, [700, 30]
+    q = values(B, R, heads, size, precision=precision)
+    k, v = (values(B, kv_heads, 2 * KEY_BLOCK, size, precision=precision) for _ in range(2))
+    bias = causal_bias(lengths, R, 2 * KEY_BLOCK, q)
+    fast, slow = attend_flash(q, k, v, bias), attend_in_blocks(q, k, v, bias)
+    torch.testing.assert_close(fast, slow, **TOLERANCES[precision])
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2).float(), k.float(), v.float(), bias.float().clone(), enable_gqa=True
+    )
+    torch.testing.assert_close(slow.float(), dense.transpose(1, 2).flatten(2), **TOLERANCES[precision])
+
+
+def test_a_block_that_is_masked_whole_changes_no_bit_of_the_slow_twin(precision):
+    q, k, v = values(1, 4, 4, 16, precision=precision), *(values(1, 2, 3 * 512, 16, precision=precision) for _ in "kv")
+    short = causal_bias([100], 4, KEY_BLOCK, q)
+    long = causal_bias([100], 4, 3 * KEY_BLOCK, q)
+    assert torch.equal(attend_in_blocks(q, k[:, :, :512], v[:, :, :512], short), attend_in_blocks(q, k, v, long))
+
+
+def test_the_probe_finds_a_kernel_that_breaks_the_promise():
+    def tail_differs(x):
+        out = x * 2
+        out[len(x) // 4 * 4 :] += 1e-6
+        return out
+
+    def offset_differs(x):
+        return x * 2 + torch.arange(len(x))[:, None] * 1e-6
+
+    rows = values(512, 8)
+    assert find_row_rule(tail_differs, rows).multiple == 4
+    assert not find_row_rule(offset_differs, rows).exact
+    assert find_row_rule(lambda x: x * (2 if len(x) <= 32 else 3), rows).most == 32
+    assert isinstance(PackedLinear, type)

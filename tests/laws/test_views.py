@@ -1,0 +1,97 @@
+"""Laws 3, 4 and 7: the views are what they claim to be.
+
+The AR view equals transformers; both views equal a plain reference; masks equal their brute-force grids.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import reference
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from orthrus.checkpoint import hub
+from orthrus.model import families
+from orthrus.model.masks import causal_bias, prefix_bias
+
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0},
+}  # fmt: skip
+CASES = [(family, {}) for family in families.names()] + [
+    *[("llama", {"rope_parameters": rope}) for rope in ROPES.values()],
+    ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "plain"
+)
+def test_ar_view_equals_transformers(family, overrides, tmp_path):
+    peer = AutoModelForCausalLM.from_config(tiny.hf_config(family, **overrides)).float().eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    peer.generation_config.pad_token_id = 0
+    peer.save_pretrained(tmp_path)
+    decoder = hub.load_decoder(str(tmp_path), torch.float32).prepare()
+    for seed, length in enumerate((3, 17, 200)):
+        request = tiny.request(length, new=24, seed=seed)
+        prompt = torch.tensor([request.prompt])
+        with torch.no_grad():
+            expected = peer(prompt).logits
+            tokens = peer.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24)
+        torch.testing.assert_close(
+            decoder.ar(prompt, decoder.new_cache(1).window(0, 1)), expected, atol=1e-4, rtol=1e-4
+        )
+        assert tiny.oracle(decoder, request).tokens == tokens[0, length:].tolist()
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_both_views_equal_the_plain_reference(family):
+    plain, decoder = tiny.decoder(family, prepared=False), tiny.decoder(family)
+    tokens = torch.tensor(tiny.request(60).prompt)
+    cache = decoder.new_cache(1)
+    logits = decoder.ar(tokens[None], cache.window(0, 1))[0]
+    torch.testing.assert_close(logits, reference.forward(plain, tokens), atol=2e-4, rtol=2e-4)
+    for root, block in itertools.product((1, 20, 59), (2, 8)):
+        cache = decoder.new_cache(1)
+        decoder.ar(tokens[None, :root], cache.window(0, 1), rows=[])
+        cache.commit(0, root)
+        logits = decoder.diffuse([int(tokens[root])], block, cache.window(0, 1), rows=block)[0]
+        expected = reference.forward(plain, tokens, root=root, block=block)
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+
+
+def test_rows_asked_for_are_the_rows_of_the_whole_pass():
+    decoder = tiny.decoder("llama")
+    tokens = torch.tensor([tiny.request(9).prompt, tiny.request(9, seed=1).prompt])
+    whole = decoder.ar(tokens, decoder.new_cache(2).window(0, 2))
+    some = decoder.ar(tokens, decoder.new_cache(2).window(0, 2), rows=[7, 0])
+    assert torch.equal(some, whole[:, [7, 0]])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+def test_masks_equal_their_brute_force_grids(rows):
+    lengths, span = [0, 1, 13, 40], 64
+    causal = causal_bias(lengths, rows, span, torch.ones(1))
+    prefix = prefix_bias([length + rows for length in lengths], rows, span, torch.ones(1))
+    assert causal.shape == prefix.shape == (len(lengths), 1, rows, span)
+    for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
+        position = lengths[b] + rows - 1 - r
+        assert (causal[b, 0, r, s] == 0) == (s <= position)
+        assert (prefix[b, 0, r, s] == 0) == (s < lengths[b] + rows)
+
+
+def test_a_causal_mask_stores_one_vector_per_sequence():
+    bias = causal_bias([5, 9], 32, 512, torch.ones(1, dtype=torch.bfloat16))
+    assert bias.untyped_storage().nbytes() == 2 * (32 + 512) * 2
