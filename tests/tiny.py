@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from orthrus.checkpoint import export, published
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
@@ -55,6 +58,13 @@ def randomise(decoder, seed=0):
     return decoder
 
 
+def on_device(made, device):
+    """The same unprepared decoder on another device."""
+    moved = Decoder(made.config, made.diffusion, made.dtype, device)
+    moved.load_state_dict(made.state_dict())
+    return moved
+
+
 @functools.cache
 def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native"):
     config = families.decoder_config(hf_config(family))
@@ -98,3 +108,36 @@ def scripted(quality, continuations, seed=0):
         return drafts
 
     return propose
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tokenizer(template=TEMPLATE):
+    """A byte-level tokenizer: ids 0 to 255 are bytes, 300 is the mask, 319 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_tokens([f"<unused{n}>" for n in range(len(letters), VOCAB - 1)])
+    made.add_special_tokens(["<|end|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", chat_template=template)
+
+
+def save_checkpoint(directory, family="qwen3", seed=0, *, view=True, template=TEMPLATE, **overrides):
+    """A tiny checkpoint on disk: in the published layout with its diffusion view, or a bare backbone."""
+    hf = hf_config(family, **overrides)
+    diffusion = DiffusionConfig(8, MASK, 7)
+    made = randomise(Decoder(families.decoder_config(hf), diffusion, torch.float32, torch.device("cpu")), seed)
+    content = {**hf.to_dict(), "architectures": ["Any"]}
+    published.save(directory, content, diffusion, export.tensors(made, "ar") | (export.tensors(made, "diffusion")))
+    if not view:
+        (directory / "config.json").write_text(json.dumps(content))
+        save_file(export.tensors(made, "ar"), directory / "model.safetensors")
+    tokenizer(template).save_pretrained(directory)
+    return directory

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 
@@ -87,13 +87,19 @@ class Model:
         config = self.decoder.config
         self.limits = Limits(config.vocab_size, config.max_positions, checkpoint.end_token_ids)
 
-    def generate(self, prompt: Prompt | Seq[Prompt], **options: Unpack[Options]) -> Any:
+    @overload
+    def generate(self, prompt: str | list[Message] | list[int], **options: Unpack[Options]) -> Result: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[Message]] | list[list[int]] | list[Prompt], **options: Unpack[Options]
+    ) -> list[Result]: ...
+    def generate(self, prompt: Any, **options: Unpack[Options]) -> Result | list[Result]:
         """Decode one prompt, giving a `Result`, or a list of prompts, giving a list of them in the same order.
 
         A prompt is a string, a list of chat messages, or a list of token ids. Raises ValueError for bad settings.
         """
-        many = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str | list | tuple)
-        prompts: Seq[Prompt] = prompt if many else [prompt]  # type: ignore[assignment,list-item]
+        many = isinstance(prompt, list | tuple) and (not prompt or isinstance(prompt[0], str | list | tuple))
+        prompts: Seq[Prompt] = prompt if many else [prompt]
         ordered = [result for _, result in self.results(prompts, **options)]
         return ordered if many else ordered[0]
 
@@ -211,6 +217,10 @@ def load(
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         dtype = DTYPES[dtype]
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return Model(
         hub.load(
             name,

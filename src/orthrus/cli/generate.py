@@ -93,10 +93,10 @@ def _print_stream(model: Model, prompt: Prompt, options: Options) -> None:
             print(chunk.text, end="", flush=True)
             result = chunk.result
     except KeyboardInterrupt:
-        stderr.print("\ninterrupted", style="yellow")
-        raise typer.Exit(130) from None
-    finally:
         print(flush=True)
+        stderr.print("interrupted", style="yellow")
+        raise typer.Exit(130) from None
+    print(flush=True)
     assert result is not None
     s = result.statistics
     sampled = f", seed {result.seed}" if options.get("temperature") else ""

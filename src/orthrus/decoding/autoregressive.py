@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orthrus.config import KEY_BLOCK
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.sequence import Limits, Request
@@ -37,7 +36,7 @@ def autoregress(
     *,
     keep_logits: bool = False,
 ) -> OracleResult:
-    """Decode `request` with the given seed. The prompt goes through in pieces of 512 rows, then one row a pass."""
+    """Decode `request` with the given seed. The prompt goes through in large pieces, then one row a pass."""
     ends = limits.end_token_ids | request.stop.stop_token_ids
     noise = AddressedNoise(seed, request.sampling.sample_index)
     sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size)
@@ -46,7 +45,7 @@ def autoregress(
     tokens: list[int] = []
     kept: list[Tensor] = []
     while True:
-        for piece in pending.split(KEY_BLOCK, dim=1):
+        for piece in pending.split(decoder.row_rule.most, dim=1):
             logits_BRV = decoder.ar(piece, cache.window(0, 1), rows=[piece.shape[1] - 1])
             cache.commit(0, cache.lengths[0] + piece.shape[1])
         if keep_logits:

@@ -15,8 +15,6 @@ from orthrus.decoding.sequence import Limits, Request, Sequence, Verdict
 from orthrus.decoding.text import Decode
 from orthrus.model.decoder import Decoder
 
-PREFILL_ROWS = 512
-
 
 @dataclass(frozen=True)
 class Step:
@@ -51,11 +49,11 @@ def generate(
 
 
 def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int) -> Step:
-    """Put the prompt into the cache, in pieces of at most 512 rows, and commit the first token."""
+    """Put the prompt into the cache, in as large pieces as the row rule allows, and commit the first token."""
     sequence.begin()
     cache.commit(slot, 0)
     prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
-    for piece in prompt.split(PREFILL_ROWS, dim=1):
+    for piece in prompt.split(decoder.row_rule.most, dim=1):
         end = cache.lengths[slot] + piece.shape[1]
         logits_BRV = decoder.ar(
             piece, cache.window(slot, slot + 1), [piece.shape[1] - 1] if end == prompt.shape[1] else []

@@ -1,0 +1,83 @@
+"""The house measures, held: which room may import which, how long files and functions may grow."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "src" / "orthrus"
+FILES = sorted(ROOT.rglob("*.py"))
+MAY_IMPORT = {
+    "config": set(),
+    "cache": {"config"},
+    "model": {"config", "cache"},
+    "checkpoint": {"config", "cache", "model"},
+    "decoding": {"config", "cache", "model"},
+    "api": {"config", "checkpoint", "decoding", "model"},
+    "bench": {"config", "api", "checkpoint", "decoding", "model", "cache"},
+    "cli": {"config", "api", "bench", "checkpoint", "decoding"},
+    "__init__": {"config", "api"},
+    "__main__": {"cli"},
+}
+LIBRARIES_KEPT_OUT = {"decoding": {"transformers"}, "config": {"torch", "transformers"}, "cache": {"transformers"}}
+MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 60, 8
+MOST_CORE_LINES, MOST_LINES = 2500, 12000
+
+
+def room_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "orthrus":
+                yield from (f"orthrus.{alias.name}" for alias in node.names)
+
+
+def functions_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    room = room_of(path)
+    rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("orthrus.")}
+    assert rooms - {room} <= MAY_IMPORT[room] | ({"__init__"} if room in ("bench", "cli") else set())
+    libraries = {name.split(".")[0] for name in imports_of(path)}
+    assert not libraries & LIBRARIES_KEPT_OUT.get(room, set())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    assert path.read_text().count("\n") <= MOST_FILE_LINES
+    for function in functions_of(path):
+        assert function.end_lineno - function.lineno + 1 <= MOST_FUNCTION_LINES or room_of(path) == "cli", function.name
+        parameters = [a.arg for a in (*function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
+        assert len(parameters) <= MOST_PARAMETERS or room_of(path) == "cli", function.name
+
+
+def test_the_core_and_the_package_stay_short():
+    lines = {path: path.read_text().count("\n") for path in FILES}
+    assert sum(n for path, n in lines.items() if room_of(path) in ("model", "cache", "decoding")) <= MOST_CORE_LINES
+    assert sum(lines.values()) <= MOST_LINES
+
+
+def test_every_module_says_what_it_is():
+    assert [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def test_no_pickle_and_no_remote_code():
+    for path in FILES:
+        text = path.read_text()
+        assert "trust_remote_code" not in text, path
+        assert "torch.load" not in text, path
+        assert not {"pickle", "joblib", "dill"} & {name.split(".")[0] for name in imports_of(path)}, path

@@ -1,0 +1,281 @@
+"""The command line on a tiny checkpoint: what it prints, and what it answers to bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from orthrus import cli
+from orthrus.bench import tasks
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.save_checkpoint(tmp_path_factory.mktemp("cli") / "model"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return str(tiny.save_checkpoint(tmp_path_factory.mktemp("cli") / "bare", view=False, template=None))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["orthrus", *map(str, arguments)])
+        data = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, " ".join(err.split())
+
+    return call
+
+
+def json_lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_every_verb_teaches_itself(run):
+    verbs = ["generate", "demo", "info", "doctor", "verify", "bench"]
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(verb in out for verb in verbs)
+    for verb in verbs:
+        assert run(verb, "--help")[0] == 0
+
+
+def test_json_has_one_line_per_prompt_in_input_order_and_nothing_else(run, model, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"count {n} " * (1 + 20 * (n % 2))} for n in range(5)]
+    lines.append({"messages": [{"role": "user", "content": "hello"}]})
+    file.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--model", model, "--file", file, "--json", "--max-new-tokens", 12, "--dtype", "float32"]
+    code, out, _ = run("generate", *options, "--batch-size", 3)
+    records = json_lines(out)
+    assert code == 0
+    assert len(records) == 6
+    assert records == [
+        r | {"statistics": r["statistics"] | {"seconds": one["statistics"]["seconds"]}, "seed": one["seed"]}
+        for r, one in zip(json_lines(run("generate", *options)[1]), records, strict=True)
+    ]
+    statistics = records[0]["statistics"]
+    assert statistics["generated"] == len(records[0]["tokens"])
+    assert statistics["tokens_per_cycle"] == pytest.approx(statistics["acceptance_length"] + 1)
+    assert statistics["tpf"] == pytest.approx(statistics["generated"] / statistics["passes"])
+    assert statistics["passes"] == 1 + 2 * statistics["cycles"]
+    assert statistics["seconds"] > 0
+
+
+def test_cycles_and_their_alias_write_the_same_tokens(run, model):
+    options = ["--model", model, "--json", "--max-new-tokens", 30, "--temperature", 0.9, "--seed", 5]
+    found = [
+        json_lines(run("generate", "hi", *options, *more)[1])[0] for more in ([], ["--cycle", "ar"], ["--no-diffusion"])
+    ]
+    assert found[0]["tokens"] == found[1]["tokens"] == found[2]["tokens"]
+    assert found[0]["statistics"]["acceptance_length"] > 0
+    assert found[1]["statistics"] | {"seconds": 0} == found[2]["statistics"] | {"seconds": 0}
+    assert found[1]["statistics"]["acceptance_length"] == 0
+
+
+def test_a_seed_is_drawn_and_can_be_used_again(run, model):
+    options = ["generate", "hi", "--model", model, "--json", "--temperature", 1.0, "--max-new-tokens", 20]
+    first = json_lines(run(*options)[1])[0]
+    again = json_lines(run(*options, "--seed", first["seed"])[1])[0]
+    assert first["tokens"] == again["tokens"]
+    assert json_lines(run(*options)[1])[0]["seed"] != first["seed"]
+
+
+def test_chat_template_kwargs_must_be_an_object(run, model):
+    code, _, err = run("generate", "hi", "--model", model, "--chat-template-kwargs", "[1]")
+    assert (code, "not a JSON object" in err) == (2, True)
+
+
+def test_a_prompt_through_standard_input_is_the_prompt(run, model):
+    options = ["generate", "--model", model, "--json", "--max-new-tokens", 5]
+    assert (
+        json_lines(run(*options, stdin="hello")[1])[0]["tokens"] == json_lines(run(*options, "hello")[1])[0]["tokens"]
+    )
+
+
+def test_a_backbone_without_a_view_decodes_plainly_and_says_how_to_get_one(run, bare):
+    code, out, err = run("generate", "hi", "--model", bare, "--json", "--max-new-tokens", 5)
+    assert code == 0
+    assert json_lines(out)[0]["statistics"]["passes"] == 5
+    assert "--adapter" in err
+    assert "orthrus train" in err
+    code, _, err = run("generate", "hi", "--model", bare, "--cycle", "two-pass")
+    assert code == 2
+    assert "needs a diffusion view" in err
+
+
+LONG = "x" * 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", ""], "prompt is empty"),
+        (["generate", "  \n"], "prompt is empty"),
+        (["generate", LONG], "the model's context 2048: shorten the prompt"),
+        (["generate", "hi", "--temperature", "-1"], "temperature must lie in"),
+        (["generate", "hi", "--temperature", "nan"], "temperature must lie in"),
+        (["generate", "hi", "--top-p", "0"], "top_p must lie in"),
+        (["generate", "hi", "--top-k", "-3"], "top_k must be"),
+        (["generate", "hi", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["generate", "hi", "--batch-size", "0"], "batch_size must be at least 1"),
+        (["generate", "hi", "--width", "99"], "beyond the block size 8"),
+        (["generate", "hi", "--width", "1"], "width must be at least 2"),
+        (["generate", "hi", "--cycle", "three-pass"], "cycles: ar, two-pass"),
+        (["generate", "hi", "--stop-token", "<|nope|>"], "'<|nope|>' is not in the vocabulary"),
+        (["generate", "hi", "--stop-token", "4000"], "stop token 4000 is outside the vocabulary"),
+        (["generate", "hi", "--stop", ""], "stop string must not be empty"),
+        (["generate", "hi", "--file", "x.jsonl"], "not both"),
+        (["generate", "--file", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["generate", "hi", "--adapter", "no-such-adapter"], "no adapter here"),
+        (["generate", "hi", "--device", "cuda:7"], "cuda"),
+        (["bench", "acceptance", "--task", "gsm9k"], "no task 'gsm9k'"),
+        (["verify", "--against", "llama.cpp"], "--against takes transformers"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_bad_input_is_answered_in_one_message(run, model, arguments, message):
+    code, out, err = run(*arguments, "--model", model)
+    assert code in (1, 2)
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_bad_standard_input(run, model):
+    assert "not UTF-8 (byte 2 is 0xff)" in run("generate", "--model", model, stdin=b"ab\xff")[2]
+    assert "prompt is empty" in run("generate", "--model", model, stdin="")[2]
+    assert (
+        "standard input, line 2: not valid JSON"
+        in run("generate", "--model", model, "--file", "-", stdin='{"prompt": "a"}\n{')[2]
+    )
+
+
+def test_info_and_doctor(run, model, bare):
+    record = json.loads(run("info", model, "--json")[1])
+    assert record["family"] == "qwen3"
+    assert record["block size, trained rows"] == "8, 7"
+    assert json.loads(run("info", bare, "--json")[1])["diffusion view"] == "none"
+    code, out, _ = run("doctor", "--model", model, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["bfloat16"]["exact"]
+    assert report["float32"]["exact"]
+    assert "bits" in run("doctor", "--model", model, "--dtype", "bfloat16")[1]
+
+
+def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"number {n}"}) for n in range(3)))
+    options = [
+        "verify",
+        "--model",
+        model,
+        "--task",
+        file,
+        "--max-new-tokens",
+        20,
+        "--dtype",
+        "bfloat16",
+        "--dtype",
+        "float32",
+    ]
+    code, out, _ = run(*options, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert len(report) == 4
+    assert all(c["identical"] == 3 for part in report for c in part["comparisons"])
+    assert all(part["bits"]["equal"] == part["bits"]["rows"] > 0 for part in report)
+
+    from orthrus.decoding.verify import exact
+
+    honest = exact.verify
+
+    def generous(sampler, logits, drafts, position):
+        verdict = honest(sampler, logits, drafts, position)
+        return exact.Verdict(drafts[:1] + verdict.tokens[1:], max(1, verdict.accepted)) if drafts else verdict
+
+    monkeypatch.setattr(exact, "verify", generous)
+    code, out, _ = run(*options)
+    assert code == 1
+    assert "token" in out
+
+
+def test_verify_against_transformers(run, model, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "number"}))
+    code, out, _ = run("verify", "--model", model, "--task", file, "--against", "transformers", "--dtype", "float32")
+    assert code == 0
+    assert "100%" in out
+
+
+def test_bench_acceptance_reports_with_provenance(run, model, monkeypatch):
+    prompts = tasks.load("spec_bench", 6)
+    monkeypatch.setattr(
+        tasks, "load", lambda task, limit: [tasks.TaskPrompt(p.id, p.part, p.prompt[:200]) for p in prompts]
+    )
+    code, out, _ = run(
+        "bench", "acceptance", "--task", "spec_bench", "--model", model, "--max-new-tokens", 10, "--json"
+    )
+    report = json.loads(out)
+    assert code == 0
+    assert [row["part"] for row in report["acceptance"]][-1] == "all"
+    assert report["provenance"]["backbone_sha256"]
+    assert report["provenance"]["machine"]["threads"] >= 1
+
+
+def spawn(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "orthrus", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_a_closed_pipe_ends_quietly(model):
+    process = spawn(
+        "generate",
+        "hi",
+        "--model",
+        model,
+        "--max-new-tokens",
+        2000,
+        "--raw",
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=120) == 1
+    assert b"Traceback" not in err
+    assert b"Exception ignored" not in err
+
+
+def test_ctrl_c_keeps_the_text_so_far(model):
+    process = spawn("generate", "hi", "--model", model, "--max-new-tokens", 2000, "--raw")
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert first + rest
+    assert b"interrupted" in err
+    assert b"Traceback" not in err

@@ -1,0 +1,31 @@
+"""The laws on a CUDA device: the same cycles against the same oracle."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
+from orthrus.decoding import cycles
+from orthrus.decoding.generate import generate
+from orthrus.model import families
+from orthrus.model.decoder import Decoder
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_every_cycle_equals_the_oracle(family, dtype):
+    device = torch.device("cuda")
+    config = families.decoder_config(tiny.hf_config(family))
+    decoder = Decoder(config, DiffusionConfig(8, tiny.MASK, 7), tiny.DTYPES[dtype], torch.device("cpu"))
+    decoder = tiny.on_device(tiny.randomise(decoder), device).prepare()
+    assert decoder.row_rule.exact
+    asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
+    truths = [tiny.oracle(decoder, request).tokens for request in asked]
+    for name in cycles.names():
+        steps = generate(decoder, asked, DecodingConfig(cycle=name, batch_size=2), tiny.LIMITS)
+        found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
+        assert [found[n] for n in range(len(asked))] == truths

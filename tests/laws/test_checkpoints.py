@@ -1,0 +1,209 @@
+"""Law 8: save, load, export and published names round-trip; what does not belong together is refused."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from orthrus.checkpoint import adapter as adapters
+from orthrus.checkpoint import export, hub
+from orthrus.model import families
+
+
+def load(directory, **options):
+    return hub.load_unprepared(str(directory), dtype=torch.float32, **options)
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module", params=families.names())
+def published_dir(request, tmp_path_factory):
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("published") / "model", request.param)
+
+
+def test_published_layout_round_trips(published_dir, tmp_path):
+    first = load(published_dir)
+    assert first.decoder.diffusion.block_size == 8
+    export.export_published(first, tmp_path / "again")
+    second = load(tmp_path / "again")
+    assert same_weights(first.decoder, second.decoder)
+    assert first.backbone.sha256 == second.backbone.sha256
+    assert first.backbone.tokenizer_sha256 == second.backbone.tokenizer_sha256
+    assert set(load_file(published_dir / "model.safetensors")) == set(
+        load_file(tmp_path / "again" / "model.safetensors")
+    )
+
+
+def test_an_adapter_round_trips_onto_its_bare_backbone(published_dir, tmp_path):
+    whole = load(published_dir)
+    family = whole.decoder.config.family
+    bare = tiny.save_checkpoint(tmp_path / "bare", family, view=False)
+    assert load(bare).decoder.diffusion is None
+    export.export_adapter(whole, tmp_path / "adapter", {"made by": "a test"})
+    joined = load(bare, adapter=tmp_path / "adapter")
+    assert same_weights(whole.decoder, joined.decoder)
+    assert joined.warnings == ()
+    assert adapters.read_config(tmp_path / "adapter").provenance == {"made by": "a test"}
+    assert not any("_diff" not in name for name in adapters.weights(tmp_path / "adapter").names)
+
+
+def test_orthrus_is_read_as_qwen3_by_architecture_or_by_tensors(tmp_path):
+    path = tiny.save_checkpoint(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    for change in ({"model_type": "orthrus"}, {"architectures": ["Qwen3ForCausalLM"]}):
+        (path / "config.json").write_text(json.dumps(config | change))
+        found = load(path)
+        assert found.decoder.config.family == "qwen3"
+        assert found.decoder.diffusion.mask_token_id == tiny.MASK
+
+
+def test_shards_are_read(tmp_path):
+    path = tiny.save_checkpoint(tmp_path / "model")
+    whole = load(path)
+    tensors = load_file(path / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
+    for file, part in parts.items():
+        save_file({n: tensors[n] for n in part}, path / file)
+    index = {"weight_map": {n: file for file, part in parts.items() for n in part}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "model.safetensors").unlink()
+    again = load(path)
+    assert same_weights(whole.decoder, again.decoder)
+    assert whole.backbone.sha256 == again.backbone.sha256
+    (path / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"b\.safetensors.*missing"):
+        load(path)
+
+
+def test_an_adapter_is_refused_where_it_does_not_belong(tmp_path):
+    export.export_adapter(load(tiny.save_checkpoint(tmp_path / "home")), tmp_path / "adapter", {})
+
+    other_weights = tiny.save_checkpoint(tmp_path / "cousin", seed=1, view=False)
+    with pytest.raises(ValueError, match="allow-other-backbone") as refusal:
+        load(other_weights, adapter=tmp_path / "adapter")
+    cousin = load(other_weights, adapter=tmp_path / "adapter", allow_other_backbone=True)
+    assert cousin.backbone.sha256 in str(refusal.value)
+    assert "acceptance may be lower" in cousin.warnings[0]
+
+    other_shapes = tiny.save_checkpoint(tmp_path / "taller", view=False, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="layers 3 != 2"):
+        load(other_shapes, adapter=tmp_path / "adapter", allow_other_backbone=True)
+
+    other_words = tiny.save_checkpoint(tmp_path / "foreign", view=False)
+    words = (other_words / "tokenizer.json").read_text()
+    (other_words / "tokenizer.json").write_text(words.replace("<unused256>", "<foreign>"))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        load(other_words, adapter=tmp_path / "adapter", allow_other_backbone=True)
+
+    with pytest.raises(ValueError, match="no adapter here"):
+        load(tmp_path / "home", adapter=tmp_path / "nowhere")
+
+
+def damaged(directory, change):
+    """A checkpoint whose weight file went through `change(tensors)`."""
+    path = tiny.save_checkpoint(directory)
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def test_damaged_weights_are_named(tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=rf"{name} is missing"):
+        load(damaged(tmp_path / "missing", lambda tensors: tensors.pop(name)))
+    with pytest.raises(ValueError, match=rf"{name} has shape \[3, 64\], the config asks for \[112, 64\]"):
+        load(damaged(tmp_path / "shape", lambda tensors: tensors.update({name: torch.zeros(3, 64)})))
+    path = tiny.save_checkpoint(tmp_path / "cut")
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read as safetensors"):
+        load(path)
+    (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+        load(path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="only safetensors are read"):
+        load(path)
+    (path / "model.safetensors").write_bytes(whole)
+    (path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+        load(path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF but no more")
+    with pytest.raises(ValueError, match=r"model\.gguf"):
+        load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model_type": "gpt2"}, "family 'gpt2' is not supported.*llama, qwen2, qwen3"),
+        ({"model_type": "qwen3_moe"}, "family 'qwen3_moe' is not supported"),
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, "sliding-window"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "RoPE type 'dynamic'"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4, "short_factor": [1.0] * 8,
+                    "long_factor": [1.0] * 8, "original_max_position_embeddings": 64,
+                }
+            },
+            "RoPE type 'longrope'",
+        ),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by 'gptq'"),
+        ({"mask_token_id": 320}, "mask_token_id 320 is outside the vocabulary"),
+        ({"block_size": 1}, "block_size must be at least 2"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_is_not_supported_is_refused_by_name(tmp_path, overrides, message):
+    path = tiny.save_checkpoint(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"layer_types": None} | overrides))
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_names_that_lead_nowhere(tmp_path):
+    for name in ("no-such-model", "./nowhere", "a/b/c", str(tmp_path / "missing.gguf")):
+        with pytest.raises(ValueError, match="no such directory or file"):
+            hub.load(name)
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match="expected a checkpoint directory"):
+        hub.load(str(tmp_path / "weights.bin"))
+    with pytest.raises(ValueError, match="cannot be fetched from the hub"):
+        hub.load("nobody/nothing-here")
+
+
+SAVE_UNDER_A_LIMIT = """
+import resource, sys, torch
+from orthrus.checkpoint import export, hub
+checkpoint = hub.load_unprepared(sys.argv[1], dtype=torch.float32)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    export.export_adapter(checkpoint, __import__("pathlib").Path(sys.argv[2]), {"second": True})
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_leaves_the_old_adapter_intact(tmp_path):
+    home = tiny.save_checkpoint(tmp_path / "home")
+    export.export_adapter(load(home), tmp_path / "adapter", {"first": True})
+    before = {f.name: f.read_bytes() for f in (tmp_path / "adapter").iterdir()}
+    command = [sys.executable, "-c", SAVE_UNDER_A_LIMIT, str(home), str(tmp_path / "adapter")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith("refused:"), ended.stderr
+    assert {f.name: f.read_bytes() for f in (tmp_path / "adapter").iterdir()} == before
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000

@@ -1,0 +1,125 @@
+"""Sampling: filters, penalties, noise."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import tiny
+import torch
+
+from orthrus.config import SamplingParams
+from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.sampling import Sampler, filter_scores
+
+LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
+
+
+def kept(params, scores=LOGITS):
+    return torch.isfinite(filter_scores(scores.clone(), params)).nonzero().flatten().tolist()
+
+
+class Silent:
+    """No noise at all: sampling becomes the argmax of the filtered scores."""
+
+    def gumbel(self, position, vocab_size):
+        del position
+        return torch.zeros(vocab_size)
+
+
+def sampler(prompt=(), ends=frozenset(), vocab=6, **params):
+    return Sampler(SamplingParams(**params), Silent(), prompt, ends, vocab)
+
+
+def test_filters_keep_what_they_say():
+    probabilities = LOGITS.softmax(0).tolist()
+    assert kept(SamplingParams(temperature=1, top_k=2)) == [0, 1]
+    assert kept(SamplingParams(temperature=1, top_k=99)) == [0, 1, 2, 3, 4, 5]
+    assert kept(SamplingParams(temperature=1, top_p=probabilities[0] - 0.01)) == [0]
+    assert kept(SamplingParams(temperature=1, top_p=probabilities[0] + 0.01)) == [0, 1]
+    assert kept(SamplingParams(temperature=1, top_p=1e-9)) == [0]
+    assert kept(SamplingParams(temperature=1, min_p=math.exp(-2.5))) == [0, 1, 2]
+
+
+def test_top_p_over_more_candidates_than_the_first_guess():
+    flat = torch.zeros(5000) - torch.arange(5000) * 1e-6
+    assert len(kept(SamplingParams(temperature=1, top_p=0.5), flat)) == pytest.approx(2500, abs=10)
+
+
+def test_penalties_follow_their_definitions():
+    made = sampler(prompt=[0], repetition_penalty=2.0, frequency_penalty=0.5, presence_penalty=0.25)
+    rows = torch.stack([LOGITS] * 3)
+    # token 0 was in the prompt, 4 / 2 = 2, so 1 wins with 3; then 1 has 3 / 2 - 0.75, and 0 and 2 tie at 2; then 0 has
+    # 4 / 2 - 0.75, so 2 wins
+    assert list(made.targets(rows, 1)) == [1, 0, 2]
+
+
+def test_minimum_length_forbids_ends_until_it_is_reached():
+    made = sampler(ends=frozenset([0]), min_new_tokens=2)
+    assert list(made.targets(torch.stack([LOGITS] * 3), 0)) == [1, 1, 0]
+
+
+def test_logit_bias_moves_a_token():
+    assert list(sampler(logit_bias=((5, 9.0),)).targets(LOGITS[None], 0)) == [5]
+    with pytest.raises(ValueError, match="vocabulary ends at 5"):
+        sampler(logit_bias=((6, 1.0),))
+
+
+def test_state_advances_only_with_rows_that_are_asked_for():
+    made = sampler(frequency_penalty=2.0)
+    rows = torch.stack([LOGITS] * 4)
+    assert next(made.targets(rows, 0)) == 0
+    assert list(made.targets(rows[:2], 1)) == [1, 0]
+
+
+def test_a_tie_goes_to_the_lowest_id_in_every_shape():
+    tied = torch.zeros(40, 320, dtype=torch.bfloat16)
+    assert list(sampler(vocab=320).targets(tied, 0)) == [0] * 40
+
+
+def test_noise_is_a_function_of_its_address():
+    noise = AddressedNoise(7)
+    far, near = noise.gumbel(5000, 320), noise.gumbel(3, 320)
+    assert torch.equal(AddressedNoise(7).gumbel(5000, 320), far)
+    assert torch.equal(AddressedNoise(7).gumbel(3, 320), near)
+    others = [near, far, AddressedNoise(8).gumbel(3, 320), AddressedNoise(7, 1).gumbel(3, 320)]
+    assert not any(torch.equal(a, b) for a, b in pairwise(others))
+    assert AddressedNoise(2**64 - 1, 2**32 - 1).gumbel(2**40, 320).isfinite().all()
+
+
+def test_noise_is_gumbel():
+    values = torch.cat([AddressedNoise(seed).gumbel(0, 50_000) for seed in range(4)])
+    assert values.mean() == pytest.approx(0.57722, abs=0.02)
+    assert values.var() == pytest.approx(math.pi**2 / 6, abs=0.05)
+
+
+def test_sampling_follows_the_distribution():
+    counts = torch.zeros(6)
+    for seed in range(4000):
+        made = Sampler(SamplingParams(temperature=1.0), AddressedNoise(seed), (), frozenset(), 6)
+        counts[next(made.targets(LOGITS[None], 11))] += 1
+    expected = LOGITS.softmax(0)
+    error = (expected * (1 - expected) / 4000).sqrt()
+    assert ((counts / 4000 - expected).abs() < 4 * error + 1e-3).all()
+
+
+def test_drafts_meet_the_noise_of_their_targets():
+    params = SamplingParams(temperature=1.0, seed=3)
+    rows = torch.randn(5, tiny.VOCAB)
+    first, second = (Sampler(params, AddressedNoise(3), (), frozenset(), tiny.VOCAB) for _ in range(2))
+    assert first.propose(rows, 40) == list(second.targets(rows, 40))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0},
+        {"top_p": 1.5}, {"min_p": -1}, {"top_k": -1}, {"repetition_penalty": 0.0}, {"presence_penalty": 9.0},
+        {"seed": -1}, {"seed": 2**64}, {"logit_bias": ((1, float("nan")),)}, {"min_new_tokens": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_absurd_values_are_refused_by_name(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SamplingParams(**bad)

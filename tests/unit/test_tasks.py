@@ -1,0 +1,73 @@
+"""Benchmark tasks and JSONL prompts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from orthrus.bench import measure, tasks
+from orthrus.decoding.sequence import Statistics
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("gsm8k", 1319), ("humaneval", 164), ("math500", 500), ("mbpp", 500), ("spec_bench", 480)]
+)
+def test_shipped_tasks_are_whole(name, count):
+    prompts = tasks.load(name)
+    assert len(prompts) == count == len({p.id for p in prompts})
+    assert all(isinstance(p.prompt, str) and p.prompt.strip() for p in prompts)
+
+
+def test_a_limit_takes_of_every_part_alike():
+    assert set(Counter(p.part for p in tasks.load("spec_bench", 40)).values()) <= {6, 7}
+
+
+def test_a_file_is_a_task(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False)
+        + "\n\n"
+        + json.dumps({"messages": [{"role": "user", "content": "c"}]})
+    )
+    found = tasks.load(str(path))
+    assert [p.prompt for p in found] == ["a\u2028b", [{"role": "user", "content": "c"}]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"prompt": "ok"}\n{"prompt": ', "line 2: not valid JSON"),
+        (b"[1]", "line 1: not a JSON object"),
+        (b'{"text": "x"}', "line 1: needs `prompt`"),
+        (b'{"messages": []}', "line 1: needs `prompt`"),
+        (b'{"messages": ["x"]}', "line 1: needs `prompt`"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"\n \n", "no prompts in it"),
+    ],
+)
+def test_a_bad_file_is_answered_with_its_line(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        tasks.load(str(path))
+
+
+def test_an_unknown_task_is_answered_with_the_list():
+    with pytest.raises(ValueError, match="gsm8k, humaneval"):
+        tasks.load("gsm9k")
+
+
+def test_acceptance_pools_over_cycles():
+    runs = [Statistics(), Statistics()]
+    for run, accepted in zip(runs, ([2, 0, 1], [3]), strict=True):
+        run.passes, run.generated = 1, 1
+        for kept in accepted:
+            run.count_cycle("two-pass", 3, kept)
+            run.passes, run.generated = run.passes + 2, run.generated + kept + 1
+    found = measure.acceptance("all", runs)
+    assert found.acceptance_length == pytest.approx(6 / 4)
+    assert found.tpf == pytest.approx((7 + 5) / (7 + 3))
+    assert found.by_offset == pytest.approx([3 / 4, 2 / 4, 1 / 4])
+    assert found.interval[0] <= found.acceptance_length <= found.interval[1]

@@ -1,0 +1,60 @@
+"""Text as it streams: characters over several tokens, stop strings over token borders."""
+
+from __future__ import annotations
+
+import pytest
+
+from orthrus.decoding.text import TextStream
+
+
+def bytewise(tokens):
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def push_all(stream, data):
+    shown = []
+    for byte in data:
+        stream.push(byte)
+        shown.append(stream.text[: stream.safe])
+    return shown
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語 🙂!", "a\nb\n", ""])
+def test_streamed_text_is_the_text(text):
+    stream = TextStream(bytewise)
+    for partial in push_all(stream, text.encode()):
+        assert text.startswith(partial)
+    stream.finish()
+    assert stream.text == text
+
+
+def test_half_a_character_at_the_end_is_shown_when_finished():
+    stream = TextStream(bytewise)
+    push_all(stream, "ok é".encode()[:-1])
+    assert stream.text == "ok "
+    stream.finish()
+    assert stream.text == "ok \ufffd"
+
+
+def test_a_stop_string_is_cut_and_no_part_of_it_is_ever_shown():
+    stream = TextStream(bytewise, ["STOP", "END."])
+    shown = push_all(stream, b"one ST two EN three STOP four")
+    assert stream.stopped
+    assert stream.text == "one ST two EN three "
+    assert not any(
+        text.endswith(("S", "ST", "STO", "E", "EN")) for text in shown if len(text) > len("one ST two EN thre")
+    )
+    assert "one ST" not in shown[:6]
+
+
+def test_the_earliest_stop_string_wins():
+    stream = TextStream(bytewise, ["cde", "bc"])
+    push_all(stream, b"abcdef")
+    assert stream.text == "a"
+
+
+def test_stop_string_inside_a_long_token():
+    stream = TextStream(lambda tokens: "".join(["hello world, ", "goodbye."][t] for t in tokens), ["wor"])
+    stream.push(0)
+    assert stream.stopped
+    assert stream.text == "hello "
