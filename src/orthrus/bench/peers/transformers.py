@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -49,16 +51,38 @@ def _given(truth: OracleResult) -> OracleResult:
     return truth
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of plain decoding, ours and the peer's, prompt by prompt in turn; medians and quartiles."""
+
+    n: int
+    ours: float
+    peer: float
+    ratio: float
+    ratio_quartiles: tuple[float, float]
+
+
 def compare(
     model: Model,
     prompts: list[TaskPrompt],
     options: Options,
     track: Callable[[Iterable[Request]], Iterable[Request]],
-) -> exactness.Comparison:
-    """Its greedy tokens against those of our plain decoding."""
+) -> tuple[exactness.Comparison, Speed]:
+    """Its greedy tokens against those of our plain decoding, and how fast each wrote them, prefill included."""
     peer, comparison = load(model), exactness.Comparison("transformers")
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
+    speeds: list[tuple[float, float]] = []
+    for request in requests[:1]:  # the first call of either side pays for what is set up once
+        generate(peer, request)
+        exactness.oracle(model, request)
     for number, request in enumerate(track(requests)):
+        start = perf_counter()
         truth = exactness.oracle(model, request)
-        comparison.add(number, truth.tokens, generate(peer, request)[0], partial(_given, truth))
-    return comparison
+        ours = len(truth.tokens) / (perf_counter() - start)
+        tokens, seconds = generate(peer, request)
+        speeds.append((ours, len(tokens) / seconds))
+        comparison.add(number, truth.tokens, tokens, partial(_given, truth))
+    ratios = [ours / theirs for ours, theirs in speeds]
+    low, high = np.quantile(ratios, (0.25, 0.75))
+    ours, theirs = (float(np.median(side)) for side in zip(*speeds, strict=True))
+    return comparison, Speed(len(ratios), ours, theirs, float(np.median(ratios)), (float(low), float(high)))
