@@ -221,13 +221,7 @@ def load(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return Model(
-        hub.load(
-            name,
-            adapter=adapter,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            allow_other_backbone=allow_other_backbone,
-        )
+    checkpoint = hub.load(
+        name, adapter=adapter, dtype=dtype, device=device, revision=revision, allow_other_backbone=allow_other_backbone
     )
+    return Model(hub.prepare(checkpoint))

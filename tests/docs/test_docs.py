@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orthrus import cli
-from orthrus.checkpoint import hub
+from orthrus import api, cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,24 +32,21 @@ def commands():
                 yield pytest.param(line, id=f"{parameter.id}: {line[:50]}")
 
 
+@functools.cache
+def _load_once(name="smollm2-demo", dtype=None, device="cpu", adapter=None, allow_other_backbone=False):
+    assert adapter is None
+    assert not allow_other_backbone
+    return _load(name, dtype=dtype or "bfloat16", device=device)
+
+
+_load = api.load
+
+
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub, "load", _load_once)
+    monkeypatch.setattr(api, "load", _load_once)
     monkeypatch.chdir(tmp_path)
     Path("prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"What is {n} plus {n}?"}) for n in range(3)))
-
-
-_load = hub.load
-
-
-@functools.cache
-def _cached(name, dtype, device):
-    return _load(name, dtype=dtype, device=device)
-
-
-def _load_once(name, *, dtype=None, device="cpu", **others):
-    assert not any(others.values()), "the docs load the demo model only"
-    return _cached(name, dtype, device)
 
 
 @pytest.mark.parametrize("code", list(blocks("python")))

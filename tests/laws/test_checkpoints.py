@@ -18,7 +18,7 @@ from orthrus.model import families
 
 
 def load(directory, **options):
-    return hub.load_unprepared(str(directory), dtype=torch.float32, **options)
+    return hub.load(str(directory), dtype=torch.float32, **options)
 
 
 def same_weights(one, other):
@@ -186,10 +186,25 @@ def test_names_that_lead_nowhere(tmp_path):
         hub.load("nobody/nothing-here")
 
 
+def test_a_hub_id_is_fetched_and_then_read_like_a_directory(tmp_path, monkeypatch):
+    path, asked = tiny.save_checkpoint(tmp_path / "snapshot"), {}
+
+    def snapshot_download(name, **options):
+        asked.update(name=name, **options)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    found = hub.load("someone/a-model", dtype=torch.float32, revision="abc")
+    assert (asked["name"], asked["revision"]) == ("someone/a-model", "abc")
+    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked["allow_patterns"])
+    assert found.backbone.id == "someone/a-model"
+    assert found.backbone.revision == "snapshot"
+
+
 SAVE_UNDER_A_LIMIT = """
 import resource, sys, torch
 from orthrus.checkpoint import export, hub
-checkpoint = hub.load_unprepared(sys.argv[1], dtype=torch.float32)
+checkpoint = hub.load(sys.argv[1], dtype=torch.float32)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     export.export_adapter(checkpoint, __import__("pathlib").Path(sys.argv[2]), {"second": True})

@@ -56,28 +56,10 @@ def load(
     revision: str | None = None,
     allow_other_backbone: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint, ready for inference on `device`, in `dtype` (bfloat16 where None).
+    """Load a checkpoint on `device` in `dtype` (bfloat16 where None), with plain weights, as training and export need.
 
     Raises ValueError naming the file, tensor, family or setting that is wrong, and what would help.
     """
-    checkpoint = load_unprepared(
-        name, adapter=adapter, dtype=dtype, device=device, revision=revision, allow_other_backbone=allow_other_backbone
-    )
-    decoder = checkpoint.decoder
-    decoder.prepare(native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None)
-    return checkpoint
-
-
-def load_unprepared(
-    name: str,
-    *,
-    adapter: str | Path | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    revision: str | None = None,
-    allow_other_backbone: bool = False,
-) -> Checkpoint:
-    """The same with plain weights, before kernels are chosen: what training and export need."""
     source = resolve(name, revision)
     files = source.files()
     hf, content = read_config(source)
@@ -93,6 +75,13 @@ def load_unprepared(
     decoder, view = _read_decoder((source, files, content), config, adapter, dtype, device)
     ends = end_token_ids(source, hf, tokenizer)
     return Checkpoint(decoder, tokenizer, ends, identity, view, content, tuple(warnings))
+
+
+def prepare(checkpoint: Checkpoint) -> Checkpoint:
+    """Make a checkpoint ready for inference: choose kernels and pack the weights, which cannot be undone."""
+    decoder = checkpoint.decoder
+    decoder.prepare(native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None)
+    return checkpoint
 
 
 def load_decoder(name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Decoder:
