@@ -124,6 +124,9 @@ def test_damaged_weights_are_named(tmp_path):
         load(damaged(tmp_path / "missing", lambda tensors: tensors.pop(name)))
     with pytest.raises(ValueError, match=rf"{name} has shape \[3, 64\], the config asks for \[112, 64\]"):
         load(damaged(tmp_path / "shape", lambda tensors: tensors.update({name: torch.zeros(3, 64)})))
+    extra = "model.layers.0.self_attn.q_proj.bias"
+    with pytest.raises(ValueError, match=rf"1 tensors that a qwen3 of this config has no use for: {extra}"):
+        load(damaged(tmp_path / "extra", lambda tensors: tensors.update({extra: torch.zeros(64)})))
     path = tiny.save_checkpoint(tmp_path / "cut")
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -45,7 +45,9 @@ def test_greedy_tokens_equal_those_of_transformers(model):
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
 
 
-def test_the_untrained_view_drafts_as_a_copy_should(model):
-    result = model.generate("Write a short poem about the sea.", max_new_tokens=64)
-    assert 0.4 < result.statistics.acceptance_length < 1.5
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_untrained_view_drafts_as_a_copy_should(model, temperature):
+    """A broken drafter, or noise that draft and target do not share, never shows as wrong text, only here."""
+    result = model.generate("Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4)
+    assert 0.5 < result.statistics.acceptance_length < 1.5
     assert result.text

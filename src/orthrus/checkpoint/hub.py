@@ -157,12 +157,27 @@ def _read_decoder(
     source, files, content = found
     diffusion, view_files, view = _diffusion_view(source, content, files, adapter)
     decoder = Decoder(config, diffusion, dtype or torch.bfloat16, torch.device(device))
-    fill(decoder, families.sources(config), files)
+    backbone, view_sources = families.sources(config), families.sources(config, "diffusion")
+    _refuse_unknown(files, config, {**backbone, **view_sources})
+    fill(decoder, backbone, files)
     if view_files is not None:
-        fill(decoder, families.sources(config, "diffusion"), view_files)
+        _refuse_unknown(view_files, config, {**backbone, **view_sources})
+        fill(decoder, view_sources, view_files)
     elif diffusion is not None:
         copy_projections(decoder)
     return decoder, view
+
+
+def _refuse_unknown(files: TensorFile, config: DecoderConfig, sources: dict[str, tuple[str, ...]]) -> None:
+    """A tensor that nobody reads means that the config does not describe this model: better refused than ignored."""
+    known = {name for names in sources.values() for name in names}
+    known |= {"lm_head.weight"} if config.tied_head else set()
+    unknown = [n for n in files.names if n not in known and not n.endswith("rotary_emb.inv_freq")]
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")
+        raise ValueError(
+            f"{files.path}: {len(unknown)} tensors that a {config.family} of this config has no use for: {shown}"
+        )
 
 
 def _diffusion_view(

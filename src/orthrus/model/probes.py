@@ -38,13 +38,12 @@ class AttentionChoice:
 
 
 def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor) -> RowRule:
-    """Probe `kernel` on slices of `rows_NI` (at least 512): the weakest rule under which the bits hold."""
-    length = 2 * max(PROBE_COUNTS)
-    expected = torch.cat([kernel(rows_NI[i : i + TILE]) for i in range(0, length, TILE)])
+    """Probe `kernel` on slices of `rows_NI` (512 rows): the weakest rule under which every row has its bits."""
+    expected = torch.cat([kernel(tile) for tile in rows_NI.split(TILE)])
 
     def holds(count: int, offset: int = 0) -> bool:
-        shared = min(count, length - offset)
-        return torch.equal(kernel(rows_NI[offset : offset + count])[:shared], expected[offset : offset + shared])
+        part = slice(offset, offset + count)
+        return torch.equal(kernel(rows_NI[part]), expected[part])
 
     for multiple in MULTIPLES:
         if all(holds(n) for n in PROBE_COUNTS if n % multiple == 0) and all(holds(TILE, at) for at in PROBE_OFFSETS):
