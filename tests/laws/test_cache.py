@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
 from orthrus.decoding.generate import generate, prefill
+from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.sequence import Sequence
 from orthrus.model import families
 
@@ -78,14 +79,19 @@ def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype):
         assert [done[order.index(n)] for n in range(6)] == alone
 
 
-def test_two_pass_cycles_equal_their_replay(family):
-    decoder, request = tiny.decoder(family), tiny.request(20, new=60)
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_two_pass_cycles_equal_their_replay(family, temperature):
+    params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
+    decoder, request = tiny.decoder(family), tiny.request(20, new=60, sampling=params)
     kept = [s.kept for s in generate(decoder, [request], DecodingConfig(), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     position, replayed = len(request.prompt), []
     while position < len(text) - 1:
         cache = prefilled(decoder, text[:position])
         logits = decoder.diffuse([text[position]], 8, cache.window(0, 1), rows=7)[0]
+        if temperature:
+            shared = [noise.gumbel(position + 1 + row, tiny.VOCAB) for row in range(7)]
+            logits = logits / temperature + torch.stack(shared)
         drafts, truth = logits.argmax(-1).tolist(), text[position + 1 :]
         run = next((n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(7, len(truth)))
         replayed.append(run)

@@ -83,7 +83,14 @@ def test_noise_is_a_function_of_its_address():
     far, near = noise.gumbel(5000, 320), noise.gumbel(3, 320)
     assert torch.equal(AddressedNoise(7).gumbel(5000, 320), far)
     assert torch.equal(AddressedNoise(7).gumbel(3, 320), near)
-    others = [near, far, AddressedNoise(8).gumbel(3, 320), AddressedNoise(7, 1).gumbel(3, 320)]
+    others = [
+        near,
+        far,
+        AddressedNoise(7).gumbel(3 + 64, 320),
+        AddressedNoise(7).gumbel(3 + 2**32, 320),
+        AddressedNoise(8).gumbel(3, 320),
+        AddressedNoise(7, 1).gumbel(3, 320),
+    ]
     assert not any(torch.equal(a, b) for a, b in pairwise(others))
     assert AddressedNoise(2**64 - 1, 2**32 - 1).gumbel(2**40, 320).isfinite().all()
 
