@@ -22,7 +22,7 @@ def test_every_cycle_equals_the_oracle(family, dtype):
     config = families.decoder_config(tiny.hf_config(family))
     decoder = Decoder(config, DiffusionConfig(8, tiny.MASK, 7), tiny.DTYPES[dtype], torch.device("cpu"))
     decoder = tiny.on_device(tiny.randomise(decoder), device).prepare()
-    assert decoder.row_rule.exact
+    assert decoder.exact
     asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
     truths = [tiny.oracle(decoder, request).tokens for request in asked]
     for name in cycles.names():

@@ -67,7 +67,7 @@ def run(decoder, requests, case, monkeypatch, truths):
 
 def test_every_cycle_equals_the_oracle(case, monkeypatch):
     decoder = tiny.decoder(case["family"], case["dtype"], case["block"], kernels=case["kernels"])
-    assert decoder.row_rule.exact, "the probes found no layout whose bits hold here"
+    assert decoder.exact, "the probes found no layout whose bits hold here"
     requests = [
         tiny.request(length, new, seed, SamplingParams(seed=seed, **SAMPLINGS[case["sampling"]]), **stop)
         for seed, (length, new, stop) in enumerate(

@@ -47,14 +47,17 @@ def test_norm_and_gate(fast, precision, size):
     torch.testing.assert_close(fast.gate(wide), slow.gate(wide), **tolerance)
 
 
+@pytest.mark.parametrize("attended", [1, 5, 8])
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_place(fast, precision, with_norms):
+def test_place(fast, precision, with_norms, attended):
     config = tiny.decoder("qwen3").config
     B, R, H, G, E = 3, 5, config.heads, config.kv_heads, config.head_dim
     qkv = values(B * R, (H + 2 * G) * E, precision=precision)
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     positions = torch.tensor([[4], [0], [30]]) + torch.arange(R).flip(0)
-    places = Places(positions, *RopeTable(config.rope, torch.device("cpu")).rows(positions, 40), config.norm_eps)
+    places = Places(
+        positions, *RopeTable(config.rope, torch.device("cpu")).rows(positions, 40), attended, config.norm_eps
+    )
     results = []
     for kernels in (fast, Kernels()):
         storage = torch.zeros(2, B + 1, G, 64, E, dtype=qkv.dtype)
@@ -74,7 +77,7 @@ def test_linear_forms(precision, outputs, inputs, bias):
     x = values(512, inputs, precision=precision)
     for form in kernels.packed(plain):
         torch.testing.assert_close(form(x[:40]), plain(x[:40]), **TOLERANCES[precision])
-        form.rule = find_row_rule(form, x)
+        form.rule = find_row_rule(form, x, form.least_multiple)
         assert form.rule.exact
         whole = form(x)
         for count in (1, 2, 3, 7, 16, 31, 33, 100):
@@ -86,7 +89,7 @@ def test_attention_forms(precision, heads, kv_heads, size):
     B, R, lengths = 2, 6, [700, 30]
     q = values(B, R, heads, size, precision=precision)
     k, v = (values(B, kv_heads, 2 * KEY_BLOCK, size, precision=precision) for _ in range(2))
-    bias = causal_bias(lengths, R, 2 * KEY_BLOCK, q)
+    bias = causal_bias(lengths, R, R, 2 * KEY_BLOCK, q)
     fast, slow = attend_flash(q, k, v, bias), attend_in_blocks(q, k, v, bias)
     torch.testing.assert_close(fast, slow, **TOLERANCES[precision])
     dense = torch.nn.functional.scaled_dot_product_attention(
@@ -97,8 +100,8 @@ def test_attention_forms(precision, heads, kv_heads, size):
 
 def test_a_block_that_is_masked_whole_changes_no_bit_of_the_slow_twin(precision):
     q, k, v = values(1, 4, 4, 16, precision=precision), *(values(1, 2, 3 * 512, 16, precision=precision) for _ in "kv")
-    short = causal_bias([100], 4, KEY_BLOCK, q)
-    long = causal_bias([100], 4, 3 * KEY_BLOCK, q)
+    short = causal_bias([100], 4, 4, KEY_BLOCK, q)
+    long = causal_bias([100], 4, 4, 3 * KEY_BLOCK, q)
     assert torch.equal(attend_in_blocks(q, k[:, :, :512], v[:, :, :512], short), attend_in_blocks(q, k, v, long))
 
 

@@ -20,7 +20,7 @@ def model(request):
 
 
 def test_every_cycle_equals_the_oracle_and_logits_have_its_bits(model):
-    assert model.decoder.row_rule.exact
+    assert model.decoder.exact
     prompts = [p.prompt for p in PROMPTS[::3]]
     for temperature in (0.0, 0.8):
         requests = exactness.requests(model, prompts, {"max_new_tokens": 24, "temperature": temperature, "seed": 7})

@@ -83,9 +83,10 @@ def test_rows_asked_for_are_the_rows_of_the_whole_pass():
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_masks_equal_their_brute_force_grids(rows):
     lengths, span = [0, 1, 13, 40], 64
-    causal = causal_bias(lengths, rows, span, torch.ones(1))
+    causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1))
     prefix = prefix_bias([length + rows for length in lengths], rows, span, torch.ones(1))
-    assert causal.shape == prefix.shape == (len(lengths), 1, rows, span)
+    assert causal.shape == (len(lengths), 1, rows + 3, span)
+    assert prefix.shape == (len(lengths), 1, rows, span)
     for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
         position = lengths[b] + rows - 1 - r
         assert (causal[b, 0, r, s] == 0) == (s <= position)
@@ -93,5 +94,5 @@ def test_masks_equal_their_brute_force_grids(rows):
 
 
 def test_a_causal_mask_stores_one_vector_per_sequence():
-    bias = causal_bias([5, 9], 32, 512, torch.ones(1, dtype=torch.bfloat16))
+    bias = causal_bias([5, 9], 30, 32, 512, torch.ones(1, dtype=torch.bfloat16))
     assert bias.untyped_storage().nbytes() == 2 * (32 + 512) * 2

@@ -73,7 +73,7 @@ def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits
     decoder, tokens = model.decoder, truth.tokens
     width = decoder.diffusion.block_size if decoder.diffusion else 8
     cache = decoder.new_cache(1)
-    for piece in torch.tensor([request.prompt], device=decoder.device).split(decoder.row_rule.most, dim=1):
+    for piece in torch.tensor([request.prompt], device=decoder.device).split(decoder.most_rows, dim=1):
         decoder.ar(piece, cache.window(0, 1), rows=[0])
         cache.commit(0, cache.lengths[0] + piece.shape[1])
     for start in range(0, len(tokens) - 1, width):

@@ -15,7 +15,6 @@ from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.generate import generate
 from orthrus.decoding.sequence import Statistics
-from orthrus.model.kernels import RowRule
 
 RESAMPLES = 2000
 
@@ -86,13 +85,15 @@ def exactness_cost(model: Model, context: int = 200, n: int = 200) -> dict[str, 
     ids = torch.randint(0, decoder.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
     decoder.ar(ids.to(decoder.device), cache.window(0, 1), rows=[0])
     cache.commit(0, context)
-    exact = (decoder.row_rule, decoder.key_multiple, {name: m.rule for name, m in decoder.linears().items()})
-    plain = (RowRule(1, 512, exact=False), 1, {name: replace(rule, multiple=1) for name, rule in exact[2].items()})
+    linears = decoder.linears().values()
+    exact = decoder.linear_multiple, decoder.attention, [linear.rule for linear in linears]
+    unpadded = replace(exact[1], key_multiple=1, rule=replace(exact[1].rule, multiple=1))
+    plain = 1, unpadded, [replace(rule, multiple=1) for rule in exact[2]]
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * n + 8):
-        decoder.row_rule, decoder.key_multiple, rules = exact if turn % 2 == 0 else plain
-        for name, linear in decoder.linears().items():
-            linear.rule = rules[name]
+        decoder.linear_multiple, decoder.attention, rules = exact if turn % 2 == 0 else plain
+        for linear, rule in zip(linears, rules, strict=True):
+            linear.rule = rule
         start = perf_counter()
         decoder.ar(ids[:, :1].to(decoder.device), cache.window(0, 1))
         if turn >= 8:

@@ -52,11 +52,13 @@ def _probes(model: Model) -> dict[str, Any]:
     for name, linear in decoder.linears().items():
         label = f"{name.split('.')[-1]} [{linear.shape[0]} x {linear.shape[1]}]"
         kernels[label] = {"kernel": linear.name, **_rule(linear.rule)}
-    attention = {"kernel": getattr(decoder.attend, "__name__", "?").replace("_", " "), **_rule(decoder.attention_rule)}
+    attention = {
+        "kernel": getattr(decoder.attention.attend, "__name__", "?").replace("_", " "),
+        **_rule(decoder.attention.rule),
+    }
     return {
-        "exact": decoder.row_rule.exact,
-        "rows padded to": decoder.row_rule.multiple,
-        "keys rounded to": decoder.key_multiple,
+        "exact": decoder.exact,
+        "keys rounded to": decoder.attention.key_multiple,
         "between products": decoder.kernels.name,
         "kernels": {**kernels, "attention": attention},
     }
@@ -83,10 +85,7 @@ def _print(console: Console, report: dict[str, Any]) -> None:
             held = "[green]yes[/]" if row["bits hold"] else "[red]NO[/]"
             table.add_row(label.replace("[", r"\["), row["kernel"], str(row["pad to"]), str(row["at most"]), held)
         console.print(table)
-        console.print(
-            f"between products: {part['between products']}; rows padded to {part['rows padded to']}, keys rounded to"
-            f" {part['keys rounded to']}"
-        )
+        console.print(f"between products: {part['between products']}; keys rounded up to {part['keys rounded to']}")
         verdict = (
             "output is bit-identical to plain decoding" if part["exact"] else "no layout found whose bits hold here"
         )

@@ -45,7 +45,7 @@ def autoregress(
     tokens: list[int] = []
     kept: list[Tensor] = []
     while True:
-        for piece in pending.split(decoder.row_rule.most, dim=1):
+        for piece in pending.split(decoder.most_rows, dim=1):
             logits_BRV = decoder.ar(piece, cache.window(0, 1), rows=[piece.shape[1] - 1])
             cache.commit(0, cache.lengths[0] + piece.shape[1])
         if keep_logits:

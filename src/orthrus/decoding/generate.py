@@ -53,7 +53,7 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int) -> 
     sequence.begin()
     cache.commit(slot, 0)
     prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
-    for piece in prompt.split(decoder.row_rule.most, dim=1):
+    for piece in prompt.split(decoder.most_rows, dim=1):
         end = cache.lengths[slot] + piece.shape[1]
         logits_BRV = decoder.ar(
             piece, cache.window(slot, slot + 1), [piece.shape[1] - 1] if end == prompt.shape[1] else []

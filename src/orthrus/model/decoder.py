@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
-from orthrus.model.kernels import MOST_ROWS, Attend, Kernels, Linear, Places, RowRule, attend_in_blocks
+from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, attend_in_blocks
 from orthrus.model.masks import causal_bias, prefix_bias
-from orthrus.model.probes import choose_attention, pack_linears
+from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
 
 ViewName = Literal["ar", "diffusion"]
@@ -85,21 +85,27 @@ class Decoder(nn.Module):
         self.backbone_bytes = sum(sizes.values()) - self.diffusion_bytes
         self.rope = RopeTable(config.rope, device)
         self.kernels = Kernels()
-        self.attend: Attend = attend_in_blocks
-        self.key_multiple = KEY_BLOCK
-        self.attention_rule = RowRule(2, MOST_ROWS, exact=False)
-        self.row_rule = RowRule(2, MOST_ROWS, exact=False)
+        self.attention = AttentionChoice(attend_in_blocks, RowRule(2, MOST_ROWS, exact=False), KEY_BLOCK)
+        self.linear_multiple = 2
+        self.exact = False
 
     def prepare(self, kernels: Kernels | None = None) -> Decoder:
-        """Choose kernels for inference: pack the weights, probe every shape, fix the row rule of a pass."""
+        """Choose kernels for inference: pack the weights, probe every shape, fix the layout of a pass.
+
+        `exact` tells whether the probes found a layout under which all bits hold.
+        """
         self.kernels = kernels or self.kernels
         pack_linears(self, self.kernels)
-        attention = choose_attention(self.config, self.dtype, self.device)
-        self.attend, self.key_multiple = attention.attend, attention.key_multiple
-        self.attention_rule = attention.rule
-        rules = [attention.rule, *(linear.rule for linear in self.linears().values())]
-        self.row_rule = RowRule(max(r.multiple for r in rules), attention.rule.most, all(r.exact for r in rules))
+        self.attention = choose_attention(self.config, self.dtype, self.device)
+        rules = [linear.rule for linear in self.linears().values()]
+        self.linear_multiple = max(rule.multiple for rule in rules)
+        self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         return self
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows of one sequence in a pass: longer prompts go through in pieces."""
+        return self.attention.rule.most
 
     @property
     def stack(self) -> list[Layer]:
@@ -121,19 +127,21 @@ class Decoder(nn.Module):
         Returns the logits [B, len(rows), V] of the rows asked for (all where None; there may be none): row i predicts
         the token after it.
 
-        Inside, the rows run in descending order of position: see `causal_bias`.
+        Inside, the rows run in descending order of position (see `causal_bias`), padding after them.
         """
-        R = tokens_BR.shape[1]
-        padded = -(-R // self.row_rule.multiple) * self.row_rule.multiple
+        B, R = tokens_BR.shape
+        padded = next(rows for rows in range(R, R + 16) if B * rows % self.linear_multiple == 0)
+        attended = self.attention.padded(R)
         lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + padded)
         lengths_B1 = torch.tensor(lengths, device=self.device)[:, None]
-        positions_BR = lengths_B1 + torch.arange(padded - 1, -1, -1, device=self.device)
-        bias = causal_bias(lengths, padded, span, self.norm)
-        places = self._places(positions_BR, max(lengths) + padded)
-        hidden_BRD = self._layers("ar", F.pad(tokens_BR.flip(1), (padded - R, 0)), places, cache, bias)
+        order = [*range(R - 1, -1, -1), *range(R, padded)]
+        positions_BR = lengths_B1 + torch.tensor(order, device=self.device)
+        bias = causal_bias(lengths, R, attended, span, self.norm)
+        places = self._places(positions_BR, max(lengths) + padded, attended)
+        hidden_BRD = self._layers("ar", F.pad(tokens_BR.flip(1), (0, padded - R)), places, cache, bias)
         wanted = range(R) if rows is None else rows
-        return self._logits(hidden_BRD[:, [padded - 1 - row for row in wanted]])
+        return self._logits(hidden_BRD[:, [R - 1 - row for row in wanted]])
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int], width: int, cache: CacheWindow, rows: int) -> Tensor:
@@ -153,21 +161,23 @@ class Decoder(nn.Module):
         lengths_B1 = torch.tensor(lengths, device=self.device)[:, None]
         positions_BR = lengths_B1 + torch.arange(width, device=self.device)
         bias = prefix_bias([length + width for length in lengths], width, span, self.norm)
-        places = self._places(positions_BR, max(lengths) + width)
+        places = self._places(positions_BR, max(lengths) + width, width)
         return self._logits(self._layers("diffusion", tokens_BR, places, cache, bias)[:, :rows])
 
     def _layers(
         self, view: ViewName, tokens_BR: Tensor, places: Places, cache: CacheWindow, bias_B1RS: Tensor
     ) -> Tensor:
         """All layers through one view, up to the final norm [B, R, D]; MLPs and norms do not know which view it is."""
-        kernels, eps = self.kernels, self.config.norm_eps
+        kernels, eps, R = self.kernels, self.config.norm_eps, tokens_BR.shape[1]
         hidden_ND = self.embedding[tokens_BR].flatten(0, 1)
         delta_ND = torch.zeros_like(hidden_ND)
         for layer, (keys, values) in zip(self.stack, cache.layers(bias_B1RS.shape[-1]), strict=True):
             projections = layer.view(view)
             qkv = projections.qkv(kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps))
             q_BRHE = kernels.place(qkv, projections.norms, places, keys, values)
-            attention = self.attend(q_BRHE, keys, values, bias_B1RS)
+            attention = self.attention.attend(q_BRHE, keys, values, bias_B1RS)
+            if places.attended != R:
+                attention = F.pad(attention, (0, 0, 0, R - places.attended))  # a negative pad cuts
             delta_ND = projections.o(attention.flatten(0, 1))
             gate_up = layer.gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))
             delta_ND = layer.down(kernels.gate(gate_up))
@@ -182,10 +192,11 @@ class Decoder(nn.Module):
     def _reserve(self, cache: CacheWindow, positions: int) -> int:
         """Make room, and say how many keys the pass attends to: a multiple under which the bits hold."""
         cache.reserve(positions)
-        return -(-positions // self.key_multiple) * self.key_multiple
+        multiple = self.attention.key_multiple
+        return -(-positions // multiple) * multiple
 
-    def _places(self, positions_BR: Tensor, last: int) -> Places:
-        return Places(positions_BR, *self.rope.rows(positions_BR, last), self.config.norm_eps)
+    def _places(self, positions_BR: Tensor, last: int, attended: int) -> Places:
+        return Places(positions_BR, *self.rope.rows(positions_BR, last), attended, self.config.norm_eps)
 
 
 def _scale(size: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

@@ -41,6 +41,9 @@ class Linear(nn.Module):
     """y = x W^T + b in plain torch: the slow twin, and the form in which weights are trained and saved."""
 
     name = "torch linear"
+    least_multiple = 2
+    """A single row takes a matrix-vector path in most libraries, which rounds differently, though on some values only,
+    so that a probe may miss it: never trusted, unless a form says that it sums every row alone."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -88,11 +91,16 @@ class PackedLinear(Linear):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a pass stand: positions [B, R] and the cosine and signed sine of each, [B, R, 1, E] fp32."""
+    """Where the rows of a pass stand: positions [B, R] and the cosine and signed sine of each, [B, R, 1, E] fp32.
+
+    `attended` is the number of rows A that attention is given: fewer than R where the last are padding of the matrix
+    products, more where attention itself needs padding, by zeros.
+    """
 
     positions_BR: Tensor
     cos: Tensor
     sin: Tensor
+    attended: int
     norm_eps: float
 
 
@@ -122,7 +130,7 @@ class Kernels:
         keys_BGTE: Tensor,
         values_BGTE: Tensor,
     ) -> Tensor:
-        """Split qkv [B*R, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, R, H, E]."""
+        """Split qkv [B*R, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, A, H, E]."""
         _, G, _, E = keys_BGTE.shape
         qkv = qkv_NF.view(*places.positions_BR.shape, -1, E)
         q, k, v = qkv.split((qkv.shape[2] - 2 * G, G, G), dim=2)
@@ -131,7 +139,7 @@ class Kernels:
         sequences = torch.arange(len(keys_BGTE), device=keys_BGTE.device)[:, None]
         keys_BGTE.transpose(1, 2)[sequences, places.positions_BR] = rotate(k, places.cos, places.sin)
         values_BGTE.transpose(1, 2)[sequences, places.positions_BR] = v
-        return rotate(q, places.cos, places.sin)
+        return F.pad(rotate(q, places.cos, places.sin), (0, 0, 0, 0, 0, places.attended - q.shape[1]))
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """silu(first half) * second half of the last dimension."""
@@ -148,11 +156,23 @@ class Attend(Protocol):
 
 
 def attend_flash(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
-    """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place."""
+    """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place.
+
+    A single row goes with the query heads of a group as its rows: a product of one row would take another path.
+    """
+    B, R, H, E = q_BRHE.shape
+    if R == 1:
+        q_BGNE = q_BRHE.view(B, k_BGSE.shape[1], -1, E)
+        bias_B1NS = bias_B1RS.expand(-1, -1, q_BGNE.shape[2], -1)
+        return _flash(q_BGNE, k_BGSE, v_BGSE, bias_B1NS).reshape(B, 1, H * E)
+    return _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS).transpose(1, 2).reshape(B, R, H * E)
+
+
+def _flash(q_BHRE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
     out_BHRE, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-        q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, 0.0, False, attn_mask=bias_B1RS, scale=q_BRHE.shape[-1] ** -0.5
+        q_BHRE, k_BGSE, v_BGSE, 0.0, False, attn_mask=bias_B1RS, scale=q_BHRE.shape[-1] ** -0.5
     )
-    return out_BHRE.transpose(1, 2).reshape(*q_BRHE.shape[:2], -1)
+    return out_BHRE
 
 
 def attend_in_blocks(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def causal_bias(lengths: list[int], rows: int, span: int, like: Tensor) -> Tensor:
-    """Bias [B, 1, rows, span] of causal rows in *descending* order: row r stands at length + rows - 1 - r.
+def causal_bias(lengths: list[int], rows: int, padded: int, span: int, like: Tensor) -> Tensor:
+    """Bias [B, 1, padded, span] of causal rows in *descending* order: row r stands at length + rows - 1 - r.
 
     Row r sees key s where s <= length + rows - 1 - r, that is where r + s < length + rows: a function of r + s alone,
-    so a vector of rows + span values, read with stride 1 along both axes, holds it all. Dtype and device are `like`'s.
+    so a vector of padded + span values, read with stride 1 along both axes, holds it all. Rows from `rows` on are
+    padding, whose results nobody reads. Dtype and device are `like`'s.
     """
-    vectors = _first_visible([length + rows for length in lengths], span + rows, like)
-    return vectors.as_strided((len(lengths), 1, rows, span), (span + rows, 0, 1, 1))
+    vectors = _first_visible([length + rows for length in lengths], span + padded, like)
+    return vectors.as_strided((len(lengths), 1, padded, span), (span + padded, 0, 1, 1))
 
 
 def prefix_bias(visible: list[int], rows: int, span: int, like: Tensor) -> Tensor:

@@ -86,8 +86,9 @@ class NativeKernels(Kernels):
         B, R = places.positions_BR.shape
         _, G, _, E = keys_BGTE.shape
         H = qkv_NF.shape[1] // E - 2 * G
-        q = qkv_NF.new_empty(B, R, H, E)
-        sizes = (_INTEGER * 7)(B, R, H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
+        A = places.attended
+        q = qkv_NF.new_empty(B, A, H, E) if A <= R else qkv_NF.new_zeros(B, A, H, E)
+        sizes = (_INTEGER * 8)(B, R, A, H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
         self._place(
             qkv_NF.data_ptr(), q_norm, k_norm, places.cos.data_ptr(), places.sin.data_ptr(),
@@ -109,6 +110,7 @@ class TiledLinear(Linear):
     """A linear map on AMX tiles: every row is summed alone, in one order, so its bits hold for any number of rows."""
 
     name = "native C, AMX tiles"
+    least_multiple = 1
 
     def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
         nn.Module.__init__(self)

@@ -18,10 +18,9 @@ from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.kernels import MOST_ROWS, Attend, Kernels, Linear, RowRule, attend_flash, attend_in_blocks
 
 TILE = 16
-MULTIPLES = (2, 4, 8)
-"""Paddings to try, weakest first. Never 1: a single row takes a matrix-vector path that rounds differently, though
-on some values only, so that a probe may miss it."""
-PROBE_COUNTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 24, 28, 31, 32)
+MULTIPLES = (1, 2, 4, 8)
+"""Paddings to try, weakest first."""
+PROBE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 24, 28, 31, 32)
 PROBE_LARGE_COUNTS = (33, 40, 48, 64, 72, 96, 128, 192, 256, 320, 384, 512)
 PROBE_OFFSETS = (1, 3, 7, 8, 13)
 VISIBLE_KEYS = (7, 60, 130, 200, 300, 400, 500, 530, 700, 1000)
@@ -30,22 +29,33 @@ KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """An attention kernel, its row rule (rows are those of one sequence), and the multiple of keys it must be given."""
+    """An attention kernel, its row rule (rows are those of one sequence), and the multiple of keys it must be given.
+
+    `single_row` tells whether one row may go alone, whatever the rule pads to.
+    """
 
     attend: Attend
     rule: RowRule
     key_multiple: int
+    single_row: bool = False
+
+    def padded(self, rows: int) -> int:
+        """How many rows to give it for `rows` rows of a sequence."""
+        return rows if rows == 1 and self.single_row else -(-rows // self.rule.multiple) * self.rule.multiple
 
 
-def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor) -> RowRule:
-    """Probe `kernel` on slices of `rows_NI` (512 rows): the weakest rule under which every row has its bits."""
+def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, least: int = 2) -> RowRule:
+    """Probe `kernel` on slices of `rows_NI` (512 rows): the weakest rule under which every row has its bits.
+
+    No multiple below `least` is tried: see `Linear.least_multiple`.
+    """
     expected = torch.cat([kernel(tile) for tile in rows_NI.split(TILE)])
 
     def holds(count: int, offset: int = 0) -> bool:
         part = slice(offset, offset + count)
         return torch.equal(kernel(rows_NI[part]), expected[part])
 
-    for multiple in MULTIPLES:
+    for multiple in (m for m in MULTIPLES if m >= least):
         if all(holds(n) for n in PROBE_COUNTS if n % multiple == 0) and all(holds(TILE, at) for at in PROBE_OFFSETS):
             large = [n for n in PROBE_LARGE_COUNTS if n % multiple == 0]
             return RowRule(multiple, MOST_ROWS if all(holds(n) for n in large) else max(PROBE_COUNTS))
@@ -73,7 +83,8 @@ def _choose(plain: Linear, kernels: Kernels) -> tuple[type[Linear], RowRule]:
     rows_NI = torch.randn(MOST_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
     for form in kernels.packed(plain):
         try:
-            rule = find_row_rule(form, rows_NI)
+            form.rule = RowRule(1, MOST_ROWS, exact=False)
+            rule = find_row_rule(form, rows_NI, form.least_multiple)
         except RuntimeError:  # this build of torch has no such kernel
             continue
         if rule.exact:
@@ -86,7 +97,12 @@ def choose_attention(config: DecoderConfig, dtype: torch.dtype, device: torch.de
     probe = _AttentionProbe(config, dtype, device)
     if device.type == "cpu":
         try:
-            choice = AttentionChoice(attend_flash, probe.row_rule(attend_flash), probe.key_multiple(attend_flash))
+            choice = AttentionChoice(
+                attend_flash,
+                probe.row_rule(attend_flash),
+                probe.key_multiple(attend_flash),
+                probe.single_row(attend_flash),
+            )
         except (AttributeError, RuntimeError):  # this torch has no such kernel, or not for these heads
             return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
         if choice.rule.exact:
@@ -116,6 +132,17 @@ class _AttentionProbe:
         others = [self._call(attend, part, 300, span=3 * KEY_BLOCK), self._call(attend, part, 300, sequences=2)]
         exact = all(rule.exact for rule in found) and all(torch.equal(alone, other) for other in others)
         return RowRule(max(rule.multiple for rule in found), min(rule.most for rule in found), exact)
+
+    def single_row(self, attend: Attend) -> bool:
+        """Whether one row alone has the bits it has among others: tried on many rows, as few values may differ."""
+        if self._shape[0] == self._keys.shape[1]:  # no group of heads, so a true product of one row
+            return False
+        return all(
+            torch.equal(self._call(attend, self._queries[row : row + 1], n), self._call(attend, tile, n)[row : row + 1])
+            for n in VISIBLE_KEYS
+            for tile in [self._queries[:TILE]]
+            for row in range(TILE)
+        )
 
     def key_multiple(self, attend: Attend) -> int:
         """The smallest multiple to which the number of keys can be rounded instead of 512 with the same bits."""
