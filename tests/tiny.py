@@ -15,7 +15,7 @@ from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding.autoregressive import OracleResult, autoregress
-from orthrus.decoding.sequence import Limits, Request
+from orthrus.decoding.sequence import Draft, Limits, Request
 from orthrus.model import families, native
 from orthrus.model.decoder import Decoder
 
@@ -97,14 +97,15 @@ def scripted(quality, continuations, seed=0):
     """A stand-in for `propose`: each draft is right with probability `quality`, by the known continuation."""
     rng = random.Random(seed)
 
-    def propose(decoder, window, batch, width):
+    def propose(decoder, window, batch, width, rule):
+        del window, rule
         drafts = []
         for sequence in batch:
             sequence.count_pass(width)
             truth = continuations[sequence.index][len(sequence.tokens) :]
             rows = min(width, decoder.diffusion.trained_rows)
             padded = (truth + [1] * rows)[:rows]
-            drafts.append([t if rng.random() < quality else (t + 1) % VOCAB for t in padded])
+            drafts.append(Draft([t if rng.random() < quality else (t + 1) % VOCAB for t in padded]))
         return drafts
 
     return propose

@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
     seed: int | None
     sample_index: int
     cycle: str
+    rule: str
     width: int | None
     batch_size: int
     raw: bool
@@ -177,7 +178,7 @@ class Model:
     def decoding_config(self, options: Options) -> DecodingConfig:
         """Which cycle runs: the one asked for, else two-pass, or plain decoding where there is no diffusion view."""
         default = DecodingConfig() if self.decoder.diffusion else DecodingConfig(cycle="ar")
-        chosen: dict[str, Any] = {n: options[n] for n in ("cycle", "width", "batch_size") if n in options}
+        chosen: dict[str, Any] = {n: options[n] for n in ("cycle", "rule", "width", "batch_size") if n in options}
         return replace(default, **chosen)
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
 
-Rule = Literal["exact"]
 MAX_SEED = 2**64
 KEY_BLOCK = 512
 """Keys are allocated and attended in multiples of this; a block that is masked whole changes no bit of the result."""
@@ -145,10 +143,10 @@ class StopConditions:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """Which cycle runs and how wide: `width` rows per diffusion block, the checkpoint's block size where None."""
+    """Which cycle runs, under which rule, and how wide: `width` rows per diffusion block, the block size where None."""
 
     cycle: str = "two-pass"
-    rule: Rule = "exact"
+    rule: str = "exact"
     width: int | None = None
     batch_size: int = 1
 

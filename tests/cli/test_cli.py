@@ -91,6 +91,15 @@ def test_cycles_and_their_alias_write_the_same_tokens(run, model):
     assert found[1]["statistics"]["acceptance_length"] == 0
 
 
+def test_rejection_is_repeatable_and_greedy_is_the_same_under_both_rules(run, model):
+    options = ["generate", "hi", "--model", model, "--json", "--max-new-tokens", 30]
+    sampled = [*options, "--temperature", 0.9, "--seed", 5, "--rule", "rejection"]
+    first, again = (json_lines(run(*sampled)[1])[0] for _ in range(2))
+    assert first["tokens"] == again["tokens"]
+    assert first["statistics"]["acceptance_length"] > 0
+    assert json_lines(run(*options, "--rule", "rejection")[1])[0]["tokens"] == json_lines(run(*options)[1])[0]["tokens"]
+
+
 def test_a_seed_is_drawn_and_can_be_used_again(run, model):
     options = ["generate", "hi", "--model", model, "--json", "--temperature", 1.0, "--max-new-tokens", 20]
     first = json_lines(run(*options)[1])[0]
@@ -140,6 +149,7 @@ LONG = "x" * 3000
         (["generate", "hi", "--width", "99"], "beyond the block size 8"),
         (["generate", "hi", "--width", "1"], "width must be at least 2"),
         (["generate", "hi", "--cycle", "three-pass"], "cycles: ar, two-pass"),
+        (["generate", "hi", "--rule", "majority"], "rules: exact, rejection"),
         (["generate", "hi", "--stop-token", "<|nope|>"], "'<|nope|>' is not in the vocabulary"),
         (["generate", "hi", "--stop-token", "4000"], "stop token 4000 is outside the vocabulary"),
         (["generate", "hi", "--stop", ""], "stop string must not be empty"),
@@ -209,9 +219,11 @@ def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
 
     honest = exact.verify
 
-    def generous(sampler, logits, drafts, position):
-        verdict = honest(sampler, logits, drafts, position)
-        return exact.Verdict(drafts[:1] + verdict.tokens[1:], max(1, verdict.accepted)) if drafts else verdict
+    def generous(sampler, logits, draft, position):
+        verdict = honest(sampler, logits, draft, position)
+        if not draft.tokens:
+            return verdict
+        return exact.Verdict(draft.tokens[:1] + verdict.tokens[1:], max(1, verdict.accepted))
 
     monkeypatch.setattr(exact, "verify", generous)
     code, out, _ = run(*options)

@@ -16,6 +16,7 @@ from orthrus.decoding import cycles
 from orthrus.decoding.generate import generate, prefill
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.verify import exact
 from orthrus.model import families
 
 pytestmark = pytest.mark.parametrize("family", families.names())
@@ -52,10 +53,10 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
     decoder, request = tiny.decoder(family, dtype), tiny.request(530, new=40)
     sequence = Sequence(0, request, tiny.LIMITS)
     cache = decoder.new_cache(1)
-    prefill(decoder, cache, sequence, slot=0)
+    prefill(decoder, cache, sequence, 0, exact)
     run = cycles.load("two-pass")
     while sequence.finish_reason is None:
-        run(decoder, cache, [sequence], 8)
+        run(decoder, cache, [sequence], 8, exact)
     tokens = (*request.prompt, *sequence.tokens[:-1])
     assert cache.lengths[0] == len(tokens)
     for pieces in ((), (1, 2, 3, 500), (512,), (37,) * 10):
@@ -132,9 +133,9 @@ def test_extra_memory_of_drafting_does_not_grow_with_context(family):
         for name in ("ar", "two-pass"):
             sequence = Sequence(0, tiny.request(context, new=50), tiny.LIMITS)
             cache = decoder.new_cache(1)
-            prefill(decoder, cache, sequence, slot=0)
+            prefill(decoder, cache, sequence, 0, exact)
             with PeakBytes() as counted:
-                cycles.load(name)(decoder, cache, [sequence], 8)
+                cycles.load(name)(decoder, cache, [sequence], 8, exact)
             peaks[name] = counted.peak + cache.bytes
         extra[context] = peaks["two-pass"] - peaks["ar"]
     assert extra[612] == extra[1636] > 0

@@ -52,6 +52,9 @@ def command(
         bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
     ] = False,
     cycle: Annotated[str | None, typer.Option(help="two-pass (default) or ar, which is plain decoding.")] = None,
+    rule: Annotated[
+        str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
+    ] = "exact",
     no_diffusion: Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")] = False,
     width: Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side.")] = 1,
@@ -76,7 +79,8 @@ def command(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, raw=raw, system=system,
         stop_token_ids=[_token_id(loaded, text) for text in stop_token or ()],
-        cycle="ar" if no_diffusion else cycle, width=width, batch_size=batch_size, chat_template_kwargs=template,
+        cycle="ar" if no_diffusion else cycle, rule=rule, width=width, batch_size=batch_size,
+        chat_template_kwargs=template,
     )  # fmt: skip
     if as_json:
         _print_json(loaded, prompts, options)

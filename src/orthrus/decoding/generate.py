@@ -10,9 +10,10 @@ import torch
 
 from orthrus.cache import KVCache
 from orthrus.config import DecodingConfig
-from orthrus.decoding import cycles
-from orthrus.decoding.sequence import Limits, Request, Sequence, Verdict
+from orthrus.decoding import cycles, verify
+from orthrus.decoding.sequence import Draft, Limits, Request, Sequence, Verdict
 from orthrus.decoding.text import Decode
+from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 
@@ -32,7 +33,7 @@ def generate(
     A sequence's tokens do not depend on its neighbours. Close the iterator, or set `finish("cancelled")` on a sequence,
     to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
     """
-    run = cycles.load(config.cycle)
+    run, rule = cycles.load(config.cycle), verify.load(config.rule)
     width = _width(decoder, config)
     waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
     cache = decoder.new_cache(min(config.batch_size, len(waiting)))
@@ -40,15 +41,15 @@ def generate(
     while waiting or active:
         while waiting and len(active) < config.batch_size:
             active.append(waiting.popleft())
-            yield prefill(decoder, cache, active[-1], slot=len(active) - 1)
+            yield prefill(decoder, cache, active[-1], len(active) - 1, rule)
             _retire(cache, active)
         if active:
-            kept = run(decoder, cache, active, width)
+            kept = run(decoder, cache, active, width, rule)
             yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
             _retire(cache, active)
 
 
-def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int) -> Step:
+def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rule: Rule) -> Step:
     """Put the prompt into the cache, in as large pieces as the row rule allows, and commit the first token."""
     sequence.begin()
     cache.commit(slot, 0)
@@ -59,9 +60,9 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int) -> 
             piece, cache.window(slot, slot + 1), [piece.shape[1] - 1] if end == prompt.shape[1] else []
         )
         cache.commit(slot, end)
-    token = next(sequence.sampler.targets(logits_BRV[0], sequence.length))
-    sequence.start(token)
-    return Step(sequence, Verdict([token], accepted=0))
+    verdict = rule.verify(sequence.sampler, logits_BRV[0], Draft(), sequence.length)
+    sequence.start(verdict.tokens[0])
+    return Step(sequence, verdict)
 
 
 def _retire(cache: KVCache, active: list[Sequence]) -> None:

@@ -21,6 +21,9 @@ class Purpose(IntEnum):
     """What a random value is for; part of its address."""
 
     TOKEN = 0
+    DRAFT = 1
+    ACCEPT = 2
+    RESIDUAL = 3
 
 
 class Noise(Protocol):
@@ -30,9 +33,13 @@ class Noise(Protocol):
         """Standard Gumbel noise [V], fp32, for choosing the token at `position`."""
         ...
 
+    def uniform(self, position: int, purpose: Purpose, root: int = 0) -> float:
+        """A uniform value in [0, 1) for one decision at `position`; drafts add the root of their block."""
+        ...
+
 
 class AddressedNoise:
-    """Philox counter noise: key = (seed, sample index), counter = (block, -, position, purpose)."""
+    """Philox counter noise: key = (seed, sample index), counter = (block, root, position, purpose)."""
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
@@ -47,10 +54,17 @@ class AddressedNoise:
             self._recent[address] = self._draw(position, vocab_size)
         return self._recent[address]
 
-    def _draw(self, position: int, vocab_size: int) -> Tensor:
-        counter = np.array([0, 0, position, Purpose.TOKEN], dtype=np.uint64)
+    def uniform(self, position: int, purpose: Purpose, root: int = 0) -> float:
+        """See `Noise`."""
+        return float(self._generator(position, purpose, root).random())
+
+    def _generator(self, position: int, purpose: Purpose, root: int = 0) -> np.random.Generator:
+        counter = np.array([0, root, position, purpose], dtype=np.uint64)
         key = np.array([self.seed, self.sample_index], dtype=np.uint64)
-        uniform = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(vocab_size)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+    def _draw(self, position: int, vocab_size: int) -> Tensor:
+        uniform = self._generator(position, Purpose.TOKEN).random(vocab_size)
         return torch.from_numpy((-np.log(-np.log(np.maximum(uniform, 2.0**-54)))).astype(np.float32))
 
 

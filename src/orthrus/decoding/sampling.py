@@ -30,7 +30,7 @@ class Sampler:
         vocab_size: int,
     ) -> None:
         _check_vocabulary(params, vocab_size)
-        self.params, self._noise, self._vocab_size = params, noise, vocab_size
+        self.params, self.noise, self._vocab_size = params, noise, vocab_size
         self._generated = 0
         self._ends = torch.tensor(sorted(end_token_ids), dtype=torch.long)
         self._bias_ids = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.long)
@@ -50,7 +50,7 @@ class Sampler:
             return
         for row, logits_V in enumerate(logits_RV):
             token = self._choose(self._adjusted(logits_V), position + row)
-            self._commit(token)
+            self.commit(token)
             yield token
 
     def propose(self, logits_RV: Tensor, position: int) -> list[int]:
@@ -59,7 +59,12 @@ class Sampler:
             return torch.argmax(logits_RV, dim=-1).tolist()
         return [self._choose(self._adjusted(logits_V), position + row) for row, logits_V in enumerate(logits_RV)]
 
-    def _commit(self, token: int) -> None:
+    def probabilities(self, logits_V: Tensor) -> Tensor:
+        """The distribution [V], fp32, that the next token is drawn from, given the tokens committed so far."""
+        return filter_scores(self._adjusted(logits_V) / self.params.temperature, self.params).softmax(dim=-1)
+
+    def commit(self, token: int) -> None:
+        """Tell the sampler of a token that was chosen from `probabilities`."""
         self._generated += 1
         if self.params.penalised:
             self._seen[token] = True
@@ -83,7 +88,7 @@ class Sampler:
         if self.params.greedy:
             return int(scores_V.argmax())
         filtered_V = filter_scores(scores_V / self.params.temperature, self.params)
-        return int((filtered_V + self._noise.gumbel(position, self._vocab_size)).argmax())
+        return int((filtered_V + self.noise.gumbel(position, self._vocab_size)).argmax())
 
 
 def filter_scores(scores_V: Tensor, params: SamplingParams) -> Tensor:

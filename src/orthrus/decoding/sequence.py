@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from torch import Tensor
+
 from orthrus.config import SamplingParams, StopConditions
 from orthrus.decoding.noise import AddressedNoise, draw_seed
 from orthrus.decoding.sampling import Sampler
@@ -30,6 +32,14 @@ class Limits:
     vocab_size: int
     max_positions: int
     end_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Proposed tokens, and the distributions [m, V] they were drawn from where they were drawn."""
+
+    tokens: list[int] = field(default_factory=list)
+    q_RV: Tensor | None = None
 
 
 @dataclass(frozen=True)

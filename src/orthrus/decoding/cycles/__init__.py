@@ -12,15 +12,17 @@ from typing import Protocol
 import torch
 
 from orthrus.cache import KVCache
-from orthrus.decoding.sequence import Sequence, Verdict
-from orthrus.decoding.verify import exact
+from orthrus.decoding.sequence import Draft, Sequence, Verdict
+from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 
 class Cycle(Protocol):
     """One propose - verify - commit over a batch. Returns, per sequence, what was kept."""
 
-    def __call__(self, decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int) -> list[Verdict]:
+    def __call__(
+        self, decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule
+    ) -> list[Verdict]:
         """Run it."""
         ...
 
@@ -39,15 +41,16 @@ def load(name: str) -> Cycle:
 
 
 def verify_and_commit(
-    decoder: Decoder, cache: KVCache, batch: list[Sequence], drafts: list[list[int]], kind: str
+    decoder: Decoder, cache: KVCache, batch: list[Sequence], drafts: list[Draft], how: tuple[Rule, str]
 ) -> list[Verdict]:
     """One AR pass over every anchor and its drafts (equally many per sequence); judge them; set the cache lengths."""
-    rows = torch.tensor([[s.anchor, *d] for s, d in zip(batch, drafts, strict=True)], device=decoder.device)
+    rule, kind = how
+    rows = torch.tensor([[s.anchor, *d.tokens] for s, d in zip(batch, drafts, strict=True)], device=decoder.device)
     logits_BRV = decoder.ar(rows, cache.window(0, len(batch)))
     kept: list[Verdict] = []
     for slot, sequence in enumerate(batch):
         sequence.count_pass(rows.shape[1])
-        verdict = exact.verify(sequence.sampler, logits_BRV[slot], drafts[slot], sequence.length)
-        kept.append(sequence.commit(verdict, kind, len(drafts[slot])))
+        verdict = rule.verify(sequence.sampler, logits_BRV[slot], drafts[slot], sequence.length)
+        kept.append(sequence.commit(verdict, kind, len(drafts[slot].tokens)))
         cache.commit(slot, sequence.length - 1)
     return kept

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from orthrus.cache import KVCache
 from orthrus.decoding.cycles import verify_and_commit
-from orthrus.decoding.sequence import Sequence, Verdict
+from orthrus.decoding.sequence import Draft, Sequence, Verdict
+from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 NAME = "ar"
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int) -> list[Verdict]:
+def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
     """Verify nothing, commit the bonus."""
     del width
-    return verify_and_commit(decoder, cache, batch, [[] for _ in batch], NAME)
+    return verify_and_commit(decoder, cache, batch, [Draft() for _ in batch], (rule, NAME))

@@ -6,12 +6,13 @@ from orthrus.cache import KVCache
 from orthrus.decoding.cycles import verify_and_commit
 from orthrus.decoding.propose import propose
 from orthrus.decoding.sequence import Sequence, Verdict
+from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 NAME = "two-pass"
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int) -> list[Verdict]:
+def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
     """Propose, verify, commit: up to min(width, trained rows) drafts and a bonus for two passes."""
-    drafts = propose(decoder, cache.window(0, len(batch)), batch, width)
-    return verify_and_commit(decoder, cache, batch, drafts, NAME)
+    drafts = propose(decoder, cache.window(0, len(batch)), batch, width, rule)
+    return verify_and_commit(decoder, cache, batch, drafts, (rule, NAME))

@@ -1,0 +1,118 @@
+"""Law 2: `rejection` equals the target distribution.
+
+Not by statistics: whole runs of a two-pass decode (prefill, drafts, verdicts, bonus, next cycle) are enumerated over a
+finite grid of uniforms. The distributions are rational with denominators that divide the grid, so the probabilities of
+all outcomes are exact fractions, and must equal those of the target.
+"""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+
+from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
+from orthrus.decoding.generate import generate
+from orthrus.decoding.noise import Purpose
+from orthrus.decoding.sequence import Limits, Request, Sequence
+
+GRID = 4
+P = {0: (2, 1, 1), 1: (1, 1, 2), 2: (0, 2, 2)}
+"""The next token given the last one, in quarters: all ratios p / q and residuals below are quarters too."""
+DRAFTERS = {
+    "good": lambda root, offset: P[root] if offset == 0 else (2, 1, 1),
+    "bad": lambda root, offset: ((0, 2, 2), (2, 2, 0))[(root + offset) % 2],
+    "mixed": lambda root, offset: ((1, 1, 2), (2, 2, 0), (2, 1, 1))[(root + offset) % 3],
+}
+
+
+class Cache:
+    """Only what the loop asks of a cache: lengths."""
+
+    def __init__(self, slots):
+        self.lengths = [0] * slots
+
+    def window(self, start, stop):
+        del start, stop
+        return self
+
+    def commit(self, slot, length):
+        self.lengths[slot] = length
+
+
+class MarkovDecoder:
+    """A decoder whose AR view follows P and whose diffusion view follows one of DRAFTERS."""
+
+    device, most_rows = torch.device("cpu"), 512
+
+    def __init__(self, drafter, trained_rows):
+        self._drafter = drafter
+        self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
+
+    def new_cache(self, slots):
+        return Cache(slots)
+
+    def ar(self, tokens, cache, rows=None):
+        del cache
+        wanted = range(tokens.shape[1]) if rows is None else rows
+        return torch.stack([torch.stack([_logits(P[int(t[row])]) for row in wanted]) for t in tokens])
+
+    def diffuse(self, roots, width, cache, rows):
+        del width, cache
+        return torch.stack([torch.stack([_logits(self._drafter(root, j)) for j in range(rows)]) for root in roots])
+
+
+def _logits(quarters):
+    return torch.tensor(quarters).float().log()
+
+
+class Enumerator:
+    """Noise whose values are the next choice of an enumeration; addresses must never be asked for twice."""
+
+    def __init__(self, choices):
+        self.choices, self.made, self.addresses = choices, [], set()
+
+    def uniform(self, position, purpose, root=0):
+        address = (position, purpose, root if purpose is Purpose.DRAFT else None)
+        assert address not in self.addresses, f"{address} was used twice"
+        self.addresses.add(address)
+        index = len(self.made)
+        self.made.append(self.choices[index] if index < len(self.choices) else 0)
+        return (self.made[-1] + 0.5) / GRID
+
+
+def outcomes(monkeypatch, decoder, tokens):
+    """All outcomes of decoding `tokens` tokens with their exact probabilities."""
+    found, choices = {}, []
+    limits, request = Limits(3, 64, frozenset()), Request((1,), SamplingParams(temperature=1.0), StopConditions(tokens))
+    original = Sequence.__init__
+    while choices is not None:
+        noise = Enumerator(choices)
+
+        def enumerated(self, *arguments, noise=noise, **more):
+            original(self, *arguments, **more)
+            self.sampler.noise = noise
+
+        monkeypatch.setattr(Sequence, "__init__", enumerated)
+        steps = list(generate(decoder, [request], DecodingConfig(rule="rejection"), limits))
+        key = tuple(steps[-1].sequence.tokens)
+        found[key] = found.get(key, 0) + Fraction(1, GRID ** len(noise.made))
+        made = noise.made
+        while made and made[-1] == GRID - 1:
+            made.pop()
+        choices = [*made[:-1], made[-1] + 1] if made else None
+    return found
+
+
+@pytest.mark.parametrize("drafter", list(DRAFTERS))
+@pytest.mark.parametrize(("trained_rows", "tokens"), [(1, 3), (2, 2)])
+def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, trained_rows, tokens):
+    found = outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows), tokens)
+    assert sum(found.values()) == 1
+    for text in itertools.product(range(3), repeat=tokens):
+        expected = Fraction(1)
+        for last, following in itertools.pairwise((1, *text)):
+            expected *= Fraction(P[last][following], GRID)
+        assert found.get(text, Fraction(0)) == expected, text
