@@ -10,8 +10,9 @@ import tiny
 import torch
 
 from orthrus.config import SamplingParams
-from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.noise import AddressedNoise, Purpose
 from orthrus.decoding.sampling import Sampler, filter_scores
+from orthrus.decoding.verify import rejection
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
 
@@ -130,3 +131,21 @@ def test_drafts_meet_the_noise_of_their_targets():
 def test_absurd_values_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+def test_rejection_gives_every_decision_an_address_of_its_own():
+    asked = []
+
+    class Spy(Silent):
+        def uniform(self, position, purpose, root=0):
+            asked.append((position, purpose, root))
+            return 0.5
+
+    made = Sampler(SamplingParams(temperature=1.0), Spy(), (), frozenset(), 6)
+    rows = torch.stack([LOGITS] * 3)
+    rejection.propose(made, rows[:2], 7)
+    draft = rejection.propose(made, rows[:2], 8)
+    rejection.verify(made, rows, draft, 8)
+    assert asked[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
+    assert asked[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]
+    assert len({AddressedNoise(1).uniform(*address) for address in asked}) == len(asked)
