@@ -9,7 +9,7 @@ import torch
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import KEY_BLOCK
 from orthrus.model import native
-from orthrus.model.kernels import Kernels, Linear, PackedLinear, Places, attend_flash, attend_in_blocks
+from orthrus.model.kernels import Kernels, Linear, Places, attend_flash, attend_in_blocks
 from orthrus.model.masks import causal_bias
 from orthrus.model.probes import find_row_rule
 from orthrus.model.rope import RopeTable
@@ -118,4 +118,3 @@ def test_the_probe_finds_a_kernel_that_breaks_the_promise():
     assert find_row_rule(tail_differs, rows).multiple == 4
     assert not find_row_rule(offset_differs, rows).exact
     assert find_row_rule(lambda x: x * (2 if len(x) <= 32 else 3), rows).most == 32
-    assert isinstance(PackedLinear, type)

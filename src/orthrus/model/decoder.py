@@ -80,9 +80,7 @@ class Decoder(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
         if config.tied_head:
             self.head.weight = self.embedding
-        sizes = {name: parameter.nbytes for name, parameter in self.named_parameters()}
-        self.diffusion_bytes = sum(size for name, size in sizes.items() if ".diffusion." in name)
-        self.backbone_bytes = sum(sizes.values()) - self.diffusion_bytes
+        self.diffusion_bytes = sum(p.nbytes for name, p in self.named_parameters() if ".diffusion." in name)
         self.rope = RopeTable(config.rope, device)
         self.kernels = Kernels()
         self.attention = AttentionChoice(attend_in_blocks, RowRule(2, MOST_ROWS, exact=False), KEY_BLOCK)

@@ -190,15 +190,11 @@ def attend_in_blocks(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: 
         bias = bias_B1RS[..., keys].float().expand(B, H // G, R, KEY_BLOCK).reshape(B, 1, -1, KEY_BLOCK)
         scores = torch.matmul(q_BGNE, k_BGSE[:, :, keys].transpose(-1, -2)).float() * E**-0.5 + bias
         new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
-        weights = _exp(scores - new_top)
-        keep = _exp((top - new_top).repeat(1, 1, 1, LANES))[..., :1]
+        weights = torch.exp(scores - new_top)
+        # as many copies as a vector has lanes: the scalar tail of a vector loop may round an exponential differently
+        keep = torch.exp((top - new_top).repeat(1, 1, 1, LANES))[..., :1]
         total = total * keep + weights.sum(-1, keepdim=True)
         out = out * keep + torch.matmul(weights.to(v_BGSE.dtype), v_BGSE[:, :, keys]).float()
         top = new_top
     out_BGNE = (out / total).to(q_BRHE.dtype)
     return out_BGNE.view(B, H, R, E).transpose(1, 2).reshape(B, R, H * E)
-
-
-def _exp(x: Tensor) -> Tensor:
-    """exp over a last dimension that is a multiple of the vector length, so that no element meets the scalar tail."""
-    return torch.exp(x)
