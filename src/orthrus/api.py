@@ -18,7 +18,7 @@ from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
 
 Message = Mapping[str, str]
 Prompt = str | Seq[Message] | Seq[int]
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Options(TypedDict, total=False):
