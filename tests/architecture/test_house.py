@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "model": {"config", "cache"},
     "checkpoint": {"config", "cache", "model"},
     "decoding": {"config", "cache", "model"},
+    "training": {"config", "model", "checkpoint"},
     "api": {"config", "checkpoint", "decoding", "model"},
     "bench": {"config", "api", "checkpoint", "decoding", "model", "cache"},
     "cli": {"config", "api", "bench", "checkpoint", "decoding"},
