@@ -291,3 +291,11 @@ def test_ctrl_c_keeps_the_text_so_far(model):
     assert first + rest
     assert b"interrupted" in err
     assert b"Traceback" not in err
+
+
+def test_demo_tells_drafts_apart_and_compares(run, model):
+    code, out, _ = run("demo", "hello", "--model", model, "--max-new-tokens", 20)
+    assert code == 0
+    assert "accepted drafts, in [brackets]" in out
+    assert "identical: 20 of 20 tokens compared" in out
+    assert "key/value cache" in out

@@ -45,7 +45,7 @@ def command(
 def _introduce(console: Console, model: Model, prompt: str) -> None:
     config = model.decoder.diffusion
     assert config is not None
-    console.print(INTRODUCTION)
+    console.print(INTRODUCTION.replace("\n", " "), "\n")
     console.print(
         f"model: {model.checkpoint.backbone.id}, diffusion view: {model.checkpoint.view}, block of {config.block_size}"
     )
@@ -56,14 +56,16 @@ def _introduce(console: Console, model: Model, prompt: str) -> None:
             style="yellow",
         )
     console.print(f"\n[bold]prompt:[/bold] {prompt}\n")
-    console.rule("[bold green underline]accepted drafts[/] and [cyan]tokens the model added itself[/]")
+    drafts = r"accepted drafts, in \[brackets]" if console.color_system is None else "accepted drafts"
+    console.rule(f"[bold green underline]{drafts}[/] and [cyan]tokens the model added itself[/]")
 
 
 def _stream(console: Console, model: Model, prompt: str, cycle: str, max_new_tokens: int) -> Result:
     for chunk in model.stream(prompt, cycle=cycle, max_new_tokens=max_new_tokens):
         for piece in chunk.pieces:
             style = "bold green underline" if piece.drafted else ("cyan" if cycle != "ar" else "")
-            console.print(piece.text, style=style, end="", markup=False, soft_wrap=True)
+            text = f"[{piece.text}]" if piece.drafted and console.color_system is None else piece.text
+            console.print(text, style=style, end="", markup=False, soft_wrap=True)
     console.print("\n")
     assert chunk.result is not None
     return chunk.result
