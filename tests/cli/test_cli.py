@@ -125,7 +125,7 @@ def test_a_backbone_without_a_view_decodes_plainly_and_says_how_to_get_one(run, 
     assert code == 0
     assert json_lines(out)[0]["statistics"]["passes"] == 5
     assert "--adapter" in err
-    assert "orthrus train" in err
+    assert "published Orthrus checkpoint" in err
     code, _, err = run("generate", "hi", "--model", bare, "--cycle", "two-pass")
     assert code == 2
     assert "needs a diffusion view" in err

@@ -25,6 +25,11 @@ from orthrus.cli._shared import (
 if TYPE_CHECKING:
     from orthrus.api import Model, Options, Prompt, Result
 
+NO_VIEW = (
+    "note: this checkpoint has no diffusion view, so it decodes plainly, one token a pass."
+    " To speed it up: --adapter DIR, or a published Orthrus checkpoint"
+)
+
 
 def command(
     prompt: Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")] = None,
@@ -70,11 +75,7 @@ def command(
     template = parse_object(chat_template_kwargs, "--chat-template-kwargs") if chat_template_kwargs else None
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
     if loaded.decoder.diffusion is None:
-        stderr.print(
-            "note: this checkpoint has no diffusion view, so it decodes plainly, one token a pass. To speed it up:"
-            " --adapter DIR, a published Orthrus checkpoint, or `orthrus train`",
-            style="yellow",
-        )
+        stderr.print(NO_VIEW, style="yellow")
     options: Options = without_none(  # type: ignore[assignment]
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, raw=raw, system=system,

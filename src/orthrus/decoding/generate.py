@@ -81,7 +81,7 @@ def _width(decoder: Decoder, config: DecodingConfig) -> int:
         if config.cycle != "ar":
             raise ValueError(
                 f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
-                " give it one (--adapter, a published Orthrus checkpoint, `orthrus train`)"
+                " give it one (--adapter, or a published Orthrus checkpoint)"
             )
         return 1
     block = decoder.diffusion.block_size

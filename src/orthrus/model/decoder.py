@@ -149,9 +149,7 @@ class Decoder(nn.Module):
         rows: row j predicts the token j + 1 places after the root.
         """
         if self.diffusion is None:
-            raise ValueError(
-                "this checkpoint has no diffusion view: load an adapter, or train one with `orthrus train`"
-            )
+            raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
         B, lengths = len(roots), cache.lengths
         span = self._reserve(cache, max(lengths) + width)
         tokens_BR = torch.full((B, width), self.diffusion.mask_token_id, device=self.device)
