@@ -40,8 +40,8 @@ def test_greedy_tokens_equal_those_of_transformers(model):
     comparison, _ = peer.compare(model, PROMPTS, {"max_new_tokens": 24}, iter)
     if model.decoder.dtype.itemsize == 4:
         assert comparison.divergences == []
-    else:  # two implementations round bfloat16 differently: many answers part somewhere, where the gap is small
-        assert comparison.identical >= len(PROMPTS) // 4
+    else:  # two implementations round bfloat16 differently: most answers agree, and gaps are small where not
+        assert comparison.identical >= len(PROMPTS) // 2
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
 
 
