@@ -12,8 +12,9 @@ import sys
 import pytest
 import tiny
 
+import orthrus
 from orthrus import cli
-from orthrus.bench import tasks
+from orthrus.bench import measure, tasks
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +300,14 @@ def test_demo_tells_drafts_apart_and_compares(run, model):
     assert "accepted drafts, in [brackets]" in out
     assert "identical: 20 of 20 tokens compared" in out
     assert "key/value cache" in out
+
+
+def test_measuring_the_cost_of_exactness_leaves_the_model_exact(tmp_path):
+    model = orthrus.load(str(tiny.save_checkpoint(tmp_path / "model")), dtype="float32")
+    before = model.generate("hi", max_new_tokens=30, cycle="two-pass").tokens
+    layout = model.decoder.linear_multiple, model.decoder.attention, [m.rule for m in model.decoder.linears().values()]
+    cost = measure.exactness_cost(model, context=20, n=3)
+    assert cost["ratio"] > 0
+    assert layout[:2] == (model.decoder.linear_multiple, model.decoder.attention)
+    assert layout[2] == [m.rule for m in model.decoder.linears().values()]
+    assert model.generate("hi", max_new_tokens=30, cycle="ar").tokens == before

@@ -165,7 +165,13 @@ def attend_flash(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tens
         q_BGNE = q_BRHE.view(B, k_BGSE.shape[1], -1, E)
         bias_B1NS = bias_B1RS.expand(-1, -1, q_BGNE.shape[2], -1)
         return _flash(q_BGNE, k_BGSE, v_BGSE, bias_B1NS).reshape(B, 1, H * E)
-    return _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS).transpose(1, 2).reshape(B, R, H * E)
+    return attend_flash_ungrouped(q_BRHE, k_BGSE, v_BGSE, bias_B1RS)
+
+
+def attend_flash_ungrouped(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+    """The same for any number of rows as they are: what decoding would use that did not care about bits."""
+    out_BHRE = _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS)
+    return out_BHRE.transpose(1, 2).reshape(*q_BRHE.shape[:2], -1)
 
 
 def _flash(q_BHRE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
