@@ -106,8 +106,8 @@ void gate(const VALUE *x, VALUE *out, int64_t rows, int64_t size) {
         }
 }
 
-/* Matrix product on AMX tiles, bf16 in and out, fp32 accumulation in one fixed order over K for every row: whatever the
- * number of rows, each is summed alone, so nothing has to be padded or split. */
+/* Matrix products, accumulated in fp32 in one fixed order over the depth for every row: whatever the number of rows, each
+ * is summed alone, so nothing has to be padded or split. `has_linear` tells whether this build has one. */
 #if defined(BFLOAT16) && defined(__AMX_BF16__) && defined(__linux__)
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -115,7 +115,7 @@ void gate(const VALUE *x, VALUE *out, int64_t rows, int64_t size) {
 
 enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, ROWS = 16, DEPTH = 32 };
 
-int has_tiles(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
+int has_linear(void) { return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
 
 /* Tiles 0-3 are sums (rows 0-15 and 16-31 by two groups of outputs), 4-5 activations, 6-7 weights. */
 static void configure(int64_t first, int64_t second) {
@@ -162,8 +162,8 @@ static void block(const VALUE *x, const VALUE *w, int64_t next, int64_t rows, in
     _tile_stored(3, sums + 768, 64);
 }
 
-/* y [rows, outputs] = x [rows, depth] w^T + bias; w packed [outputs / 16][depth / 32][16 pairs][16 outputs][2]. */
-void tile_linear(const VALUE *x, const VALUE *w, const VALUE *bias, VALUE *y, int64_t rows, int64_t depth, int64_t outputs,
+/* On AMX tiles: y [rows, outputs] = x [rows, depth] w^T + bias; w packed [outputs / 16][depth / 32][16 pairs][16 outputs][2]. */
+void linear(const VALUE *x, const VALUE *w, const VALUE *bias, VALUE *y, int64_t rows, int64_t depth, int64_t outputs,
                  int64_t threads) {
     int64_t groups = outputs / ROWS, pairs = (groups + 1) / 2;
 #pragma omp parallel num_threads(threads)
@@ -189,6 +189,47 @@ void tile_linear(const VALUE *x, const VALUE *w, const VALUE *bias, VALUE *y, in
         _tile_release();
     }
 }
+#elif !defined(BFLOAT16) && defined(__AVX512F__)
+#include <immintrin.h>
+
+enum { PANEL = 2 * LANES, TALL = 8 };
+
+int has_linear(void) { return 1; }
+
+/* `rows` (a constant where this is inlined) rows by one panel of 32 outputs. */
+static inline __attribute__((always_inline)) void panel(const float *x, const float *w, const float *bias, float *y,
+                                                        const int rows, int64_t depth, int64_t outputs) {
+    __m512 low[TALL], high[TALL];
+    for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k++, w += PANEL) {
+        __m512 w_low = _mm512_loadu_ps(w), w_high = _mm512_loadu_ps(w + LANES);
+        for (int r = 0; r < rows; r++) {
+            __m512 value = _mm512_set1_ps(x[r * depth + k]);
+            low[r] = _mm512_fmadd_ps(value, w_low, low[r]);
+            high[r] = _mm512_fmadd_ps(value, w_high, high[r]);
+        }
+    }
+    __m512 b_low = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+    __m512 b_high = bias ? _mm512_loadu_ps(bias + LANES) : _mm512_setzero_ps();
+    for (int r = 0; r < rows; r++) {
+        _mm512_storeu_ps(y + r * outputs, _mm512_add_ps(low[r], b_low));
+        _mm512_storeu_ps(y + r * outputs + LANES, _mm512_add_ps(high[r], b_high));
+    }
+}
+
+/* By fused multiply-adds: y [rows, outputs] = x [rows, depth] w^T + bias; w packed [outputs / 32][depth][32 outputs]. */
+void linear(const float *x, const float *w, const float *bias, float *y, int64_t rows, int64_t depth, int64_t outputs,
+            int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t out = 0; out < outputs; out += PANEL) {
+        const float *weights = w + out * depth, *add = bias ? bias + out : 0;
+        int64_t r = 0;
+        for (; r + TALL <= rows; r += TALL) panel(x + r * depth, weights, add, y + r * outputs + out, TALL, depth, outputs);
+        for (; r + 4 <= rows; r += 4) panel(x + r * depth, weights, add, y + r * outputs + out, 4, depth, outputs);
+        for (; r + 2 <= rows; r += 2) panel(x + r * depth, weights, add, y + r * outputs + out, 2, depth, outputs);
+        for (; r < rows; r++) panel(x + r * depth, weights, add, y + r * outputs + out, 1, depth, outputs);
+    }
+}
 #else
-int has_tiles(void) { return 0; }
+int has_linear(void) { return 0; }
 #endif

@@ -1,4 +1,4 @@
-"""Kernels in C, compiled once on the user's machine: the work between matrix products, and the products on AMX tiles.
+"""Kernels in C, compiled once on the user's machine: the work between matrix products, and the products themselves.
 
 Between two products a pass runs dozens of tiny operations, each of which finds its code and data pushed out of the
 caches by the weights that streamed through. Fusing them is worth a quarter of a pass at batch 1. Where there is no C
@@ -28,6 +28,7 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-share
 THREADING = "-fopenmp"
 """The OpenMP runtime is found by name, and torch has already loaded its own: both share one pool of threads."""
 TILE_OUTPUTS, TILE_DEPTH = 16, 32
+PANEL_OUTPUTS = 32
 DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -45,17 +46,17 @@ class NativeKernels(Kernels):
         self._gate.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER)
         for function in (self._rms_norm, self._place, self._gate):
             function.restype = None
-        self._tile_linear = None
-        if library.has_tiles():
-            self._tile_linear = library.tile_linear
-            self._tile_linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
-            self._tile_linear.restype = None
+        self._linear = None
+        if library.has_linear():
+            self._linear = library.linear
+            self._linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
+            self._linear.restype = None
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
-        """AMX tiles first, where the processor has them and the shape divides, then what torch offers."""
-        outputs, inputs = plain.shape
-        if self._tile_linear and not outputs % TILE_OUTPUTS and not inputs % TILE_DEPTH:
-            yield TiledLinear(plain, self._tile_linear)
+        """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
+        form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
+        if self._linear and form.fits(*plain.shape):
+            yield form(plain, self._linear)
         yield from super().packed(plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -106,22 +107,27 @@ class NativeKernels(Kernels):
         return out
 
 
-class TiledLinear(Linear):
-    """A linear map on AMX tiles: every row is summed alone, in one order, so its bits hold for any number of rows."""
+class NativeLinear(Linear):
+    """A linear map that sums every row alone, in one order, so that its bits hold for any number of rows."""
 
-    name = "native C, AMX tiles"
     least_multiple = 1
 
     def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
         nn.Module.__init__(self)
-        outputs, inputs = self.shape = plain.shape
         self.register_parameter("weight", None)
-        self.bias, self.rule = plain.bias, plain.rule
+        self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
         self._kernel = kernel
-        tiles = plain.weight.detach().view(
-            outputs // TILE_OUTPUTS, TILE_OUTPUTS, inputs // TILE_DEPTH, TILE_DEPTH // 2, 2
-        )
-        self._packed = tiles.permute(0, 2, 3, 1, 4).contiguous()
+        self._packed = self.pack(plain.weight.detach()).contiguous()
+
+    @staticmethod
+    def fits(outputs: int, inputs: int) -> bool:
+        """Whether weights of this shape can be packed."""
+        raise NotImplementedError
+
+    @staticmethod
+    def pack(weight_OI: Tensor) -> Tensor:
+        """The weights in the order in which the kernel reads them."""
+        raise NotImplementedError
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """See `Linear`."""
@@ -136,6 +142,38 @@ class TiledLinear(Linear):
         where = (x_NI.data_ptr(), self._packed.data_ptr(), bias, y_NO.data_ptr())
         self._kernel(*where, *x_NI.shape, self.shape[0], torch.get_num_threads())
         return y_NO
+
+
+class TiledLinear(NativeLinear):
+    """In bf16, on AMX tiles."""
+
+    name = "native C, AMX tiles"
+
+    @staticmethod
+    def fits(outputs: int, inputs: int) -> bool:
+        """See `NativeLinear`."""
+        return outputs % TILE_OUTPUTS == 0 and inputs % TILE_DEPTH == 0
+
+    @staticmethod
+    def pack(weight_OI: Tensor) -> Tensor:
+        """[outputs / 16, inputs / 32, 16 pairs, 16 outputs, 2]."""
+        return weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, TILE_DEPTH // 2, 2)).permute(0, 2, 3, 1, 4)
+
+
+class PanelLinear(NativeLinear):
+    """In fp32, by fused multiply-adds."""
+
+    name = "native C, FMA panels"
+
+    @staticmethod
+    def fits(outputs: int, inputs: int) -> bool:
+        """See `NativeLinear`."""
+        return outputs % PANEL_OUTPUTS == 0
+
+    @staticmethod
+    def pack(weight_OI: Tensor) -> Tensor:
+        """[outputs / 32, inputs, 32 outputs]."""
+        return weight_OI.unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2)
 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
