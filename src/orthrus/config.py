@@ -157,6 +157,34 @@ class DecodingConfig:
             raise ValueError(f"width must be at least 2 (a root and one mask), not {self.width}")
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """How the backbone answers, and asks: temperature 0 is greedy; lengths in tokens.
+
+    `topics` are words that its own user turns begin with, taken in turn.
+    """
+
+    temperature: float = 0.0
+    prompt_temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    max_prompt_tokens: int = 512
+    seed: int = 0
+    shard_size: int = 256
+    system: str | None = None
+    topics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("prompt_temperature", self.prompt_temperature, 0.0, 100.0)
+        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        for name in ("max_new_tokens", "max_prompt_tokens", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
+
+
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     if not isfinite(value) or value > high or value < low or (open_low and value == low):
         raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low:g}, {high:g}], not {value!r}")

@@ -11,9 +11,28 @@ import torch
 
 from orthrus.model import families
 from orthrus.training import objectives
-from orthrus.training.step import Blocks, step, visible
+from orthrus.training.attention import BlockAttention
+from orthrus.training.blocks import Blocks
+from orthrus.training.step import step
 
-ROOTS = (3, 9, 10, 24)
+STARTS = (0, 17, 22)
+"""Three documents in one text; the second is too short to have a root."""
+ROOTS, ENDS = (3, 9, 10, 26), (17, 17, 12, 40)
+"""Some blocks reach past the end of their turn."""
+
+
+def packed(block_size=8, trained_rows=7):
+    tokens = torch.tensor(tiny.request(40).prompt)
+    return Blocks(tokens, STARTS, torch.tensor(ROOTS), torch.tensor(ENDS), block_size, trained_rows)
+
+
+def documents(blocks):
+    """Each document by itself: its tokens, and the roots and ends in it, counted from its start."""
+    borders = [*blocks.starts, len(blocks.tokens_T)]
+    for start, stop in itertools.pairwise(borders):
+        pairs = zip(blocks.roots_S.tolist(), blocks.ends_S.tolist(), strict=True)
+        inside = [(root - start, end - start) for root, end in pairs if start <= root < stop]
+        yield blocks.tokens_T[start:stop], inside
 
 
 def trainable(family):
@@ -25,15 +44,15 @@ def trainable(family):
 
 
 def plain_loss(decoder, blocks, objective):
-    """The objective written with autograd, block by block, over the plain reference forward."""
-    teacher = reference.forward(decoder, blocks.tokens_T).detach().log_softmax(-1)
+    """The objective written with autograd, document by document and block by block, over the plain forward."""
     losses = []
-    for root in blocks.roots_S.tolist():
-        rows = reference.forward(decoder, blocks.tokens_T, root=root, block=blocks.block_size)
-        for row, position in enumerate(range(root, root + blocks.trained_rows)):
-            log_q, log_p = rows[row].log_softmax(-1), teacher[position]
-            target = int(blocks.tokens_T[position + 1])
-            losses.append(-log_q[target] if objective == "cross-entropy" else (log_p.exp() * (log_p - log_q)).sum())
+    for tokens, roots in documents(blocks):
+        teacher = reference.forward(decoder, tokens).detach().log_softmax(-1)
+        for root, end in roots:
+            rows = reference.forward(decoder, tokens, root=root, block=blocks.block_size)
+            for row, position in enumerate(range(root, min(root + blocks.trained_rows, end - 1))):
+                log_q, log_p, target = rows[row].log_softmax(-1), teacher[position], int(tokens[position + 1])
+                losses.append(-log_q[target] if objective == "cross-entropy" else (log_p.exp() * (log_p - log_q)).sum())
     return torch.stack(losses).mean()
 
 
@@ -41,7 +60,7 @@ def plain_loss(decoder, blocks, objective):
 @pytest.mark.parametrize("objective", objectives.names())
 @pytest.mark.parametrize("family", families.names())
 def test_loss_and_every_gradient_equal_the_plain_twin(family, objective, trained_rows):
-    blocks = Blocks(torch.tensor(tiny.request(40).prompt), torch.tensor(ROOTS), 8, trained_rows)
+    blocks = packed(trained_rows=trained_rows)
     fast, slow = trainable(family), trainable(family)
     loss = step(fast, blocks, objectives.load(objective)).loss
     expected = plain_loss(slow, blocks, objective)
@@ -60,31 +79,57 @@ def test_loss_and_every_gradient_equal_the_plain_twin(family, objective, trained
 @pytest.mark.parametrize("family", families.names())
 def test_a_block_in_training_is_the_block_in_decoding(family):
     """Agreement per offset, computed from training-time logits, is that of `diffuse` at the same roots."""
-    tokens, decoder = torch.tensor(tiny.request(40).prompt), tiny.decoder(family)
-    found = step(trainable(family), Blocks(tokens, torch.tensor(ROOTS), 8, 7), objectives.load("kl")).agreement_M
-    agreed = torch.zeros(7)
-    teacher = decoder.ar(tokens[None], decoder.new_cache(1).window(0, 1))[0].argmax(-1)
-    for root in ROOTS:
-        cache = decoder.new_cache(1)
-        decoder.ar(tokens[None, :root], cache.window(0, 1), rows=[])
-        cache.commit(0, root)
-        drafts = decoder.diffuse([int(tokens[root])], 8, cache.window(0, 1), rows=7)[0].argmax(-1)
-        agreed += drafts == teacher[root : root + 7]
-    assert torch.equal(found, agreed / len(ROOTS))
+    blocks, decoder = packed(), tiny.decoder(family)
+    outcome = step(trainable(family), blocks, objectives.load("kl"))
+    agreed, rows = torch.zeros(7), torch.zeros(7)
+    for tokens, roots in documents(blocks):
+        teacher = decoder.ar(tokens[None], decoder.new_cache(1).window(0, 1))[0].argmax(-1)
+        for root, end in roots:
+            cache = decoder.new_cache(1)
+            decoder.ar(tokens[None, :root], cache.window(0, 1), rows=[])
+            cache.commit(0, root)
+            drafts = decoder.diffuse([int(tokens[root])], 8, cache.window(0, 1), rows=7)[0].argmax(-1)
+            trained = min(7, end - root - 1)
+            rows[:trained] += 1
+            agreed[:trained] += drafts[:trained] == teacher[root : root + trained]
+    assert torch.equal(outcome.agreed_M, agreed)
+    assert torch.equal(outcome.rows_M, rows)
 
 
-def test_the_mask_equals_its_brute_force_grid():
-    blocks = Blocks(torch.arange(30), torch.tensor(ROOTS[:3]), 4, 3)
-    grid = visible(blocks)
-    for row, key in itertools.product(range(12), range(30 + 12)):
-        same_block = key >= 30 and (key - 30) // 4 == row // 4
-        assert grid[row, key] == (same_block or key < min(30, ROOTS[row // 4]))
+@pytest.mark.parametrize("heads", [2, 6])
+def test_attention_of_blocks_equals_its_brute_force_grid(heads):
+    """One row at a time, over the keys that the sentence names; gradients too."""
+    blocks, generator = packed(block_size=4, trained_rows=3), torch.Generator().manual_seed(0)
+    shapes = ((16, heads, 8), (16, 2, 8), (16, 2, 8), (40, 2, 8), (40, 2, 8))
+    q, k, v, text_k, text_v = (torch.randn(shape, generator=generator) for shape in shapes)
+    inputs = [t.requires_grad_() for t in (q, k, v)]
+    out = BlockAttention.apply(*inputs, text_k, text_v, blocks)
+    expected = torch.zeros_like(out)
+    for row, head in itertools.product(range(16), range(heads)):
+        root, group = ROOTS[row // 4], head // (heads // 2)
+        seen = range(max(start for start in STARTS if start <= root), root)
+        own = range(row // 4 * 4, row // 4 * 4 + 4)
+        keys = torch.cat((text_k[list(seen), group], k[list(own), group]))
+        values = torch.cat((text_v[list(seen), group], v[list(own), group]))
+        weights = (keys @ q[row, head] * 8**-0.5).softmax(-1)
+        expected[row, head] = weights @ values
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn(out.shape, generator=generator)
+    for one, other in zip(
+        torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_impossible_blocks_are_refused():
+    tokens, one = torch.arange(30), torch.tensor([23])
     with pytest.raises(ValueError, match="without a single root"):
-        Blocks(torch.arange(30), torch.tensor([], dtype=torch.long), 8, 7)
+        Blocks(tokens, (0,), one[:0], one[:0], 8, 7)
     with pytest.raises(ValueError, match="inside the text"):
-        Blocks(torch.arange(30), torch.tensor([23]), 8, 7)
+        Blocks(tokens, (0,), one, torch.tensor([31]), 8, 7)
+    with pytest.raises(ValueError, match="needs a target"):
+        Blocks(tokens, (0,), one, torch.tensor([24]), 8, 7)
+    with pytest.raises(ValueError, match="ascend"):
+        Blocks(tokens, (0,), torch.tensor([5, 3]), torch.tensor([9, 9]), 8, 7)
     with pytest.raises(ValueError, match="cross-entropy, kl"):
         objectives.load("mse")

@@ -39,6 +39,11 @@ def save_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def save_bytes(path: Path, data: bytes) -> None:
+    """Write bytes, as `write_atomically` needs it done."""
+    path.write_bytes(data)
+
+
 def cache_directory() -> Path:
     """Where small derived files may be kept between runs: $ORTHRUS_CACHE, else $XDG_CACHE_HOME/orthrus."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

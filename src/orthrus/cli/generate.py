@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthrus.bench.tasks import decode_utf8, parse_object, prompts_in
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -21,6 +20,7 @@ from orthrus.cli._shared import (
     stderr,
     without_none,
 )
+from orthrus.records import decode_utf8, parse_object, prompts_in
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Options, Prompt, Result
@@ -36,7 +36,10 @@ def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     file: Annotated[
-        Path | None, typer.Option(help="JSONL, one object a line with `prompt` or `messages`; `-` is standard input.")
+        Path | None,
+        typer.Option(
+            help="JSONL, one object a line with `prompt`, `messages` or `conversations`; `-` is standard input."
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,

@@ -1,0 +1,147 @@
+"""`orthrus distill`: training data for a diffusion view, answered (and asked) by the backbone itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orthrus import records
+from orthrus.cli._shared import DeviceOption, Dtype, DtypeOption, ModelOption, load_model, progress, stderr
+
+if TYPE_CHECKING:
+    from orthrus.api import Model
+    from orthrus.training.distill import Question, Reply
+
+
+def command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards and their manifest.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="JSONL with `prompt`, `messages` or ShareGPT `conversations`; may be repeated. Without it the"
+            " model writes the user's turns too."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Prompts; all of the data, or 1000 self-written ones.", min=1)
+    ] = None,
+    topics: Annotated[
+        Path | None, typer.Option(help="Text file, a line each: words that self-written user turns begin with.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Benchmark task or JSONL file; prompts that share 13 words in a row with it are dropped."),
+    ] = None,
+    model: ModelOption = "smollm2-demo",
+    system: Annotated[str | None, typer.Option(help="System message for self-written prompts.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the answers; 0 is greedy.")] = 0.0,
+    prompt_temperature: Annotated[float, typer.Option(help="Of self-written user turns.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of both.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 256,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are dropped.")] = 512,
+    shard_size: Annotated[
+        int, typer.Option(help="Prompts per shard; what is lost at most when the run is killed.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the run; every record's own follows from it and its id.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side; changes no record.", min=1)] = 32,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Write conversations in which the backbone itself answers: what a diffusion view is trained on.
+
+    Run it again after an interruption: complete shards are kept, and the files come out the same.
+    """
+    from orthrus.config import DistillConfig
+    from orthrus.training.distill import Distillation
+    from orthrus.training.prompts import conversations_in
+
+    words = tuple(line for line in topics.read_text(encoding="utf-8").splitlines() if line.strip()) if topics else ()
+    if data and (words or system is not None):
+        raise ValueError("--topics and --system are for self-written prompts; leave them or --data out")
+    config = DistillConfig(
+        temperature, prompt_temperature, top_p, max_new_tokens, max_prompt_tokens, seed, shard_size, system, words
+    )
+    several = len(data or ()) > 1
+    given = [
+        replace(item, id=f"{file.stem}/{item.id}") if several else item
+        for file in data or ()
+        for item in conversations_in(file.read_bytes(), str(file))
+    ]
+    excluded = frozenset(_excluded(exclude or []))
+    loaded = load_model(model, None, dtype, device)
+    run = Distillation(
+        output, config, loaded.tokenizer, loaded.checkpoint.end_token_ids, _backbone(loaded, dtype),
+        lambda questions: _respond(loaded, questions, batch_size), excluded,
+    )  # fmt: skip
+    total = min(count or len(given), len(given)) if data else count or 1000
+    _report(run.run(given if data else None, total), -(-total // shard_size), output)
+
+
+def _report(shards: Iterator[dict[str, Any]], number: int, output: Path) -> None:
+    entries, start = [], perf_counter()
+    try:
+        for entry in progress(shards, "shards", number):
+            entries.append(entry)
+            lost = ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items())
+            stderr.print(
+                f"{entry['file']}: {entry['records']} records, {entry['answer_tokens']} answer tokens"
+                + (f"; left out: {lost}" if lost else ""),
+                markup=False,
+            )
+    except KeyboardInterrupt:
+        stderr.print(
+            f"interrupted: {len(entries)} of {number} shards are complete; the same command goes on", style="yellow"
+        )
+        raise typer.Exit(130) from None
+    kept, tokens = (sum(entry[name] for entry in entries) for name in ("records", "answer_tokens"))
+    stderr.print(
+        f"{kept} records with {tokens} answer tokens in {output} ({perf_counter() - start:.0f} s)", markup=False
+    )
+
+
+def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterator[tuple[int, Reply]]:
+    """Plain batched decoding of questions, each with its own seed."""
+    from orthrus.config import DecodingConfig, SamplingParams, StopConditions
+    from orthrus.decoding.generate import generate
+    from orthrus.decoding.sequence import Request
+    from orthrus.training.distill import Reply
+
+    requests = [
+        Request(
+            q.prompt,
+            SamplingParams(temperature=q.temperature, top_p=q.top_p, seed=q.seed),
+            StopConditions(q.max_new_tokens, frozenset(q.stop_token_ids)),
+        )
+        for q in questions
+    ]
+    config = DecodingConfig(cycle="ar", batch_size=batch_size)
+    for step in generate(model.decoder, requests, config, model.limits):
+        sequence = step.sequence
+        if sequence.finish_reason is not None:
+            tokens = list(sequence.tokens)
+            yield sequence.index, Reply(tokens, model.decode(tokens), sequence.finish_reason)
+
+
+def _backbone(model: Model, dtype: Dtype) -> dict[str, Any]:
+    identity = model.checkpoint.backbone
+    return {"id": identity.id, "revision": identity.revision, "sha256": identity.sha256, "dtype": dtype.value}
+
+
+def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
+    """The runs of words of benchmarks: of all strings of a file, or of the prompts of a task."""
+    from orthrus.bench import tasks
+    from orthrus.training.prompts import texts_of, word_runs
+
+    for name in names:
+        if Path(name).is_file():
+            values: list[Any] = [record for _, record in records.lines(Path(name).read_bytes(), name)]
+        else:
+            values = [prompt.prompt for prompt in tasks.load(name)]
+        for text in texts_of(json.loads(json.dumps(values))):
+            yield from word_runs(text)

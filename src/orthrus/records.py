@@ -1,0 +1,76 @@
+"""JSONL records as people write them: `prompt`, `messages`, or ShareGPT `conversations`. Errors name file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL text with their line numbers; empty lines are passed over. Raises ValueError."""
+    for number, line in enumerate(decode_utf8(data, where).split("\n"), 1):
+        if line.strip():
+            yield number, parse_object(line, f"{where}, line {number}")
+
+
+def decode_utf8(data: bytes, where: str) -> str:
+    """Text. Raises ValueError naming the first byte that is none."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 (byte {error.start} is {data[error.start]:#04x})") from error
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming `where` it should have been."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not a JSON object")  # noqa: TRY004
+    return value
+
+
+def prompt_of(record: dict[str, Any], where: str) -> Any:
+    """The prompt (a string) or the messages of a record. Raises ValueError naming `where` they are missing."""
+    if isinstance(record.get("prompt"), str):
+        return record["prompt"]
+    for field, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+        turns = record.get(field)
+        if isinstance(turns, list) and turns:
+            return [_message(turn, role, content, f"{where}, turn {n}") for n, turn in enumerate(turns, 1)]
+    raise ValueError(
+        f"{where}: needs `prompt` (a string), `messages` (a list of objects with role and content) or `conversations`"
+        f" (ShareGPT: from and value); found {', '.join(sorted(record)) or 'nothing'}"
+    )
+
+
+def prompts_in(data: bytes, where: str) -> list[Any]:
+    """The prompts of a JSONL text. Raises ValueError naming the line that is wrong, or that there is none."""
+    found = [prompt_of(record, f"{where}, line {number}") for number, record in lines(data, where)]
+    if not found:
+        raise ValueError(f"{where}: no prompts in it")
+    return found
+
+
+def messages_of(record: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """The messages of a record; a prompt is the turn of a user. Raises ValueError where none of them has text."""
+    found = prompt_of(record, where)
+    messages = [{"role": "user", "content": found}] if isinstance(found, str) else found
+    if not any(message["role"] == "user" and message["content"].strip() for message in messages):
+        raise ValueError(f"{where}: there is no user turn with text in it")
+    return messages
+
+
+def _message(turn: Any, role: str, content: str, where: str) -> dict[str, str]:
+    if not isinstance(turn, dict) or not isinstance(turn.get(role), str) or not isinstance(turn.get(content), str):
+        raise ValueError(f"{where}: needs `{role}` and `{content}`, both strings")  # noqa: TRY004
+    if role == "role":
+        return {"role": turn[role], "content": turn[content]}
+    if turn[role] not in SHAREGPT_ROLES:
+        raise ValueError(f"{where}: `from` is {turn[role]!r}; known are {', '.join(SHAREGPT_ROLES)}")
+    return {"role": SHAREGPT_ROLES[turn[role]], "content": turn[content]}

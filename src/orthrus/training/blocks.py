@@ -1,0 +1,62 @@
+"""What a step trains on: a packed text, and the blocks rooted in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A packed text and the blocks rooted in it, in ascending order.
+
+    tokens_T: documents one after another, which begin at `starts` (the first at 0). roots_S: positions of the roots.
+    ends_S: for each, the position that ends its assistant turn: targets lie before it. K rows a block, of which the
+    first `trained_rows` are trained where they have a target.
+    """
+
+    tokens_T: Tensor
+    starts: tuple[int, ...]
+    roots_S: Tensor
+    ends_S: Tensor
+    block_size: int
+    trained_rows: int
+
+    def __post_init__(self) -> None:
+        if len(self.roots_S) == 0:
+            raise ValueError("a text without a single root cannot be trained on")
+        if bool((self.ends_S < self.roots_S + 2).any()) or int(self.ends_S.max()) > len(self.tokens_T):
+            raise ValueError("every root needs a target inside the text")
+        if bool((self.roots_S.diff() < 0).any()):
+            raise ValueError("roots must ascend")
+
+    @property
+    def offsets_T(self) -> Tensor:
+        """The position of every token in its document."""
+        starts = torch.tensor(self.starts)
+        return torch.arange(len(self.tokens_T)) - starts.repeat_interleave(self._lengths)
+
+    @property
+    def targets_SM(self) -> Tensor:
+        """The positions of the targets: row j predicts the token j + 1 places after the root."""
+        return self.roots_S[:, None] + 1 + torch.arange(self.trained_rows)
+
+    @property
+    def trained_SM(self) -> Tensor:
+        """Which rows have a target inside the turn."""
+        return self.targets_SM < self.ends_S[:, None]
+
+    @property
+    def _lengths(self) -> Tensor:
+        return torch.tensor([*self.starts, len(self.tokens_T)]).diff()
+
+    def documents(self) -> list[tuple[slice, slice]]:
+        """For each document that has roots: its tokens, and its roots."""
+        found = []
+        for start, stop in zip(self.starts, (*self.starts[1:], len(self.tokens_T)), strict=True):
+            first, last = (int(torch.searchsorted(self.roots_S, edge)) for edge in (start, stop))
+            if last > first:
+                found.append((slice(start, stop), slice(first, last)))
+        return found

@@ -1,0 +1,45 @@
+"""Directories of distilled records: shards of JSONL under a manifest that knows their sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from orthrus import records
+
+MANIFEST = "manifest.json"
+
+
+class DamagedShardError(ValueError):
+    """A shard is missing, or its bytes are not those the manifest promises."""
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a directory of shards. Raises ValueError where there is none, or a damaged one."""
+    path = directory / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != 1 or not {"backbone", "settings", "shards"} <= content.keys():
+            raise ValueError("not of format 1")  # noqa: TRY301
+    except FileNotFoundError:
+        raise ValueError(f"{directory}: no {MANIFEST} here; `orthrus distill --output` writes one") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a manifest of distilled shards ({error})") from error
+    return content
+
+
+def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of one shard. Raises DamagedShardError."""
+    path = directory / entry["file"]
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise DamagedShardError(
+            f"{path}: missing or damaged (its sha256 is not the manifest's); run the same `orthrus distill` again: it"
+            " writes it anew"
+        )
+    return [record for _, record in records.lines(data, str(path))]
