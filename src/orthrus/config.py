@@ -185,6 +185,54 @@ class DistillConfig:
             raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
 
 
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a diffusion view is trained.
+
+    block_size is K; the last row of a block is trained too where `trained_rows` equals it. sequence_length: tokens of
+    a packed text; roots: blocks in each; sequences: packed texts per optimiser step, over all processes. The rate
+    rises over `warmup` (a share of all steps) and falls by a cosine to `final_rate` times its peak. Every
+    `validate_every` steps the view decodes the prompts of `held_out` records, which are never trained on.
+    """
+
+    block_size: int = 32
+    trained_rows: int = 32
+    mask_token_id: int = 0
+    objective: str = "kl"
+    sequence_length: int = 2048
+    roots: int = 256
+    sequences: int = 4
+    steps: int = 1000
+    learning_rate: float = 2e-4
+    warmup: float = 0.05
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    held_out: int = 32
+    validate_every: int = 500
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)
+        for name in ("sequence_length", "roots", "sequences", "steps", "held_out", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.block_size >= self.sequence_length:
+            raise ValueError(
+                f"block_size {self.block_size} does not fit a sequence of {self.sequence_length} tokens: a block needs"
+                " its root and targets inside the text"
+            )
+        _within("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
+        _within("warmup", self.warmup, 0.0, 1.0)
+        _within("final_rate", self.final_rate, 0.0, 1.0)
+        _within("weight_decay", self.weight_decay, 0.0, 1.0)
+        _within("clip", self.clip, 0.0, 1e6, open_low=True)
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
+
+
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     if not isfinite(value) or value > high or value < low or (open_low and value == low):
         raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low:g}, {high:g}], not {value!r}")

@@ -13,6 +13,8 @@ import torch
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
+from orthrus.checkpoint import hub
+from orthrus.checkpoint.hub import Checkpoint
 from orthrus.decoding.generate import generate
 from orthrus.decoding.sequence import Statistics
 from orthrus.model.kernels import attend_flash, attend_flash_ungrouped
@@ -45,6 +47,14 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
     for step in generate(model.decoder, requests, config, model.limits, model.decode):
         if step.sequence.finish_reason is not None:
             yield prompts[step.sequence.index], step.sequence.statistics
+
+
+def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_new_tokens: int = 128) -> Acceptance:
+    """Two-pass acceptance of a view in training, greedy, on prompts given as tokens."""
+    model = Model(hub.inference_copy(checkpoint))
+    asked = [TaskPrompt(str(n), "held out", prompt) for n, prompt in enumerate(prompts)]
+    options: Options = {"max_new_tokens": max_new_tokens, "cycle": "two-pass", "batch_size": 8, "seed": 0}
+    return acceptance("held out", [statistics for _, statistics in decode(model, asked, options)])
 
 
 def acceptance(part: str, runs: Iterable[Statistics]) -> Acceptance:

@@ -15,10 +15,10 @@ from orthrus.model.decoder import Decoder
 
 
 def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
-    """The weights of a view of an unprepared decoder under their Hugging Face names, unfused."""
+    """The weights of a view of an unprepared decoder under their Hugging Face names, unfused, in its dtype."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     return {
-        name: part.detach().contiguous().clone()
+        name: part.detach().to(decoder.dtype).contiguous().clone()
         for ours, theirs in families.sources(decoder.config, view).items()
         for name, part in zip(theirs, split(decoder.config, ours, parameters[ours]), strict=True)
     }

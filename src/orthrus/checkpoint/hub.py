@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,41 @@ def copy_projections(decoder: Decoder) -> None:
         for layer in decoder.stack:
             assert layer.diffusion is not None
             layer.diffusion.load_state_dict(layer.ar.state_dict())
+
+
+def give_view(
+    checkpoint: Checkpoint, block_size: int | None, mask_token: int | str | None, *, last_row: bool
+) -> Checkpoint:
+    """Make an unprepared checkpoint one whose view can be trained: the view it has, else copies of the AR projections.
+
+    What is None stays as the view has it; a new view has blocks of 32. Raises ValueError where no mask token is known.
+    """
+    decoder, tokenizer = checkpoint.decoder, checkpoint.tokenizer
+    had = decoder.diffusion
+    if isinstance(mask_token, str):
+        found = tokenizer.get_vocab().get(mask_token)
+        if found is None:
+            raise ValueError(f"mask token {mask_token!r} is not in the vocabulary; give its exact text or its id")
+        mask_token = int(found)
+    if mask_token is None and had is None:
+        special = sorted(t for t in tokenizer.get_added_vocab() if t not in (tokenizer.chat_template or ""))
+        shown = f" (special tokens that the chat template does not name: {', '.join(special[:6])})" if special else ""
+        raise ValueError(f"a new view needs --mask-token: a token that never occurs in chat{shown}")
+    rows = block_size or (had.block_size if had else 32)
+    mask = had.mask_token_id if mask_token is None and had else mask_token
+    assert mask is not None
+    decoder.set_view(DiffusionConfig(rows, mask, rows if last_row else rows - 1))
+    if had is None:
+        copy_projections(decoder)
+    return checkpoint if had else replace(checkpoint, view="untrained copies of the AR projections")
+
+
+def inference_copy(checkpoint: Checkpoint) -> Checkpoint:
+    """A prepared copy of an unprepared checkpoint, which stays as it is."""
+    source = checkpoint.decoder
+    copy = Decoder(source.config, source.diffusion, source.dtype, source.device)
+    copy.load_state_dict(source.state_dict())
+    return prepare(replace(checkpoint, decoder=copy))
 
 
 def _read_decoder(

@@ -67,11 +67,8 @@ class Decoder(nn.Module):
         self, config: DecoderConfig, diffusion: DiffusionConfig | None, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__()
-        if diffusion is not None and diffusion.mask_token_id >= config.vocab_size:
-            raise ValueError(
-                f"mask_token_id {diffusion.mask_token_id} is outside the vocabulary of {config.vocab_size}"
-            )
-        self.config, self.diffusion, self.dtype, self.device = config, diffusion, dtype, device
+        self.config, self.dtype, self.device = config, dtype, device
+        self.diffusion = None if diffusion is None else _checked(diffusion, config)
         self.embedding = nn.Parameter(
             torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device), requires_grad=False
         )
@@ -113,6 +110,14 @@ class Decoder(nn.Module):
     def linears(self) -> dict[str, Linear]:
         """All linear maps by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
+
+    def set_view(self, diffusion: DiffusionConfig) -> Decoder:
+        """Set block size, mask token and trained rows; a decoder without a diffusion view gets an empty one."""
+        self.diffusion = _checked(diffusion, self.config)
+        for layer in self.stack:
+            if layer.diffusion is None:
+                layer.diffusion = View(self.config, self.dtype, self.device)
+        return self
 
     def new_cache(self, slots: int) -> KVCache:
         """An empty cache for `slots` sequences of this decoder."""
@@ -193,6 +198,12 @@ class Decoder(nn.Module):
 
     def _places(self, positions_BR: Tensor, last: int, attended: int) -> Places:
         return Places(positions_BR, *self.rope.rows(positions_BR, last), attended, self.config.norm_eps)
+
+
+def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:
+    if diffusion.mask_token_id >= config.vocab_size:
+        raise ValueError(f"mask_token_id {diffusion.mask_token_id} is outside the vocabulary of {config.vocab_size}")
+    return diffusion
 
 
 def _scale(size: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

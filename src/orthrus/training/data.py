@@ -1,0 +1,149 @@
+"""From files to documents: token ids with the spans in which the assistant speaks, and the records held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from orthrus import records
+from orthrus.checkpoint.derived import cache_directory, write_atomically
+from orthrus.checkpoint.tensors import save_tensors
+from orthrus.config import TrainConfig
+from orthrus.training import chat
+from orthrus.training.anchors import candidates
+from orthrus.training.shards import MANIFEST, read_manifest, read_shard
+
+
+@dataclass(frozen=True)
+class Document:
+    """One conversation: its tokens, and the half-open spans that the assistant wrote."""
+
+    id: str
+    tokens: list[int]
+    spans: list[tuple[int, int]]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the assistant first speaks."""
+        return self.tokens[: self.spans[0][0]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on, prompts held out for validation, and what was left out or cut, in words."""
+
+    documents: list[Document]
+    held_out: list[Document]
+    notices: list[str] = field(default_factory=list)
+    sources: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all that training depends on."""
+        content = [(d.id, d.tokens, d.spans) for d in (*self.documents, *self.held_out)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def load(
+    paths: list[Path], tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int], config: TrainConfig
+) -> Corpus:
+    """Read directories of distilled shards and JSONL files of finished conversations.
+
+    Documents without an assistant turn to learn from are left out, those longer than a sequence are cut at its end;
+    both are counted in `notices`. Raises ValueError where nothing remains or a file is wrong.
+    """
+    found: list[Document] = []
+    sources = []
+    for path in paths:
+        documents, source = _read(path, tokenizer, end_token_ids)
+        sources.append({"path": path.name, "documents": len(documents), **source})
+        found += documents
+    notices, kept = [], []
+    long = sum(len(d.tokens) > config.sequence_length for d in found)
+    if long:
+        notices.append(f"{long} of {len(found)} records are longer than {config.sequence_length} tokens: cut there")
+    for document in found:
+        spans = [(a, min(b, config.sequence_length)) for a, b in document.spans if a < config.sequence_length - 1]
+        cut = Document(document.id, document.tokens[: config.sequence_length], spans)
+        if candidates(cut.spans):
+            kept.append(cut)
+    if len(kept) < len(found):
+        notices.append(
+            f"{len(found) - len(kept)} of {len(found)} records have no assistant turn to learn from: left out"
+        )
+    if len(kept) <= config.held_out:
+        raise ValueError(
+            f"{len(kept)} usable records are too few: {config.held_out} are held out for validation (held_out)"
+        )
+    order = sorted(range(len(kept)), key=lambda n: hashlib.sha256(f"{kept[n].id}/{n}".encode()).digest())
+    held = set(order[: config.held_out])
+    return Corpus([d for n, d in enumerate(kept) if n not in held], [kept[n] for n in sorted(held)], notices, sources)
+
+
+def _read(
+    path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]
+) -> tuple[list[Document], dict[str, object]]:
+    if path.is_dir():
+        manifest = read_manifest(path)
+        content = [record for entry in manifest["shards"] for record in read_shard(path, entry)]
+        documents = [Document(r["id"], r["tokens"], [(a, b) for a, b in r["spans"]]) for r in content]
+        return documents, {"manifest_sha256": hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()}
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or directory of shards")
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    vocabulary = json.dumps([tokenizer.chat_template, sorted(tokenizer.get_vocab().items()), sorted(end_token_ids)])
+    key = hashlib.sha256(f"{sha256}{vocabulary}".encode()).hexdigest()[:16]
+    return _cached(
+        cache_directory() / f"tokens-{key}.safetensors", lambda: _encode(data, path, tokenizer, end_token_ids)
+    ), {"sha256": sha256}
+
+
+def _encode(
+    data: bytes, path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]
+) -> list[Document]:
+    documents = []
+    for number, record in records.lines(data, str(path)):
+        where = f"{path}, line {number}"
+        messages = records.messages_of(record, where)
+        if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
+            raise ValueError(f"{where}: the assistant says nothing in it; let the model answer first: orthrus distill")
+        encoded = chat.encode(tokenizer, messages, end_token_ids, reply=False)
+        documents.append(Document(str(record.get("id", f"line-{number}")), encoded.tokens, encoded.spans))
+    if not documents:
+        raise ValueError(f"{path}: no records in it")
+    return documents
+
+
+def _cached(path: Path, compute: Callable[[], list[Document]]) -> list[Document]:
+    """Documents tokenised once and kept on disk. A cache that cannot be read or written is no reason to stop."""
+    try:
+        with safe_open(path, "pt") as stored:
+            ids = json.loads(stored.metadata()["ids"])
+            tokens, spans = stored.get_tensor("tokens").tolist(), stored.get_tensor("spans").tolist()
+            ends, span_ends = stored.get_tensor("ends").tolist(), stored.get_tensor("span_ends").tolist()
+        return [
+            Document(identity, tokens[a:b], [(s, e) for s, e in spans[c:d]])
+            for identity, a, b, c, d in zip(ids, [0, *ends], ends, [0, *span_ends], span_ends, strict=False)
+        ]
+    except (OSError, SafetensorError, KeyError, ValueError):
+        documents = compute()
+    flat = {
+        "tokens": torch.tensor([token for d in documents for token in d.tokens], dtype=torch.int32),
+        "spans": torch.tensor([span for d in documents for span in d.spans], dtype=torch.int32).view(-1, 2),
+        "ends": torch.tensor([len(d.tokens) for d in documents]).cumsum(0),
+        "span_ends": torch.tensor([len(d.spans) for d in documents]).cumsum(0),
+    }
+    ids = json.dumps([d.id for d in documents])
+    try:
+        write_atomically(path.parent, {path.name: lambda staged: save_tensors(staged, flat, {"ids": ids})})
+    except OSError:
+        return documents
+    return documents

@@ -1,0 +1,55 @@
+"""What a step will cost, before anything is loaded: parameters, memory, floating-point operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orthrus.config import TrainConfig
+from orthrus.model.decoder import Decoder
+
+MASTERS, GRADIENT, MOMENTS = 4, 4, 8
+"""Bytes per trained parameter: an fp32 master, its gradient, two moments."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Parameters; bytes; floating-point operations and supervised rows of one optimiser step (an upper bound)."""
+
+    trained: int
+    frozen: int
+    weight_bytes: int
+    optimiser_bytes: int
+    activation_bytes: int
+    flops: float
+    rows: int
+
+
+def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
+    """From a decoder on the meta device. Activations are those kept for the backward pass of one packed text."""
+    sizes = {name: p.numel() for name, p in decoder.named_parameters()}
+    trained = sum(size for name, size in sizes.items() if ".diffusion." in name)
+    frozen = sum(sizes.values()) - trained
+    shape, width = decoder.config, decoder.dtype.itemsize
+    maps = {name: linear.shape[0] * linear.shape[1] for name, linear in decoder.linears().items()}
+    head = maps.pop("head")
+    view = sum(size for name, size in maps.items() if ".diffusion." in name)
+    shared = sum(size for name, size in maps.items() if ".diffusion." not in name and ".ar." not in name)
+    own = sum(size for name, size in maps.items() if ".ar." in name)
+    text, rows = config.sequence_length, config.roots * config.block_size
+    supervised = config.roots * config.trained_rows
+    scores = 2 * shape.layers * shape.heads * shape.head_dim * rows * (text // 2 + config.block_size)
+    flops = 2.0 * text * (own + shared)  # the frozen pass
+    flops += 2.0 * rows * (2 * shared + 3 * view)  # forward, and backward towards inputs and the view's weights
+    flops += 6.0 * scores  # two products forward, four backward
+    flops += 2.0 * head * (2 * supervised + min(supervised, text))  # student twice, teacher once per target
+    per_row = 6 * shape.hidden_size + 4 * shape.intermediate_size + 4 * (shape.heads + shape.kv_heads) * shape.head_dim
+    kept = rows * (per_row + shape.heads * (text // 4 + config.block_size)) + 2 * text * shape.kv_heads * shape.head_dim
+    return Estimate(
+        trained,
+        frozen,
+        width * frozen + MASTERS * trained,
+        (GRADIENT + MOMENTS) * trained,
+        width * shape.layers * kept,
+        flops * config.sequences,
+        supervised * config.sequences,
+    )

@@ -1,0 +1,122 @@
+"""What a run leaves behind to be looked at: JSON lines, curves as a picture, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from orthrus.checkpoint.derived import save_bytes, write_atomically
+
+LINES, CURVES = "metrics.jsonl", "curves.png"
+
+
+class Metrics:
+    """One JSON object a step in `metrics.jsonl`; curves and TensorBoard where their libraries are installed."""
+
+    def __init__(self, directory: Path, *, writes: bool = True) -> None:
+        self.directory, self._writes = directory, writes
+        self._pending: list[dict[str, Any]] = []
+        self._board: Any = None
+
+    def truncate(self, step: int) -> None:
+        """Forget what came after the step a run is resumed at."""
+        if not self._writes:
+            return
+        kept = [record for record in read(self.directory) if record["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.directory, {LINES: lambda path: save_bytes(path, lines.encode())})
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(self.directory / "tensorboard", purge_step=step + 1)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Enter a step."""
+        self._pending.append(record)
+        if self._board is not None:
+            for name in ("loss", "rate", "gradient_norm"):
+                self._board.add_scalar(name, record[name], record["step"])
+            for offset, share in enumerate(record["agreement"], 1):
+                self._board.add_scalar(f"agreement/offset {offset}", share, record["step"])
+            if record["validation"]:
+                self._board.add_scalar("acceptance length", record["validation"]["acceptance_length"], record["step"])
+        if record["validation"]:
+            self.flush()
+            self.draw()
+
+    def flush(self) -> None:
+        """Write what is pending."""
+        if self._writes and self._pending:
+            with (self.directory / LINES).open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in self._pending))
+            if self._board is not None:
+                self._board.flush()
+        self._pending.clear()
+
+    def draw(self) -> None:
+        """Draw `curves.png`."""
+        if self._writes and find_spec("matplotlib"):
+            draw(read(self.directory), self.directory / CURVES)
+
+    def close(self) -> None:
+        """Write all and draw."""
+        self.flush()
+        self.draw()
+        if self._board is not None:
+            self._board.close()
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The complete lines of `metrics.jsonl`; a line cut short by a kill is left out."""
+    path = directory / LINES
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def draw(steps: list[dict[str, Any]], path: Path) -> None:
+    """Loss, agreement per offset, and A by real decoding, over supervised rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not steps:
+        return
+    figure = Figure((13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, agreement, acceptance = figure.subplots(1, 3)
+    rows = [record["rows_total"] / 1e3 for record in steps]
+    loss.plot(rows, _smooth([record["loss"] for record in steps]))
+    loss.set(title="loss (nats per supervised row)", yscale="log")
+    for offset in range(len(steps[0]["agreement"])):
+        values = _smooth([record["agreement"][offset] for record in steps])
+        agreement.plot(rows, values, color=f"C{offset % 10}", label=f"{offset + 1}")
+    agreement.set(title="agreement with the AR view, by offset", ylim=(0, 1))
+    agreement.legend(fontsize="x-small", ncols=2)
+    validated = [record for record in steps if record["validation"]]
+    acceptance.plot(
+        [record["rows_total"] / 1e3 for record in validated],
+        [record["validation"]["acceptance_length"] for record in validated],
+        marker="o",
+    )
+    acceptance.set(title="A on held-out prompts, two-pass", ylim=(0, None))
+    for axes in (loss, agreement, acceptance):
+        axes.set_xlabel("supervised rows (thousands)")
+        axes.grid(alpha=0.3)
+    write_atomically(path.parent, {path.name: lambda staged: figure.savefig(staged, format="png", dpi=110)})
+
+
+def _smooth(values: list[float], keep: float = 0.98) -> list[float]:
+    """An exponential mean, corrected for its start."""
+    found, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        found.append(mean / weight)
+    return found

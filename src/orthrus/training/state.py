@@ -1,0 +1,47 @@
+"""What a run needs to go on as if nothing had happened: one file, written atomically, weights and counters together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from orthrus.checkpoint.derived import write_atomically
+from orthrus.checkpoint.tensors import save_tensors
+
+STATE = "state.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW, counters: dict[str, Any]) -> None:
+    """Write masters, moments and counters. Raises OSError with the older state intact."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[name] = parameter.detach()
+        for moment in MOMENTS:
+            tensors[f"{name}/{moment}"] = optimiser.state[parameter][moment]
+    metadata = {"counters": json.dumps(counters)}
+    write_atomically(directory, {STATE: lambda path: save_tensors(path, tensors, metadata)})
+
+
+def restore(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW) -> dict[str, Any] | None:
+    """Put a saved state back and return its counters; None where nothing was saved. Raises ValueError if damaged."""
+    path = directory / STATE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as stored:
+            counters: dict[str, Any] = json.loads(stored.metadata()["counters"])
+            for name, parameter in parameters.items():
+                parameter.data.copy_(stored.get_tensor(name))
+                optimiser.state[parameter] = {m: stored.get_tensor(f"{name}/{m}").clone() for m in MOMENTS}
+    except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as the state of this run ({error}); start anew in another directory, with"
+            " --warm-start from the best adapter of this one"
+        ) from error
+    return counters

@@ -1,0 +1,248 @@
+"""The training loop: steps, validation by real decoding, the best adapter, and a state to go on from.
+
+Everything that a step depends on follows from its number, the seed and the saved state, so that a run that was killed
+and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from orthrus.checkpoint.derived import save_json, write_atomically
+from orthrus.checkpoint.export import export_adapter
+from orthrus.checkpoint.hub import Checkpoint
+from orthrus.checkpoint.tensors import digest_of
+from orthrus.config import TrainConfig
+from orthrus.model.decoder import Decoder
+from orthrus.training import objectives, state
+from orthrus.training.blocks import Blocks
+from orthrus.training.data import Corpus
+from orthrus.training.metrics import Metrics
+from orthrus.training.packing import Packing
+from orthrus.training.step import step
+from orthrus.training.world import World
+
+EXPLODED = 10.0
+"""A loss this many times the lowest so far is taken for an explosion."""
+RUN = "run.json"
+
+
+class TrainingFailedError(RuntimeError):
+    """The loss was no number, or exploded; the batch that did it was saved."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What real decoding of the held-out prompts gave: A, tokens per pass, and the share accepted at each offset."""
+
+    acceptance_length: float
+    tpf: float
+    by_offset: list[float]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One optimiser step: loss in nats per supervised row, agreement with the teacher per offset, rows so far."""
+
+    step: int
+    loss: float
+    rate: float
+    gradient_norm: float
+    rows: int
+    rows_total: int
+    agreement: list[float]
+    seconds: float
+    validation: Validation | None = None
+
+
+Validate = Callable[[], Validation]
+
+
+class Trainer:
+    """Trains the diffusion view of an unprepared checkpoint in place, writing into `directory`.
+
+    Left there: `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, and the adapters
+    `best/` (by A) and `last/`.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, directory: Path, validate: Validate,
+        world: World | None = None,
+    ) -> None:  # fmt: skip
+        self.checkpoint, self.config, self.directory = checkpoint, config, directory
+        self._corpus, self._validate, self._world = corpus, validate, world or World()
+        if config.sequences % self._world.size:
+            raise ValueError(f"sequences {config.sequences} cannot be shared by {self._world.size} processes alike")
+        self._objective = objectives.load(config.objective)
+        self._packing = Packing(corpus.documents, config)
+        self._parameters = trainable(checkpoint.decoder)
+        self._optimiser = AdamW(
+            self._parameters.values(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self._frozen = frozen_digest(checkpoint.decoder)
+        self._stop = False
+        self.done = self.rows_total = 0
+        self.best: float | None = None
+        self._calm: float | None = None
+        self._metrics = Metrics(directory, writes=self._world.rank == 0)
+        self._open()
+
+    def stop(self) -> None:
+        """Finish the step at hand, save, and end."""
+        self._stop = True
+
+    def run(self) -> Iterator[Progress]:
+        """All steps that remain. Raises TrainingFailedError; leaves the state saved however it ends."""
+        while self.done < self.config.steps and not self._stop:
+            progress = self._step()
+            last = self.done == self.config.steps
+            if last or self.done % self.config.validate_every == 0:
+                progress = replace(progress, validation=self._validated())
+            self._metrics.add(asdict(progress))
+            if last or self._stop or self.done % self.config.save_every == 0:
+                self.save()
+            yield progress
+        self.save()
+        self._metrics.close()
+
+    def save(self) -> None:
+        """Write the state, and the adapter as it is."""
+        self._metrics.flush()
+        if self._world.rank == 0 and self.done:
+            counters = {"done": self.done, "rows_total": self.rows_total, "best": self.best, "calm": self._calm}
+            state.save(self.directory, self._parameters, self._optimiser, counters)
+            self._save_adapter("last")
+
+    def _step(self) -> Progress:
+        start, config, world = perf_counter(), self.config, self._world
+        rate = rate_at(self.done, config)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad()
+        totals = torch.zeros(2 * config.trained_rows + 1)
+        for number in range(world.rank, config.sequences, world.size):
+            blocks = self._packing.blocks(self.done * config.sequences + number)
+            outcome = step(self.checkpoint.decoder, blocks, self._objective)
+            self._check(outcome.loss.detach(), blocks)
+            (outcome.loss / config.sequences).backward()
+            totals += torch.cat((outcome.loss.detach()[None] / config.sequences, outcome.rows_M, outcome.agreed_M))
+        world.sum_gradients(self._parameters.values())
+        loss, rows_M, agreed_M = world.sum(totals).split((1, config.trained_rows, config.trained_rows))
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.clip)
+        if not torch.isfinite(norm):
+            self._fail(f"the gradient is not finite at step {self.done + 1}", blocks)
+        self._optimiser.step()
+        self.done += 1
+        self.rows_total += int(rows_M.sum())
+        self._calm = min(self._calm or math.inf, float(loss))
+        return Progress(
+            self.done, float(loss), rate, float(norm), int(rows_M.sum()), self.rows_total,
+            (agreed_M / rows_M.clamp(min=1)).tolist(), perf_counter() - start,
+        )  # fmt: skip
+
+    def _check(self, loss: Tensor, blocks: Blocks) -> None:
+        if not torch.isfinite(loss):
+            self._fail(f"the loss is {float(loss)} at step {self.done + 1}", blocks)
+        if self._calm is not None and float(loss) > EXPLODED * max(self._calm, 0.1):
+            self._fail(f"the loss exploded to {float(loss):.3g} at step {self.done + 1}", blocks)
+
+    def _fail(self, what: str, blocks: Blocks) -> None:
+        name = f"failed-step-{self.done + 1}.json"
+        batch = {"what": what, "starts": blocks.starts, "block_size": blocks.block_size}
+        batch |= {k: getattr(blocks, k).tolist() for k in ("tokens_T", "roots_S", "ends_S")}
+        write_atomically(self.directory, {name: lambda path: save_json(path, batch)})
+        raise TrainingFailedError(
+            f"{what}; its batch is in {self.directory / name}. The state of the last save is intact: look at the data,"
+            " or start again with --warm-start and a lower --learning-rate"
+        )
+
+    def _validated(self) -> Validation:
+        """Decode the held-out prompts; keep the adapter where it is the best so far."""
+        if frozen_digest(self.checkpoint.decoder) != self._frozen:
+            raise TrainingFailedError("a frozen weight of the backbone has changed, which is a defect of the trainer")
+        found = self._validate()
+        if self.best is None or found.acceptance_length > self.best:
+            self.best = found.acceptance_length
+            self._save_adapter("best", found)
+        return found
+
+    def _save_adapter(self, name: str, found: Validation | None = None) -> None:
+        if self._world.rank == 0:
+            provenance = {**self._description(), "step": self.done, "supervised_rows": self.rows_total}
+            if found is not None:
+                provenance["validation"] = asdict(found)
+            export_adapter(self.checkpoint, self.directory / name, provenance)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "recipe": json.loads(json.dumps(asdict(self.config))),
+            "data": {
+                "sha256": self._corpus.digest,
+                "documents": len(self._corpus.documents),
+                "sources": self._corpus.sources,
+            },
+            "view_at_start": self.checkpoint.view,
+            "processes": self._world.size,
+        }  # fmt: skip
+
+    def _open(self) -> None:
+        """Begin in an empty directory, or go on where the same run was left."""
+        description, path = self._description(), self.directory / RUN
+        if path.exists():
+            before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(description)
+            changed = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in now if before.get(k) != now[k]]
+            if changed:
+                raise ValueError(f"{path}: begun differently ({'; '.join(changed)}); use another --output")
+            counters = state.restore(self.directory, self._parameters, self._optimiser)
+            if counters is not None:
+                self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
+                self._calm = counters["calm"]
+        elif self._world.rank == 0:
+            write_atomically(self.directory, {RUN: lambda staged: save_json(staged, description)})
+        self._metrics.truncate(self.done)
+
+
+def trainable(decoder: Decoder) -> dict[str, nn.Parameter]:
+    """Make the diffusion view alone learn, in fp32 masters; its parameters by name."""
+    found = {}
+    for name, parameter in decoder.named_parameters():
+        learns = ".diffusion." in name
+        parameter.requires_grad_(learns)
+        if learns:
+            parameter.data = parameter.data.float()
+            found[name] = parameter
+    return found
+
+
+def frozen_digest(decoder: Decoder) -> str:
+    """The sha256 of every parameter that is not trained."""
+    frozen = {name: p.detach() for name, p in decoder.named_parameters() if not p.requires_grad}
+    return digest_of(frozen, lambda name: ("", frozen[name].cpu().view(torch.uint8).numpy().reshape(-1).data))
+
+
+def rate_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step: a linear rise, then half a cosine down to `final_rate` of the peak."""
+    warm = config.warmup * config.steps
+    if step < warm:
+        return config.learning_rate * (step + 1) / (warm + 1)
+    share = (step - warm) / max(config.steps - warm, 1)
+    low = config.final_rate
+    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested record with dotted names."""
+    found = {}
+    for key, value in content.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
