@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from orthrus.model import families
-from orthrus.training import objectives
+from orthrus.training import objectives, ops
 from orthrus.training.attention import BlockAttention
 from orthrus.training.blocks import Blocks
 from orthrus.training.step import step
@@ -56,24 +56,28 @@ def plain_loss(decoder, blocks, objective):
     return torch.stack(losses).mean()
 
 
+OPS = {False: ops.Ops, True: lambda: ops.load(torch.float32, torch.device("cpu"))}
+
+
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("trained_rows", [7, 8])
 @pytest.mark.parametrize("objective", objectives.names())
 @pytest.mark.parametrize("family", families.names())
-def test_loss_and_every_gradient_equal_the_plain_twin(family, objective, trained_rows):
+def test_loss_and_every_gradient_equal_the_plain_twin(family, objective, trained_rows, fast):
     blocks = packed(trained_rows=trained_rows)
-    fast, slow = trainable(family), trainable(family)
-    loss = step(fast, blocks, objectives.load(objective)).loss
-    expected = plain_loss(slow, blocks, objective)
+    one, twin = trainable(family), trainable(family)
+    loss = step(one, blocks, objectives.load(objective), OPS[fast]()).loss
+    expected = plain_loss(twin, blocks, objective)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    for (name, one), (_, other) in zip(fast.named_parameters(), slow.named_parameters(), strict=True):
+    for (name, got), (_, other) in zip(one.named_parameters(), twin.named_parameters(), strict=True):
         if ".diffusion." in name:
             torch.testing.assert_close(
-                one.grad, other.grad, atol=2e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
+                got.grad, other.grad, atol=2e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
             )
         else:
-            assert one.grad is None, f"{name} is frozen"
+            assert got.grad is None, f"{name} is frozen"
 
 
 @pytest.mark.parametrize("family", families.names())
@@ -96,14 +100,15 @@ def test_a_block_in_training_is_the_block_in_decoding(family):
     assert torch.equal(outcome.rows_M, rows)
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_attention_of_blocks_equals_its_brute_force_grid(heads):
+def test_attention_of_blocks_equals_its_brute_force_grid(heads, fast):
     """One row at a time, over the keys that the sentence names; gradients too."""
     blocks, generator = packed(block_size=4, trained_rows=3), torch.Generator().manual_seed(0)
     shapes = ((16, heads, 8), (16, 2, 8), (16, 2, 8), (40, 2, 8), (40, 2, 8))
     q, k, v, text_k, text_v = (torch.randn(shape, generator=generator) for shape in shapes)
     inputs = [t.requires_grad_() for t in (q, k, v)]
-    out = BlockAttention.apply(*inputs, text_k, text_v, blocks)
+    out = BlockAttention.apply(*inputs, (text_k, text_v), blocks, OPS[fast]())
     expected = torch.zeros_like(out)
     for row, head in itertools.product(range(16), range(heads)):
         root, group = ROOTS[row // 4], head // (heads // 2)

@@ -177,7 +177,13 @@ class PanelLinear(NativeLinear):
 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
-    """The kernels for `dtype`, compiled into `cache_directory` on first use; None where they cannot be had."""
+    """The kernels for `dtype`; None where they cannot be had."""
+    found = library(dtype, cache_directory)
+    return None if found is None else NativeKernels(found)
+
+
+def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL | None:
+    """`native.c` for `dtype`, compiled into `cache_directory` on first use; None where that cannot be done."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if dtype not in DEFINES or compiler is None or platform.system() not in ("Linux", "Darwin"):
         return None
@@ -186,7 +192,7 @@ def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
     try:
         if not target.exists():
             _compile(compiler, DEFINES[dtype], target)
-        return NativeKernels(ctypes.CDLL(str(target)))
+        return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from orthrus.model.decoder import Decoder, Layer, View
 from orthrus.model.kernels import Linear
-from orthrus.model.rope import rotate
 from orthrus.training.attention import BlockAttention
 from orthrus.training.blocks import Blocks
 from orthrus.training.objectives import Objective
+from orthrus.training.ops import Ops
+from orthrus.training.ops import load as load_ops
 from orthrus.training.vocabulary import VocabularyLoss
 
 
@@ -39,17 +40,21 @@ class Outcome:
         return int(self.rows_M.sum())
 
 
-def step(decoder: Decoder, blocks: Blocks, objective: Objective) -> Outcome:
-    """Loss of an unprepared decoder, with gradients towards those of its parameters that require them."""
+def step(decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None = None) -> Outcome:
+    """Loss of an unprepared decoder, with gradients towards those of its parameters that require them.
+
+    `ops` are the fastest there are where None.
+    """
+    ops = ops or load_ops(decoder.dtype, decoder.device)
     with torch.no_grad():
-        teacher_TD, memory = _frozen_pass(decoder, blocks)
-    hidden_SKD = _diffusion_pass(decoder, blocks, memory).unflatten(0, (-1, blocks.block_size))
+        teacher_TD, memory = _frozen_pass(decoder, blocks, ops)
+    hidden_SKD = _diffusion_pass(decoder, blocks, memory, ops).unflatten(0, (-1, blocks.block_size))
     trained_SM = blocks.trained_SM
     offsets_N = torch.arange(blocks.trained_rows).expand_as(trained_SM)[trained_SM]
     targets_N = blocks.targets_SM[trained_SM]
     hidden_ND = hidden_SKD[:, : blocks.trained_rows][trained_SM]
     loss, agreed_N = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, teacher_TD, decoder.head.weight, targets_N, blocks.tokens_T, objective
+        hidden_ND, teacher_TD, decoder.head.weight, targets_N, blocks.tokens_T, objective, ops
     )
     counts = torch.zeros(2, blocks.trained_rows)
     counts[0].index_add_(0, offsets_N, torch.ones(len(offsets_N)))
@@ -57,7 +62,7 @@ def step(decoder: Decoder, blocks: Blocks, objective: Objective) -> Outcome:
     return Outcome(loss, *counts)
 
 
-def _frozen_pass(decoder: Decoder, blocks: Blocks) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The AR view over the whole text: final normed hidden states [T, D], and K and V [T, G, E] of every layer."""
     eps, memory = decoder.config.norm_eps, []
     offsets_T = blocks.offsets_T
@@ -65,7 +70,7 @@ def _frozen_pass(decoder: Decoder, blocks: Blocks) -> tuple[Tensor, list[tuple[T
     borders = (*blocks.starts[1:], len(blocks.tokens_T))
     hidden = decoder.embedding[blocks.tokens_T]
     for layer in decoder.stack:
-        q, k, v = _project(decoder, layer.ar, _norm(hidden, layer.attention_norm, eps), rope)
+        q, k, v = _project(decoder, layer.ar, ops.norm(hidden, layer.attention_norm, eps), rope, ops)
         memory.append((k, v))
         attention = torch.empty_like(q)
         for start, stop in zip(blocks.starts, borders, strict=True):
@@ -73,11 +78,11 @@ def _frozen_pass(decoder: Decoder, blocks: Blocks) -> tuple[Tensor, list[tuple[T
             out = F.scaled_dot_product_attention(one, two, three, is_causal=True, enable_gqa=True)
             attention[start:stop] = out[0].transpose(0, 1)
         hidden = hidden + layer.ar.o(attention.flatten(1))
-        hidden = hidden + _mlp(layer, hidden, eps)
-    return _norm(hidden, decoder.norm, eps), memory
+        hidden = hidden + _mlp(layer, hidden, eps, ops)
+    return ops.norm(hidden, decoder.norm, eps), memory
 
 
-def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]], ops: Ops) -> Tensor:
     """All blocks through the diffusion view: final normed hidden states [N, D]."""
     assert decoder.diffusion is not None
     eps, K = decoder.config.norm_eps, blocks.block_size
@@ -86,29 +91,28 @@ def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor,
     positions_SK = blocks.offsets_T[blocks.roots_S][:, None] + torch.arange(K)
     rope = decoder.rope.rows(positions_SK.flatten(), int(positions_SK.max()) + 1)
     hidden = decoder.embedding[ids_SK.flatten()]
-    for layer, (text_k, text_v) in zip(decoder.stack, memory, strict=True):
+    for layer, text in zip(decoder.stack, memory, strict=True):
         view = layer.view("diffusion")
-        q, k, v = _project(decoder, view, _norm(hidden, layer.attention_norm, eps), rope)
-        attention = BlockAttention.apply(q, k, v, text_k, text_v, blocks)  # type: ignore[no-untyped-call]
+        q, k, v = _project(decoder, view, ops.norm(hidden, layer.attention_norm, eps), rope, ops)
+        attention = BlockAttention.apply(q, k, v, text, blocks, ops)  # type: ignore[no-untyped-call]
         hidden = hidden + _linear(view.o, attention.flatten(1))
-        hidden = hidden + _mlp(layer, hidden, eps)
-    return _norm(hidden, decoder.norm, eps)
+        hidden = hidden + _mlp(layer, hidden, eps, ops)
+    return ops.norm(hidden, decoder.norm, eps)
 
 
 def _project(
-    decoder: Decoder, view: View, normed: Tensor, rope: tuple[Tensor, Tensor]
+    decoder: Decoder, view: View, normed: Tensor, rope: tuple[Tensor, Tensor], ops: Ops
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [N, H, E], k and v [N, G, E] of rows, normed and rotated."""
     config = decoder.config
     qkv = _linear(view.qkv, normed).view(len(normed), -1, config.head_dim)
     q, k, v = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
     if view.norms is not None:
-        q, k = (_norm(t, weight, config.norm_eps) for t, weight in zip((q, k), view.norms, strict=True))
-    return rotate(q, *rope), rotate(k, *rope), v
-
-
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+        q, k = (
+            F.rms_norm(t, t.shape[-1:], weight.to(t.dtype), config.norm_eps)
+            for t, weight in zip((q, k), view.norms, strict=True)
+        )
+    return ops.rotate(q, rope), ops.rotate(k, rope), v
 
 
 def _linear(linear: Linear, x: Tensor) -> Tensor:
@@ -117,6 +121,5 @@ def _linear(linear: Linear, x: Tensor) -> Tensor:
     return F.linear(x, linear.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _mlp(layer: Layer, hidden: Tensor, eps: float) -> Tensor:
-    gate, up = _linear(layer.gate_up, _norm(hidden, layer.mlp_norm, eps)).chunk(2, dim=-1)
-    return _linear(layer.down, F.silu(gate) * up)
+def _mlp(layer: Layer, hidden: Tensor, eps: float, ops: Ops) -> Tensor:
+    return _linear(layer.down, ops.gate(_linear(layer.gate_up, ops.norm(hidden, layer.mlp_norm, eps))))

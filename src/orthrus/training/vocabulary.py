@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orthrus.training.objectives import Objective
+from orthrus.training.ops import Ops
 
 CHUNK_POSITIONS = 64
 """Distinct targets whose teacher logits exist at once; up to K rows share each."""
@@ -29,6 +30,7 @@ class VocabularyLoss(torch.autograd.Function):
         targets_N: Tensor,
         tokens_T: Tensor,
         objective: Objective,
+        ops: Ops,
     ) -> tuple[Tensor, Tensor]:
         """Rows that share a target go together, so that the teacher speaks once for each."""
         order_N = targets_N.argsort(stable=True)
@@ -46,8 +48,9 @@ class VocabularyLoss(torch.autograd.Function):
                 rows = order_N[here.start + part :][: len(student)]
                 of_teacher = which_N[here.start + part :][: len(student)] - first
                 agreed[rows] = student.gather(-1, said_P[of_teacher, None])[:, 0] == student.amax(-1)
-                losses[rows], gradient = objective(student, teacher_PV[of_teacher], tokens_T[targets_N[rows]])
-                student.copy_(gradient)
+                losses[rows], gradient = objective(student, teacher_PV[of_teacher], tokens_T[targets_N[rows]], ops)
+                if gradient is not student:
+                    student.copy_(gradient)
             gradient_ND[order_N[here]] = student_NV @ head_VD
         ctx.save_for_backward(gradient_ND / len(order_N))
         ctx.mark_non_differentiable(agreed)
@@ -58,4 +61,4 @@ class VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, _grad_agreed: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient towards the hidden states alone."""
         (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * grad_loss, None, None, None, None, None
+        return gradient_ND * grad_loss, *(None,) * 6

@@ -12,12 +12,17 @@ from typing import Protocol
 
 from torch import Tensor
 
+from orthrus.training.ops import Ops
+
 
 class Objective(Protocol):
     """The loss of a chunk of rows and its gradient."""
 
-    def __call__(self, student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [N] (nats, fp32) and their gradients with respect to the student logits [N, V]."""
+    def __call__(self, student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
+        """Losses [N] (nats, fp32) and their gradients with respect to the student logits [N, V].
+
+        The student logits may be overwritten.
+        """
         ...
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from orthrus.training.ops import Ops
 
-def loss_and_gradient(student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+
+def loss_and_gradient(student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
     """-log q(target) per row, and q - onehot(target)."""
-    del teacher_NV
+    del teacher_NV, ops
     log_q = student_NV.float().log_softmax(-1)
     losses_N = -log_q.gather(-1, targets_N[:, None]).squeeze(-1)
     gradient_NV = log_q.exp_()

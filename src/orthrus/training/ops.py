@@ -1,0 +1,183 @@
+"""The work between the matrix products of a step, forward and backward: in plain torch, and its fast twin in C.
+
+Products on matrix tiles are so fast that this work, done by a dozen small operations each, would take longer than they.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from orthrus.checkpoint.derived import cache_directory
+from orthrus.model import native
+from orthrus.model.rope import rotate
+
+LANES = 16
+
+
+class Ops:
+    """The slow twin, on any device. Shapes as in `orthrus.training.step`."""
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm over D, with a frozen weight."""
+        return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
+
+    def gate(self, gate_up_NF: Tensor) -> Tensor:
+        """silu(first half) * second half."""
+        gate, up = gate_up_NF.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def rotate(self, x_NHE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Every head rotated by its row's position; `rope` is the cosine and the signed sine [N, 1, E]."""
+        return rotate(x_NHE, *rope)
+
+    def block_softmax(self, past: Tensor, own: Tensor, seen_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """One softmax over two tensors of scores: [G, S, R, T], of which `seen` count, and [G, S, R, K]."""
+        text = past.shape[-1]
+        scores = torch.cat((past, own), dim=-1).mul_(scale)
+        unseen_ST = torch.arange(text, device=past.device) >= seen_S[:, None]
+        scores[..., :text].masked_fill_(unseen_ST[None, :, None], float("-inf"))
+        weights = scores.softmax(-1)
+        return weights[..., :text], weights[..., text:]
+
+    def block_softmax_backward(
+        self, weights: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients towards both tensors of scores, from those towards the weights."""
+        dot = sum((w * g).sum(-1, keepdim=True) for w, g in zip(weights, grads, strict=True))
+        past, own = (w * (g - dot) * scale for w, g in zip(weights, grads, strict=True))
+        return past, own
+
+    def forward_kl(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(teacher || student) of each row [N], and its gradient towards the student's logits [N, V]."""
+        log_q, log_p = student_NV.float().log_softmax(-1), teacher_NV.float().log_softmax(-1)
+        p = log_p.exp()
+        losses_N = (p * (log_p - log_q)).sum(-1)
+        return losses_N, log_q.exp_().sub_(p)
+
+
+class NativeOps(Ops):
+    """The same in C; where a tensor is not as it needs, the twin does it."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """See `Ops`, as for all below."""
+        return _Norm.apply(x_ND, weight_D, eps, self.library)  # type: ignore[no-untyped-call]
+
+    def gate(self, gate_up_NF: Tensor) -> Tensor:
+        """See `Ops`."""
+        return _Gate.apply(gate_up_NF, self.library)  # type: ignore[no-untyped-call]
+
+    def rotate(self, x_NHE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """See `Ops`."""
+        return _Rotate.apply(x_NHE, *rope, self.library)  # type: ignore[no-untyped-call]
+
+    def block_softmax(self, past: Tensor, own: Tensor, seen_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See `Ops`; in place."""
+        past, own, seen_S = past.contiguous(), own.contiguous(), seen_S.contiguous()
+        _call(self.library.block_softmax, past, own, seen_S, _sizes(*past.shape, own.shape[-1]), scale)
+        return past, own
+
+    def block_softmax_backward(
+        self, weights: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Ops`; in place."""
+        past, own = (grad.contiguous() for grad in grads)
+        sizes = _sizes(*past.shape, own.shape[-1])
+        _call(self.library.block_softmax_backward, *weights, past, own, sizes, scale)
+        return past, own
+
+    def forward_kl(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Ops`; in place."""
+        if student_NV.shape[1] % LANES or not student_NV.is_contiguous():
+            return super().forward_kl(student_NV, teacher_NV)
+        losses_N = student_NV.new_empty(len(student_NV), dtype=torch.float32)
+        _call(self.library.forward_kl, student_NV, teacher_NV.contiguous(), losses_N, *student_NV.shape)
+        return losses_N, student_NV
+
+
+@cache
+def load(dtype: torch.dtype, device: torch.device) -> Ops:
+    """The fastest there are."""
+    library = native.library(dtype, cache_directory()) if device.type == "cpu" else None
+    return Ops() if library is None else NativeOps(library)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float, library: ctypes.CDLL) -> Tensor:
+        out = torch.empty_like(x_ND)
+        _call(library.rms_norm, x_ND, None, weight_D, out, *x_ND.shape, eps, threads=False)
+        ctx.save_for_backward(x_ND, weight_D)
+        ctx.eps, ctx.library = eps, library
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weight_D = ctx.saved_tensors
+        out = torch.empty_like(x_ND)
+        _call(ctx.library.rms_norm_backward, x_ND, weight_D, grad_ND.contiguous(), out, *x_ND.shape, ctx.eps)
+        return out, None, None, None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up_NF: Tensor, library: ctypes.CDLL) -> Tensor:
+        rows, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
+        out = gate_up_NF.new_empty(rows, size)
+        _call(library.gate, gate_up_NF, out, rows, size, threads=False)
+        ctx.save_for_backward(gate_up_NF)
+        ctx.library = library
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NI: Tensor) -> tuple[Tensor | None, ...]:
+        (gate_up_NF,) = ctx.saved_tensors
+        out = torch.empty_like(gate_up_NF)
+        _call(ctx.library.gate_backward, gate_up_NF, grad_NI.contiguous(), out, *grad_NI.shape)
+        return out, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NHE: Tensor, cos: Tensor, sin: Tensor, library: ctypes.CDLL) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.library = library
+        return _rotated(x_NHE, cos, sin, 1.0, library)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor | None, ...]:
+        return _rotated(grad_NHE, *ctx.saved_tensors, -1.0, ctx.library), None, None, None
+
+
+def _rotated(x_NHE: Tensor, cos: Tensor, sin: Tensor, direction: float, library: ctypes.CDLL) -> Tensor:
+    if x_NHE.stride()[1:] != (x_NHE.shape[2], 1):
+        x_NHE = x_NHE.contiguous()
+    out = x_NHE.new_empty(x_NHE.shape)
+    _call(library.rotate_rows, x_NHE, cos, sin, out, _sizes(*x_NHE.shape, x_NHE.stride(0)), direction)
+    return out
+
+
+def _sizes(*values: int) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _call(function: Any, *arguments: Any, threads: bool = True) -> None:
+    """Call C: tensors by address, integers as int64, floats as float, the number of threads last."""
+    kinds = {int: ctypes.c_int64, float: ctypes.c_float}
+    values = [
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else kinds.get(type(a), lambda kept: kept)(a)
+        for a in arguments
+    ]
+    function(*values, *([ctypes.c_int64(torch.get_num_threads())] if threads else []))
