@@ -1,21 +1,25 @@
 """Adapters: the trained diffusion weights alone, with the identity of the backbone they were trained on.
 
 A directory with `adapter.safetensors` (published tensor names, `...q_proj_diff.weight`) and `adapter_config.json`.
+Matrices may be stored in int8, each output row with a scale of its own in a tensor `NAME.scale`: a draft needs no more.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from orthrus.checkpoint.derived import save_json, write_atomically
 from orthrus.checkpoint.tensors import SafetensorFiles, save_tensors
 from orthrus.config import DecoderConfig, DiffusionConfig
 
+SCALE = ".scale"
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = 1
 SHAPE_FIELDS = ("family", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim")
@@ -46,8 +50,10 @@ def shapes_of(config: DecoderConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHAPE_FIELDS}
 
 
-def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor]) -> None:
+def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor], *, int8: bool = False) -> None:
     """Write an adapter, all or nothing. Raises OSError with an older adapter in place intact."""
+    if int8:
+        weights = {stored: t for name, tensor in weights.items() for stored, t in _quantised(name, tensor)}
     content = {
         "format": FORMAT,
         "backbone": asdict(config.backbone),
@@ -83,12 +89,35 @@ def read_config(directory: Path) -> AdapterConfig:
         raise ValueError(f"{path}: not an adapter config ({error!r})") from error
 
 
-def weights(directory: Path) -> SafetensorFiles:
+class AdapterFile(SafetensorFiles):
+    """The weights of an adapter; int8 rows come back multiplied by their scales."""
+
+    @property
+    def names(self) -> list[str]:
+        """All weights, scales left out."""
+        return [name for name in super().names if not name.endswith(SCALE)]
+
+    def tensor(self, name: str) -> Tensor:
+        """One weight. Raises ValueError where it, or its scale, is missing or damaged."""
+        stored = super().tensor(name)
+        return stored if stored.dtype != torch.int8 else stored.float() * super().tensor(name + SCALE)[:, None]
+
+
+def _quantised(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if tensor.ndim != 2:
+        yield name, tensor
+        return
+    scale = tensor.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+    yield name, (tensor.float() / scale[:, None]).round().to(torch.int8)
+    yield name + SCALE, scale
+
+
+def weights(directory: Path) -> AdapterFile:
     """The weights of an adapter. Raises ValueError where they are missing or damaged."""
     path = directory / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{directory}: {WEIGHTS} is missing")
-    return SafetensorFiles(path)
+    return AdapterFile(path)
 
 
 def check_backbone(

@@ -38,7 +38,7 @@ def export_published(checkpoint: Checkpoint, directory: Path) -> None:
     checkpoint.tokenizer.save_pretrained(directory)
 
 
-def export_adapter(checkpoint: Checkpoint, directory: Path, provenance: dict[str, Any]) -> None:
+def export_adapter(checkpoint: Checkpoint, directory: Path, provenance: dict[str, Any], *, int8: bool = False) -> None:
     """Write the diffusion view of an unprepared checkpoint as an adapter. Raises ValueError, OSError as above."""
     decoder = checkpoint.decoder
     if decoder.diffusion is None:
@@ -46,4 +46,4 @@ def export_adapter(checkpoint: Checkpoint, directory: Path, provenance: dict[str
     config = adapters.AdapterConfig(
         checkpoint.backbone, adapters.shapes_of(decoder.config), decoder.diffusion, provenance
     )
-    adapters.save(directory, config, tensors(decoder, "diffusion"))
+    adapters.save(directory, config, tensors(decoder, "diffusion"), int8=int8)

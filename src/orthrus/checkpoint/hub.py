@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from orthrus.model.decoder import Decoder
 DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
 """Token 3 (`<repo_name>`) is never produced in chat; it serves as the mask token."""
 
+NO_ADAPTER = "none"
+BUNDLED = Path(__file__).parents[1] / "bundled" / DEMO
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -45,6 +48,7 @@ class Checkpoint:
     view: str
     hf_config: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def load(
@@ -58,6 +62,8 @@ def load(
 ) -> Checkpoint:
     """Load a checkpoint on `device` in `dtype` (bfloat16 where None), with plain weights, as training and export need.
 
+    The demo model brings its own adapter; "none" leaves it without (its view is then an untrained copy).
+
     Raises ValueError naming the file, tensor, family or setting that is wrong, and what would help.
     """
     source = resolve(name, revision)
@@ -68,13 +74,16 @@ def load(
     digest = files.digest(tied_head=config.tied_head)
     identity = adapters.BackboneIdentity(source.id, source.revision, digest, vocabulary_digest(tokenizer))
     warnings: list[str] = []
+    provenance: dict[str, Any] = {}
+    adapter, bundled = _chosen_adapter(source, adapter)
     if adapter is not None:
-        chosen = adapters.read_config(Path(adapter))
-        warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone)
+        chosen = adapters.read_config(adapter)
+        provenance = chosen.provenance
+        warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone or bundled)
         warnings += [warning] if warning else []
     decoder, view = _read_decoder((source, files, content), config, adapter, dtype, device)
     ends = end_token_ids(source, hf, tokenizer)
-    return Checkpoint(decoder, tokenizer, ends, identity, view, content, tuple(warnings))
+    return Checkpoint(decoder, tokenizer, ends, identity, view, content, tuple(warnings), provenance)
 
 
 def prepare(checkpoint: Checkpoint) -> Checkpoint:
@@ -108,9 +117,10 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
     hf, content = read_config(source)
     config = families.decoder_config(hf)
     digests = files.digest(tied_head=config.tied_head), vocabulary_digest(read_tokenizer(source))
-    diffusion, _, view = _diffusion_view(source, content, files, adapter)
+    chosen, _ = _chosen_adapter(source, adapter)
+    diffusion, _, view = _diffusion_view(source, content, files, chosen)
     decoder = Decoder(config, diffusion, torch.bfloat16, torch.device("meta"))
-    found = adapters.read_config(Path(adapter)) if adapter is not None else None
+    found = adapters.read_config(chosen) if chosen is not None else None
     return Description(decoder, adapters.BackboneIdentity(source.id, source.revision, *digests), view, found)
 
 
@@ -181,10 +191,18 @@ def inference_copy(checkpoint: Checkpoint) -> Checkpoint:
     return prepare(replace(checkpoint, decoder=copy))
 
 
+def _chosen_adapter(source: Source, adapter: str | Path | None) -> tuple[Path | None, bool]:
+    """The directory of the adapter to load, and whether it is the one that comes with the demo model."""
+    if adapter is not None:
+        return (None if str(adapter) == NO_ADAPTER else Path(adapter)), False
+    bundled = source.id == DEMO and (BUNDLED / adapters.CONFIG).is_file()
+    return (BUNDLED if bundled else None), bundled
+
+
 def _read_decoder(
     found: tuple[Source, TensorFile, dict[str, Any]],
     config: DecoderConfig,
-    adapter: str | Path | None,
+    adapter: Path | None,
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> tuple[Decoder, str]:
@@ -216,11 +234,12 @@ def _refuse_unknown(files: TensorFile, config: DecoderConfig, sources: dict[str,
 
 
 def _diffusion_view(
-    source: Source, content: dict[str, Any], files: TensorFile, adapter: str | Path | None
+    source: Source, content: dict[str, Any], files: TensorFile, adapter: Path | None
 ) -> tuple[DiffusionConfig | None, TensorFile | None, str]:
     """Which diffusion view: an adapter's, the checkpoint's own, untrained copies (demo), or none; and its weights."""
     if adapter is not None:
-        return adapters.read_config(Path(adapter)).diffusion, adapters.weights(Path(adapter)), f"adapter {adapter}"
+        name = "bundled adapter" if adapter == BUNDLED else f"adapter {adapter}"
+        return adapters.read_config(adapter).diffusion, adapters.weights(adapter), name
     if published.is_published(content, files):
         return published.diffusion_config(content, source.path), files, "in the checkpoint"
     if source.id == DEMO:

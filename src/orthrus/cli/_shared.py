@@ -29,7 +29,10 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name)."),
 ]
-AdapterOption = Annotated[str | None, typer.Option(help="Directory of a trained diffusion view for this backbone.")]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(help="Directory of a trained diffusion view for this backbone; none: without the demo's own."),
+]
 DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.")]
 DeviceOption = Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cuda:1, ...")]
 AllowOption = Annotated[

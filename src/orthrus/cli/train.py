@@ -77,7 +77,7 @@ def command(
     quiet()
     with stderr.status(f"loading {model}"):
         loaded = hub.load(
-            model, adapter=warm_start, dtype=_torch_dtype(dtype), device=device,
+            model, adapter=warm_start or hub.NO_ADAPTER, dtype=_torch_dtype(dtype), device=device,
             allow_other_backbone=allow_other_backbone,
         )  # fmt: skip
         checkpoint = hub.give_view(loaded, block_size, _token(mask_token), last_row=train_last_row)

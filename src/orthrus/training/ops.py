@@ -158,7 +158,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor | None, ...]:
-        return _rotated(grad_NHE, *ctx.saved_tensors, -1.0, ctx.library), None, None, None
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad_NHE, cos, sin, -1.0, ctx.library), None, None, None
 
 
 def _rotated(x_NHE: Tensor, cos: Tensor, sin: Tensor, direction: float, library: ctypes.CDLL) -> Tensor:

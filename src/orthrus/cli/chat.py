@@ -1,0 +1,108 @@
+"""`orthrus chat`: a conversation in the terminal, with what each answer cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    AllowOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    without_none,
+)
+
+if TYPE_CHECKING:
+    from orthrus.api import Message, Model, Options, Result
+
+HELP = "/reset forgets the conversation, /undo the last exchange, /system TEXT sets the system message, /exit leaves."
+
+
+def command(
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.", min=1)] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling; drawn where absent.")] = None,
+    cycle: Annotated[str | None, typer.Option(help="two-pass (default) or ar, which is plain decoding.")] = None,
+    rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
+    color: Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")] = True,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+    allow_other_backbone: AllowOption = False,
+) -> None:
+    """Chat with a model, history included. Ctrl-C stops an answer, Ctrl-D or /exit leaves."""
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    if not loaded.tokenizer.chat_template:
+        raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
+    options: Options = without_none(  # type: ignore[assignment]
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cycle=cycle, rule=rule
+    )
+    console = Console(highlight=False)
+    console.print(f"{loaded.checkpoint.backbone.id}, diffusion view: {loaded.checkpoint.view}. {HELP}", style="dim")
+    history: list[Message] = []
+    while True:
+        try:
+            line = console.input("[bold]> [/]").strip()
+        except (EOFError, KeyboardInterrupt):
+            console.print()
+            return
+        if line == "/exit":
+            return
+        if line.startswith("/"):
+            history, system = _order(console, line, history, system)
+        elif line:
+            opening: list[Message] = [{"role": "system", "content": system}] if system else []
+            asked: list[Message] = [*history, {"role": "user", "content": line}]
+            text = _answer(console, loaded, [*opening, *asked], options, color=color)
+            history = [*asked, {"role": "assistant", "content": text}]
+
+
+def _order(console: Console, line: str, history: list[Message], system: str | None) -> tuple[list[Message], str | None]:
+    """Carry out a line that begins with a slash: the history and the system message after it."""
+    if line == "/reset":
+        return [], system
+    if line == "/undo":
+        return history[:-2], system
+    if line.startswith("/system"):
+        return history, line.removeprefix("/system").strip() or None
+    console.print(HELP, style="dim")
+    return history, system
+
+
+def _answer(console: Console, model: Model, messages: list[Message], options: Options, *, color: bool) -> str:
+    """Stream one answer and the line of what it cost; an answer stopped by Ctrl-C stays as far as it came."""
+    text, result = "", None
+    try:
+        for chunk in model.stream(messages, **options):
+            for piece in chunk.pieces:
+                console.print(
+                    piece.text, style="green" if piece.drafted and color else "", end="", markup=False, soft_wrap=True
+                )
+            text += chunk.text
+            result = chunk.result
+    except KeyboardInterrupt:
+        console.print(" [stopped]", style="yellow", markup=False)
+        return text
+    except ValueError as error:  # a conversation that no longer fits: say so, and stay
+        console.print(f"{error} (/reset or /undo makes room)", style="yellow", markup=False)
+        return text
+    console.print()
+    if result is not None:
+        console.print(_cost(result), style="dim")
+    return text
+
+
+def _cost(result: Result) -> str:
+    s = result.statistics
+    speed = s.generated / s.seconds if s.seconds else 0.0
+    drafts = f", {s.acceptance_length:.2f} drafts accepted a cycle" if s.drafted else ""
+    return f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} a pass{drafts}), {speed:.1f} tokens/s"

@@ -1,0 +1,56 @@
+"""`orthrus export`: a checkpoint in the published layout, or an adapter."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orthrus.cli._shared import AdapterOption, AllowOption, Dtype, ModelOption, quiet, stderr
+
+
+class Layout(StrEnum):
+    """What is written."""
+
+    published = "published"
+    adapter = "adapter"
+
+
+def command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must be empty or absent.")],
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="published: backbone and view together, as OrthrusLM checkpoints are. adapter: the view alone."
+        ),
+    ] = Layout.published,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Store an adapter's matrices in int8 with a scale per row: half the size.")
+    ] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of what is written.")] = Dtype.bfloat16,
+    allow_other_backbone: AllowOption = False,
+) -> None:
+    """Write a checkpoint that `--model` reads (published layout), or an adapter that `--adapter` reads."""
+    from orthrus.api import DTYPES
+    from orthrus.checkpoint import export, hub
+
+    if int8 and layout is Layout.published:
+        raise ValueError("--int8 is for adapters; the published layout stores plain weights")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: exists and is not an empty directory; choose another --output")
+    quiet()
+    with stderr.status(f"loading {model}"):
+        checkpoint = hub.load(
+            model, adapter=adapter, dtype=DTYPES[dtype.value], allow_other_backbone=allow_other_backbone
+        )
+    with stderr.status(f"writing {output}"):
+        if layout is Layout.published:
+            export.export_published(checkpoint, output)
+        else:
+            export.export_adapter(checkpoint, output, checkpoint.provenance, int8=int8)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    stderr.print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {checkpoint.view}", markup=False)

@@ -1,0 +1,210 @@
+"""Distillation: shards that survive a kill, and what is kept of the prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import tiny
+
+from orthrus.config import DistillConfig
+from orthrus.training import chat
+from orthrus.training.distill import Distillation, Reply, seed_of
+from orthrus.training.prompts import Conversation, conversations_in, word_runs
+from orthrus.training.shards import DamagedShardError, read_manifest, read_shard
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TOKENIZER = tiny.tokenizer(CHAT)
+ENDS = frozenset([tiny.END])
+
+
+class Killed(Exception):
+    pass
+
+
+def respond(questions, *, silent=()):
+    """A backbone that says letters which depend on prompt and seed alone, out of order, and sometimes too much."""
+    for index in reversed(range(len(questions))):
+        rng = random.Random(f"{questions[index].prompt}{questions[index].seed}")
+        text = "" if index in silent else "".join(rng.choices("abcdefgh ", k=rng.randrange(4, 30))) + "."
+        stopped = len(text) < 25
+        yield index, Reply([*ids_of(text), *([tiny.END] if stopped else [])], text, "stop" if stopped else "length")
+
+
+def distillation(directory, answer=respond, excluded=frozenset(), backbone="a" * 64, **settings):
+    settings = {"shard_size": 4, "max_prompt_tokens": 120, **settings}
+    identity = {"id": "toy", "revision": None, "sha256": backbone}
+    return Distillation(directory, DistillConfig(**settings), TOKENIZER, ENDS, identity, answer, frozenset(excluded))
+
+
+def given(count=10):
+    return [Conversation(f"r{n}", [{"role": "user", "content": f"question {n}"}]) for n in range(count)]
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def text_of(tokens):
+    """Letters of byte tokens are not their bytes: let the tokenizer speak."""
+    return TOKENIZER.decode(tokens, skip_special_tokens=True)
+
+
+def ids_of(text):
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+def records(directory):
+    return [r for entry in read_manifest(directory)["shards"] for r in read_shard(directory, entry)]
+
+
+@pytest.mark.parametrize("prompts", ["given", "self-written"])
+@pytest.mark.parametrize("kill_at", range(1, 6))
+def test_a_killed_run_ends_up_with_the_same_bytes(tmp_path, prompts, kill_at):
+    asked = given() if prompts == "given" else None
+    list(distillation(tmp_path / "whole").run(asked, 10))
+    calls = 0
+
+    def dying(questions):
+        nonlocal calls
+        calls += 1
+        if calls == kill_at:
+            raise Killed
+        return respond(questions)
+
+    try:
+        list(distillation(tmp_path / "killed", dying).run(asked, 10))
+    except Killed:
+        list(distillation(tmp_path / "killed").run(asked, 10))
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    ids = [record["id"] for record in records(tmp_path / "whole")]
+    assert len(ids) == len(set(ids)) > 4
+
+
+def test_a_shard_cut_in_half_is_named_and_written_again(tmp_path):
+    list(distillation(tmp_path).run(given(), 10))
+    whole = files(tmp_path)
+    shard = tmp_path / "shard-00001.jsonl"
+    shard.write_bytes(whole[shard.name][: len(whole[shard.name]) // 2])
+    with pytest.raises(DamagedShardError, match=r"shard-00001.jsonl: missing or damaged"):
+        records(tmp_path)
+    list(distillation(tmp_path).run(given(), 10))
+    assert files(tmp_path) == whole
+
+
+def test_records_carry_their_tokens_and_spans(tmp_path):
+    list(distillation(tmp_path).run(given(3), 3))
+    for record in records(tmp_path):
+        (start, end) = record["spans"][0]
+        user, answer = record["messages"]
+        assert text_of(record["tokens"][:start]).endswith("<assistant>")
+        said = record["tokens"][start:end]
+        assert end == len(record["tokens"])
+        assert text_of(said) == answer["content"]
+        assert (said[-1] == tiny.END) == (record["finish_reason"] == "stop")
+        assert user["role"] == "user"
+
+
+def test_every_turn_of_a_user_is_answered_in_its_place(tmp_path):
+    turns = [{"role": "system", "content": "be brief"}, *({"role": "user", "content": f"q{n}"} for n in range(3))]
+    list(distillation(tmp_path, seed=5).run([Conversation("long", turns)], 1))
+    (record,) = records(tmp_path)
+    roles = [m["role"] for m in record["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"][: len(roles)]
+    assert len(roles) >= 3
+    answers = [m["content"] for m in record["messages"] if m["role"] == "assistant"]
+    for (start, end), text in zip(record["spans"], answers, strict=True):
+        assert text_of(record["tokens"][start:end]) == text
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    prompts = ["same", " Same ", "x" * 200, "one two three four five six seven eight nine ten eleven twelve thirteen!", "?"]
+    asked = [Conversation(f"r{n}", [{"role": "user", "content": text}]) for n, text in enumerate(prompts)]
+    excluded = word_runs("Zero one two three, four five six seven eight nine ten eleven twelve thirteen fourteen")
+    run = distillation(tmp_path, lambda q: respond(q, silent=[len(q) - 1]), excluded, shard_size=9)
+    (entry,) = run.run(asked, len(asked))
+    assert entry["dropped"] == {"duplicate": 1, "excluded": 1, "unanswered or too long": 2}
+    assert entry["records"] == len(records(tmp_path)) == 1
+
+
+def test_another_run_does_not_continue_here(tmp_path):
+    list(distillation(tmp_path).run(given(), 10))
+    with pytest.raises(ValueError, match="temperature was 0.0"):
+        list(distillation(tmp_path, temperature=0.5).run(given(), 10))
+    with pytest.raises(ValueError, match="another backbone"):
+        list(distillation(tmp_path, backbone="b" * 64).run(given(), 10))
+    with pytest.raises(ValueError, match="prompts_sha256"):
+        list(distillation(tmp_path).run(given(9), 10))
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="not a manifest"):
+        list(distillation(tmp_path).run(given(), 10))
+
+
+def test_self_written_turns_begin_with_the_topics(tmp_path):
+    list(distillation(tmp_path, topics=("Sing", "Count"), system="be brief").run(None, 12))
+    for record in records(tmp_path):
+        number = int(record["id"].removeprefix("self-"))
+        assert record["messages"][0] == {"role": "system", "content": "be brief"}
+        assert record["messages"][1]["content"].startswith(("Sing", "Count")[number % 2])
+
+
+def test_prompts_are_read_in_every_form():
+    lines = [
+        {"prompt": "a", "id": 7},
+        {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "no"}]},
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]},
+    ]
+    found = conversations_in("\n".join(map(json.dumps, lines)).encode(), "f")
+    assert [c.id for c in found] == ["7", "line-2", "line-3"]
+    assert [[(m["role"], m["content"]) for m in c.messages] for c in found] == [
+        [("user", "a")], [("user", "b")], [("system", "s"), ("user", "c")],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"}', "line 1: needs `prompt`"),
+        ('{"prompt": "  "}', "line 1: there is no user turn with text"),
+        ('{"messages": [{"role": "user"}]}', "turn 1: needs `role` and `content`"),
+        ('{"conversations": [{"from": "alien", "value": "x"}]}', "`from` is 'alien'"),
+        ("[1]", "not a JSON object"),
+        ("", "no records"),
+    ],
+)
+def test_bad_prompts_are_named(line, message):
+    with pytest.raises(ValueError, match=message):
+        conversations_in(line.encode(), "f")
+
+
+def test_seeds_follow_from_run_record_and_turn():
+    seeds = {seed_of(*parts) for parts in [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2)]}
+    assert len(seeds) == 4
+    assert seed_of(0, "a", 1) in seeds
+
+
+def test_spans_of_the_assistant_end_with_its_end_token():
+    messages = [
+        {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"},
+        {"role": "user", "content": "so"}, {"role": "assistant", "content": "ok"},
+    ]  # fmt: skip
+    encoded = chat.encode(TOKENIZER, messages, ENDS, reply=False)
+    said = [encoded.tokens[a:b] for a, b in encoded.spans]
+    assert said == [[*ids_of("yo"), tiny.END], [*ids_of("ok"), tiny.END]]
+
+
+def test_a_template_is_needed_and_must_continue_itself():
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    with pytest.raises(ValueError, match="no chat template"):
+        chat.encode(tiny.tokenizer(None), messages, ENDS, reply=False)
+    with pytest.raises(ValueError, match="no chat template"):
+        chat.opening(tiny.tokenizer(None), None, "")
+    backwards = tiny.tokenizer("{% for m in messages|reverse %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    with pytest.raises(ValueError, match="does not continue"):
+        chat.encode(backwards, messages, ENDS, reply=False)
+    with pytest.raises(ValueError, match="no user turn that ends"):
+        chat.opening(tiny.tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}"), None, "")
