@@ -122,7 +122,13 @@ def test_every_turn_of_a_user_is_answered_in_its_place(tmp_path):
 
 
 def test_what_is_left_out_is_counted(tmp_path):
-    prompts = ["same", " Same ", "x" * 200, "one two three four five six seven eight nine ten eleven twelve thirteen!", "?"]
+    prompts = [
+        "same",
+        " Same ",
+        "x" * 200,
+        "one two three four five six seven eight nine ten eleven twelve thirteen!",
+        "?",
+    ]
     asked = [Conversation(f"r{n}", [{"role": "user", "content": text}]) for n, text in enumerate(prompts)]
     excluded = word_runs("Zero one two three, four five six seven eight nine ten eleven twelve thirteen fourteen")
     run = distillation(tmp_path, lambda q: respond(q, silent=[len(q) - 1]), excluded, shard_size=9)
@@ -156,7 +162,13 @@ def test_prompts_are_read_in_every_form():
     lines = [
         {"prompt": "a", "id": 7},
         {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "no"}]},
-        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "c"},
+                {"from": "gpt", "value": "d"},
+            ]
+        },
     ]
     found = conversations_in("\n".join(map(json.dumps, lines)).encode(), "f")
     assert [c.id for c in found] == ["7", "line-2", "line-3"]

@@ -1,0 +1,338 @@
+"""Corpus, packing and trainer: determinism, resumption, what is refused, and that only the view learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from orthrus.checkpoint import adapter as adapters
+from orthrus.checkpoint import hub
+from orthrus.config import TrainConfig
+from orthrus.training import data, trainer
+from orthrus.training.estimate import estimate
+from orthrus.training.inspect import block_rows, words
+from orthrus.training.metrics import read
+from orthrus.training.packing import Packing
+from orthrus.training.trainer import Trainer, TrainingFailedError, Validation, rate_at
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+ENDS = frozenset([tiny.END])
+SETTINGS = {
+    "block_size": 4, "trained_rows": 4, "mask_token_id": tiny.MASK, "sequence_length": 96, "roots": 6, "sequences": 2,
+    "steps": 6, "learning_rate": 1e-2, "held_out": 3, "validate_every": 3, "save_every": 2,
+}  # fmt: skip
+
+
+def conversations(count=24, seed=0):
+    rng = random.Random(seed)
+    for n in range(count):
+        answer = "".join(rng.choices("abcdef ", k=rng.randrange(6, 40))).strip() + "."
+        yield {
+            "id": f"r{n}",
+            "messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": answer}],
+        }
+
+
+def write(path, records):
+    path.write_text("\n".join(json.dumps(record) for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("train") / "bare", view=False, template=CHAT)
+
+
+@pytest.fixture(scope="module")
+def jsonl(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "data.jsonl", conversations())
+
+
+def checkpoint(bare, dtype=torch.float32):
+    return hub.give_view(hub.load(str(bare), dtype=dtype), 4, tiny.MASK, last_row=True)
+
+
+def config(**changes):
+    return TrainConfig(**{**SETTINGS, **changes})
+
+
+def corpus(jsonl, settings=None):
+    return data.load([jsonl], tiny.tokenizer(CHAT), ENDS, settings or config())
+
+
+def train(bare, jsonl, directory, *, until=None, dtype=torch.float32, **changes):
+    """Run to the end, or to a step as a kill would leave it; returns the trainer."""
+    settings = config(**changes)
+    made = Trainer(
+        checkpoint(bare, dtype), settings, corpus(jsonl, settings), directory, lambda: Validation(1.5, 1.2, [0.9, 0.4])
+    )
+    for progress in made.run():
+        if progress.step == until:
+            break
+    return made
+
+
+def view(made):
+    return {n: p.detach().clone() for n, p in made.checkpoint.decoder.named_parameters() if ".diffusion." in n}
+
+
+def assert_same(one, other):
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_packing_covers_every_document_once_an_epoch_and_is_deterministic(jsonl):
+    documents = corpus(jsonl).documents
+    packing, again = Packing(documents, config()), Packing(documents, config())
+    count = packing.texts_per_epoch()
+    ids = [d.id for n in range(count) for d in packing.documents(n)]
+    assert sorted(ids) == sorted(d.id for d in documents)
+    second = [d.id for n in range(count, count + packing.texts_per_epoch()) for d in packing.documents(n)]
+    assert second[: len(ids)] != ids
+    for number in (2 * count, 0, 5):
+        one, other = packing.blocks(number), again.blocks(number)
+        assert torch.equal(one.tokens_T, other.tokens_T)
+        assert torch.equal(one.roots_S, other.roots_S)
+        assert len(one.tokens_T) <= 96
+
+
+def test_roots_and_targets_lie_inside_assistant_turns(jsonl):
+    packing = Packing(corpus(jsonl).documents, config(roots=1000))
+    for number in range(packing.texts_per_epoch()):
+        blocks, start = packing.blocks(number), 0
+        inside = set()
+        for document in packing.documents(number):
+            inside |= {start + n for a, b in document.spans for n in range(a, b)}
+            start += len(document.tokens)
+        targets = blocks.targets_SM[blocks.trained_SM].tolist()
+        assert set(targets) == inside
+        assert {root + 1 for root in blocks.roots_S.tolist()} == inside
+        text = list(words(blocks, lambda ids: str(ids[0])))
+        assert [w.role for n, w in enumerate(text) if n in inside and n + 1 in inside] == ["root and target"] * (
+            sum(n + 1 in inside for n in inside)
+        )
+    rows = block_rows(blocks, len(blocks.roots_S) - 1, str)
+    assert [target for _, target in rows][1:] == ["-"] * 3
+
+
+def test_the_token_cache_gives_the_same_documents(jsonl):
+    first = corpus(jsonl)
+    assert corpus(jsonl) == first
+    assert corpus(jsonl).digest == first.digest
+
+
+def test_records_that_are_too_long_or_silent_are_reported(tmp_path):
+    long = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 200}]}
+    late = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
+    found = corpus(write(tmp_path / "d.jsonl", [*conversations(), long, late]))
+    assert found.notices == [
+        "2 of 26 records are longer than 96 tokens: cut there",
+        "1 of 26 records have no assistant turn to learn from: left out",
+    ]
+    assert max(len(d.tokens) for d in found.documents) == 96
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"messages": [{"role": "user", "content": "x"}]}], "line 1: the assistant says nothing"),
+        ([{"prompt": "x"}], "line 1: the assistant says nothing"),
+        ([{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}], "says nothing"),
+        ([*conversations(2), {"text": "x"}], "line 3: needs `prompt`"),
+        (list(conversations(2)), "2 usable records are too few: 3 are held out"),
+        ([], "no records"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, records, message):
+    with pytest.raises(ValueError, match=message):
+        corpus(write(tmp_path / "d.jsonl", records))
+
+
+def test_data_without_a_template_or_a_manifest_is_refused(tmp_path, jsonl):
+    with pytest.raises(ValueError, match="no chat template"):
+        data.load([jsonl], tiny.tokenizer(None), ENDS, config())
+    with pytest.raises(ValueError, match=r"no manifest.json here; `orthrus distill"):
+        corpus(tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        corpus(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_size": 128, "trained_rows": 128}, "does not fit a sequence of 96"),
+        ({"trained_rows": 5}, "trained_rows must lie in"),
+        ({"mask_token_id": -1}, "must not be negative"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_a_mask_token_is_chosen_or_asked_for(bare):
+    loaded = hub.load(str(bare))
+    with pytest.raises(ValueError, match=r"needs --mask-token.*<unused"):
+        hub.give_view(loaded, 4, None, last_row=True)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        hub.give_view(loaded, 4, tiny.VOCAB, last_row=True)
+    with pytest.raises(ValueError, match="not in the vocabulary"):
+        hub.give_view(loaded, 4, "<nothing>", last_row=True)
+    assert hub.give_view(loaded, None, "<unused300>", last_row=False).decoder.diffusion.trained_rows == 31
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("until", [1, 2, 3, 5])
+def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, until, dtype):
+    whole = view(train(bare, jsonl, tmp_path / "whole", dtype=dtype))
+    train(bare, jsonl, tmp_path / "parts", until=until, dtype=dtype)
+    assert_same(whole, view(train(bare, jsonl, tmp_path / "parts", dtype=dtype)))
+    one, other = (
+        [{k: v for k, v in r.items() if k != "seconds"} for r in read(tmp_path / name)] for name in ("whole", "parts")
+    )
+    assert one == other
+
+
+def test_stopping_saves_and_ends_after_the_step(bare, jsonl, tmp_path):
+    made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
+    for progress in made.run():
+        if progress.step == 1:
+            made.stop()
+    assert made.done == 1
+    resumed = train(bare, jsonl, tmp_path / "run", until=2)
+    assert resumed.done == 2
+    assert_same(view(train(bare, jsonl, tmp_path / "whole")), view(train(bare, jsonl, tmp_path / "run")))
+
+
+def test_training_lowers_the_loss_and_only_the_view_learns(bare, jsonl, tmp_path):
+    frozen = {n: p.clone() for n, p in checkpoint(bare).decoder.named_parameters() if ".diffusion." not in n}
+    made = train(bare, jsonl, tmp_path / "run", steps=40, validate_every=20, warmup=0.1)
+    steps = read(tmp_path / "run")
+    assert sum(s["loss"] for s in steps[-5:]) < 0.7 * sum(s["loss"] for s in steps[:5])
+    assert_same(frozen, dict(made.checkpoint.decoder.named_parameters()))
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"best", "last", "run.json", "curves.png", "tensorboard"}
+    saved = adapters.read_config(tmp_path / "run" / "best")
+    assert saved.provenance["validation"]["acceptance_length"] == 1.5
+    assert saved.provenance["recipe"]["steps"] == 40
+    warm = hub.give_view(hub.load(str(bare), adapter=tmp_path / "run" / "last"), None, None, last_row=True)
+    assert warm.decoder.diffusion.block_size == 4
+
+
+def test_a_changed_backbone_is_a_defect_that_stops_the_run(bare, jsonl, tmp_path):
+    made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
+    with torch.no_grad():
+        made.checkpoint.decoder.norm[0] += 1
+    with pytest.raises(TrainingFailedError, match="frozen weight"):
+        list(made.run())
+
+
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "the loss is nan at step 3"), (1e4, "exploded to 1e\\+04")])
+def test_a_bad_loss_stops_with_its_batch_saved(bare, jsonl, tmp_path, monkeypatch, value, message):
+    honest, calls = trainer.step, []
+
+    def step(*arguments):
+        outcome = honest(*arguments)
+        calls.append(outcome)
+        return outcome if len(calls) < 6 else trainer.replace(outcome, loss=outcome.loss * 0 + value)
+
+    monkeypatch.setattr(trainer, "step", step)
+    with pytest.raises(TrainingFailedError, match=message):
+        train(bare, jsonl, tmp_path / "run")
+    batch = json.loads((tmp_path / "run" / "failed-step-3.json").read_text())
+    assert torch.equal(torch.tensor(batch["tokens_T"]), Packing(corpus(jsonl).documents, config()).blocks(5).tokens_T)
+    monkeypatch.undo()
+    assert_same(view(train(bare, jsonl, tmp_path / "whole")), view(train(bare, jsonl, tmp_path / "run")))
+
+
+def test_another_run_does_not_continue_here(bare, jsonl, tmp_path):
+    train(bare, jsonl, tmp_path / "run", until=2)
+    with pytest.raises(ValueError, match=r"recipe.learning_rate was 0.01, is 0.1"):
+        train(bare, jsonl, tmp_path / "run", learning_rate=0.1)
+    state = tmp_path / "run" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="cannot be read as the state of this run"):
+        train(bare, jsonl, tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_older_state(bare, jsonl, tmp_path, monkeypatch):
+    train(bare, jsonl, tmp_path / "run", until=2)
+    before = (tmp_path / "run" / "state.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.state, "save_tensors", full)
+    with pytest.raises(OSError, match="No space"):
+        train(bare, jsonl, tmp_path / "run")
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_the_rate_rises_and_falls():
+    settings = config(steps=100, warmup=0.1, learning_rate=1.0, final_rate=0.1)
+    rates = [rate_at(step, settings) for step in range(100)]
+    assert rates[:11] == sorted(rates[:11])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.1 < rates[-1] < 0.11
+
+
+def test_the_estimate_counts_what_is_there(bare):
+    made = checkpoint(bare).decoder
+    found = estimate(made, config())
+    assert found.trained == sum(p.numel() for n, p in made.named_parameters() if ".diffusion." in n)
+    assert found.trained + found.frozen == sum(p.numel() for p in made.parameters())
+    assert found.rows == 2 * 6 * 4
+    assert estimate(made, config(sequences=4)).flops == 2 * found.flops
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {unit!r})
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from test_training_run import train
+train(Path({bare!r}), Path({jsonl!r}), Path({run!r}), steps=60, save_every=1, validate_every=1000)
+"""
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(bare, jsonl, tmp_path, request):
+    """kill -9, while saving too: with a state of every step most of the time is spent on saving."""
+    here, rng = Path(__file__).parent, random.Random(0)
+    script = KILLED.format(
+        tests=str(here.parent), unit=str(here), bare=str(bare), jsonl=str(jsonl), run=str(tmp_path / "run")
+    )
+    kills = 10 if request.config.getoption("--full") else 2
+    lines = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(kills):
+        seen = lines.stat().st_size if lines.exists() else 0
+        process = subprocess.Popen([sys.executable, "-c", script])
+        while process.poll() is None and (lines.stat().st_size if lines.exists() else 0) <= seen:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", script], check=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = train(bare, jsonl, tmp_path / "whole", steps=60, save_every=1000, validate_every=1000)
+    torch.set_num_threads(threads)
+    assert_same(view(whole), view(train(bare, jsonl, tmp_path / "run", steps=60, save_every=1, validate_every=1000)))
+    assert [r["step"] for r in read(tmp_path / "run")] == list(range(1, 61))
