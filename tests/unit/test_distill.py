@@ -22,7 +22,7 @@ TOKENIZER = tiny.tokenizer(CHAT)
 ENDS = frozenset([tiny.END])
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -73,12 +73,12 @@ def test_a_killed_run_ends_up_with_the_same_bytes(tmp_path, prompts, kill_at):
         nonlocal calls
         calls += 1
         if calls == kill_at:
-            raise Killed
+            raise KilledError
         return respond(questions)
 
     try:
         list(distillation(tmp_path / "killed", dying).run(asked, 10))
-    except Killed:
+    except KilledError:
         list(distillation(tmp_path / "killed").run(asked, 10))
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     ids = [record["id"] for record in records(tmp_path / "whole")]
@@ -139,7 +139,7 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 def test_another_run_does_not_continue_here(tmp_path):
     list(distillation(tmp_path).run(given(), 10))
-    with pytest.raises(ValueError, match="temperature was 0.0"):
+    with pytest.raises(ValueError, match=r"temperature was 0\.0"):
         list(distillation(tmp_path, temperature=0.5).run(given(), 10))
     with pytest.raises(ValueError, match="another backbone"):
         list(distillation(tmp_path, backbone="b" * 64).run(given(), 10))

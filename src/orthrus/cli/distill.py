@@ -100,9 +100,7 @@ def _report(shards: Iterator[dict[str, Any]], number: int, output: Path) -> None
         )
         raise typer.Exit(130) from None
     kept, tokens = (sum(entry[name] for entry in entries) for name in ("records", "answer_tokens"))
-    stderr.print(
-        f"{kept} records with {tokens} answer tokens in {output} ({perf_counter() - start:.0f} s)", markup=False
-    )
+    print(f"{kept} records with {tokens} answer tokens in {output} ({perf_counter() - start:.0f} s)")
 
 
 def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterator[tuple[int, Reply]]:

@@ -53,4 +53,4 @@ def command(
         else:
             export.export_adapter(checkpoint, output, checkpoint.provenance, int8=int8)
     size = sum(file.stat().st_size for file in output.iterdir())
-    stderr.print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {checkpoint.view}", markup=False)
+    print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {checkpoint.view}")

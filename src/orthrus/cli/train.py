@@ -72,8 +72,10 @@ def command(
     from orthrus.checkpoint import hub
     from orthrus.config import TrainConfig
     from orthrus.training import data as corpora
+    from orthrus.training import objectives
     from orthrus.training.packing import Packing
 
+    objectives.load(objective)
     quiet()
     with stderr.status(f"loading {model}"):
         loaded = hub.load(
@@ -131,7 +133,8 @@ def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: 
             f"stopped after step {trainer.done} of {config.steps}, saved; the same command goes on", style="yellow"
         )
         raise typer.Exit(130)
-    stderr.print(f"done: best A {trainer.best:.2f} by real decoding; the adapter is {output / 'best'}", markup=False)
+    if world.rank == 0:
+        print(f"done: best A {trainer.best:.2f} by real decoding; the adapter is {output / 'best'}")
 
 
 def _follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:

@@ -1,0 +1,193 @@
+"""From a bare backbone to a trained, exported, generating checkpoint, on the command line at toy size; and chat."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from orthrus import cli
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("verbs") / "bare", view=False, template=CHAT)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, in a directory of its own: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(line, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["orthrus", *shlex.split(line)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, " ".join(err.split())
+
+    yield call
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
+
+
+def distill(run, bare, more=""):
+    return run(f"distill -o data --model {bare} --max-new-tokens 24 --max-prompt-tokens 60 --batch-size 8 {more}")
+
+
+def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(16)))
+    (tmp_path / "topics.txt").write_text("Sing\n\nCount to\n")
+    code, out, err = distill(run, bare, "--data prompts.jsonl --dtype float32")
+    assert code == 0, err
+    assert out.startswith("16 records with ")
+    code, _, err = run(f"distill -o own --model {bare} --count 6 --topics topics.txt --max-prompt-tokens 8")
+    assert code == 0, err
+    assert "no question" in err
+    assert "shard-00000.jsonl" in err
+    train = f"train -o run --data data --model {bare} --steps 4 --validate-every 2 {TOY}"
+    code, out, err = run(train)
+    assert code == 0, err
+    assert "held-out prompts decode with A" in err
+    assert "the adapter is run/best" in out
+    code, _, err = run(f"export -o whole --model {bare} --adapter run/best --dtype float32")
+    assert code == 0, err
+    texts = []
+    for how in ("--model whole", f"--model {bare} --adapter run/best", f"--model {bare}"):
+        code, out, err = run(f"generate hello {how} --max-new-tokens 20 --json --dtype float32")
+        assert code == 0, err
+        texts.append(json.loads(out)["tokens"])
+    assert texts[0] == texts[1] == texts[2]
+    code, out, _ = run("info whole")
+    assert code == 0
+    assert "4" in out
+    code, _, err = run(train)
+    assert code == 0
+    assert "resumed after step 4 of 4" in err
+    code, _, err = run(train.replace("--steps 4", "--steps 9"))
+    assert code == 2
+    assert "recipe.steps was 4, is 9" in err
+
+
+def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):
+    whole = tiny.save_checkpoint(bare.parent / "whole", template=CHAT)
+    assert run(f"export -o plain --model {whole} --layout adapter")[0] == 0
+    code, _, err = run(f"export -o small --model {whole} --layout adapter --int8")
+    assert code == 0, err
+    sizes = [Path(name, "adapter.safetensors").stat().st_size for name in ("plain", "small")]
+    assert sizes[1] < 0.75 * sizes[0]
+    outs = [run(f"generate hello --model {whole} {how} --json")[1] for how in ("--adapter small", "--cycle ar")]
+    assert json.loads(outs[0])["tokens"] == json.loads(outs[1])["tokens"]
+    assert run(f"export -o x --model {whole} --int8")[0] == 2
+    code, _, err = run(f"export -o small --model {whole}")
+    assert code == 2
+    assert "not an empty directory" in err
+
+
+def test_estimate_and_inspect_start_nothing(run, bare, tmp_path):
+    record = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]}
+    (tmp_path / "d.jsonl").write_text("\n".join([json.dumps(record)] * 6))
+    code, out, _ = run(f"train -o run --data d.jsonl --model {bare} {TOY} --estimate")
+    assert code == 0
+    assert "M trained" in out
+    assert "TFLOP" in out
+    code, out, err = run(f"train -o run --data d.jsonl --model {bare} {TOY} --inspect")
+    assert code == 0, err
+    assert "--- document ---" in out
+    assert "'[mask]' -> " in out
+    assert "8 blocks of 4 rows" in " ".join(out.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("distill -o d --data missing.jsonl", "missing.jsonl"),
+        ("distill -o d --data empty.jsonl", "no records"),
+        ("distill -o d --data empty.jsonl --system x", "--topics and --system are for self-written"),
+        ("distill -o d --count 2 --temperature -1", "temperature must lie"),
+        ("distill -o d --count 2 --exclude nothing", "no task 'nothing'"),
+        ("train -o r --data empty.jsonl", "needs --mask-token"),
+        ("train -o r --data empty.jsonl --mask-token 300", "no records"),
+        ("train -o r --data missing --mask-token 300", "no such file or directory of shards"),
+        ("train -o r --data empty.jsonl --mask-token 320", "outside the vocabulary"),
+        ("train -o r --data empty.jsonl --mask-token 300 --block-size 4096", "does not fit a sequence"),
+        ("train -o r --data empty.jsonl --mask-token 300 --block-size 1", "block_size must be at least 2"),
+        ("train -o r --data empty.jsonl --mask-token 300 --objective mse", "no objective 'mse'"),
+        ("export -o e", "no diffusion view to publish"),
+    ],
+)
+def test_bad_input_is_answered_in_one_message(run, bare, tmp_path, line, message):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    code, out, err = run(f"{line} --model {bare}")
+    assert code == 2 or "missing.jsonl" in line
+    assert message in err
+    assert not out
+    assert "Traceback" not in err
+
+
+def test_an_interrupted_run_is_saved_and_goes_on(bare, tmp_path):
+    record = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]}
+    (tmp_path / "d.jsonl").write_text("\n".join([json.dumps(record)] * 9))
+    line = (
+        f"train -o run --data d.jsonl --model {bare} {TOY} --steps 100000 --save-every 100000 --validate-every 100000"
+    )
+    command = [sys.executable, "-m", "orthrus", *shlex.split(line)]
+    for runs, name in enumerate((signal.SIGINT, signal.SIGTERM), 1):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and len(list(tmp_path.glob("run/tensorboard/events*"))) < runs:
+            time.sleep(0.05)
+        time.sleep(1.5)
+        process.send_signal(name)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "saved; the same command goes on" in " ".join(err.split())
+    assert "resumed after step" in err
+    assert (tmp_path / "run" / "last" / "adapter.safetensors").exists()
+
+
+def test_chat_remembers_forgets_and_says_what_it_cost(run, bare, monkeypatch):
+    asked = []
+    real = tiny.tokenizer(CHAT).__class__.apply_chat_template
+
+    def spy(self, messages, **kwargs):
+        asked.append([m["role"] for m in messages])
+        return real(self, messages, **kwargs)
+
+    monkeypatch.setattr(tiny.tokenizer(CHAT).__class__, "apply_chat_template", spy)
+    lines = ["hello", "again", "/undo", "and", "/system be brief", "/reset", "", "fresh", "/help", "/exit"]
+    whole = tiny.save_checkpoint(bare.parent / "chat", template=CHAT)
+    code, out, err = run(f"chat --model {whole} --max-new-tokens 6", stdin="\n".join(lines) + "\n")
+    assert code == 0, err
+    assert asked == [
+        ["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["system", "user"],
+    ]  # fmt: skip
+    assert out.count("passes") == 4
+    assert "drafts accepted a cycle" in out
+    assert out.count("/reset forgets") == 2
+
+
+def test_chat_needs_a_template(run, tmp_path):
+    plain = tiny.save_checkpoint(tmp_path / "plain", template=None)
+    code, _, err = run(f"chat --model {plain}")
+    assert code == 2
+    assert "no chat template" in err
