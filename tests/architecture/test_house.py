@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "records": set(),
     "training": {"config", "model", "checkpoint", "records"},
     "api": {"config", "checkpoint", "decoding", "model"},
-    "bench": {"config", "api", "checkpoint", "decoding", "model", "cache", "records"},
-    "cli": {"config", "api", "bench", "checkpoint", "decoding", "records", "training"},
+    "bench": {"config", "api", "checkpoint", "decoding", "model", "cache", "records", "training"},
+    "cli": {"config", "api", "bench", "checkpoint", "decoding", "model", "records", "training"},
     "__init__": {"config", "api"},
     "__main__": {"cli"},
 }

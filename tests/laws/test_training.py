@@ -9,6 +9,7 @@ import reference
 import tiny
 import torch
 
+from orthrus.bench.training import plain_loss as plain_loss_of_bench
 from orthrus.model import families
 from orthrus.training import objectives, ops
 from orthrus.training.attention import BlockAttention
@@ -124,6 +125,18 @@ def test_attention_of_blocks_equals_its_brute_force_grid(heads, fast):
         torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_the_plain_twin_of_the_benchmark_has_the_same_loss_and_gradients(family):
+    blocks, one, twin = packed(), trainable(family), trainable(family)
+    losses = step(one, blocks, objectives.load("kl")).loss, plain_loss_of_bench(twin, blocks)
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    for loss in losses:
+        loss.backward()
+    for (name, got), (_, other) in zip(one.named_parameters(), twin.named_parameters(), strict=True):
+        if ".diffusion." in name:
+            torch.testing.assert_close(got.grad, other.grad, atol=2e-5, rtol=1e-3)
 
 
 def test_impossible_blocks_are_refused():

@@ -62,7 +62,9 @@ def jsonl(tmp_path_factory):
 
 
 def checkpoint(bare, dtype=torch.float32):
-    return hub.give_view(hub.load(str(bare), dtype=dtype), 4, tiny.MASK, last_row=True)
+    loaded = hub.load(str(bare), dtype=dtype)
+    hub.give_view(loaded, 4, tiny.MASK, last_row=True)
+    return loaded
 
 
 def config(**changes):
@@ -193,7 +195,7 @@ def test_a_mask_token_is_chosen_or_asked_for(bare):
         hub.give_view(loaded, 4, tiny.VOCAB, last_row=True)
     with pytest.raises(ValueError, match="not in the vocabulary"):
         hub.give_view(loaded, 4, "<nothing>", last_row=True)
-    assert hub.give_view(loaded, None, "<unused300>", last_row=False).decoder.diffusion.trained_rows == 31
+    assert hub.give_view(loaded, None, "<unused300>", last_row=False).diffusion.trained_rows == 31
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,7 +232,7 @@ def test_training_lowers_the_loss_and_only_the_view_learns(bare, jsonl, tmp_path
     assert saved.provenance["validation"]["acceptance_length"] == 1.5
     assert saved.provenance["recipe"]["steps"] == 40
     warm = hub.give_view(hub.load(str(bare), adapter=tmp_path / "run" / "last"), None, None, last_row=True)
-    assert warm.decoder.diffusion.block_size == 4
+    assert warm.diffusion.block_size == 4
 
 
 def test_a_changed_backbone_is_a_defect_that_stops_the_run(bare, jsonl, tmp_path):

@@ -158,8 +158,8 @@ def copy_projections(decoder: Decoder) -> None:
 
 def give_view(
     checkpoint: Checkpoint, block_size: int | None, mask_token: int | str | None, *, last_row: bool
-) -> Checkpoint:
-    """Make an unprepared checkpoint one whose view can be trained: the view it has, else copies of the AR projections.
+) -> Decoder:
+    """Give an unprepared checkpoint's decoder a view to train: the one it has, else copies of the AR projections.
 
     What is None stays as the view has it; a new view has blocks of 32. Raises ValueError where no mask token is known.
     """
@@ -180,7 +180,7 @@ def give_view(
     decoder.set_view(DiffusionConfig(rows, mask, rows if last_row else rows - 1))
     if had is None:
         copy_projections(decoder)
-    return checkpoint if had else replace(checkpoint, view="untrained copies of the AR projections")
+    return decoder
 
 
 def inference_copy(checkpoint: Checkpoint) -> Checkpoint:

@@ -19,37 +19,49 @@ if TYPE_CHECKING:
     from orthrus.training.distill import Question, Reply
 
 
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards and their manifest.")]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="JSONL with `prompt`, `messages` or ShareGPT `conversations`; may be repeated. Without it the"
+        " model writes the user's turns too."
+    ),
+]
+CountOption = Annotated[int | None, typer.Option(help="Prompts; all of the data, or 1000 self-written ones.", min=1)]
+TopicsOption = Annotated[
+    Path | None, typer.Option(help="Text file, a line each: words that self-written user turns begin with.")
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Benchmark task or JSONL file; prompts that share 13 words in a row with it are dropped."),
+]
+SystemOption = Annotated[str | None, typer.Option(help="System message for self-written prompts.")]
+TemperatureOption = Annotated[float, typer.Option(help="Of the answers; 0 is greedy.")]
+PromptTemperatureOption = Annotated[float, typer.Option(help="Of self-written user turns.")]
+TopPOption = Annotated[float, typer.Option(help="Of both.")]
+MaxNewTokensOption = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
+MaxPromptTokensOption = Annotated[int, typer.Option(help="Longer prompts are dropped.")]
+ShardSizeOption = Annotated[int, typer.Option(help="Prompts per shard; what is lost at most when the run is killed.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the run; every record's own follows from it and its id.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded side by side; changes no record.", min=1)]
+
+
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards and their manifest.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="JSONL with `prompt`, `messages` or ShareGPT `conversations`; may be repeated. Without it the"
-            " model writes the user's turns too."
-        ),
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option(help="Prompts; all of the data, or 1000 self-written ones.", min=1)
-    ] = None,
-    topics: Annotated[
-        Path | None, typer.Option(help="Text file, a line each: words that self-written user turns begin with.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Benchmark task or JSONL file; prompts that share 13 words in a row with it are dropped."),
-    ] = None,
+    output: OutputOption,
+    data: DataOption = None,
+    count: CountOption = None,
+    topics: TopicsOption = None,
+    exclude: ExcludeOption = None,
     model: ModelOption = "smollm2-demo",
-    system: Annotated[str | None, typer.Option(help="System message for self-written prompts.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of the answers; 0 is greedy.")] = 0.0,
-    prompt_temperature: Annotated[float, typer.Option(help="Of self-written user turns.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Of both.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 256,
-    max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are dropped.")] = 512,
-    shard_size: Annotated[
-        int, typer.Option(help="Prompts per shard; what is lost at most when the run is killed.")
-    ] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the run; every record's own follows from it and its id.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side; changes no record.", min=1)] = 32,
+    system: SystemOption = None,
+    temperature: TemperatureOption = 0.0,
+    prompt_temperature: PromptTemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    max_new_tokens: MaxNewTokensOption = 256,
+    max_prompt_tokens: MaxPromptTokensOption = 512,
+    shard_size: ShardSizeOption = 256,
+    seed: SeedOption = 0,
+    batch_size: BatchSizeOption = 32,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
 ) -> None:

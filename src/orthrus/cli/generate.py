@@ -31,47 +31,65 @@ NO_VIEW = (
 )
 
 
+PromptOption = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(help="JSONL, one object a line with `prompt`, `messages` or `conversations`; `-` is standard input."),
+]
+MaxNewTokensOption = Annotated[int, typer.Option(help="Stop after this many tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")]
+TopKOption = Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")]
+MinPOption = Annotated[float, typer.Option(help="Keep tokens at least this likely relative to the best.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1 discourages tokens already in the text.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed for sampling; drawn and reported where absent.")]
+StopOption = Annotated[list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.")]
+StopTokenOption = Annotated[
+    list[str] | None, typer.Option(help="Further end token, by text (`<|im_end|>`) or id; may be repeated.")
+]
+SystemOption = Annotated[str | None, typer.Option(help="System message for the chat template.")]
+ChatTemplateKwargsOption = Annotated[
+    str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
+]
+RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+CycleOption = Annotated[str | None, typer.Option(help="two-pass (default) or ar, which is plain decoding.")]
+RuleOption = Annotated[
+    str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
+]
+NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
+WidthOption = Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded side by side.")]
+AsJsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON line per prompt, in input order, and nothing else on stdout.")
+]
+
+
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")] = None,
+    prompt: PromptOption = None,
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSONL, one object a line with `prompt`, `messages` or `conversations`; `-` is standard input."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens at least this likely relative to the best.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 discourages tokens already in the text.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed for sampling; drawn and reported where absent.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.")] = None,
-    stop_token: Annotated[
-        list[str] | None, typer.Option(help="Further end token, by text (`<|im_end|>`) or id; may be repeated.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message for the chat template.")] = None,
-    chat_template_kwargs: Annotated[
-        str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
-    ] = False,
-    cycle: Annotated[str | None, typer.Option(help="two-pass (default) or ar, which is plain decoding.")] = None,
-    rule: Annotated[
-        str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
-    ] = "exact",
-    no_diffusion: Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")] = False,
-    width: Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side.")] = 1,
+    file: FileOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionPenaltyOption = 1.0,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    stop_token: StopTokenOption = None,
+    system: SystemOption = None,
+    chat_template_kwargs: ChatTemplateKwargsOption = None,
+    raw: RawOption = False,
+    cycle: CycleOption = None,
+    rule: RuleOption = "exact",
+    no_diffusion: NoDiffusionOption = False,
+    width: WidthOption = None,
+    batch_size: BatchSizeOption = 1,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     allow_other_backbone: AllowOption = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON line per prompt, in input order, and nothing else on stdout.")
-    ] = False,
+    as_json: AsJsonOption = False,
 ) -> None:
     """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
     prompts = _read_prompts(prompt, file)

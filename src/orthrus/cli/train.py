@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,52 +17,74 @@ from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, M
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
     from orthrus.config import TrainConfig
+    from orthrus.model.decoder import Decoder
     from orthrus.training.data import Corpus
+    from orthrus.training.packing import Packing
     from orthrus.training.trainer import Progress as Step
     from orthrus.training.trainer import Trainer, Validation
 
 STYLES = {"other": "dim", "target": "green", "root": "bold cyan", "root and target": "bold cyan underline"}
 
 
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes it.")
+]
+DataOption = Annotated[
+    list[Path],
+    typer.Option(help="Directory written by `orthrus distill`, or JSONL of conversations; may be repeated."),
+]
+WarmStartOption = Annotated[str | None, typer.Option(help="Adapter to begin from, instead of the AR projections.")]
+BlockSizeOption = Annotated[int | None, typer.Option(help="K, rows of a block. [default: the view's own, else 32]")]
+TrainLastRowOption = Annotated[bool, typer.Option(help="Train the last row of a block too: one draft more.")]
+MaskTokenOption = Annotated[
+    str | None, typer.Option(help="Text or id of a token never seen in chat. [default: the view's own]")
+]
+ObjectiveOption = Annotated[
+    str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the text's tokens.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps. [default: two epochs]", min=1)]
+SequenceLengthOption = Annotated[int, typer.Option(help="Tokens of a packed text.")]
+RootsOption = Annotated[int, typer.Option(help="Blocks in each packed text.")]
+SequencesOption = Annotated[int, typer.Option(help="Packed texts per step (accumulated, and shared by processes).")]
+LearningRateOption = Annotated[float, typer.Option(help="Its peak.")]
+WarmupOption = Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")]
+FinalRateOption = Annotated[float, typer.Option(help="What the cosine falls to, as a share of the peak.")]
+WeightDecayOption = Annotated[float, typer.Option(help="AdamW's.")]
+ClipOption = Annotated[float, typer.Option(help="Largest norm of the gradient.")]
+SeedOption = Annotated[int, typer.Option(help="Of the order of the data and the choice of roots.")]
+HeldOutOption = Annotated[int, typer.Option(help="Records kept for validation by real decoding.")]
+ValidateEveryOption = Annotated[int, typer.Option(help="Steps between validations.")]
+SaveEveryOption = Annotated[int, typer.Option(help="Steps between saved states.")]
+EstimateOption = Annotated[bool, typer.Option("--estimate", help="Print what a step costs, and stop.")]
+InspectOption = Annotated[bool, typer.Option("--inspect", help="Print a packed text with roots and targets, and stop.")]
+
+
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes it.")],
-    data: Annotated[
-        list[Path],
-        typer.Option(help="Directory written by `orthrus distill`, or JSONL of conversations; may be repeated."),
-    ],
+    output: OutputOption,
+    data: DataOption,
     model: ModelOption = "smollm2-demo",
-    warm_start: Annotated[
-        str | None, typer.Option(help="Adapter to begin from, instead of the AR projections.")
-    ] = None,
-    block_size: Annotated[
-        int | None, typer.Option(help="K, rows of a block. [default: the view's own, else 32]")
-    ] = None,
-    train_last_row: Annotated[bool, typer.Option(help="Train the last row of a block too: one draft more.")] = True,
-    mask_token: Annotated[
-        str | None, typer.Option(help="Text or id of a token never seen in chat. [default: the view's own]")
-    ] = None,
-    objective: Annotated[
-        str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the text's tokens.")
-    ] = "kl",
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: two epochs]", min=1)] = None,
-    sequence_length: Annotated[int, typer.Option(help="Tokens of a packed text.")] = 2048,
-    roots: Annotated[int, typer.Option(help="Blocks in each packed text.")] = 256,
-    sequences: Annotated[int, typer.Option(help="Packed texts per step (accumulated, and shared by processes).")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 2e-4,
-    warmup: Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")] = 0.05,
-    final_rate: Annotated[float, typer.Option(help="What the cosine falls to, as a share of the peak.")] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.0,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the order of the data and the choice of roots.")] = 0,
-    held_out: Annotated[int, typer.Option(help="Records kept for validation by real decoding.")] = 32,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 500,
-    save_every: Annotated[int, typer.Option(help="Steps between saved states.")] = 100,
+    warm_start: WarmStartOption = None,
+    block_size: BlockSizeOption = None,
+    train_last_row: TrainLastRowOption = True,
+    mask_token: MaskTokenOption = None,
+    objective: ObjectiveOption = "kl",
+    steps: StepsOption = None,
+    sequence_length: SequenceLengthOption = 2048,
+    roots: RootsOption = 256,
+    sequences: SequencesOption = 4,
+    learning_rate: LearningRateOption = 2e-4,
+    warmup: WarmupOption = 0.05,
+    final_rate: FinalRateOption = 0.0,
+    weight_decay: WeightDecayOption = 0.0,
+    clip: ClipOption = 1.0,
+    seed: SeedOption = 0,
+    held_out: HeldOutOption = 32,
+    validate_every: ValidateEveryOption = 500,
+    save_every: SaveEveryOption = 100,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
-    estimate: Annotated[bool, typer.Option("--estimate", help="Print what a step costs, and stop.")] = False,
-    inspect: Annotated[
-        bool, typer.Option("--inspect", help="Print a packed text with roots and targets, and stop.")
-    ] = False,
+    estimate: EstimateOption = False,
+    inspect: InspectOption = False,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Train the diffusion view of a backbone, which itself stays frozen.
@@ -69,46 +92,63 @@ def command(
     Ctrl-C and SIGTERM finish the step, save, and end; the same command goes on from there, and ends with the same bits.
     `best/` in the output is the adapter with the highest acceptance length by real decoding of held-out prompts.
     """
-    from orthrus.checkpoint import hub
     from orthrus.config import TrainConfig
     from orthrus.training import data as corpora
     from orthrus.training import objectives
     from orthrus.training.packing import Packing
 
     objectives.load(objective)
+    begun = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
+    decoder = _give_view(model, begun, block_size, mask_token, last_row=train_last_row)
+    view = decoder.diffusion
+    assert view is not None
+    config = TrainConfig(
+        view.block_size, view.trained_rows, view.mask_token_id, objective, sequence_length, roots, sequences,
+        steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out, validate_every,
+        save_every,
+    )  # fmt: skip
+    if begun is None:
+        _print_estimate(decoder, config)
+        return
+    corpus = corpora.load(data, begun.tokenizer, begun.end_token_ids, config)
+    for notice in corpus.notices:
+        stderr.print(f"note: {notice}", style="yellow", markup=False)
+    packing = Packing(corpus.documents, config)
+    if inspect:
+        _print_text(packing, begun.tokenizer.decode)
+        return
+    _train(begun, replace(config, steps=steps or max(1, 2 * packing.texts_per_epoch() // sequences)), corpus, output)
+
+
+def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:
+    """The checkpoint with plain weights, without the demo's own adapter."""
+    from orthrus.api import DTYPES
+    from orthrus.checkpoint import hub
+
     quiet()
     with stderr.status(f"loading {model}"):
         loaded = hub.load(
-            model, adapter=warm_start or hub.NO_ADAPTER, dtype=_torch_dtype(dtype), device=device,
+            model, adapter=warm_start or hub.NO_ADAPTER, dtype=DTYPES[dtype.value], device=device,
             allow_other_backbone=allow_other_backbone,
         )  # fmt: skip
-        checkpoint = hub.give_view(loaded, block_size, _token(mask_token), last_row=train_last_row)
-    for warning in checkpoint.warnings:
+    for warning in loaded.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
-    view = checkpoint.decoder.diffusion
-    assert view is not None
+    return loaded
 
-    def config_of(number: int) -> TrainConfig:
-        return TrainConfig(
-            view.block_size, view.trained_rows, view.mask_token_id, objective, sequence_length, roots, sequences,
-            number, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-            validate_every, save_every,
-        )  # fmt: skip
 
-    config = config_of(steps or 1)
-    if estimate:
-        _print_estimate(checkpoint, config)
-        return
-    with stderr.status("reading data"):
-        corpus = corpora.load(data, checkpoint.tokenizer, checkpoint.end_token_ids, config)
-    for notice in corpus.notices:
-        stderr.print(f"note: {notice}", style="yellow", markup=False)
-    if inspect:
-        _print_text(checkpoint, Packing(corpus.documents, config), checkpoint.tokenizer.decode)
-        return
-    if steps is None:
-        config = config_of(max(1, 2 * Packing(corpus.documents, config).texts_per_epoch() // sequences))
-    _train(checkpoint, config, corpus, output)
+def _give_view(
+    model: str, begun: Checkpoint | None, block_size: int | None, mask_token: str | None, *, last_row: bool
+) -> Decoder:
+    """The decoder with a view to train; an empty one, of which only sizes are known, where nothing was loaded."""
+    from orthrus.checkpoint import hub
+    from orthrus.config import DiffusionConfig
+
+    if begun is not None:
+        mask = int(mask_token) if mask_token is not None and mask_token.isdecimal() else mask_token
+        return hub.give_view(begun, block_size, mask, last_row=last_row)
+    decoder = hub.describe(model, hub.NO_ADAPTER).decoder
+    rows = block_size or (decoder.diffusion.block_size if decoder.diffusion else 32)
+    return decoder.set_view(DiffusionConfig(rows, 0, rows if last_row else rows - 1))
 
 
 def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path) -> None:
@@ -173,10 +213,10 @@ def _validate(checkpoint: Checkpoint, corpus: Corpus) -> Validation:
     return Validation(found.acceptance_length, found.tpf, found.by_offset)
 
 
-def _print_estimate(checkpoint: Checkpoint, config: TrainConfig) -> None:
+def _print_estimate(decoder: Decoder, config: TrainConfig) -> None:
     from orthrus.training.estimate import estimate
 
-    e = estimate(checkpoint.decoder, config)
+    e = estimate(decoder, config)
     console, gigabyte = Console(highlight=False), 2**30
     total = e.weight_bytes + e.optimiser_bytes + e.activation_bytes
     console.print(f"parameters: {e.trained / 1e6:.1f} M trained, {e.frozen / 1e6:.1f} M frozen")
@@ -187,7 +227,7 @@ def _print_estimate(checkpoint: Checkpoint, config: TrainConfig) -> None:
     console.print(f"a step: {e.flops / 1e12:.2f} TFLOP for {e.rows} supervised rows at most")
 
 
-def _print_text(checkpoint: Checkpoint, packing: Any, decode: Any) -> None:
+def _print_text(packing: Packing, decode: Any) -> None:
     from orthrus.training.inspect import block_rows, words
 
     blocks, console = packing.blocks(0), Console(highlight=False)
@@ -205,13 +245,3 @@ def _print_text(checkpoint: Checkpoint, packing: Any, decode: Any) -> None:
     )
     for row, (held, target) in enumerate(block_rows(blocks, 0, decode)):
         console.print(f"  {row}: {held!r} -> {target!r}", markup=False)
-
-
-def _torch_dtype(dtype: Dtype) -> Any:
-    from orthrus.api import DTYPES
-
-    return DTYPES[dtype.value]
-
-
-def _token(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
