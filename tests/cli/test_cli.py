@@ -14,7 +14,7 @@ import tiny
 
 import orthrus
 from orthrus import cli
-from orthrus.bench import measure, tasks
+from orthrus.bench import distribution, measure, tasks
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def json_lines(out):
 
 
 def test_every_verb_teaches_itself(run):
-    verbs = ["generate", "demo", "info", "doctor", "verify", "bench"]
+    verbs = ["generate", "demo", "info", "doctor", "verify", "bench", "chat", "distill", "train", "export"]
     code, out, _ = run("--help")
     assert code == 0
     assert all(verb in out for verb in verbs)
@@ -230,6 +230,20 @@ def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
     code, out, _ = run(*options)
     assert code == 1
     assert "token" in out
+
+
+def test_verify_compares_the_distributions_of_both_rules(run, model, monkeypatch):
+    code, out, _ = run("verify", "--model", model, "--samples", 40, "--dtype", "float32", "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record["same"]
+    assert record["agreements"][-1]["what"] == "tokens 1 to 4 together"
+    monkeypatch.setattr(
+        distribution, "first_tokens", lambda _model, _prompt, options, n: iter([(options["cycle"] == "ar",)] * n)
+    )
+    code, out, _ = run("verify", "--model", model, "--samples", 40)
+    assert code == 1
+    assert "DIFFER" in out
 
 
 def test_verify_against_transformers(run, model, tmp_path):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NO_VIEW = (
     "note: this checkpoint has no diffusion view, so it decodes plainly, one token a pass."
-    " To speed it up: --adapter DIR, or a published Orthrus checkpoint"
+    " To speed it up: --adapter DIR, a published Orthrus checkpoint, or a view of your own by `orthrus train`"
 )
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._distribution import compare_distributions
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -45,6 +46,13 @@ def command(
     against: Annotated[
         str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Compare distributions instead: this many samples by rejection and plainly.", min=2),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="The prompt that --samples draws from.")
+    ] = "What is the capital of France?",
     device: DeviceOption = "cpu",
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
@@ -52,12 +60,20 @@ def command(
     """Compare every cycle with plain decoding, token for token; exit code 1 where anything differs.
 
     With --against transformers, tokens must agree in float32; in bfloat16 two implementations round differently, so
-    there the rate of agreement is reported and the exit code stays 0.
+    there the rate of agreement is reported and the exit code stays 0. With --samples, the first four tokens of a prompt
+    are sampled by the rule `rejection` and plainly, and their distributions compared with what chance alone would give.
     """
     from orthrus.bench import tasks
 
     if against not in (None, "transformers"):
         raise ValueError(f"--against takes transformers, not {against!r}")
+    if samples is not None:
+        loaded = load_model(model, adapter, (dtype or [Dtype.bfloat16])[0], device, allow_other_backbone)
+        heat = (temperature or [0.7])[0]
+        drawn: Options = {"max_new_tokens": min(max_new_tokens, 4), "seed": seed, "temperature": heat, "batch_size": 32}
+        if not compare_distributions(loaded, prompt, samples, drawn, as_json=as_json):
+            raise typer.Exit(1)
+        return
     prompts = [p for name in task or ("gsm8k", "humaneval", "spec_bench") for p in tasks.load(name, limit)]
     console, outcomes = Console(highlight=False, quiet=as_json), []
     for precision in dtype or [Dtype.bfloat16]:
