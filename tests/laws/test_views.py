@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
 from orthrus.model import families
-from orthrus.model.masks import causal_bias, prefix_bias
+from orthrus.model.masks import block_bias, causal_bias
 
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
@@ -84,13 +84,14 @@ def test_rows_asked_for_are_the_rows_of_the_whole_pass():
 def test_masks_equal_their_brute_force_grids(rows):
     lengths, span = [0, 1, 13, 40], 64
     causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1))
-    prefix = prefix_bias([length + rows for length in lengths], rows, span, torch.ones(1))
+    own = [length + 5 for length in lengths]
+    block = block_bias(lengths, own, rows, span + 16, torch.ones(1))
     assert causal.shape == (len(lengths), 1, rows + 3, span)
-    assert prefix.shape == (len(lengths), 1, rows, span)
+    assert block.shape == (len(lengths), 1, rows, span + 16)
     for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
         position = lengths[b] + rows - 1 - r
         assert (causal[b, 0, r, s] == 0) == (s <= position)
-        assert (prefix[b, 0, r, s] == 0) == (s < lengths[b] + rows)
+        assert (block[b, 0, r, s] == 0) == (s < lengths[b] or own[b] <= s < own[b] + rows)
 
 
 def test_a_causal_mask_stores_one_vector_per_sequence():

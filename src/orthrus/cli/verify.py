@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from orthrus.bench.tasks import TaskPrompt
 
 
+SamplesOption = Annotated[
+    int | None, typer.Option(help="Compare distributions instead: this many samples by rejection and plainly.", min=2)
+]
+PromptOption = Annotated[str, typer.Option(help="The prompt that --samples draws from.")]
+
+
 def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
@@ -46,13 +52,8 @@ def command(
     against: Annotated[
         str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
     ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Compare distributions instead: this many samples by rejection and plainly.", min=2),
-    ] = None,
-    prompt: Annotated[
-        str, typer.Option(help="The prompt that --samples draws from.")
-    ] = "What is the capital of France?",
+    samples: SamplesOption = None,
+    prompt: PromptOption = "What is the capital of France?",
     device: DeviceOption = "cpu",
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,

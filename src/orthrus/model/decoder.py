@@ -1,13 +1,15 @@
 """The dual-view decoder: embeddings, norms, MLPs and head once; attention projections twice; one cache.
 
 Guarantee: where the probes of `kernels` hold, the logits of an `ar` row, and the K/V it leaves behind, have the same
-bits whatever else ran in its pass. Modes are methods: `ar` verifies and extends, `diffuse` drafts.
+bits whatever else ran in its pass. Modes are methods: `ar` verifies and extends, `diffuse` drafts,
+`ar_and_diffuse` does both in one pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,48 +18,23 @@ from torch import Tensor, nn
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, attend_in_blocks
-from orthrus.model.masks import causal_bias, prefix_bias
+from orthrus.model.layers import Layer, View, ViewName, scale
+from orthrus.model.masks import block_bias, causal_bias
 from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
 
-ViewName = Literal["ar", "diffusion"]
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of a pass that go through one view: tokens [B, R], where they stand, and what they attend to.
 
-class View(nn.Module):
-    """The attention projections of one view in one layer: fused QKV, output, q/k norms where the family has them."""
+    Several biases [B, 1, R / n, span] serve as many equal runs of rows, each in a call of its own.
+    """
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        width, D, E = (config.heads + 2 * config.kv_heads) * config.head_dim, config.hidden_size, config.head_dim
-        self.qkv = Linear(D, width, bias=config.qkv_bias, dtype=dtype, device=device)
-        self.o = Linear(config.heads * E, D, bias=config.o_bias, dtype=dtype, device=device)
-        self.q_norm = _scale(E, dtype, device) if config.qk_norm else None
-        self.k_norm = _scale(E, dtype, device) if config.qk_norm else None
-
-    @property
-    def norms(self) -> tuple[Tensor, Tensor] | None:
-        """The q and k norms, where the family has them."""
-        return None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
-
-
-class Layer(nn.Module):
-    """One decoder layer. Only `diffusion` is ever trained."""
-
-    def __init__(self, config: DecoderConfig, diffusion: bool, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        D, inner = config.hidden_size, config.intermediate_size
-        self.attention_norm = _scale(D, dtype, device)
-        self.mlp_norm = _scale(D, dtype, device)
-        self.ar = View(config, dtype, device)
-        self.diffusion = View(config, dtype, device) if diffusion else None
-        self.gate_up = Linear(D, 2 * inner, bias=config.mlp_bias, dtype=dtype, device=device)
-        self.down = Linear(inner, D, bias=config.mlp_bias, dtype=dtype, device=device)
-
-    def view(self, name: ViewName) -> View:
-        """The projections of a view."""
-        chosen = self.ar if name == "ar" else self.diffusion
-        assert chosen is not None
-        return chosen
+    view: ViewName
+    tokens_BR: Tensor
+    places: Places
+    biases: list[Tensor]
 
 
 class Decoder(nn.Module):
@@ -73,7 +50,7 @@ class Decoder(nn.Module):
             torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device), requires_grad=False
         )
         self.layers = nn.ModuleList(Layer(config, diffusion is not None, dtype, device) for _ in range(config.layers))
-        self.norm = _scale(config.hidden_size, dtype, device)
+        self.norm = scale(config.hidden_size, dtype, device)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
         if config.tied_head:
             self.head.weight = self.embedding
@@ -129,22 +106,13 @@ class Decoder(nn.Module):
 
         Returns the logits [B, len(rows), V] of the rows asked for (all where None; there may be none): row i predicts
         the token after it.
-
-        Inside, the rows run in descending order of position (see `causal_bias`), padding after them.
         """
-        B, R = tokens_BR.shape
-        padded = next(rows for rows in range(R, R + 16) if B * rows % self.linear_multiple == 0)
-        attended = self.attention.padded(R)
-        lengths = cache.lengths
+        R, lengths = tokens_BR.shape[1], cache.lengths
+        padded = self._padded(tokens_BR)
         span = self._reserve(cache, max(lengths) + padded)
-        lengths_B1 = torch.tensor(lengths, device=self.device)[:, None]
-        order = [*range(R - 1, -1, -1), *range(R, padded)]
-        positions_BR = lengths_B1 + torch.tensor(order, device=self.device)
-        bias = causal_bias(lengths, R, attended, span, self.norm)
-        places = self._places(positions_BR, max(lengths) + padded, attended)
-        hidden_BRD = self._layers("ar", F.pad(tokens_BR.flip(1), (0, padded - R)), places, cache, bias)
+        (hidden_BRD,) = self._layers([self._ar_part(tokens_BR, lengths, padded, span)], cache, span)
         wanted = range(R) if rows is None else rows
-        return self._logits(hidden_BRD[:, [R - 1 - row for row in wanted]])
+        return self.logits(hidden_BRD[:, [R - 1 - row for row in wanted]])
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int], width: int, cache: CacheWindow, rows: int) -> Tensor:
@@ -153,42 +121,106 @@ class Decoder(nn.Module):
         Every row sees the cache and, both ways, its own block. Returns the logits [B, rows, V] of the first `rows`
         rows: row j predicts the token j + 1 places after the root.
         """
-        if self.diffusion is None:
-            raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
-        B, lengths = len(roots), cache.lengths
+        lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + width)
-        tokens_BR = torch.full((B, width), self.diffusion.mask_token_id, device=self.device)
-        tokens_BR[:, 0] = torch.tensor(list(roots), device=self.device)
-        lengths_B1 = torch.tensor(lengths, device=self.device)[:, None]
-        positions_BR = lengths_B1 + torch.arange(width, device=self.device)
-        bias = prefix_bias([length + width for length in lengths], width, span, self.norm)
-        places = self._places(positions_BR, max(lengths) + width, width)
-        return self._logits(self._layers("diffusion", tokens_BR, places, cache, bias)[:, :rows])
+        roots_BJ = torch.tensor(list(roots), device=self.device)[:, None]
+        part = self._blocks_part(roots_BJ, [[length] for length in lengths], width, lengths, span)
+        (hidden_BRD,) = self._layers([part], cache, span)
+        return self.logits(hidden_BRD[:, :rows])
 
-    def _layers(
-        self, view: ViewName, tokens_BR: Tensor, places: Places, cache: CacheWindow, bias_B1RS: Tensor
-    ) -> Tensor:
-        """All layers through one view, up to the final norm [B, R, D]; MLPs and norms do not know which view it is."""
-        kernels, eps, R = self.kernels, self.config.norm_eps, tokens_BR.shape[1]
-        hidden_ND = self.embedding[tokens_BR].flatten(0, 1)
-        delta_ND = torch.zeros_like(hidden_ND)
-        for layer, (keys, values) in zip(self.stack, cache.layers(bias_B1RS.shape[-1]), strict=True):
-            projections = layer.view(view)
-            qkv = projections.qkv(kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps))
-            q_BRHE = kernels.place(qkv, projections.norms, places, keys, values)
-            attention = self.attention.attend(q_BRHE, keys, values, bias_B1RS)
-            if places.attended != R:
-                attention = F.pad(attention, (0, 0, 0, R - places.attended))  # a negative pad cuts
-            delta_ND = projections.o(attention.flatten(0, 1))
-            gate_up = layer.gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))
-            delta_ND = layer.down(kernels.gate(gate_up))
-        return kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).view(*tokens_BR.shape, -1)
+    @torch.inference_mode()
+    def ar_and_diffuse(
+        self, tokens_BR: Tensor, candidates: Sequence[Sequence[int]], width: int, cache: CacheWindow
+    ) -> tuple[Tensor, Tensor]:
+        """`ar` over all rows, and in the same pass J blocks of `width` rows per sequence, each rooted in one of them.
 
-    def _logits(self, normed_BRD: Tensor) -> Tensor:
+        Block j of sequence b is the one that `diffuse` would run if the rows before `candidates[b][j]` were cached and
+        that row were the anchor: it sees the cache, the AR rows before its root, and itself. Nothing an AR row computes
+        depends on it. Returns the AR logits [B, R, V], and the hidden states [B, J, width, D] of the blocks, of which
+        `logits` makes logits when it is known which block counts.
+        """
+        R, lengths = tokens_BR.shape[1], cache.lengths
+        padded, J = self._padded(tokens_BR), len(candidates[0])
+        span = self._reserve(cache, max(lengths) + padded + J * width)
+        roots_BJ = tokens_BR.gather(1, torch.tensor(candidates, device=self.device))
+        starts = [[length + row for row in rows] for length, rows in zip(lengths, candidates, strict=True)]
+        parts = [
+            self._ar_part(tokens_BR, lengths, padded, span),
+            self._blocks_part(roots_BJ, starts, width, [length + padded for length in lengths], span),
+        ]
+        hidden_BRD, blocks_BND = self._layers(parts, cache, span)
+        logits_BRV = self.logits(hidden_BRD[:, torch.arange(R - 1, -1, -1)])
+        return logits_BRV, blocks_BND.unflatten(1, (J, width))
+
+    def logits(self, normed_BRD: Tensor) -> Tensor:
+        """The head [B, R, V] over final hidden states; of no rows where there are none."""
         B, R, D = normed_BRD.shape
         if R == 0:
             return normed_BRD.new_empty(B, 0, self.config.vocab_size)
         return self.head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
+
+    def _ar_part(self, tokens_BR: Tensor, lengths: list[int], padded: int, span: int) -> Part:
+        """Causal rows, in descending order of position (see `causal_bias`), with padding after them."""
+        R, attended = tokens_BR.shape[1], self.attention.padded(tokens_BR.shape[1])
+        order = torch.tensor([*range(R - 1, -1, -1), *range(R, padded)], device=self.device)
+        positions_BR = torch.tensor(lengths, device=self.device)[:, None] + order
+        places = self._places(positions_BR, positions_BR, max(lengths) + padded, attended)
+        bias = causal_bias(lengths, R, attended, span, self.norm)
+        return Part("ar", F.pad(tokens_BR.flip(1), (0, padded - R)), places, [bias])
+
+    def _blocks_part(self, roots_BJ: Tensor, starts: list[list[int]], width: int, slots: list[int], span: int) -> Part:
+        """Blocks of a root and masks, at the positions from `starts[b][j]` on; their K/V stand from `slots[b]` on."""
+        if self.diffusion is None:
+            raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
+        B, J = roots_BJ.shape
+        tokens_BJW = torch.full((B, J, width), self.diffusion.mask_token_id, device=self.device)
+        tokens_BJW[:, :, 0] = roots_BJ
+        inside = torch.arange(width, device=self.device)
+        positions_BN = (torch.tensor(starts, device=self.device)[:, :, None] + inside).flatten(1)
+        slots_BN = torch.tensor(slots, device=self.device)[:, None] + torch.arange(J * width, device=self.device)
+        last = max(max(row) for row in starts) + width
+        biases = [
+            block_bias([row[j] for row in starts], [slot + j * width for slot in slots], width, span, self.norm)
+            for j in range(J)
+        ]
+        places = self._places(positions_BN, slots_BN, last, J * width)
+        return Part("diffusion", tokens_BJW.flatten(1), places, biases)
+
+    def _layers(self, parts: list[Part], cache: CacheWindow, span: int) -> list[Tensor]:
+        """All layers up to the final norm, [B, R, D] for each part. Only the attention projections differ by view."""
+        kernels, eps, sizes = self.kernels, self.config.norm_eps, [part.tokens_BR.numel() for part in parts]
+        hidden_ND = self.embedding[torch.cat([part.tokens_BR.flatten() for part in parts])]
+        delta_ND = torch.zeros_like(hidden_ND)
+        for layer, (keys, values) in zip(self.stack, cache.layers(span), strict=True):
+            normed = kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps).split(sizes)
+            queries = [
+                kernels.place(view.qkv(x_ND), view.norms, part.places, keys, values)
+                for part, x_ND in zip(parts, normed, strict=True)
+                for view in [layer.view(part.view)]
+            ]  # every part's keys are in place before anyone attends: blocks read the AR rows of this very pass
+            deltas = [
+                layer.view(part.view).o(self._attend(part, q_BRHE, keys, values).flatten(0, 1))
+                for part, q_BRHE in zip(parts, queries, strict=True)
+            ]
+            delta_ND = deltas[0] if len(deltas) == 1 else torch.cat(deltas)
+            gate_up = layer.gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))
+            delta_ND = layer.down(kernels.gate(gate_up))
+        final = kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).split(sizes)
+        return [x_ND.view(*part.tokens_BR.shape, -1) for part, x_ND in zip(parts, final, strict=True)]
+
+    def _attend(self, part: Part, q_BRHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The rows of a part over the cache [B, R, H * E], in as many calls as it has biases."""
+        biases, R = part.biases, part.tokens_BR.shape[1]
+        pieces = [q_BRHE] if len(biases) == 1 else q_BRHE.chunk(len(biases), dim=1)
+        found = [self.attention.attend(piece, keys, values, bias) for piece, bias in zip(pieces, biases, strict=True)]
+        attention = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        surplus = part.places.attended - R
+        return F.pad(attention, (0, 0, 0, -surplus)) if surplus else attention  # a negative pad cuts
+
+    def _padded(self, tokens_BR: Tensor) -> int:
+        """How many rows per sequence the matrix products are given."""
+        B, R = tokens_BR.shape
+        return next(rows for rows in range(R, R + 16) if B * rows % self.linear_multiple == 0)
 
     def _reserve(self, cache: CacheWindow, positions: int) -> int:
         """Make room, and say how many keys the pass attends to: a multiple under which the bits hold."""
@@ -196,15 +228,11 @@ class Decoder(nn.Module):
         multiple = self.attention.key_multiple
         return -(-positions // multiple) * multiple
 
-    def _places(self, positions_BR: Tensor, last: int, attended: int) -> Places:
-        return Places(positions_BR, *self.rope.rows(positions_BR, last), attended, self.config.norm_eps)
+    def _places(self, positions_BR: Tensor, slots_BR: Tensor, last: int, attended: int) -> Places:
+        return Places(slots_BR, *self.rope.rows(positions_BR, last), attended, self.config.norm_eps)
 
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:
     if diffusion.mask_token_id >= config.vocab_size:
         raise ValueError(f"mask_token_id {diffusion.mask_token_id} is outside the vocabulary of {config.vocab_size}")
     return diffusion
-
-
-def _scale(size: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)

@@ -91,13 +91,15 @@ class PackedLinear(Linear):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a pass stand: positions [B, R] and the cosine and signed sine of each, [B, R, 1, E] fp32.
+    """Where the rows of a pass stand: their slots in the cache [B, R], and cosine and signed sine [B, R, 1, E] fp32.
+
+    The slot is the position, but for blocks that share a pass with AR rows: theirs lie behind those rows.
 
     `attended` is the number of rows A that attention is given: fewer than R where the last are padding of the matrix
     products, more where attention itself needs padding, by zeros.
     """
 
-    positions_BR: Tensor
+    slots_BR: Tensor
     cos: Tensor
     sin: Tensor
     attended: int
@@ -132,13 +134,13 @@ class Kernels:
     ) -> Tensor:
         """Split qkv [B*R, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, A, H, E]."""
         _, G, _, E = keys_BGTE.shape
-        qkv = qkv_NF.view(*places.positions_BR.shape, -1, E)
+        qkv = qkv_NF.view(*places.slots_BR.shape, -1, E)
         q, k, v = qkv.split((qkv.shape[2] - 2 * G, G, G), dim=2)
         if norms is not None:
             q, k = self.norm(q, norms[0], places.norm_eps), self.norm(k, norms[1], places.norm_eps)
         sequences = torch.arange(len(keys_BGTE), device=keys_BGTE.device)[:, None]
-        keys_BGTE.transpose(1, 2)[sequences, places.positions_BR] = rotate(k, places.cos, places.sin)
-        values_BGTE.transpose(1, 2)[sequences, places.positions_BR] = v
+        keys_BGTE.transpose(1, 2)[sequences, places.slots_BR] = rotate(k, places.cos, places.sin)
+        values_BGTE.transpose(1, 2)[sequences, places.slots_BR] = v
         return F.pad(rotate(q, places.cos, places.sin), (0, 0, 0, 0, 0, places.attended - q.shape[1]))
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:

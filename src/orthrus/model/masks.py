@@ -1,7 +1,7 @@
 """Which keys a row sees, as index predicates turned into additive biases.
 
 Nothing of the size rows x context is ever stored: a causal bias is one vector per sequence that every row reads from
-its own offset, a prefix bias one vector per sequence that all rows share.
+its own offset, the bias of a block one vector per sequence that all its rows share.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ def causal_bias(lengths: list[int], rows: int, padded: int, span: int, like: Ten
     return vectors.as_strided((len(lengths), 1, padded, span), (span + padded, 0, 1, 1))
 
 
-def prefix_bias(visible: list[int], rows: int, span: int, like: Tensor) -> Tensor:
-    """Bias [B, 1, rows, span] where every row sees the first `visible` keys: a cache and a whole block behind it."""
-    return _first_visible(visible, span, like)[:, None, None].expand(-1, 1, rows, -1)
+def block_bias(visible: list[int], own: list[int], rows: int, span: int, like: Tensor) -> Tensor:
+    """Bias [B, 1, rows, span] of blocks: every row sees the first `visible` keys, and `rows` keys from `own` on."""
+    vectors = _first_visible(visible, span, like)
+    for vector, start in zip(vectors, own, strict=True):
+        vector[start : start + rows] = 0
+    return vectors[:, None, None].expand(-1, 1, rows, -1)
 
 
 def _first_visible(counts: list[int], size: int, like: Tensor) -> Tensor:

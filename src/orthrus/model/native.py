@@ -84,7 +84,7 @@ class NativeKernels(Kernels):
     ) -> Tensor:
         """See `Kernels`."""
         assert qkv_NF.is_contiguous()
-        B, R = places.positions_BR.shape
+        B, R = places.slots_BR.shape
         _, G, _, E = keys_BGTE.shape
         H = qkv_NF.shape[1] // E - 2 * G
         A = places.attended
@@ -93,7 +93,7 @@ class NativeKernels(Kernels):
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
         self._place(
             qkv_NF.data_ptr(), q_norm, k_norm, places.cos.data_ptr(), places.sin.data_ptr(),
-            places.positions_BR.data_ptr(), q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(),
+            places.slots_BR.data_ptr(), q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(),
             sizes, places.norm_eps,
         )  # fmt: skip
         return q

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus.model.decoder import Decoder, Layer, View
+from orthrus.model.decoder import Decoder
 from orthrus.model.kernels import Linear
+from orthrus.model.layers import Layer, View
 from orthrus.training.attention import BlockAttention
 from orthrus.training.blocks import Blocks
 from orthrus.training.objectives import Objective

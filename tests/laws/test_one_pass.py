@@ -1,0 +1,59 @@
+"""Laws 1, 4 and 5 for the pass that verifies and drafts at once."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from orthrus.model import families
+
+LENGTHS = (20, 0, 33)
+CANDIDATES = [[0, 2, 5], [0, 1, 5], [0, 3, 4]]
+"""Three sequences in a batch, six AR rows each, three blocks each."""
+ROWS, WIDTH = 6, 4
+
+
+def prepared(decoder):
+    """Tokens of the AR rows, and a cache in which the sequences have different lengths."""
+    texts = [tiny.request(length + ROWS, seed=n).prompt for n, length in enumerate(LENGTHS)]
+    cache = decoder.new_cache(len(texts))
+    for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
+        if length:
+            decoder.ar(torch.tensor([text[:length]]), cache.window(slot, slot + 1), rows=[])
+        cache.commit(slot, length)
+    return texts, torch.tensor([text[-ROWS:] for text in texts]), cache
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
+    decoder = tiny.decoder(family, dtype, kernels=kernels)
+    (_, rows, plain), (_, _, shared) = prepared(decoder), prepared(decoder)
+    expected = decoder.ar(rows, plain.window(0, 3))
+    found, _ = decoder.ar_and_diffuse(rows, CANDIDATES, WIDTH, shared.window(0, 3))
+    assert torch.equal(found, expected)
+    assert shared.lengths == list(LENGTHS)
+    for slot, length in enumerate(LENGTHS):
+        for one, other in ((plain.keys, shared.keys), (plain.values, shared.values)):
+            assert torch.equal(one[:, slot, :, : length + ROWS], other[:, slot, :, : length + ROWS])
+
+
+@pytest.mark.parametrize("width", [1, 2, 8])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, width):
+    decoder = tiny.decoder(family, dtype)
+    texts, rows, cache = prepared(decoder)
+    _, blocks = decoder.ar_and_diffuse(rows, CANDIDATES, width, cache.window(0, 3))
+    for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
+        for number, row in enumerate(CANDIDATES[slot]):
+            fresh = decoder.new_cache(1)
+            if length + row:
+                decoder.ar(torch.tensor([text[: length + row]]), fresh.window(0, 1), rows=[])
+            fresh.commit(0, length + row)
+            expected = decoder.diffuse([text[length + row]], width, fresh.window(0, 1), rows=width)
+            found = decoder.logits(blocks[slot : slot + 1, number])
+            tolerance = 2e-4 if dtype == "fp32" else 0.15
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
