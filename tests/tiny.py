@@ -111,6 +111,23 @@ def scripted(quality, continuations, seed=0):
     return propose
 
 
+def scripted_ahead(quality, continuations, seed=0):
+    """The same for `propose_ahead`: as many drafts as the block has rows left."""
+    rng = random.Random(seed)
+
+    def propose_ahead(decoder, batch, blocks, roots, rule):
+        del rule
+        drafts = []
+        for sequence, block, root in zip(batch, blocks, roots, strict=True):
+            rows = max(0, min(len(block), decoder.diffusion.trained_rows) - (sequence.length - 1 - root))
+            truth = continuations[sequence.index][len(sequence.tokens) :]
+            padded = (truth + [1] * rows)[:rows]
+            drafts.append(Draft([t if rng.random() < quality else (t + 1) % VOCAB for t in padded]))
+        return drafts
+
+    return propose_ahead
+
+
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

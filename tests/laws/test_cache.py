@@ -54,7 +54,7 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
     sequence = Sequence(0, request, tiny.LIMITS)
     cache = decoder.new_cache(1)
     prefill(decoder, cache, sequence, 0, exact)
-    run = cycles.load("two-pass")
+    run = cycles.load("two-pass").run
     while sequence.finish_reason is None:
         run(decoder, cache, [sequence], 8, exact)
     tokens = (*request.prompt, *sequence.tokens[:-1])
@@ -101,6 +101,30 @@ def test_two_pass_cycles_equal_their_replay(family, temperature):
     assert sum(replayed), "the tiny drafter never agrees, so this test shows nothing"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_one_pass_cycles_equal_their_replay(family, temperature):
+    """Full width, every candidate: the drafts of a cycle are those of the block rooted at the last accepted token."""
+    params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
+    decoder, request = tiny.decoder(family), tiny.request(20, new=60, sampling=params)
+    kept = [s.kept for s in generate(decoder, [request], DecodingConfig(cycle="one-pass"), tiny.LIMITS)]
+    text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
+    length, root, replayed = len(request.prompt) + 1, len(request.prompt) - 1, []
+    while length < len(text):
+        cache = prefilled(decoder, text[:root])
+        logits = decoder.diffuse([text[root]], 8, cache.window(0, 1), rows=7)[0][length - 1 - root :]
+        if temperature:
+            shared = [noise.gumbel(length + row, tiny.VOCAB) for row in range(len(logits))]
+            logits = logits / temperature + torch.stack(shared)
+        drafts, truth = logits.argmax(-1).tolist(), text[length:]
+        run = next(
+            (n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(len(drafts), len(truth))
+        )
+        replayed.append(run)
+        root, length = length - 1 + run, length + run + 1
+    assert replayed == [verdict.accepted for verdict in kept[1:]]
+    assert sum(replayed), "the tiny drafter never agrees, so this test shows nothing"
+
+
 class PeakBytes(TorchDispatchMode):
     """Bytes of live tensor storage made while active, and their peak."""
 
@@ -130,12 +154,13 @@ def test_extra_memory_of_drafting_does_not_grow_with_context(family):
     decoder, extra = tiny.decoder(family, "fp32", 8, prepared=False), {}
     for context in (612, 1636):  # both beyond one key block, at the same place in one
         peaks = {}
-        for name in ("ar", "two-pass"):
+        for name in ("ar", "two-pass", "one-pass"):
             sequence = Sequence(0, tiny.request(context, new=50), tiny.LIMITS)
             cache = decoder.new_cache(1)
-            prefill(decoder, cache, sequence, 0, exact)
+            prefill(decoder, cache, sequence, 0, exact, 8 if name == "one-pass" else 0)
             with PeakBytes() as counted:
-                cycles.load(name)(decoder, cache, [sequence], 8, exact)
+                cycles.load(name).run(decoder, cache, [sequence], 8, exact)
             peaks[name] = counted.peak + cache.bytes
-        extra[context] = peaks["two-pass"] - peaks["ar"]
-    assert extra[612] == extra[1636] > 0
+        extra[context] = [peaks[name] - peaks["ar"] for name in ("two-pass", "one-pass")]
+    assert extra[612] == extra[1636]
+    assert min(extra[612]) > 0

@@ -56,10 +56,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case.values())))
 
 
+generate_module = importlib.import_module("orthrus.decoding.generate")
+
+
 def run(decoder, requests, case, monkeypatch, truths):
     module = importlib.import_module(f"orthrus.decoding.cycles.{case['cycle'].replace('-', '_')}")
     if case["quality"] is not None and hasattr(module, "propose"):
         monkeypatch.setattr(module, "propose", tiny.scripted(case["quality"], truths))
+    if case["quality"] is not None and hasattr(module, "propose_ahead"):
+        for user in (module, generate_module):
+            monkeypatch.setattr(user, "propose_ahead", tiny.scripted_ahead(case["quality"], truths))
     config = DecodingConfig(cycle=case["cycle"], batch_size=case["batch"])
     finished = {s.sequence.index: s.sequence for s in generate(decoder, requests, config, tiny.LIMITS, tiny.text_of)}
     return [finished[index] for index in range(len(requests))]
@@ -98,3 +104,21 @@ def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family,
     cache.commit(0, prompt.shape[1])
     rows = decoder.ar(torch.tensor([truth.tokens[:-1]]), cache.window(0, 1))[0]
     assert torch.equal(rows, truth.logits_NV[1:])
+
+
+@pytest.mark.parametrize(("width", "new"), [(8, 40), (8, 44), (2, 9), (5, 31)])
+def test_perfect_drafts_take_exactly_the_fewest_passes(monkeypatch, width, new):
+    """One pass: the prefill and ceil((N - 1) / (m + 1)); two passes: twice as many cycles."""
+    decoder, request = tiny.decoder("qwen3"), tiny.request(11, new)
+    truth = tiny.oracle(decoder, request).tokens
+    for name, hook in (("one-pass", "propose_ahead"), ("two-pass", "propose")):
+        module = importlib.import_module(f"orthrus.decoding.cycles.{name.replace('-', '_')}")
+        script = {"propose_ahead": tiny.scripted_ahead, "propose": tiny.scripted}[hook](1.0, [truth])
+        for user in (module, generate_module):
+            monkeypatch.setattr(user, hook, script, raising=False)
+        config = DecodingConfig(cycle=name, width=width)
+        (done,) = [s.sequence for s in generate(decoder, [request], config, tiny.LIMITS) if s.sequence.finish_reason]
+        assert done.tokens == truth
+        offered = min(width, 7) - (name == "one-pass")
+        cycles_needed = -(-(len(truth) - 1) // (offered + 1))
+        assert done.statistics.passes == 1 + cycles_needed * (2 if name == "two-pass" else 1)

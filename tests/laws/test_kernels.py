@@ -89,7 +89,7 @@ def test_attention_forms(precision, heads, kv_heads, size):
     B, R, lengths = 2, 6, [700, 30]
     q = values(B, R, heads, size, precision=precision)
     k, v = (values(B, kv_heads, 2 * KEY_BLOCK, size, precision=precision) for _ in range(2))
-    bias = causal_bias(lengths, R, R, 2 * KEY_BLOCK, q)
+    bias = causal_bias(lengths, R, R, 2 * KEY_BLOCK, q).view
     fast, slow = attend_flash(q, k, v, bias), attend_in_blocks(q, k, v, bias)
     torch.testing.assert_close(fast, slow, **TOLERANCES[precision])
     dense = torch.nn.functional.scaled_dot_product_attention(
@@ -100,8 +100,8 @@ def test_attention_forms(precision, heads, kv_heads, size):
 
 def test_a_block_that_is_masked_whole_changes_no_bit_of_the_slow_twin(precision):
     q, k, v = values(1, 4, 4, 16, precision=precision), *(values(1, 2, 3 * 512, 16, precision=precision) for _ in "kv")
-    short = causal_bias([100], 4, 4, KEY_BLOCK, q)
-    long = causal_bias([100], 4, 4, 3 * KEY_BLOCK, q)
+    short = causal_bias([100], 4, 4, KEY_BLOCK, q).view
+    long = causal_bias([100], 4, 4, 3 * KEY_BLOCK, q).view
     assert torch.equal(attend_in_blocks(q, k[:, :, :512], v[:, :, :512], short), attend_in_blocks(q, k, v, long))
 
 

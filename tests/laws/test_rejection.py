@@ -1,6 +1,6 @@
 """Law 2: `rejection` equals the target distribution.
 
-Not by statistics: whole runs of a two-pass decode (prefill, drafts, verdicts, bonus, next cycle) are enumerated over a
+Not by statistics: whole runs of a decode (prefill, drafts, verdicts, bonus, next cycle) are enumerated over a
 finite grid of uniforms. The distributions are rational with denominators that divide the grid, so the probabilities of
 all outcomes are exact fractions, and must equal those of the target.
 """
@@ -63,6 +63,15 @@ class MarkovDecoder:
         del width, cache
         return torch.stack([torch.stack([_logits(self._drafter(root, j)) for j in range(rows)]) for root in roots])
 
+    def ar_and_diffuse(self, tokens, candidates, width, cache, rows=None):
+        """The hidden states of a block are its logits."""
+        roots = [[int(t[row]) for row in candidates] for t in tokens]
+        blocks = torch.stack([self.diffuse(found, width, cache, width) for found in roots])
+        return self.ar(tokens, cache, rows), blocks
+
+    def logits(self, hidden):
+        return hidden
+
 
 def _logits(quarters):
     return torch.tensor(quarters).float().log()
@@ -83,7 +92,7 @@ class Enumerator:
         return (self.made[-1] + 0.5) / GRID
 
 
-def outcomes(monkeypatch, decoder, tokens):
+def outcomes(monkeypatch, decoder, tokens, cycle):
     """All outcomes of decoding `tokens` tokens with their exact probabilities."""
     found, choices = {}, []
     limits, request = Limits(3, 64, frozenset()), Request((1,), SamplingParams(temperature=1.0), StopConditions(tokens))
@@ -96,7 +105,7 @@ def outcomes(monkeypatch, decoder, tokens):
             self.sampler.noise = noise
 
         monkeypatch.setattr(Sequence, "__init__", enumerated)
-        steps = list(generate(decoder, [request], DecodingConfig(rule="rejection"), limits))
+        steps = list(generate(decoder, [request], DecodingConfig(cycle=cycle, rule="rejection"), limits))
         key = tuple(steps[-1].sequence.tokens)
         found[key] = found.get(key, 0) + Fraction(1, GRID ** len(noise.made))
         made = noise.made
@@ -107,9 +116,12 @@ def outcomes(monkeypatch, decoder, tokens):
 
 
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
-@pytest.mark.parametrize(("trained_rows", "tokens"), [(1, 3), (2, 2)])
-def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, trained_rows, tokens):
-    found = outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows), tokens)
+@pytest.mark.parametrize(
+    ("cycle", "trained_rows", "tokens"),
+    [("two-pass", 1, 3), ("two-pass", 2, 2), ("one-pass", 2, 3), ("one-pass", 3, 2), ("ar", 1, 3)],
+)
+def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, cycle, trained_rows, tokens):
+    found = outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows), tokens, cycle)
     assert sum(found.values()) == 1
     for text in itertools.product(range(3), repeat=tokens):
         expected = Fraction(1)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
 from orthrus.model import families
-from orthrus.model.masks import block_bias, causal_bias
+from orthrus.model.masks import beside_bias, block_bias, causal_bias
 
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
@@ -82,18 +82,25 @@ def test_rows_asked_for_are_the_rows_of_the_whole_pass():
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_masks_equal_their_brute_force_grids(rows):
-    lengths, span = [0, 1, 13, 40], 64
+    lengths, span, width = [0, 1, 13, 40], 96, 3
     causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1))
-    own = [length + 5 for length in lengths]
-    block = block_bias(lengths, own, rows, span + 16, torch.ones(1))
-    assert causal.shape == (len(lengths), 1, rows + 3, span)
-    assert block.shape == (len(lengths), 1, rows, span + 16)
+    block = block_bias(lengths, rows, span, torch.ones(1))
+    slots = [length + rows + 9 for length in lengths]
+    beside = [beside_bias(causal, rows, row, slots, width) for row in range(rows)]
+    assert causal.view.shape == (len(lengths), 1, rows + 3, span)
+    assert block.view.shape == (len(lengths), 1, rows, span)
     for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
         position = lengths[b] + rows - 1 - r
-        assert (causal[b, 0, r, s] == 0) == (s <= position)
-        assert (block[b, 0, r, s] == 0) == (s < lengths[b] or own[b] <= s < own[b] + rows)
+        assert (causal.view[b, 0, r, s] == 0) == (s <= position)
+        assert (block.view[b, 0, r, s] == 0) == (s < lengths[b] + rows)
+        opened, own = beside[r].open(), slots[b] <= s < slots[b] + width
+        assert (opened[b, 0, :, s] == 0).tolist() == [s < lengths[b] + r or own] * width
+        beside[r].close()
 
 
-def test_a_causal_mask_stores_one_vector_per_sequence():
-    bias = causal_bias([5, 9], 30, 32, 512, torch.ones(1, dtype=torch.bfloat16))
-    assert bias.untyped_storage().nbytes() == 2 * (32 + 512) * 2
+def test_masks_store_one_vector_per_sequence():
+    causal = causal_bias([5, 9], 30, 32, 512, torch.ones(1, dtype=torch.bfloat16))
+    beside = beside_bias(causal, 30, 7, [40, 44], 8)
+    for bias in (causal, beside):
+        assert bias.view.untyped_storage().nbytes() == 2 * (32 + 512) * 2
+    assert beside.view.data_ptr() == causal.view.data_ptr() + 2 * (30 - 7)

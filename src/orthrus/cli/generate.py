@@ -52,7 +52,7 @@ ChatTemplateKwargsOption = Annotated[
     str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
-CycleOption = Annotated[str | None, typer.Option(help="two-pass (default) or ar, which is plain decoding.")]
+CycleOption = Annotated[str | None, typer.Option(help="two-pass (default), one-pass, or ar, which is plain decoding.")]
 RuleOption = Annotated[
     str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
 ]

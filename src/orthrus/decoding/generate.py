@@ -11,6 +11,7 @@ import torch
 from orthrus.cache import KVCache
 from orthrus.config import DecodingConfig
 from orthrus.decoding import cycles, verify
+from orthrus.decoding.propose import propose_ahead
 from orthrus.decoding.sequence import Draft, Limits, Request, Sequence, Verdict
 from orthrus.decoding.text import Decode
 from orthrus.decoding.verify import Rule
@@ -33,7 +34,7 @@ def generate(
     A sequence's tokens do not depend on its neighbours. Close the iterator, or set `finish("cancelled")` on a sequence,
     to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
     """
-    run, rule = cycles.load(config.cycle), verify.load(config.rule)
+    cycle, rule = cycles.load(config.cycle), verify.load(config.rule)
     width = _width(decoder, config)
     waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
     cache = decoder.new_cache(min(config.batch_size, len(waiting)))
@@ -41,27 +42,38 @@ def generate(
     while waiting or active:
         while waiting and len(active) < config.batch_size:
             active.append(waiting.popleft())
-            yield prefill(decoder, cache, active[-1], len(active) - 1, rule)
+            yield prefill(decoder, cache, active[-1], len(active) - 1, rule, width if cycle.DRAFTS_AHEAD else 0)
             _retire(cache, active)
         if active:
-            kept = run(decoder, cache, active, width, rule)
+            kept = cycle.run(decoder, cache, active, width, rule)
             yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
             _retire(cache, active)
 
 
-def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rule: Rule) -> Step:
-    """Put the prompt into the cache, in as large pieces as the row rule allows, and commit the first token."""
+def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rule: Rule, width: int = 0) -> Step:
+    """Put the prompt into the cache, in as large pieces as the row rule allows, and commit the first token.
+
+    With a `width`, the last piece drafts ahead too, from a block of that many rows rooted at the last prompt token.
+    """
     sequence.begin()
     cache.commit(slot, 0)
     prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
-    for piece in prompt.split(decoder.most_rows, dim=1):
-        end = cache.lengths[slot] + piece.shape[1]
-        logits_BRV = decoder.ar(
-            piece, cache.window(slot, slot + 1), [piece.shape[1] - 1] if end == prompt.shape[1] else []
-        )
-        cache.commit(slot, end)
+    *pieces, last = prompt.split(decoder.most_rows, dim=1)
+    window = cache.window(slot, slot + 1)
+    for piece in pieces:
+        decoder.ar(piece, window, rows=[])
+        cache.commit(slot, cache.lengths[slot] + piece.shape[1])
+    final, blocks_BJWD = [last.shape[1] - 1], None
+    if width:
+        logits_BRV, blocks_BJWD = decoder.ar_and_diffuse(last, final, width, window, rows=final)
+    else:
+        logits_BRV = decoder.ar(last, window, rows=final)
+    cache.commit(slot, prompt.shape[1])
     verdict = rule.verify(sequence.sampler, logits_BRV[0], Draft(), sequence.length)
     sequence.start(verdict.tokens[0])
+    if blocks_BJWD is not None and sequence.finish_reason is None:
+        root = prompt.shape[1] - 1
+        (sequence.ahead,) = propose_ahead(decoder, [sequence], [blocks_BJWD[0, 0]], [root], rule)
     return Step(sequence, verdict)
 
 

@@ -110,7 +110,10 @@ class Statistics:
 
 
 class Sequence:
-    """A request being decoded. n committed tokens; the cache holds the first n - 1; the newest is the anchor."""
+    """A request being decoded. n committed tokens; the cache holds the first n - 1; the newest is the anchor.
+
+    `ahead` are drafts that an earlier pass made for the next cycle.
+    """
 
     def __init__(self, index: int, request: Request, limits: Limits, decode: Decode | None = None) -> None:
         check_request(request, limits, has_text=decode is not None)
@@ -122,6 +125,7 @@ class Sequence:
         self.sampler = Sampler(request.sampling, noise, request.prompt, self.ends, limits.vocab_size)
         self.text = TextStream(decode, request.stop.stop_strings) if decode else None
         self.tokens: list[int] = []
+        self.ahead = Draft()
         self.finish_reason: FinishReason | None = None
         self.statistics = Statistics()
         self._room = min(request.stop.max_new_tokens, limits.max_positions - len(request.prompt))

@@ -19,7 +19,7 @@ from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, attend_in_blocks
 from orthrus.model.layers import Layer, View, ViewName, scale
-from orthrus.model.masks import block_bias, causal_bias
+from orthrus.model.masks import Bias, beside_bias, block_bias, causal_bias
 from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
 
@@ -28,13 +28,13 @@ from orthrus.model.rope import RopeTable
 class Part:
     """The rows of a pass that go through one view: tokens [B, R], where they stand, and what they attend to.
 
-    Several biases [B, 1, R / n, span] serve as many equal runs of rows, each in a call of its own.
+    Several biases serve as many equal runs of rows, each in a call of its own.
     """
 
     view: ViewName
     tokens_BR: Tensor
     places: Places
-    biases: list[Tensor]
+    biases: list[Bias]
 
 
 class Decoder(nn.Module):
@@ -124,32 +124,39 @@ class Decoder(nn.Module):
         lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + width)
         roots_BJ = torch.tensor(list(roots), device=self.device)[:, None]
-        part = self._blocks_part(roots_BJ, [[length] for length in lengths], width, lengths, span)
+        bias = block_bias(lengths, width, span, self.norm)
+        part = self._blocks_part(roots_BJ, lengths, [0], width, (lengths, [bias]))
         (hidden_BRD,) = self._layers([part], cache, span)
         return self.logits(hidden_BRD[:, :rows])
 
     @torch.inference_mode()
     def ar_and_diffuse(
-        self, tokens_BR: Tensor, candidates: Sequence[Sequence[int]], width: int, cache: CacheWindow
+        self,
+        tokens_BR: Tensor,
+        candidates: Sequence[int],
+        width: int,
+        cache: CacheWindow,
+        rows: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`ar` over all rows, and in the same pass J blocks of `width` rows per sequence, each rooted in one of them.
 
-        Block j of sequence b is the one that `diffuse` would run if the rows before `candidates[b][j]` were cached and
-        that row were the anchor: it sees the cache, the AR rows before its root, and itself. Nothing an AR row computes
-        depends on it. Returns the AR logits [B, R, V], and the hidden states [B, J, width, D] of the blocks, of which
-        `logits` makes logits when it is known which block counts.
+        Block j is the one that `diffuse` would run if the rows before row `candidates[j]` were cached and that row were
+        the anchor: it sees the cache, the AR rows before its root, and itself. Nothing an AR row computes depends on
+        it. Returns the AR logits [B, len(rows), V] of the rows asked for, and the hidden states [B, J, width, D] of the
+        blocks, of which `logits` makes logits when it is known which block counts.
         """
         R, lengths = tokens_BR.shape[1], cache.lengths
-        padded, J = self._padded(tokens_BR), len(candidates[0])
+        padded, J = self._padded(tokens_BR), len(candidates)
         span = self._reserve(cache, max(lengths) + padded + J * width)
-        roots_BJ = tokens_BR.gather(1, torch.tensor(candidates, device=self.device))
-        starts = [[length + row for row in rows] for length, rows in zip(lengths, candidates, strict=True)]
-        parts = [
-            self._ar_part(tokens_BR, lengths, padded, span),
-            self._blocks_part(roots_BJ, starts, width, [length + padded for length in lengths], span),
+        ar = self._ar_part(tokens_BR, lengths, padded, span)
+        slots = [length + padded for length in lengths]
+        biases = [
+            beside_bias(ar.biases[0], R, row, [slot + j * width for slot in slots], width)
+            for j, row in enumerate(candidates)
         ]
+        parts = [ar, self._blocks_part(tokens_BR[:, list(candidates)], lengths, candidates, width, (slots, biases))]
         hidden_BRD, blocks_BND = self._layers(parts, cache, span)
-        logits_BRV = self.logits(hidden_BRD[:, torch.arange(R - 1, -1, -1)])
+        logits_BRV = self.logits(hidden_BRD[:, [R - 1 - row for row in (range(R) if rows is None else rows)]])
         return logits_BRV, blocks_BND.unflatten(1, (J, width))
 
     def logits(self, normed_BRD: Tensor) -> Tensor:
@@ -168,22 +175,19 @@ class Decoder(nn.Module):
         bias = causal_bias(lengths, R, attended, span, self.norm)
         return Part("ar", F.pad(tokens_BR.flip(1), (0, padded - R)), places, [bias])
 
-    def _blocks_part(self, roots_BJ: Tensor, starts: list[list[int]], width: int, slots: list[int], span: int) -> Part:
-        """Blocks of a root and masks, at the positions from `starts[b][j]` on; their K/V stand from `slots[b]` on."""
+    def _blocks_part(
+        self, roots_BJ: Tensor, lengths: list[int], rows: Sequence[int], width: int, where: tuple[list[int], list[Bias]]
+    ) -> Part:
+        """J blocks of a root and masks per sequence, from length + row on; `where`: their slots, and what each sees."""
         if self.diffusion is None:
             raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
-        B, J = roots_BJ.shape
+        (B, J), (slots, biases) = roots_BJ.shape, where
         tokens_BJW = torch.full((B, J, width), self.diffusion.mask_token_id, device=self.device)
         tokens_BJW[:, :, 0] = roots_BJ
-        inside = torch.arange(width, device=self.device)
-        positions_BN = (torch.tensor(starts, device=self.device)[:, :, None] + inside).flatten(1)
+        offsets_N = torch.tensor([row + n for row in rows for n in range(width)], device=self.device)
+        positions_BN = torch.tensor(lengths, device=self.device)[:, None] + offsets_N
         slots_BN = torch.tensor(slots, device=self.device)[:, None] + torch.arange(J * width, device=self.device)
-        last = max(max(row) for row in starts) + width
-        biases = [
-            block_bias([row[j] for row in starts], [slot + j * width for slot in slots], width, span, self.norm)
-            for j in range(J)
-        ]
-        places = self._places(positions_BN, slots_BN, last, J * width)
+        places = self._places(positions_BN, slots_BN, max(lengths) + max(rows) + width, J * width)
         return Part("diffusion", tokens_BJW.flatten(1), places, biases)
 
     def _layers(self, parts: list[Part], cache: CacheWindow, span: int) -> list[Tensor]:
@@ -212,7 +216,10 @@ class Decoder(nn.Module):
         """The rows of a part over the cache [B, R, H * E], in as many calls as it has biases."""
         biases, R = part.biases, part.tokens_BR.shape[1]
         pieces = [q_BRHE] if len(biases) == 1 else q_BRHE.chunk(len(biases), dim=1)
-        found = [self.attention.attend(piece, keys, values, bias) for piece, bias in zip(pieces, biases, strict=True)]
+        found = []
+        for piece, bias in zip(pieces, biases, strict=True):
+            found.append(self.attention.attend(piece, keys, values, bias.open()))
+            bias.close()
         attention = found[0] if len(found) == 1 else torch.cat(found, dim=1)
         surplus = part.places.attended - R
         return F.pad(attention, (0, 0, 0, -surplus)) if surplus else attention  # a negative pad cuts

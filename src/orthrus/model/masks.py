@@ -1,31 +1,66 @@
 """Which keys a row sees, as index predicates turned into additive biases.
 
-Nothing of the size rows x context is ever stored: a causal bias is one vector per sequence that every row reads from
-its own offset, the bias of a block one vector per sequence that all its rows share.
+Nothing of the size rows x context is ever stored. One vector per sequence holds a causal bias, since whether row r sees
+key s depends on r + s alone, and every row reads it from an offset of its own. The blocks that share a pass with causal
+rows read the same vector from other offsets.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 
-def causal_bias(lengths: list[int], rows: int, padded: int, span: int, like: Tensor) -> Tensor:
-    """Bias [B, 1, padded, span] of causal rows in *descending* order: row r stands at length + rows - 1 - r.
+@dataclass(frozen=True)
+class Bias:
+    """An additive bias [B, 1, R, span], and the places of its storage to be opened while it is in use."""
 
-    Row r sees key s where s <= length + rows - 1 - r, that is where r + s < length + rows: a function of r + s alone,
-    so a vector of padded + span values, read with stride 1 along both axes, holds it all. Rows from `rows` on are
+    view: Tensor
+    storage: Tensor
+    opened: Tensor | None = None
+
+    def open(self) -> Tensor:
+        """Let the rows see what only they may see."""
+        if self.opened is not None:
+            self.storage.index_fill_(0, self.opened, 0.0)
+        return self.view
+
+    def close(self) -> None:
+        """Hide it again."""
+        if self.opened is not None:
+            self.storage.index_fill_(0, self.opened, float("-inf"))
+
+
+def causal_bias(lengths: list[int], rows: int, padded: int, span: int, like: Tensor) -> Bias:
+    """Causal rows in *descending* order, [B, 1, padded, span]: row r stands at length + rows - 1 - r.
+
+    Row r sees key s where s <= length + rows - 1 - r, that is where r + s < length + rows. Rows from `rows` on are
     padding, whose results nobody reads. Dtype and device are `like`'s.
     """
-    vectors = _first_visible([length + rows for length in lengths], span + padded, like)
-    return vectors.as_strided((len(lengths), 1, padded, span), (span + padded, 0, 1, 1))
+    storage = _first_visible([length + rows for length in lengths], span + padded, like)
+    view = storage.as_strided((len(lengths), 1, padded, span), (span + padded, 0, 1, 1))
+    return Bias(view, storage.view(-1))
 
 
-def block_bias(visible: list[int], own: list[int], rows: int, span: int, like: Tensor) -> Tensor:
-    """Bias [B, 1, rows, span] of blocks: every row sees the first `visible` keys, and `rows` keys from `own` on."""
-    vectors = _first_visible(visible, span, like)
-    for vector, start in zip(vectors, own, strict=True):
-        vector[start : start + rows] = 0
-    return vectors[:, None, None].expand(-1, 1, rows, -1)
+def block_bias(lengths: list[int], rows: int, span: int, like: Tensor) -> Bias:
+    """A block right behind each cache, [B, 1, rows, span]: every row sees the cache and the whole block."""
+    storage = _first_visible([length + rows for length in lengths], span, like)
+    return Bias(storage[:, None, None].expand(-1, 1, rows, -1), storage.view(-1))
+
+
+def beside_bias(causal: Bias, rows: int, candidate: int, slots: list[int], width: int) -> Bias:
+    """A block that shares a pass with `rows` causal rows and is rooted in row `candidate` of them, [B, 1, width, span].
+
+    It sees what stands before its root, s < length + candidate: the causal vector read from rows - candidate on. Its
+    own keys, `width` of them from each slot on, are opened for its turn alone.
+    """
+    B, _, _, span = causal.view.shape
+    size, shift = causal.view.stride(0), rows - candidate
+    view = causal.storage.as_strided((B, 1, width, span), (size, 0, 0, 1), shift)
+    own = [b * size + shift + slot + n for b, slot in enumerate(slots) for n in range(width)]
+    return Bias(view, causal.storage, torch.tensor(own, device=causal.storage.device))
 
 
 def _first_visible(counts: list[int], size: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cycles: one file each. Adding a cycle is adding a file with a `run`.
+"""Cycles: one file each. Adding a cycle is adding a file with a `run` and `DRAFTS_AHEAD`.
 
 A cycle proposes, verifies and commits for all sequences of a batch; sequence i lives in slot i of the cache.
 """
@@ -18,12 +18,13 @@ from orthrus.model.decoder import Decoder
 
 
 class Cycle(Protocol):
-    """One propose - verify - commit over a batch. Returns, per sequence, what was kept."""
+    """One propose - verify - commit over a batch."""
 
-    def __call__(
-        self, decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule
-    ) -> list[Verdict]:
-        """Run it."""
+    DRAFTS_AHEAD: bool
+    """Whether a cycle verifies drafts that an earlier pass made; the prefill then makes the first ones."""
+
+    def run(self, decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
+        """Run it. Returns, per sequence, what was kept."""
         ...
 
 
@@ -36,8 +37,8 @@ def load(name: str) -> Cycle:
     """The cycle of that name. Raises ValueError with the list where there is none."""
     if name not in names():
         raise ValueError(f"there is no cycle {name!r}; cycles: {', '.join(names())}")
-    run: Cycle = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").run
-    return run
+    cycle: Cycle = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return cycle
 
 
 def verify_and_commit(

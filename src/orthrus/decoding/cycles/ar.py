@@ -9,6 +9,7 @@ from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 NAME = "ar"
+DRAFTS_AHEAD = False
 
 
 def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:

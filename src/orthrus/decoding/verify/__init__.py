@@ -18,8 +18,8 @@ from orthrus.decoding.sequence import Draft, Verdict
 class Rule(Protocol):
     """The two halves of a rule."""
 
-    def propose(self, sampler: Sampler, logits_RV: Tensor, position: int) -> Draft:
-        """Draft the tokens at absolute `position` and after it, one per row, from a block rooted just before it."""
+    def propose(self, sampler: Sampler, logits_RV: Tensor, position: int, root: int) -> Draft:
+        """Draft the tokens at absolute `position` and after it, one per row, from a block rooted at `root`."""
         ...
 
     def verify(self, sampler: Sampler, logits_RV: Tensor, draft: Draft, position: int) -> Verdict:

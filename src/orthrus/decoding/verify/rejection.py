@@ -17,12 +17,11 @@ from orthrus.decoding.sequence import Draft, Verdict
 from orthrus.decoding.verify import exact
 
 
-def propose(sampler: Sampler, logits_RV: Tensor, position: int) -> Draft:
+def propose(sampler: Sampler, logits_RV: Tensor, position: int, root: int) -> Draft:
     """See `Rule`. Each draft is drawn from its row's q, which the draft keeps."""
     if sampler.params.greedy:
-        return exact.propose(sampler, logits_RV, position)
+        return exact.propose(sampler, logits_RV, position, root)
     q_RV = torch.stack([sampler.probabilities(logits_V) for logits_V in logits_RV])
-    root = position - 1
     tokens = [_draw(q_V, sampler.noise.uniform(position + row, Purpose.DRAFT, root)) for row, q_V in enumerate(q_RV)]
     return Draft(tokens, q_RV)
 
