@@ -14,7 +14,7 @@ from typing import Any
 def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) -> None:
     """Write several files of one directory, all or none: each to a temporary name, renamed once all are complete.
 
-    Raises OSError (disk full, no permission) with the old files intact and the temporary ones gone.
+    Raises OSError (disk full, no permission) naming the file, with the old files intact and the temporary ones gone.
     """
     directory.mkdir(parents=True, exist_ok=True)
     staged: dict[Path, Path] = {}
@@ -23,9 +23,13 @@ def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) 
             handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=directory)
             os.close(handle)
             staged[Path(temporary)] = directory / name
-            write(Path(temporary))
-            with Path(temporary).open("rb+") as written:
-                os.fsync(written.fileno())
+            try:
+                write(Path(temporary))
+                with Path(temporary).open("rb+") as written:
+                    os.fsync(written.fileno())
+            except OSError as error:  # a failed write does not know its file
+                reason = error.strerror or str(error)
+                raise OSError(error.errno, f"{directory / name} could not be written: {reason}") from error
         for temporary_path, final in staged.items():
             temporary_path.chmod(0o644)
             temporary_path.replace(final)

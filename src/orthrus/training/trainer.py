@@ -192,6 +192,7 @@ class Trainer:
                 "sources": self._corpus.sources,
             },
             "view_at_start": self.checkpoint.view,
+            "warm_start": self.checkpoint.provenance or None,
             "processes": self._world.size,
         }  # fmt: skip
 
