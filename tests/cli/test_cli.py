@@ -149,7 +149,7 @@ LONG = "x" * 3000
         (["generate", "hi", "--batch-size", "0"], "batch_size must be at least 1"),
         (["generate", "hi", "--width", "99"], "beyond the block size 8"),
         (["generate", "hi", "--width", "1"], "width must be at least 2"),
-        (["generate", "hi", "--cycle", "three-pass"], "cycles: ar, two-pass"),
+        (["generate", "hi", "--cycle", "three-pass"], "cycles: ar, one-pass, two-pass"),
         (["generate", "hi", "--rule", "majority"], "rules: exact, rejection"),
         (["generate", "hi", "--stop-token", "<|nope|>"], "'<|nope|>' is not in the vocabulary"),
         (["generate", "hi", "--stop-token", "4000"], "stop token 4000 is outside the vocabulary"),

@@ -143,8 +143,8 @@ def test_rejection_gives_every_decision_an_address_of_its_own():
 
     made = Sampler(SamplingParams(temperature=1.0), Spy(), (), frozenset(), 6)
     rows = torch.stack([LOGITS] * 3)
-    rejection.propose(made, rows[:2], 7)
-    draft = rejection.propose(made, rows[:2], 8)
+    rejection.propose(made, rows[:2], 7, 6)
+    draft = rejection.propose(made, rows[:2], 8, 7)
     rejection.verify(made, rows, draft, 8)
     assert asked[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
     assert asked[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]

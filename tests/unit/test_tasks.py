@@ -42,7 +42,7 @@ def test_a_file_is_a_task(tmp_path):
         (b"[1]", "line 1: not a JSON object"),
         (b'{"text": "x"}', "line 1: needs `prompt`"),
         (b'{"messages": []}', "line 1: needs `prompt`"),
-        (b'{"messages": ["x"]}', "line 1: needs `prompt`"),
+        (b'{"messages": ["x"]}', "line 1, turn 1: needs `role` and `content`"),
         (b"\xff\xfe", "not UTF-8"),
         (b"\n \n", "no prompts in it"),
     ],
