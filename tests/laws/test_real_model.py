@@ -45,9 +45,27 @@ def test_greedy_tokens_equal_those_of_transformers(model):
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    return orthrus.load("smollm2-demo", adapter="none")
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_the_untrained_view_drafts_as_a_copy_should(model, temperature):
+def test_an_untrained_view_drafts_as_a_copy_should(untrained, temperature):
     """A broken drafter, or noise that draft and target do not share, never shows as wrong text, only here."""
-    result = model.generate("Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4)
+    result = untrained.generate("Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4)
     assert 0.5 < result.statistics.acceptance_length < 1.5
     assert result.text
+
+
+def test_the_bundled_view_drafts_as_it_was_measured(model):
+    """Acceptance is a regression test; and one pass a cycle gives more tokens a pass with the same weights."""
+    prompts = [p.prompt for p in tasks.load("gsm8k", 6)]
+    length, tpf = {}, {}
+    for cycle in ("two-pass", "one-pass"):
+        found = [r.statistics for r in model.generate(prompts, max_new_tokens=64, cycle=cycle, batch_size=6)]
+        length[cycle] = sum(sum(s.accepted) for s in found) / sum(sum(s.cycles.values()) for s in found)
+        tpf[cycle] = sum(s.generated for s in found) / sum(s.passes for s in found)
+    assert length["two-pass"] > 1.7
+    assert tpf["two-pass"] > 1.3
+    assert tpf["one-pass"] > 1.2 * tpf["two-pass"]
