@@ -11,6 +11,10 @@ from orthrus.decoding import cycles
 from orthrus.decoding.generate import generate
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.training import objectives
+from orthrus.training.blocks import Blocks
+from orthrus.training.step import step
+from orthrus.training.trainer import trainable
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -29,3 +33,19 @@ def test_every_cycle_equals_the_oracle(family, dtype):
         steps = generate(decoder, asked, DecodingConfig(cycle=name, batch_size=2), tiny.LIMITS)
         found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [found[n] for n in range(len(asked))] == truths
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_a_training_step_is_that_of_the_cpu(family):
+    tokens = torch.tensor(tiny.request(40).prompt)
+    blocks = Blocks(tokens, (0, 17), torch.tensor([3, 9, 26]), torch.tensor([17, 12, 40]), 8, 8)
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        decoder = tiny.on_device(tiny.decoder(family, prepared=False), torch.device(device))
+        parameters = trainable(decoder)
+        outcome = step(decoder, blocks, objectives.load("kl"))
+        outcome.loss.backward()
+        losses.append(outcome.loss.detach().cpu())
+        gradients.append(torch.cat([p.grad.flatten().cpu() for p in parameters.values()]))
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,12 +36,13 @@ class Blocks:
     def offsets_T(self) -> Tensor:
         """The position of every token in its document."""
         starts = torch.tensor(self.starts)
-        return torch.arange(len(self.tokens_T)) - starts.repeat_interleave(self._lengths)
+        offsets = torch.arange(len(self.tokens_T)) - starts.repeat_interleave(self._lengths)
+        return offsets.to(self.tokens_T.device)
 
     @property
     def targets_SM(self) -> Tensor:
         """The positions of the targets: row j predicts the token j + 1 places after the root."""
-        return self.roots_S[:, None] + 1 + torch.arange(self.trained_rows)
+        return self.roots_S[:, None] + 1 + torch.arange(self.trained_rows, device=self.roots_S.device)
 
     @property
     def trained_SM(self) -> Tensor:
@@ -51,6 +52,11 @@ class Blocks:
     @property
     def _lengths(self) -> Tensor:
         return torch.tensor([*self.starts, len(self.tokens_T)]).diff()
+
+    def to(self, device: torch.device) -> Blocks:
+        """The same on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("tokens_T", "roots_S", "ends_S")}
+        return replace(self, **moved)
 
     def documents(self) -> list[tuple[slice, slice]]:
         """For each document that has roots: its tokens, and its roots."""

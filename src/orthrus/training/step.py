@@ -46,19 +46,19 @@ def step(decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None
 
     `ops` are the fastest there are where None.
     """
-    ops = ops or load_ops(decoder.dtype, decoder.device)
+    ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
     with torch.no_grad():
         teacher_TD, memory = _frozen_pass(decoder, blocks, ops)
     hidden_SKD = _diffusion_pass(decoder, blocks, memory, ops).unflatten(0, (-1, blocks.block_size))
     trained_SM = blocks.trained_SM
-    offsets_N = torch.arange(blocks.trained_rows).expand_as(trained_SM)[trained_SM]
+    offsets_N = torch.arange(blocks.trained_rows, device=decoder.device).expand_as(trained_SM)[trained_SM]
     targets_N = blocks.targets_SM[trained_SM]
     hidden_ND = hidden_SKD[:, : blocks.trained_rows][trained_SM]
     loss, agreed_N = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
         hidden_ND, teacher_TD, decoder.head.weight, targets_N, blocks.tokens_T, objective, ops
     )
-    counts = torch.zeros(2, blocks.trained_rows)
-    counts[0].index_add_(0, offsets_N, torch.ones(len(offsets_N)))
+    counts = torch.zeros(2, blocks.trained_rows, device=decoder.device)
+    counts[0].index_add_(0, offsets_N, torch.ones_like(agreed_N, dtype=torch.float32))
     counts[1].index_add_(0, offsets_N, agreed_N.float())
     return Outcome(loss, *counts)
 
@@ -87,9 +87,9 @@ def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor,
     """All blocks through the diffusion view: final normed hidden states [N, D]."""
     assert decoder.diffusion is not None
     eps, K = decoder.config.norm_eps, blocks.block_size
-    ids_SK = torch.full((len(blocks.roots_S), K), decoder.diffusion.mask_token_id)
+    ids_SK = torch.full((len(blocks.roots_S), K), decoder.diffusion.mask_token_id, device=decoder.device)
     ids_SK[:, 0] = blocks.tokens_T[blocks.roots_S]
-    positions_SK = blocks.offsets_T[blocks.roots_S][:, None] + torch.arange(K)
+    positions_SK = blocks.offsets_T[blocks.roots_S][:, None] + torch.arange(K, device=decoder.device)
     rope = decoder.rope.rows(positions_SK.flatten(), int(positions_SK.max()) + 1)
     hidden = decoder.embedding[ids_SK.flatten()]
     for layer, text in zip(decoder.stack, memory, strict=True):

@@ -129,7 +129,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad()
-        totals = torch.zeros(2 * config.trained_rows + 1)
+        totals = torch.zeros(2 * config.trained_rows + 1, device=self.checkpoint.decoder.device)
         for number in range(world.rank, config.sequences, world.size):
             blocks = self._packing.blocks(self.done * config.sequences + number)
             outcome = step(self.checkpoint.decoder, blocks, self._objective)
