@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import export, hub
+from orthrus.checkpoint import hub
 from orthrus.config import TrainConfig
 from orthrus.training import data, trainer
 from orthrus.training.estimate import estimate
@@ -338,37 +338,3 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(bare, jsonl, tmp
     torch.set_num_threads(threads)
     assert_same(view(whole), view(train(bare, jsonl, tmp_path / "run", steps=60, save_every=1, validate_every=1000)))
     assert [r["step"] for r in read(tmp_path / "run")] == list(range(1, 61))
-
-
-SHARED = """
-import sys
-sys.path.insert(0, {tests!r})
-sys.path.insert(0, {unit!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from test_training_run import train
-made = train(Path({bare!r}), Path({jsonl!r}), Path({run!r}), until=int(sys.argv[1]) or None)
-made._world.close()
-"""
-
-
-def test_two_processes_do_the_work_of_one_and_resume_with_the_same_bits(bare, jsonl, tmp_path):
-    here = Path(__file__).parent
-
-    def both(run, until=0):
-        script = tmp_path / "shared.py"
-        names = {"tests": here.parent, "unit": here, "bare": bare, "jsonl": jsonl, "run": tmp_path / run}
-        script.write_text(SHARED.format(**{name: str(path) for name, path in names.items()}))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        subprocess.run([*command, str(script), str(until)], check=True, capture_output=True, timeout=120)
-        return adapters.weights(tmp_path / run / "last")
-
-    whole = both("whole")
-    both("parts", until=3)
-    parts = both("parts")
-    alone = train(bare, jsonl, tmp_path / "alone")
-    for name, value in export.tensors(alone.checkpoint.decoder, "diffusion").items():
-        assert torch.equal(whole.tensor(name), parts.tensor(name))
-        torch.testing.assert_close(whole.tensor(name), value, atol=2e-3, rtol=1e-2)
-    assert [r["rows"] for r in read(tmp_path / "whole")] == [r["rows"] for r in read(tmp_path / "alone")]

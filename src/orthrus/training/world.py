@@ -34,4 +34,5 @@ class World:
     def close(self) -> None:
         """Leave the group."""
         if self.size > 1:
+            dist.barrier()
             dist.destroy_process_group()
