@@ -16,16 +16,12 @@ import tiny
 
 from orthrus import cli
 
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    return tiny.save_checkpoint(tmp_path_factory.mktemp("verbs") / "bare", view=False, template=CHAT)
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("verbs") / "bare", view=False, template=tiny.CHAT)
 
 
 @pytest.fixture
@@ -89,7 +85,7 @@ def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
 
 
 def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):
-    whole = tiny.save_checkpoint(bare.parent / "whole", template=CHAT)
+    whole = tiny.save_checkpoint(bare.parent / "whole", template=tiny.CHAT)
     assert run(f"export -o plain --model {whole} --layout adapter")[0] == 0
     code, _, err = run(f"export -o small --model {whole} --layout adapter --int8")
     assert code == 0, err
@@ -167,15 +163,15 @@ def test_an_interrupted_run_is_saved_and_goes_on(bare, tmp_path):
 
 def test_chat_remembers_forgets_and_says_what_it_cost(run, bare, monkeypatch):
     asked = []
-    real = tiny.tokenizer(CHAT).__class__.apply_chat_template
+    real = tiny.tokenizer(tiny.CHAT).__class__.apply_chat_template
 
     def spy(self, messages, **kwargs):
         asked.append([m["role"] for m in messages])
         return real(self, messages, **kwargs)
 
-    monkeypatch.setattr(tiny.tokenizer(CHAT).__class__, "apply_chat_template", spy)
+    monkeypatch.setattr(tiny.tokenizer(tiny.CHAT).__class__, "apply_chat_template", spy)
     lines = ["hello", "again", "/undo", "and", "/system be brief", "/reset", "", "fresh", "/help", "/exit"]
-    whole = tiny.save_checkpoint(bare.parent / "chat", template=CHAT)
+    whole = tiny.save_checkpoint(bare.parent / "chat", template=tiny.CHAT)
     code, out, err = run(f"chat --model {whole} --max-new-tokens 6", stdin="\n".join(lines) + "\n")
     assert code == 0, err
     assert asked == [

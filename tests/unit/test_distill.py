@@ -14,11 +14,7 @@ from orthrus.training.distill import Distillation, Reply, seed_of
 from orthrus.training.prompts import Conversation, conversations_in, word_runs
 from orthrus.training.shards import DamagedShardError, read_manifest, read_shard
 
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-TOKENIZER = tiny.tokenizer(CHAT)
+TOKENIZER = tiny.tokenizer(tiny.CHAT)
 ENDS = frozenset([tiny.END])
 
 

@@ -25,10 +25,6 @@ from orthrus.training.metrics import read
 from orthrus.training.packing import Packing
 from orthrus.training.trainer import Trainer, TrainingFailedError, Validation, rate_at
 
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 ENDS = frozenset([tiny.END])
 SETTINGS = {
     "block_size": 4, "trained_rows": 4, "mask_token_id": tiny.MASK, "sequence_length": 96, "roots": 6, "sequences": 2,
@@ -53,7 +49,7 @@ def write(path, records):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    return tiny.save_checkpoint(tmp_path_factory.mktemp("train") / "bare", view=False, template=CHAT)
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("train") / "bare", view=False, template=tiny.CHAT)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def config(**changes):
 
 
 def corpus(jsonl, settings=None):
-    return data.load([jsonl], tiny.tokenizer(CHAT), ENDS, settings or config())
+    return data.load([jsonl], tiny.tokenizer(tiny.CHAT), ENDS, settings or config())
 
 
 def train(bare, jsonl, directory, *, until=None, dtype=torch.float32, **changes):
