@@ -15,6 +15,7 @@ from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding.autoregressive import OracleResult, autoregress
+from orthrus.decoding.costs import Costs
 from orthrus.decoding.sequence import Draft, Limits, Request
 from orthrus.model import families, native
 from orthrus.model.decoder import Decoder
@@ -73,6 +74,13 @@ def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="nativ
         return made
     return made.prepare(native.load(DTYPES[dtype], cache_directory()) if kernels == "native" else None)
 
+
+COSTS = {
+    "passes": Costs(((1, 1.0), (8, 1.1), (128, 3.0)), 0.05, 0.2, 0.01, 0.0),
+    "rows": Costs(((1, 1.0), (8, 2.0), (128, 30.0)), 0.0, 0.1, 0.3, 0.001),
+    "hopeless": Costs(((1, 1.0), (8, 4.0), (128, 60.0)), 3.0, 3.0, 3.0, 0.0),
+}
+"""Cost tables for the planner: where a pass is dear, where rows are, and where drafting cannot pay."""
 
 LIMITS = Limits(VOCAB, 2048, frozenset([END]))
 

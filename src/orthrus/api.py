@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, TypedDict, Unpack, overload
 
 import torch
 
-from orthrus.checkpoint import hub
+from orthrus.checkpoint import derived, hub
 from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
+from orthrus.decoding.costs import Costs, measure
 from orthrus.decoding.generate import Step, generate
 from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
+from orthrus.model.decoder import Decoder
 
 Message = Mapping[str, str]
 Prompt = str | Seq[Message] | Seq[int]
@@ -86,6 +89,7 @@ class Model:
         self.checkpoint = checkpoint
         self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
         config = self.decoder.config
+        self._costs: Costs | None = None
         self.limits = Limits(config.vocab_size, config.max_positions, checkpoint.end_token_ids)
 
     @overload
@@ -176,14 +180,41 @@ class Model:
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[return-value]
 
     def decoding_config(self, options: Options) -> DecodingConfig:
-        """Which cycle runs: the one asked for, else two-pass, or plain decoding where there is no diffusion view."""
+        """Which cycle runs: the one asked for, else `auto`, or plain decoding where there is no diffusion view."""
         default = DecodingConfig() if self.decoder.diffusion else DecodingConfig(cycle="ar")
         chosen: dict[str, Any] = {n: options[n] for n in ("cycle", "rule", "width", "batch_size") if n in options}
         return replace(default, **chosen)
 
+    def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
+        """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
+        costs = self.costs() if config.cycle == "auto" and self.decoder.diffusion else None
+        return generate(self.decoder, requests, config, self.limits, self.decode, costs)
+
+    def costs(self, *, anew: bool = False) -> Costs:
+        """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
+
+        `anew` measures again. Raises ValueError where there is no diffusion view to plan for.
+        """
+        if self.decoder.diffusion is None:
+            raise ValueError("without a diffusion view there is nothing to plan: see --adapter")
+        if self._costs is None or anew:
+            measured = derived.cached_json(_costs_key(self.decoder), lambda: measure(self.decoder).as_dict(), anew=anew)
+            self._costs = Costs.of(measured)
+        return self._costs
+
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
         requests = [self.request(prompt, options) for prompt in prompts]
-        return generate(self.decoder, requests, self.decoding_config(options), self.limits, self.decode)
+        return self.run(requests, self.decoding_config(options))
+
+
+def _costs_key(decoder: Decoder) -> str:
+    """Names a cost table: the shapes, precision, device, threads and version it holds for."""
+    gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
+    parts = (
+        decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
+        torch.get_num_threads(), torch.__version__, type(decoder.kernels).__name__,
+    )  # fmt: skip
+    return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
 def result_of(sequence: Sequence) -> Result:

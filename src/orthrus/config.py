@@ -145,7 +145,7 @@ class StopConditions:
 class DecodingConfig:
     """Which cycle runs, under which rule, and how wide: `width` rows per diffusion block, the block size where None."""
 
-    cycle: str = "two-pass"
+    cycle: str = "auto"
     rule: str = "exact"
     width: int | None = None
     batch_size: int = 1

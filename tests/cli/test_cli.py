@@ -65,6 +65,7 @@ def test_json_has_one_line_per_prompt_in_input_order_and_nothing_else(run, model
     lines.append({"messages": [{"role": "user", "content": "hello"}]})
     file.write_text("\n".join(map(json.dumps, lines)))
     options = ["--model", model, "--file", file, "--json", "--max-new-tokens", 12, "--dtype", "float32"]
+    options += ["--cycle", "two-pass"]
     code, out, _ = run("generate", *options, "--batch-size", 3)
     records = json_lines(out)
     assert code == 0
@@ -83,11 +84,10 @@ def test_json_has_one_line_per_prompt_in_input_order_and_nothing_else(run, model
 
 def test_cycles_and_their_alias_write_the_same_tokens(run, model):
     options = ["--model", model, "--json", "--max-new-tokens", 30, "--temperature", 0.9, "--seed", 5]
-    found = [
-        json_lines(run("generate", "hi", *options, *more)[1])[0] for more in ([], ["--cycle", "ar"], ["--no-diffusion"])
-    ]
-    assert found[0]["tokens"] == found[1]["tokens"] == found[2]["tokens"]
-    assert found[0]["statistics"]["acceptance_length"] > 0
+    ways = ([], ["--cycle", "one-pass"], ["--cycle", "two-pass"], ["--cycle", "ar"], ["--no-diffusion"])
+    found = [json_lines(run("generate", "hi", *options, *more)[1])[0] for more in ways]
+    assert all(record["tokens"] == found[0]["tokens"] for record in found)
+    assert found[1]["statistics"]["acceptance_length"] > 0
     assert found[1]["statistics"] | {"seconds": 0} == found[2]["statistics"] | {"seconds": 0}
     assert found[1]["statistics"]["acceptance_length"] == 0
 
@@ -149,7 +149,7 @@ LONG = "x" * 3000
         (["generate", "hi", "--batch-size", "0"], "batch_size must be at least 1"),
         (["generate", "hi", "--width", "99"], "beyond the block size 8"),
         (["generate", "hi", "--width", "1"], "width must be at least 2"),
-        (["generate", "hi", "--cycle", "three-pass"], "cycles: ar, one-pass, two-pass"),
+        (["generate", "hi", "--cycle", "three-pass"], "cycles: ar, auto, one-pass, two-pass"),
         (["generate", "hi", "--rule", "majority"], "rules: exact, rejection"),
         (["generate", "hi", "--stop-token", "<|nope|>"], "'<|nope|>' is not in the vocabulary"),
         (["generate", "hi", "--stop-token", "4000"], "stop token 4000 is outside the vocabulary"),

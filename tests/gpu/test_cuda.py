@@ -30,7 +30,9 @@ def test_every_cycle_equals_the_oracle(family, dtype):
     asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
     truths = [tiny.oracle(decoder, request).tokens for request in asked]
     for name in cycles.names():
-        steps = generate(decoder, asked, DecodingConfig(cycle=name, batch_size=2), tiny.LIMITS)
+        steps = generate(
+            decoder, asked, DecodingConfig(cycle=name, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["passes"]
+        )
         found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [found[n] for n in range(len(asked))] == truths
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
+from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.generate import generate, prefill
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.sequence import Sequence
@@ -56,7 +57,7 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
     prefill(decoder, cache, sequence, 0, exact)
     run = cycles.load("two-pass").run
     while sequence.finish_reason is None:
-        run(decoder, cache, [sequence], 8, exact)
+        run(decoder, cache, [sequence], Drafting(8), exact)
     tokens = (*request.prompt, *sequence.tokens[:-1])
     assert cache.lengths[0] == len(tokens)
     for pieces in ((), (1, 2, 3, 500), (512,), (37,) * 10):
@@ -65,8 +66,9 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
             assert torch.equal(kept, recomputed), f"pieces {pieces}"
 
 
+@pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype):
+def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype, cycle):
     decoder = tiny.decoder(family, dtype)
     asked = [
         tiny.request(3 + 60 * n, 10 + 5 * n, n, SamplingParams(temperature=0.9 * (n % 2), seed=n)) for n in range(6)
@@ -75,16 +77,31 @@ def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype):
     for seed, batch in ((1, 2), (2, 3), (3, 6)):
         order = list(range(6))
         random.Random(seed).shuffle(order)
-        steps = generate(decoder, [asked[n] for n in order], DecodingConfig(batch_size=batch), tiny.LIMITS)
+        config = DecodingConfig(cycle=cycle, batch_size=batch)
+        steps = generate(decoder, [asked[n] for n in order], config, tiny.LIMITS, costs=tiny.COSTS["rows"])
         done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [done[order.index(n)] for n in range(6)] == alone
+
+
+@pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
+def test_nor_do_they_by_rejection(family, cycle):
+    """In fp32, where a diffusion row too is the same in every batch up to rounding."""
+    decoder = tiny.decoder(family)
+    asked = [tiny.request(5 + 40 * n, 24, n, SamplingParams(temperature=0.7, seed=n)) for n in range(4)]
+    found = []
+    for batch in (1, 2, 4):
+        config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
+        steps = generate(decoder, asked, config, tiny.LIMITS, costs=tiny.COSTS["rows"])
+        done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
+        found.append([done[n] for n in range(4)])
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_two_pass_cycles_equal_their_replay(family, temperature):
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
     decoder, request = tiny.decoder(family), tiny.request(20, new=60, sampling=params)
-    kept = [s.kept for s in generate(decoder, [request], DecodingConfig(), tiny.LIMITS)]
+    kept = [s.kept for s in generate(decoder, [request], DecodingConfig(cycle="two-pass"), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     position, replayed = len(request.prompt), []
     while position < len(text) - 1:
@@ -159,7 +176,7 @@ def test_extra_memory_of_drafting_does_not_grow_with_context(family):
             cache = decoder.new_cache(1)
             prefill(decoder, cache, sequence, 0, exact, 8 if name == "one-pass" else 0)
             with PeakBytes() as counted:
-                cycles.load(name).run(decoder, cache, [sequence], 8, exact)
+                cycles.load(name).run(decoder, cache, [sequence], Drafting(8), exact)
             peaks[name] = counted.peak + cache.bytes
         extra[context] = [peaks[name] - peaks["ar"] for name in ("two-pass", "one-pass")]
     assert extra[612] == extra[1636]

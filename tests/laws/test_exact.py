@@ -30,6 +30,7 @@ AXES = {
     "batch": [1, 3],
     "block": [8, 32],
     "kernels": ["native", "torch"],
+    "costs": list(tiny.COSTS),
 }
 
 
@@ -59,15 +60,21 @@ def pytest_generate_tests(metafunc):
 generate_module = importlib.import_module("orthrus.decoding.generate")
 
 
+def script(monkeypatch, quality, truths):
+    """Put drafts of a known quality wherever drafts are made."""
+    for name in ("two_pass", "auto"):
+        module = importlib.import_module(f"orthrus.decoding.cycles.{name}")
+        monkeypatch.setattr(module, "propose", tiny.scripted(quality, truths))
+    for user in (cycles, generate_module):
+        monkeypatch.setattr(user, "propose_ahead", tiny.scripted_ahead(quality, truths))
+
+
 def run(decoder, requests, case, monkeypatch, truths):
-    module = importlib.import_module(f"orthrus.decoding.cycles.{case['cycle'].replace('-', '_')}")
-    if case["quality"] is not None and hasattr(module, "propose"):
-        monkeypatch.setattr(module, "propose", tiny.scripted(case["quality"], truths))
-    if case["quality"] is not None and hasattr(module, "propose_ahead"):
-        for user in (module, generate_module):
-            monkeypatch.setattr(user, "propose_ahead", tiny.scripted_ahead(case["quality"], truths))
+    if case["quality"] is not None:
+        script(monkeypatch, case["quality"], truths)
     config = DecodingConfig(cycle=case["cycle"], batch_size=case["batch"])
-    finished = {s.sequence.index: s.sequence for s in generate(decoder, requests, config, tiny.LIMITS, tiny.text_of)}
+    steps = generate(decoder, requests, config, tiny.LIMITS, tiny.text_of, tiny.COSTS[case["costs"]])
+    finished = {s.sequence.index: s.sequence for s in steps}
     return [finished[index] for index in range(len(requests))]
 
 
@@ -111,11 +118,8 @@ def test_perfect_drafts_take_exactly_the_fewest_passes(monkeypatch, width, new):
     """One pass: the prefill and ceil((N - 1) / (m + 1)); two passes: twice as many cycles."""
     decoder, request = tiny.decoder("qwen3"), tiny.request(11, new)
     truth = tiny.oracle(decoder, request).tokens
-    for name, hook in (("one-pass", "propose_ahead"), ("two-pass", "propose")):
-        module = importlib.import_module(f"orthrus.decoding.cycles.{name.replace('-', '_')}")
-        script = {"propose_ahead": tiny.scripted_ahead, "propose": tiny.scripted}[hook](1.0, [truth])
-        for user in (module, generate_module):
-            monkeypatch.setattr(user, hook, script, raising=False)
+    script(monkeypatch, 1.0, [truth])
+    for name in ("one-pass", "two-pass"):
         config = DecodingConfig(cycle=name, width=width)
         (done,) = [s.sequence for s in generate(decoder, [request], config, tiny.LIMITS) if s.sequence.finish_reason]
         assert done.tokens == truth

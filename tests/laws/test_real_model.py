@@ -9,7 +9,6 @@ from orthrus.bench import exactness, tasks
 from orthrus.bench.peers import transformers as peer
 from orthrus.config import DecodingConfig
 from orthrus.decoding import cycles
-from orthrus.decoding.generate import generate
 
 PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_bench") for prompt in tasks.load(name, 4)]
 
@@ -31,7 +30,7 @@ def test_every_cycle_equals_the_oracle_and_logits_have_its_bits(model):
         assert bits.equal == bits.rows > 0
         for cycle in cycles.names():
             config = DecodingConfig(cycle=cycle, batch_size=4)
-            steps = generate(model.decoder, requests, config, model.limits, model.decode)
+            steps = model.run(requests, config)
             found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
             assert [found[n] for n in range(len(requests))] == [truth.tokens for truth in truths]
 
@@ -53,7 +52,9 @@ def untrained():
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_an_untrained_view_drafts_as_a_copy_should(untrained, temperature):
     """A broken drafter, or noise that draft and target do not share, never shows as wrong text, only here."""
-    result = untrained.generate("Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4)
+    result = untrained.generate(
+        "Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4, cycle="two-pass"
+    )
     assert 0.5 < result.statistics.acceptance_length < 1.5
     assert result.text
 

@@ -11,6 +11,7 @@ import itertools
 from fractions import Fraction
 
 import pytest
+import tiny
 import torch
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
@@ -25,6 +26,13 @@ DRAFTERS = {
     "good": lambda root, offset: P[root] if offset == 0 else (2, 1, 1),
     "bad": lambda root, offset: ((0, 2, 2), (2, 2, 0))[(root + offset) % 2],
     "mixed": lambda root, offset: ((1, 1, 2), (2, 2, 0), (2, 1, 1))[(root + offset) % 3],
+}
+
+HALVES = {0: (2, 2, 0), 1: (0, 2, 2), 2: (2, 0, 2)}
+"""Another chain, in halves: what is left of it when one token is refused is certain."""
+HALVED = {
+    "good": lambda root, offset: HALVES[(root + offset) % 3],
+    "bad": lambda root, offset: HALVES[(root + offset + 1) % 3],
 }
 
 
@@ -43,12 +51,12 @@ class Cache:
 
 
 class MarkovDecoder:
-    """A decoder whose AR view follows P and whose diffusion view follows one of DRAFTERS."""
+    """A decoder whose AR view follows a chain and whose diffusion view follows a drafter."""
 
     device, most_rows = torch.device("cpu"), 512
 
-    def __init__(self, drafter, trained_rows):
-        self._drafter = drafter
+    def __init__(self, drafter, trained_rows, chain=P):
+        self._drafter, self._chain = drafter, chain
         self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
 
     def new_cache(self, slots):
@@ -57,7 +65,7 @@ class MarkovDecoder:
     def ar(self, tokens, cache, rows=None):
         del cache
         wanted = range(tokens.shape[1]) if rows is None else rows
-        return torch.stack([torch.stack([_logits(P[int(t[row])]) for row in wanted]) for t in tokens])
+        return torch.stack([torch.stack([_logits(self._chain[int(t[row])]) for row in wanted]) for t in tokens])
 
     def diffuse(self, roots, width, cache, rows):
         del width, cache
@@ -83,8 +91,8 @@ class Enumerator:
     def __init__(self, choices):
         self.choices, self.made, self.addresses = choices, [], set()
 
-    def uniform(self, position, purpose, root=0):
-        address = (position, purpose, root if purpose is Purpose.DRAFT else None)
+    def uniform(self, position, purpose, block=0):
+        address = (position, purpose, block if purpose is Purpose.DRAFT else None)
         assert address not in self.addresses, f"{address} was used twice"
         self.addresses.add(address)
         index = len(self.made)
@@ -92,10 +100,14 @@ class Enumerator:
         return (self.made[-1] + 0.5) / GRID
 
 
-def outcomes(monkeypatch, decoder, tokens, cycle):
+def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None):
     """All outcomes of decoding `tokens` tokens with their exact probabilities."""
     found, choices = {}, []
-    limits, request = Limits(3, 64, frozenset()), Request((1,), SamplingParams(temperature=1.0), StopConditions(tokens))
+    limits, request = (
+        Limits(3, 64, frozenset()),
+        Request(prompt, SamplingParams(temperature=1.0), StopConditions(tokens)),
+    )
+    config = DecodingConfig(cycle=cycle, rule="rejection")
     original = Sequence.__init__
     while choices is not None:
         noise = Enumerator(choices)
@@ -105,7 +117,7 @@ def outcomes(monkeypatch, decoder, tokens, cycle):
             self.sampler.noise = noise
 
         monkeypatch.setattr(Sequence, "__init__", enumerated)
-        steps = list(generate(decoder, [request], DecodingConfig(cycle=cycle, rule="rejection"), limits))
+        steps = list(generate(decoder, [request], config, limits, costs=costs))
         key = tuple(steps[-1].sequence.tokens)
         found[key] = found.get(key, 0) + Fraction(1, GRID ** len(noise.made))
         made = noise.made
@@ -121,10 +133,32 @@ def outcomes(monkeypatch, decoder, tokens, cycle):
     [("two-pass", 1, 3), ("two-pass", 2, 2), ("one-pass", 2, 3), ("one-pass", 3, 2), ("ar", 1, 3)],
 )
 def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, cycle, trained_rows, tokens):
-    found = outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows), tokens, cycle)
+    check(outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows), tokens, cycle), tokens)
+
+
+@pytest.mark.parametrize("costs", ["passes", "rows"])
+@pytest.mark.parametrize("drafter", list(DRAFTERS))
+@pytest.mark.parametrize(("trained_rows", "tokens"), [(2, 3), (3, 2)])
+def test_planned_cycles_too(monkeypatch, drafter, costs, trained_rows, tokens):
+    """Planner included, with its probes and its fresh drafts."""
+    decoder = MarkovDecoder(DRAFTERS[drafter], trained_rows)
+    check(outcomes(monkeypatch, decoder, tokens, "auto", costs=tiny.COSTS[costs]), tokens)
+
+
+@pytest.mark.parametrize("costs", ["passes", "rows"])
+@pytest.mark.parametrize("drafter", list(HALVED))
+def test_looked_up_drafts_too(monkeypatch, drafter, costs):
+    """Drafts from a repeating text, whose q is a point mass."""
+    decoder = MarkovDecoder(HALVED[drafter], 2, HALVES)
+    found = outcomes(monkeypatch, decoder, 3, "auto", (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1), tiny.COSTS[costs])
+    check(found, 3, HALVES)
+
+
+def check(found, tokens, chain=P):
+    """Exactly the target's probabilities."""
     assert sum(found.values()) == 1
     for text in itertools.product(range(3), repeat=tokens):
         expected = Fraction(1)
         for last, following in itertools.pairwise((1, *text)):
-            expected *= Fraction(P[last][following], GRID)
+            expected *= Fraction(chain[last][following], GRID)
         assert found.get(text, Fraction(0)) == expected, text

@@ -11,7 +11,6 @@ import numpy as np
 
 from orthrus.api import Model, Options, Prompt
 from orthrus.bench.exactness import requests
-from orthrus.decoding.generate import generate
 
 PERMUTATIONS = 2000
 
@@ -35,7 +34,7 @@ class Agreement:
 def first_tokens(model: Model, prompt: Prompt, options: Options, samples: int) -> Iterator[tuple[int, ...]]:
     """The generated tokens of `samples` runs, seeds counting up from the one given."""
     asked = requests(model, [prompt] * samples, options)
-    for step in generate(model.decoder, asked, model.decoding_config(options), model.limits):
+    for step in model.run(asked, model.decoding_config(options)):
         if step.sequence.finish_reason is not None:
             yield tuple(step.sequence.tokens)
 

@@ -15,7 +15,6 @@ from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.hub import Checkpoint
-from orthrus.decoding.generate import generate
 from orthrus.decoding.sequence import Statistics
 from orthrus.model.kernels import attend_flash, attend_flash_ungrouped
 
@@ -44,7 +43,7 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
     """Decode a task's prompts, yielding each prompt with its statistics as it finishes."""
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     config = model.decoding_config(options)
-    for step in generate(model.decoder, requests, config, model.limits, model.decode):
+    for step in model.run(requests, config):
         if step.sequence.finish_reason is not None:
             yield prompts[step.sequence.index], step.sequence.statistics
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,19 +55,33 @@ def cache_directory() -> Path:
     return Path(os.environ.get("ORTHRUS_CACHE") or Path(base) / "orthrus")
 
 
+def processor_name() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def stamp(*files: Path) -> str:
     """A name for the state of files, by path, size and time of change."""
     states = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
-def cached_json(name: str, compute: Callable[[], Any]) -> Any:
-    """A JSON value computed once and kept under `name`. A cache that cannot be read or written is no reason to stop."""
+def cached_json(name: str, compute: Callable[[], Any], *, anew: bool = False) -> Any:
+    """A JSON value computed once, or `anew`, and kept under `name`.
+
+    A cache that cannot be read or written is no reason to stop.
+    """
     path = cache_directory() / f"{name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if not anew:
+            return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        value = compute()
+        pass
+    value = compute()
     try:
         write_atomically(path.parent, {path.name: lambda staged: save_json(staged, value)})
     except OSError:

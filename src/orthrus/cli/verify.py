@@ -139,7 +139,6 @@ def _run(
     from orthrus.bench import exactness
     from orthrus.config import DecodingConfig
     from orthrus.decoding import cycles
-    from orthrus.decoding.generate import generate
 
     names, batch_size = how[0] or cycles.names(), how[1]
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
@@ -151,7 +150,7 @@ def _run(
         truths.append(truth.tokens)
     for comparison in comparisons:
         config = DecodingConfig(cycle=comparison.name, batch_size=batch_size)
-        steps = generate(model.decoder, requests, config, model.limits, model.decode)
+        steps = model.run(requests, config)
         finished = (step.sequence for step in steps if step.sequence.finish_reason is not None)
         for sequence in progress(finished, f"{label}: {comparison.name}", len(requests)):
             again = partial(exactness.oracle, model, sequence.request)

@@ -11,6 +11,9 @@ import torch
 from orthrus.cache import KVCache
 from orthrus.config import DecodingConfig
 from orthrus.decoding import cycles, verify
+from orthrus.decoding.costs import Costs, measure
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.planner import Planner
 from orthrus.decoding.propose import propose_ahead
 from orthrus.decoding.sequence import Draft, Limits, Request, Sequence, Verdict
 from orthrus.decoding.text import Decode
@@ -27,25 +30,32 @@ class Step:
 
 
 def generate(
-    decoder: Decoder, requests: Iterable[Request], config: DecodingConfig, limits: Limits, decode: Decode | None = None
+    decoder: Decoder,
+    requests: Iterable[Request],
+    config: DecodingConfig,
+    limits: Limits,
+    decode: Decode | None = None,
+    costs: Costs | None = None,
 ) -> Iterator[Step]:
     """Decode requests, at most `config.batch_size` at a time; yields a step per sequence and cycle as they happen.
 
-    A sequence's tokens do not depend on its neighbours. Close the iterator, or set `finish("cancelled")` on a sequence,
+    A sequence's tokens do not depend on its neighbours. `costs` are what the cycle `auto` plans by; measured here where
+    they are missing. Close the iterator, or set `finish("cancelled")` on a sequence,
     to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
     """
     cycle, rule = cycles.load(config.cycle), verify.load(config.rule)
-    width = _width(decoder, config)
+    drafting = _drafting(decoder, config, costs)
     waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
     cache = decoder.new_cache(min(config.batch_size, len(waiting)))
     active: list[Sequence] = []
     while waiting or active:
         while waiting and len(active) < config.batch_size:
             active.append(waiting.popleft())
-            yield prefill(decoder, cache, active[-1], len(active) - 1, rule, width if cycle.DRAFTS_AHEAD else 0)
+            width = _first_width(drafting, active[-1]) if cycle.DRAFTS_AHEAD else 0
+            yield prefill(decoder, cache, active[-1], len(active) - 1, rule, width)
             _retire(cache, active)
         if active:
-            kept = cycle.run(decoder, cache, active, width, rule)
+            kept = cycle.run(decoder, cache, active, drafting, rule)
             yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
             _retire(cache, active)
 
@@ -88,15 +98,23 @@ def _retire(cache: KVCache, active: list[Sequence]) -> None:
             active.pop()
 
 
-def _width(decoder: Decoder, config: DecodingConfig) -> int:
+def _first_width(drafting: Drafting, sequence: Sequence) -> int:
+    return drafting.planner.first_width(sequence.length) if drafting.planner else drafting.width
+
+
+def _drafting(decoder: Decoder, config: DecodingConfig, costs: Costs | None) -> Drafting:
     if decoder.diffusion is None:
         if config.cycle != "ar":
             raise ValueError(
                 f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
                 " give it one (--adapter, or a published Orthrus checkpoint)"
             )
-        return 1
+        return Drafting(1)
     block = decoder.diffusion.block_size
     if config.width is not None and config.width > block:
         raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
-    return config.width or block
+    width = config.width or block
+    if config.cycle != "auto":
+        return Drafting(width)
+    alone = config.rule == "rejection"
+    return Drafting(width, Planner(decoder.diffusion, width, costs or measure(decoder), alone=alone))

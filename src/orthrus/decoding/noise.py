@@ -33,13 +33,13 @@ class Noise(Protocol):
         """Standard Gumbel noise [V], fp32, for choosing the token at `position`."""
         ...
 
-    def uniform(self, position: int, purpose: Purpose, root: int = 0) -> float:
-        """A uniform value in [0, 1) for one decision at `position`; drafts add the root of their block."""
+    def uniform(self, position: int, purpose: Purpose, block: int = 0) -> float:
+        """A uniform value in [0, 1) for one decision at `position`; drafts add their block's number."""
         ...
 
 
 class AddressedNoise:
-    """Philox counter noise: key = (seed, sample index), counter = (block, root, position, purpose)."""
+    """Philox counter noise: key = (seed, sample index), counter = (0, draft block, position, purpose)."""
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
@@ -54,12 +54,12 @@ class AddressedNoise:
             self._recent[address] = self._draw(position, vocab_size)
         return self._recent[address]
 
-    def uniform(self, position: int, purpose: Purpose, root: int = 0) -> float:
+    def uniform(self, position: int, purpose: Purpose, block: int = 0) -> float:
         """See `Noise`."""
-        return float(self._generator(position, purpose, root).random())
+        return float(self._generator(position, purpose, block).random())
 
-    def _generator(self, position: int, purpose: Purpose, root: int = 0) -> np.random.Generator:
-        counter = np.array([0, root, position, purpose], dtype=np.uint64)
+    def _generator(self, position: int, purpose: Purpose, block: int = 0) -> np.random.Generator:
+        counter = np.array([0, block, position, purpose], dtype=np.uint64)
         key = np.array([self.seed, self.sample_index], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 

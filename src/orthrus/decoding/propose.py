@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from orthrus.cache import CacheWindow
-from orthrus.decoding.sequence import Draft, Sequence
+from orthrus.decoding.sequence import Draft, Kind, Sequence
 from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
@@ -19,7 +21,7 @@ def propose(decoder: Decoder, window: CacheWindow, batch: list[Sequence], width:
     for sequence in batch:
         sequence.count_pass(width)
     return [
-        rule.propose(s.sampler, logits_RV, s.length, s.length - 1)
+        replace(rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1)), confidence=sureness(logits_RV))
         for s, logits_RV in zip(batch, logits_BRV, strict=True)
     ]
 
@@ -29,14 +31,28 @@ def propose_ahead(
 ) -> list[Draft]:
     """Drafts from blocks of the pass just run: final hidden states [width, D] of each, and its root's position.
 
-    A sequence has committed more tokens than the root since: the rows that predict those are passed over, and of the
-    head's work only the remaining rows are done. There may be none.
+    A sequence has committed more tokens than the root since. The row that predicts the newest of them, the anchor,
+    tells whether the block foresaw it; the rows before it are passed over, those after it are the drafts. There may be
+    none. Of the head's work only what is needed is done.
     """
     assert decoder.diffusion is not None
     trained = decoder.diffusion.trained_rows
-    useful = [block[s.length - 1 - root : trained] for s, block, root in zip(batch, blocks, roots, strict=True)]
+    starts = [s.length - 1 - root for s, root in zip(batch, roots, strict=True)]
+    useful = [block[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
     logits_NV = decoder.logits(torch.cat(useful)[None])[0]
-    return [
-        rule.propose(s.sampler, logits_RV, s.length, root) if len(logits_RV) else Draft()
-        for s, logits_RV, root in zip(batch, logits_NV.split([len(rows) for rows in useful]), roots, strict=True)
-    ]
+    drafts = []
+    for s, logits_RV, root, start in zip(batch, logits_NV.split([len(r) for r in useful]), roots, starts, strict=True):
+        if len(logits_RV) < 2:
+            drafts.append(Draft())
+            continue
+        foreseen = int(logits_RV[0].argmax()) == s.anchor
+        draft = rule.propose(s.sampler, logits_RV[1:], s.length, 2 * root + 1)
+        kind: Kind = "agrees" if foreseen else "differs"
+        drafts.append(replace(draft, kind=kind, start=start, confidence=sureness(logits_RV[1:])))
+    return drafts
+
+
+def sureness(logits_RV: Tensor) -> list[float]:
+    """The largest probability of each row: of its distribution alone, never of the token that was drawn from it."""
+    logits_RV = logits_RV.float()
+    return (logits_RV.amax(dim=-1) - logits_RV.logsumexp(dim=-1)).exp().tolist()

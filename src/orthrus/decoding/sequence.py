@@ -14,6 +14,7 @@ from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.text import Decode, TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Kind = Literal["agrees", "differs", "lookup"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Draft:
-    """Proposed tokens, and the distributions [m, V] they were drawn from where they were drawn."""
+    """Proposed tokens, and the distributions [m, V] they were drawn from where they were drawn.
+
+    kind: where they come from: a block that foresaw the token before them or (`differs`) did not, or the text itself;
+    start: the row of the block that gave the first of them; confidence: how sure each is, in 0..1, where known.
+    """
 
     tokens: list[int] = field(default_factory=list)
     q_RV: Tensor | None = None
+    kind: Kind = "agrees"
+    start: int = 0
+    confidence: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class Statistics:
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    predicted_seconds: float = 0.0
+    shapes: dict[str, int] = field(default_factory=dict)
 
     @property
     def acceptance_length(self) -> float:
@@ -106,6 +116,8 @@ class Statistics:
             "rows_per_pass": self.rows_per_pass,
             "acceptance_by_offset": self.acceptance_by_offset,
             "cycles_by_kind": dict(self.cycles),
+            "shapes": dict(self.shapes),
+            "predicted_seconds": self.predicted_seconds,
         }
 
 

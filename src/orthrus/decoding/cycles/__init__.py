@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from orthrus.cache import KVCache
+from orthrus.decoding.planner import Planner, Shape
+from orthrus.decoding.propose import propose_ahead
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
 from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What a cycle drafts by: rows of a block at most, and the planner, which only `auto` asks."""
+
+    width: int
+    planner: Planner | None = None
 
 
 class Cycle(Protocol):
@@ -23,7 +34,9 @@ class Cycle(Protocol):
     DRAFTS_AHEAD: bool
     """Whether a cycle verifies drafts that an earlier pass made; the prefill then makes the first ones."""
 
-    def run(self, decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
+    def run(
+        self, decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule
+    ) -> list[Verdict]:
         """Run it. Returns, per sequence, what was kept."""
         ...
 
@@ -41,17 +54,36 @@ def load(name: str) -> Cycle:
     return cycle
 
 
-def verify_and_commit(
-    decoder: Decoder, cache: KVCache, batch: list[Sequence], drafts: list[Draft], how: tuple[Rule, str]
+def verify_and_draft(
+    decoder: Decoder, cache: KVCache, batch: list[Sequence], shape: Shape, rule: Rule
 ) -> list[Verdict]:
-    """One AR pass over every anchor and its drafts (equally many per sequence); judge them; set the cache lengths."""
-    rule, kind = how
-    rows = torch.tensor([[s.anchor, *d.tokens] for s, d in zip(batch, drafts, strict=True)], device=decoder.device)
-    logits_BRV = decoder.ar(rows, cache.window(0, len(batch)))
-    kept: list[Verdict] = []
-    for slot, sequence in enumerate(batch):
-        sequence.count_pass(rows.shape[1])
-        verdict = rule.verify(sequence.sampler, logits_BRV[slot], drafts[slot], sequence.length)
-        kept.append(sequence.commit(verdict, kind, len(drafts[slot].tokens)))
+    """One pass: verify what each sequence offers of the drafts at hand, and draft the next ones from its blocks.
+
+    The block that counts is rooted at the last accepted draft, or at the last that has a block: see `one_pass`.
+    Without blocks it is a plain AR pass, and nothing is at hand afterwards.
+    """
+    most, J = max(shape.offered), max(shape.blocks)
+    drafts = [replace(s.ahead, tokens=s.ahead.tokens[:n]) for s, n in zip(batch, shape.offered, strict=True)]
+    rows = [[s.anchor, *d.tokens, *[s.anchor] * (most - len(d.tokens))] for s, d in zip(batch, drafts, strict=True)]
+    tokens_BR, window = torch.tensor(rows, device=decoder.device), cache.window(0, len(batch))
+    if J:
+        logits_BRV, blocks_BJWD = decoder.ar_and_diffuse(tokens_BR, range(J), shape.width, window)
+    else:
+        logits_BRV = decoder.ar(tokens_BR, window)
+    kept, unfinished, blocks, roots = [], [], [], []
+    for slot, (sequence, draft) in enumerate(zip(batch, drafts, strict=True)):
+        offered, anchor, own = len(draft.tokens), sequence.length - 1, shape.blocks[slot]
+        sequence.count_pass(1 + offered + own * shape.width)
+        verdict = rule.verify(sequence.sampler, logits_BRV[slot, : offered + 1], draft, sequence.length)
+        kept.append(sequence.commit(verdict, shape.kinds[slot], offered))
         cache.commit(slot, sequence.length - 1)
+        sequence.ahead = Draft()
+        if own and sequence.finish_reason is None:
+            chosen = min(verdict.accepted, own - 1)
+            unfinished.append(sequence)
+            blocks.append(blocks_BJWD[slot, chosen])
+            roots.append(anchor + chosen)
+    if unfinished:
+        for sequence, ahead in zip(unfinished, propose_ahead(decoder, unfinished, blocks, roots, rule), strict=True):
+            sequence.ahead = ahead
     return kept

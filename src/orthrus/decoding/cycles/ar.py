@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from orthrus.cache import KVCache
-from orthrus.decoding.cycles import verify_and_commit
-from orthrus.decoding.sequence import Draft, Sequence, Verdict
+from orthrus.decoding.cycles import Drafting, verify_and_draft
+from orthrus.decoding.planner import Shape
+from orthrus.decoding.sequence import Sequence, Verdict
 from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
@@ -12,7 +13,7 @@ NAME = "ar"
 DRAFTS_AHEAD = False
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
+def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
     """Verify nothing, commit the bonus."""
-    del width
-    return verify_and_commit(decoder, cache, batch, [Draft() for _ in batch], (rule, NAME))
+    nothing = [0] * len(batch)
+    return verify_and_draft(decoder, cache, batch, Shape(drafting.width, nothing, nothing, [NAME] * len(batch)), rule)

@@ -7,10 +7,9 @@ there; its first row predicts the bonus, which is known by then, and its other r
 
 from __future__ import annotations
 
-import torch
-
 from orthrus.cache import KVCache
-from orthrus.decoding.propose import propose_ahead
+from orthrus.decoding.cycles import Drafting, verify_and_draft
+from orthrus.decoding.planner import Shape
 from orthrus.decoding.sequence import Sequence, Verdict
 from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
@@ -19,26 +18,8 @@ NAME = "one-pass"
 DRAFTS_AHEAD = True
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
-    """Verify what is ahead, with a block of `width` rows for every number of drafts that may be accepted."""
-    most = max(len(s.ahead.tokens) for s in batch)
-    rows = [[s.anchor, *s.ahead.tokens, *[s.anchor] * (most - len(s.ahead.tokens))] for s in batch]
-    logits_BRV, blocks_BJWD = decoder.ar_and_diffuse(
-        torch.tensor(rows, device=decoder.device), range(most + 1), width, cache.window(0, len(batch))
-    )
-    kept, unfinished, blocks, roots = [], [], [], []
-    for slot, sequence in enumerate(batch):
-        draft, anchor = sequence.ahead, sequence.length - 1
-        offered = len(draft.tokens)
-        sequence.count_pass((offered + 1) * (width + 1))
-        verdict = rule.verify(sequence.sampler, logits_BRV[slot, : offered + 1], draft, sequence.length)
-        kept.append(sequence.commit(verdict, NAME, offered))
-        cache.commit(slot, sequence.length - 1)
-        if sequence.finish_reason is None:
-            unfinished.append(sequence)
-            blocks.append(blocks_BJWD[slot, verdict.accepted])
-            roots.append(anchor + verdict.accepted)
-    if unfinished:
-        for sequence, draft in zip(unfinished, propose_ahead(decoder, unfinished, blocks, roots, rule), strict=True):
-            sequence.ahead = draft
-    return kept
+def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
+    """Verify all that is ahead, with a block of full width for every number of drafts that may be accepted."""
+    offered = [len(s.ahead.tokens) for s in batch]
+    shape = Shape(drafting.width, offered, [1 + n for n in offered], [NAME] * len(batch))
+    return verify_and_draft(decoder, cache, batch, shape, rule)

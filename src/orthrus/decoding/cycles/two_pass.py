@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orthrus.cache import KVCache
-from orthrus.decoding.cycles import verify_and_commit
+from orthrus.decoding.cycles import Drafting, verify_and_draft
+from orthrus.decoding.planner import Shape
 from orthrus.decoding.propose import propose
 from orthrus.decoding.sequence import Sequence, Verdict
 from orthrus.decoding.verify import Rule
@@ -13,7 +14,10 @@ NAME = "two-pass"
 DRAFTS_AHEAD = False
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], width: int, rule: Rule) -> list[Verdict]:
+def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
     """Propose, verify, commit: up to min(width, trained rows) drafts and a bonus for two passes."""
-    drafts = propose(decoder, cache.window(0, len(batch)), batch, width, rule)
-    return verify_and_commit(decoder, cache, batch, drafts, (rule, NAME))
+    drafts = propose(decoder, cache.window(0, len(batch)), batch, drafting.width, rule)
+    for sequence, draft in zip(batch, drafts, strict=True):
+        sequence.ahead = draft
+    shape = Shape(drafting.width, [len(d.tokens) for d in drafts], [0] * len(batch), [NAME] * len(batch))
+    return verify_and_draft(decoder, cache, batch, shape, rule)

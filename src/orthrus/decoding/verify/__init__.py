@@ -18,8 +18,11 @@ from orthrus.decoding.sequence import Draft, Verdict
 class Rule(Protocol):
     """The two halves of a rule."""
 
-    def propose(self, sampler: Sampler, logits_RV: Tensor, position: int, root: int) -> Draft:
-        """Draft the tokens at absolute `position` and after it, one per row, from a block rooted at `root`."""
+    def propose(self, sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
+        """Draft the tokens at absolute `position` and after it, one per row; `block` numbers the block they are from.
+
+        That is twice the position of its root, and one more where it shared an AR pass: both may be run at one root.
+        """
         ...
 
     def verify(self, sampler: Sampler, logits_RV: Tensor, draft: Draft, position: int) -> Verdict:

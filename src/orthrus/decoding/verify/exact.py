@@ -12,9 +12,9 @@ from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.sequence import Draft, Verdict
 
 
-def propose(sampler: Sampler, logits_RV: Tensor, position: int, root: int) -> Draft:
+def propose(sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
     """See `Rule`."""
-    del root
+    del block
     return Draft(sampler.propose(logits_RV, position))
 
 

@@ -2,7 +2,7 @@
 
 The output is distributed as that of plain AR decoding (Leviathan et al., arXiv 2211.17192, appendix A.1), though not
 token for token, and more drafts are accepted than by any rule that fixes the target first. Every random value has a
-purpose of its own; a draft's is keyed by the root of its block too, since one position may be drafted from many roots.
+purpose of its own; a draft's is keyed by its block too, since one position may be drafted from many.
 Letters: p target, q draft, u uniform.
 """
 
@@ -17,12 +17,12 @@ from orthrus.decoding.sequence import Draft, Verdict
 from orthrus.decoding.verify import exact
 
 
-def propose(sampler: Sampler, logits_RV: Tensor, position: int, root: int) -> Draft:
+def propose(sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
     """See `Rule`. Each draft is drawn from its row's q, which the draft keeps."""
     if sampler.params.greedy:
-        return exact.propose(sampler, logits_RV, position, root)
+        return exact.propose(sampler, logits_RV, position, block)
     q_RV = torch.stack([sampler.probabilities(logits_V) for logits_V in logits_RV])
-    tokens = [_draw(q_V, sampler.noise.uniform(position + row, Purpose.DRAFT, root)) for row, q_V in enumerate(q_RV)]
+    tokens = [_draw(q_V, sampler.noise.uniform(position + row, Purpose.DRAFT, block)) for row, q_V in enumerate(q_RV)]
     return Draft(tokens, q_RV)
 
 

@@ -1,0 +1,119 @@
+"""What a pass costs: a small table, measured once per device, model and precision, from which plans are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthrus.decoding.propose import sureness
+from orthrus.model.decoder import Decoder
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+SHORT, LONG = 128, 1024
+"""Contexts at which passes are timed; the difference is what reading keys costs."""
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a pass: a piecewise linear function of its rows, and what blocks and context add.
+
+    rows: (rows, seconds) of an AR pass over a short context; drafting: what a diffusion pass takes more than an AR pass
+    of as many rows; beside: what blocks in an AR pass add at all, and block: each of them; key: each key that one
+    sequence's rows, or one block, attend to.
+    """
+
+    rows: tuple[tuple[int, float], ...]
+    drafting: float
+    beside: float
+    block: float
+    key: float
+
+    def ar(self, batch: int, rows: int, context: float) -> float:
+        """An AR pass over `rows` rows of each of `batch` sequences with `context` cached tokens on average."""
+        return self._rows(batch * rows) + self.key * batch * context
+
+    def diffuse(self, batch: int, width: int, context: float) -> float:
+        """A diffusion pass over a block of `width` rows per sequence."""
+        return self.ar(batch, width, context) + self.drafting
+
+    def ar_and_diffuse(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
+        """A pass over AR rows and `blocks` blocks per sequence; without blocks it is an AR pass."""
+        if not blocks:
+            return self.ar(batch, rows, context)
+        together = self._rows(batch * (rows + blocks * width)) + self.beside
+        return together + blocks * self.block + self.key * batch * context * (1 + blocks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file; `Costs.of` reads it."""
+        return asdict(self)
+
+    @staticmethod
+    def of(content: dict[str, Any]) -> Costs:
+        """The reverse of `as_dict`."""
+        return Costs(**{**content, "rows": tuple((int(n), float(s)) for n, s in content["rows"])})
+
+    def _rows(self, rows: int) -> float:
+        (low, fast), *more = self.rows
+        if rows <= low:
+            return fast
+        for high, slow in more:
+            if rows <= high or high == self.rows[-1][0]:
+                return fast + (slow - fast) * (rows - low) / (high - low)
+            low, fast = high, slow
+        return fast * rows / low
+
+
+@torch.inference_mode()
+def measure(decoder: Decoder) -> Costs:
+    """Time passes of every kind in turn, for a few seconds, and take medians. Needs a diffusion view."""
+    assert decoder.diffusion is not None
+    width = min(decoder.diffusion.block_size, 8)
+    cache = decoder.new_cache(1)
+    cache.reserve(LONG + max(ROWS) + 4 * width)
+    window = cache.window(0, 1)
+    longest = min(LONG, decoder.config.max_positions - max(ROWS) - 4 * width)
+    short = min(SHORT, longest // 2)
+
+    def rows(count: int) -> Tensor:
+        return torch.arange(count, device=decoder.device)[None] % decoder.config.vocab_size
+
+    def plain(count: int) -> None:
+        decoder.ar(rows(count), window).argmax(dim=-1).tolist()
+
+    def draft() -> None:
+        sureness(decoder.diffuse([0], width, window, width)[0])
+
+    def both(blocks: int) -> None:
+        logits_BRV, found = decoder.ar_and_diffuse(rows(4), range(blocks), width, window)
+        logits_BRV.argmax(dim=-1).tolist()
+        sureness(decoder.logits(found[:, 0])[0])
+
+    counts = [count for count in ROWS if count <= decoder.most_rows]
+    passes: dict[Any, tuple[int, Callable[[], None]]] = {count: (short, partial(plain, count)) for count in counts}
+    passes |= {"long": (longest, partial(plain, 1)), "diffuse": (short, draft)}
+    passes |= {f"blocks {n}": (short, partial(both, n)) for n in (1, 2, 4)}
+    times: dict[Any, list[float]] = {name: [] for name in passes}
+    for turn in range(ROUNDS + 1):
+        for name, (context, run) in passes.items():
+            cache.commit(0, context)
+            start = perf_counter()
+            run()
+            if decoder.device.type == "cuda":
+                torch.cuda.synchronize(decoder.device)
+            if turn:
+                times[name].append(perf_counter() - start)
+    found = {name: median(values) for name, values in times.items()}
+    key = max(0.0, found["long"] - found[1]) / (longest - short)
+    bare = Costs(tuple((count, found[count] - key * short) for count in counts), 0.0, 0.0, 0.0, key)
+    extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
+    block = max(0.0, (extra[4] - extra[1]) / 3)
+    drafting = found["diffuse"] - bare.ar(1, width, short)
+    return Costs(bare.rows, drafting, max(0.0, extra[1] - block), block, key)

@@ -1,0 +1,29 @@
+"""The planned cycle: whatever pass the planner expects most of, a plain one included."""
+
+from __future__ import annotations
+
+from orthrus.cache import KVCache
+from orthrus.decoding.cycles import Drafting, verify_and_draft
+from orthrus.decoding.propose import propose
+from orthrus.decoding.sequence import Sequence, Verdict
+from orthrus.decoding.verify import Rule
+from orthrus.model.decoder import Decoder
+
+NAME = "auto"
+DRAFTS_AHEAD = True
+
+
+def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
+    """Plan, draft anew where that pays, verify and draft in the planned shape, learn from the verdicts."""
+    planner = drafting.planner
+    assert planner is not None
+    shape = planner.choose(batch)
+    if any(shape.redraft):
+        fresh = propose(decoder, cache.window(0, len(batch)), batch, shape.width, rule)
+        for sequence, draft, wanted in zip(batch, fresh, shape.redraft, strict=True):
+            sequence.ahead = draft if wanted else sequence.ahead
+        shape = planner.choose(batch, fresh=shape.redraft)
+    drafts = [sequence.ahead for sequence in batch]
+    kept = verify_and_draft(decoder, cache, batch, shape, rule)
+    planner.learn(batch, drafts, shape, kept)
+    return kept

@@ -1,0 +1,113 @@
+"""Laws 1 and 9 for shapes of any kind, and what the planner promises."""
+
+from __future__ import annotations
+
+import importlib
+import random
+
+import pytest
+import tiny
+
+from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
+from orthrus.decoding import cycles
+from orthrus.decoding.costs import Costs
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.generate import generate
+from orthrus.decoding.planner import Planner, Shape
+from orthrus.model import families
+
+generate_module = importlib.import_module("orthrus.decoding.generate")
+auto = importlib.import_module("orthrus.decoding.cycles.auto")
+
+
+class RandomPlanner:
+    """Any shape there can be, with no sense in it."""
+
+    def __init__(self, seed, most):
+        self._random, self._most = random.Random(seed), most
+
+    def first_width(self, context):
+        del context
+        return self._random.choice([0, 2, self._most])
+
+    def choose(self, batch, *, fresh=None):
+        pick, width = self._random, self._random.randint(1, self._most)
+        offered = [pick.randint(0, len(s.ahead.tokens)) for s in batch]
+        blocks = [pick.randint(0, max(offered) + 1) for _ in batch]
+        redraft = [fresh is None and pick.random() < 0.4 for _ in batch]
+        return Shape(width, offered, blocks, ["auto"] * len(batch), redraft)
+
+    def learn(self, batch, drafts, shape, kept):
+        pass
+
+
+@pytest.mark.parametrize("quality", [None, 0.7, 1.0])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+@pytest.mark.parametrize("seed", range(3))
+def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality, seed):
+    decoder, rng = tiny.decoder(family, dtype), random.Random(seed)
+    requests = []
+    for n in range(5):
+        sampling = SamplingParams(temperature=rng.choice([0.0, 0.8]), seed=n)
+        stop = {"stop_token_ids": frozenset(rng.sample(range(tiny.VOCAB), rng.choice([0, 9])))}
+        requests.append(tiny.request(rng.randint(1, 70), rng.randint(1, 45), n, sampling, **stop))
+    truths = [tiny.oracle(decoder, request) for request in requests]
+    if quality is not None:
+        tokens = [truth.tokens for truth in truths]
+        monkeypatch.setattr(auto, "propose", tiny.scripted(quality, tokens, seed))
+        for module in (cycles, generate_module):
+            monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, tokens, seed))
+    monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, RandomPlanner(seed, 8)))
+    steps = generate(decoder, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
+    done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
+    for n, truth in enumerate(truths):
+        assert done[n].tokens == truth.tokens
+        assert done[n].finish_reason == truth.finish_reason
+
+
+def decode(monkeypatch, quality, costs, new=200, **config):
+    """One long answer with scripted drafts: its statistics, and the seconds it and plain decoding take by the table."""
+    decoder, request = tiny.decoder(), tiny.request(20, new, 3)
+    truth = tiny.oracle(decoder, request).tokens
+    monkeypatch.setattr(auto, "propose", tiny.scripted(quality, [truth]))
+    for module in (cycles, generate_module):
+        monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, [truth]))
+    steps = generate(decoder, [request], DecodingConfig(**config), tiny.LIMITS, costs=costs)
+    (done,) = [s.sequence for s in steps if s.sequence.finish_reason]
+    assert done.tokens == truth
+    return done.statistics, sum(costs.ar(1, 1, 20 + n) for n in range(len(truth) - 1))
+
+
+@pytest.mark.parametrize("costs", list(tiny.COSTS))
+def test_hopeless_drafts_cost_no_more_than_the_probing_budget(monkeypatch, costs):
+    statistics, plain = decode(monkeypatch, 0.0, tiny.COSTS[costs])
+    assert statistics.predicted_seconds <= 1.04 * plain
+
+
+def test_good_drafts_are_used_the_cheapest_way(monkeypatch):
+    costs = tiny.COSTS["passes"]
+    statistics, plain = decode(monkeypatch, 0.9, costs)
+    assert statistics.predicted_seconds < plain / 2.3
+    assert statistics.cycles["one-pass"] > 0.5 * sum(statistics.cycles.values())
+    dear_blocks = Costs(costs.rows, costs.drafting, 2.0, 1.0, costs.key)
+    statistics, plain = decode(monkeypatch, 0.9, dear_blocks)
+    assert statistics.predicted_seconds < plain / 1.8
+    assert statistics.cycles["two-pass"] > 0.5 * sum(statistics.cycles.values())
+
+
+def test_it_falls_back_where_drafting_cannot_pay(monkeypatch):
+    statistics, plain = decode(monkeypatch, 0.9, tiny.COSTS["hopeless"])
+    assert set(statistics.cycles) <= {"ar", "lookup"}
+    assert statistics.predicted_seconds <= 1.01 * plain
+
+
+def test_a_plan_is_a_function_of_costs_and_history(monkeypatch):
+    first, second = (decode(monkeypatch, 0.5, tiny.COSTS["rows"])[0] for _ in range(2))
+    assert first.shapes == second.shapes
+    assert first.predicted_seconds == second.predicted_seconds
+
+
+def test_policies_of_every_width_can_be_solved():
+    planner = Planner(DiffusionConfig(32, 0, 32), 32, tiny.COSTS["passes"])
+    assert planner.first_width(100) in range(33)
