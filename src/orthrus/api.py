@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     cycle: str
     rule: str
     width: int | None
+    candidates: int | None
     batch_size: int
     raw: bool
     system: str | None
@@ -182,7 +183,9 @@ class Model:
     def decoding_config(self, options: Options) -> DecodingConfig:
         """Which cycle runs: the one asked for, else `auto`, or plain decoding where there is no diffusion view."""
         default = DecodingConfig() if self.decoder.diffusion else DecodingConfig(cycle="ar")
-        chosen: dict[str, Any] = {n: options[n] for n in ("cycle", "rule", "width", "batch_size") if n in options}
+        chosen: dict[str, Any] = {
+            n: options[n] for n in ("cycle", "rule", "width", "candidates", "batch_size") if n in options
+        }
         return replace(default, **chosen)
 
     def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:

@@ -143,11 +143,15 @@ class StopConditions:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """Which cycle runs, under which rule, and how wide: `width` rows per diffusion block, the block size where None."""
+    """Which cycle runs, under which rule, and how wide: `width` rows per diffusion block, the block size where None.
+
+    `candidates` limits the blocks of a one-pass cycle, which has one for every accept count otherwise.
+    """
 
     cycle: str = "auto"
     rule: str = "exact"
     width: int | None = None
+    candidates: int | None = None
     batch_size: int = 1
 
     def __post_init__(self) -> None:
@@ -155,6 +159,8 @@ class DecodingConfig:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.width is not None and self.width < 2:
             raise ValueError(f"width must be at least 2 (a root and one mask), not {self.width}")
+        if self.candidates is not None and (self.candidates < 1 or self.cycle != "one-pass"):
+            raise ValueError(f"candidates must be at least 1, in one-pass cycles only, not {self.candidates}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
@@ -50,6 +50,16 @@ class Costs:
             return self.ar(batch, rows, context)
         together = self._rows(batch * (rows + blocks * width)) + self.beside
         return together + blocks * self.block + self.key * batch * context * (1 + blocks)
+
+    def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
+        """All cycles of one sequence, counted by shape as in `Statistics`."""
+        return sum(count * self.cycle(shape, context) for shape, count in shapes.items())
+
+    def cycle(self, shape: tuple[str, int, int, int], context: float) -> float:
+        """One cycle of a shape, alone."""
+        kind, drafts, blocks, width = shape
+        drafting = self.diffuse(1, width, context) if kind == "two-pass" else 0.0
+        return drafting + self.ar_and_diffuse(1, 1 + drafts, blocks, width, context)
 
     def as_dict(self) -> dict[str, Any]:
         """For a file; `Costs.of` reads it."""

@@ -115,6 +115,6 @@ def _drafting(decoder: Decoder, config: DecodingConfig, costs: Costs | None) -> 
         raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
     width = config.width or block
     if config.cycle != "auto":
-        return Drafting(width)
+        return Drafting(width, config.candidates)
     alone = config.rule == "rejection"
-    return Drafting(width, Planner(decoder.diffusion, width, costs or measure(decoder), alone=alone))
+    return Drafting(width, planner=Planner(decoder.diffusion, width, costs or measure(decoder), alone=alone))

@@ -135,10 +135,6 @@ class Planner:
             account.spent += price + PLANNING
             account.earned += len(verdict.tokens) * plain
             account.quiet = 0.0 if blocks or shape.kinds[slot] == "two-pass" else account.quiet + plain
-            statistics = sequence.statistics
-            statistics.predicted_seconds += price
-            name = f"{shape.kinds[slot]}: {offered} drafts, {blocks} blocks of {shape.width if blocks else 0}"
-            statistics.shapes[name] = statistics.shapes.get(name, 0) + 1
             if stopped:
                 self._before = account.history
                 del self._accounts[sequence.index]

@@ -14,6 +14,7 @@ from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.text import Decode, TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
+SHAPE = ("kind", "drafts", "blocks", "width", "count")
 Kind = Literal["agrees", "differs", "lookup"]
 
 
@@ -60,7 +61,10 @@ class Verdict:
 
 @dataclass
 class Statistics:
-    """What a sequence cost. `passes` are full-depth forward passes, the prefill counted once."""
+    """What a sequence cost. `passes` are full-depth forward passes, the prefill counted once.
+
+    `shapes` counts cycles by (kind, drafts offered, blocks, width of a block).
+    """
 
     generated: int = 0
     passes: int = 0
@@ -69,8 +73,7 @@ class Statistics:
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     seconds: float = 0.0
-    predicted_seconds: float = 0.0
-    shapes: dict[str, int] = field(default_factory=dict)
+    shapes: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
 
     @property
     def acceptance_length(self) -> float:
@@ -116,8 +119,7 @@ class Statistics:
             "rows_per_pass": self.rows_per_pass,
             "acceptance_by_offset": self.acceptance_by_offset,
             "cycles_by_kind": dict(self.cycles),
-            "shapes": dict(self.shapes),
-            "predicted_seconds": self.predicted_seconds,
+            "shapes": [dict(zip(SHAPE, (*shape, n), strict=True)) for shape, n in self.shapes.items()],
         }
 
 
@@ -174,6 +176,10 @@ class Sequence:
         """Enter one full-depth forward pass in which this sequence took part with `rows` rows."""
         self.statistics.passes += 1
         self.statistics.rows += rows
+
+    def count_shape(self, shape: tuple[str, int, int, int]) -> None:
+        """Enter the shape of a cycle."""
+        self.statistics.shapes[shape] = self.statistics.shapes.get(shape, 0) + 1
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence."""

@@ -22,9 +22,11 @@ from orthrus.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Drafting:
-    """What a cycle drafts by: rows of a block at most, and the planner, which only `auto` asks."""
+    """What a cycle drafts by: rows of a block at most; blocks of a one-pass cycle at most, where they are limited; and
+    the planner, which only `auto` asks."""
 
     width: int
+    candidates: int | None = None
     planner: Planner | None = None
 
 
@@ -74,6 +76,7 @@ def verify_and_draft(
     for slot, (sequence, draft) in enumerate(zip(batch, drafts, strict=True)):
         offered, anchor, own = len(draft.tokens), sequence.length - 1, shape.blocks[slot]
         sequence.count_pass(1 + offered + own * shape.width)
+        sequence.count_shape((shape.kinds[slot], offered, own, shape.width))
         verdict = rule.verify(sequence.sampler, logits_BRV[slot, : offered + 1], draft, sequence.length)
         kept.append(sequence.commit(verdict, shape.kinds[slot], offered))
         cache.commit(slot, sequence.length - 1)

@@ -19,7 +19,9 @@ DRAFTS_AHEAD = True
 
 
 def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
-    """Verify all that is ahead, with a block of full width for every number of drafts that may be accepted."""
+    """Verify all that is ahead, with a block of full width for every number of drafts that may be accepted, or for the
+    first `candidates` of them."""
     offered = [len(s.ahead.tokens) for s in batch]
-    shape = Shape(drafting.width, offered, [1 + n for n in offered], [NAME] * len(batch))
+    blocks = [min(1 + n, drafting.candidates or 1 + n) for n in offered]
+    shape = Shape(drafting.width, offered, blocks, [NAME] * len(batch))
     return verify_and_draft(decoder, cache, batch, shape, rule)

@@ -1,0 +1,149 @@
+"""Speed of cycles against each other: every prompt by every setting in turn, batch 1, wall-clock beside what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orthrus.api import Model, Options
+from orthrus.bench import exactness, measure
+from orthrus.bench.tasks import TaskPrompt
+from orthrus.decoding.sequence import Request, Statistics
+
+SETTINGS = ("ar", "two-pass", "one-pass", "auto")
+BASE = "ar"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One setting over all prompts of a part. Tokens a second are medians over prompts, with quartiles, prefill included.
+
+    over_plain: the same against the first setting, prompt by prompt; expected: tokens a second by the cost table.
+    """
+
+    part: str
+    setting: str
+    prompts: int
+    generated: int
+    acceptance_length: float
+    tokens_per_cycle: float
+    passes: int
+    tpf: float
+    rows_per_pass: float
+    speed: float
+    quartiles: tuple[float, float]
+    over_plain: float
+    over_plain_quartiles: tuple[float, float]
+    expected: float
+    identical: int
+
+
+def options_of(setting: str) -> Options:
+    """`cycle`, `cycle/width`, `one-pass:candidates` or `one-pass:candidates/width` as options."""
+    cycle, _, width = setting.partition("/")
+    cycle, _, candidates = cycle.partition(":")
+    if not all(number.isdecimal() for number in (width, candidates) if number):
+        raise ValueError(f"{setting!r} is no setting: give a cycle, or one-pass:CANDIDATES/WIDTH, such as one-pass:2/6")
+    return {
+        "cycle": cycle, "width": int(width) if width else None, "candidates": int(candidates) if candidates else None,
+    }  # fmt: skip
+
+
+def measure_settings(
+    model: Model,
+    prompts: list[TaskPrompt],
+    options: Options,
+    settings: list[str],
+    track: Callable[[Iterable[int]], Iterable[int]],
+) -> list[Speed]:
+    """Decode every prompt by every setting, in an order that turns from prompt to prompt; parts first, then all."""
+    requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
+    runs: dict[str, list[tuple[Statistics, list[int]]]] = {setting: [] for setting in settings}
+    for setting in settings:
+        _decode(model, requests[0], options | options_of(setting))  # pays for what is set up once
+    for number in track(range(len(prompts))):
+        turn = number % len(settings)
+        for setting in settings[turn:] + settings[:turn]:
+            runs[setting].append(_decode(model, requests[number], options | options_of(setting)))
+    parts = sorted({prompt.part for prompt in prompts})
+    groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in parts}
+    if len(parts) > 1:
+        groups["all"] = list(range(len(prompts)))
+    lengths = [len(request.prompt) for request in requests]
+    return [
+        _summary(model, (part, setting), [runs[setting][n] for n in chosen], [runs[settings[0]][n] for n in chosen],
+                 [lengths[n] for n in chosen])
+        for part, chosen in groups.items() for setting in settings
+    ]  # fmt: skip
+
+
+def _decode(model: Model, request: Request, options: Options) -> tuple[Statistics, list[int]]:
+    (done,) = [
+        step.sequence
+        for step in model.run([request], model.decoding_config(options))
+        if step.sequence.finish_reason is not None
+    ]
+    return done.statistics, done.tokens
+
+
+def _summary(
+    model: Model,
+    name: tuple[str, str],
+    runs: list[tuple[Statistics, list[int]]],
+    base: list[tuple[Statistics, list[int]]],
+    lengths: list[int],
+) -> Speed:
+    found = [statistics for statistics, _ in runs]
+    pooled = measure.acceptance(name[0], found)
+    speeds = np.array([s.generated / s.seconds for s in found])
+    plain = np.array([s.generated / s.seconds for s, _ in base])
+    costs = model.costs()
+    seconds = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in zip(found, lengths, strict=True))
+    return Speed(
+        *name, len(found), pooled.generated, pooled.acceptance_length, pooled.acceptance_length + 1,
+        sum(s.passes for s in found), pooled.tpf, pooled.rows_per_pass,
+        float(np.median(speeds)), _quartiles(speeds), float(np.median(speeds / plain)), _quartiles(speeds / plain),
+        sum(s.generated for s in found) / seconds,
+        sum(tokens == others for (_, tokens), (_, others) in zip(runs, base, strict=True)),
+    )  # fmt: skip
+
+
+def _quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(low), float(high)
+
+
+def plot(found: list[Speed], path: Path) -> None:
+    """Expected and real tokens a second of every setting, a panel for each part."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parts = list(dict.fromkeys(speed.part for speed in found))
+    figure, axes = pyplot.subplots(1, len(parts), figsize=(max(5.0, 4.2 * len(parts)), 4), squeeze=False, sharey=True)
+    for axis, part in zip(axes[0], parts, strict=True):
+        chosen = [speed for speed in found if speed.part == part]
+        places = np.arange(len(chosen))
+        real = [speed.speed for speed in chosen]
+        spread = np.abs(np.array([speed.quartiles for speed in chosen]).T - real)
+        axis.bar(
+            places - 0.2, [speed.expected for speed in chosen], 0.4, label="expected by the cost table", color="#b8c4d6"
+        )
+        axis.bar(places + 0.2, real, 0.4, yerr=spread, capsize=3, label="measured: median, quartiles", color="#2f6690")
+        axis.set_xticks(places, [speed.setting for speed in chosen], rotation=40, ha="right")
+        axis.set_title(f"{part} ({chosen[0].prompts} prompts)")
+    axes[0][0].set_ylabel("tokens a second")
+    axes[0][-1].legend(fontsize="small", loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def as_records(found: list[Speed]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(speed) for speed in found]
