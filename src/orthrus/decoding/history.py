@@ -28,6 +28,7 @@ class History:
         self._levels_before = before.by_level() if before else _expected_by_level()
         self._rows = np.zeros((2, 2, rows))
         self._levels = np.zeros((2, len(KINDS), LEVELS))
+        self.verdicts = 0
 
     def by_row(self) -> NDArray[np.float64]:
         """[2, K]: the chance of each row's draft, its predecessors being right, by whether row 0 met the bonus."""
@@ -41,6 +42,8 @@ class History:
 
     def chances(self, draft: Draft) -> NDArray[np.float64]:
         """[m]: the chance of each draft, its predecessors being right."""
+        if not draft.tokens:
+            return np.empty(0)
         kind = KINDS.index(draft.kind)
         if len(draft.confidence) < len(draft.tokens):
             return self.by_row()[min(kind, 1), draft.start : draft.start + len(draft.tokens)]
@@ -48,6 +51,7 @@ class History:
 
     def observe(self, draft: Draft, offered: int, accepted: int) -> None:
         """Enter the verdict on the first `offered` drafts; older verdicts fade."""
+        self.verdicts += 1
         self._rows *= KEPT
         self._levels *= KEPT
         kind = KINDS.index(draft.kind)

@@ -27,10 +27,10 @@ Array = NDArray[np.float64]
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_LOOKED_UP = 8
 RESOLVE_EVERY = 16
-"""Cycles between two solutions for the values of the states."""
+"""Verdicts between two solutions for the values of the states."""
 RESTART = 0.01
 """The chance, per pass, that a sequence ends and another begins without drafts."""
-AHEAD = 48
+AHEAD = 40
 """The probing budget of this many tokens may be spent before they are written."""
 PLANNING = 2e-4
 """Seconds that planning a cycle takes by itself."""
@@ -72,7 +72,6 @@ class Account:
     lookup: Lookup = field(default_factory=Lookup)
     policy: Policy | None = None
     planned: tuple[int, int] = (0, 0)
-    cycles: int = 0
     spent: float = 0.0
     earned: float = 0.0
     quiet: float = 0.0
@@ -96,10 +95,13 @@ class Planner:
         self._trained = min(width, diffusion.trained_rows)
         self._accounts: dict[int, Account] = {}
         self._before: History | None = None
+        self._beginning: tuple[History | None, Policy] | None = None
 
     def first_width(self, context: int) -> int:
         """Rows of the block that a prefill drafts with; 0 where drafting does not pay."""
-        policy = self._solve(self._new_history(), 1, context)
+        if self._beginning is None or self._beginning[0] is not self._before:
+            self._beginning = self._before, self._solve(self._new_history(), 1, context)
+        policy = self._beginning[1]
         extra = self.costs.ar_and_diffuse(1, 1, 1, policy.width, context) - self.costs.ar(1, 1, context)
         return policy.width if policy.after[1] > policy.rate * extra else 0
 
@@ -136,7 +138,8 @@ class Planner:
             account.earned += len(verdict.tokens) * plain
             account.quiet = 0.0 if blocks or shape.kinds[slot] == "two-pass" else account.quiet + plain
             if stopped:
-                self._before = account.history
+                if not self._alone:
+                    self._before = account.history
                 del self._accounts[sequence.index]
 
     def _share(self, batch: list[Sequence]) -> int:
@@ -153,10 +156,10 @@ class Planner:
         if not again:
             if sequence.ahead.start == 1:
                 account.history.observe_agreement(met=sequence.ahead.kind == "agrees")
-            if account.policy is None or account.planned[0] != share or account.cycles >= account.planned[1]:
-                account.policy = self._solve(account.history, share, sequence.length)
-                account.planned = share, account.cycles + RESOLVE_EVERY
-            account.cycles += 1
+            history, (sharers, due) = account.history, account.planned
+            if account.policy is None or sharers != share or history.verdicts >= due:
+                account.policy = self._solve(history, share, sequence.length)
+                account.planned = share, history.verdicts + RESOLVE_EVERY
         tokens, length = account.lookup.propose(MOST_LOOKED_UP)
         if tokens:
             found = Draft(tokens, None, "lookup", 0, [length / LONGEST] * len(tokens))
@@ -200,7 +203,7 @@ class Planner:
         return Shape(width, [len(chances) for chances in survival], [blocks] * B, kinds, [redraft] * B)
 
     def _new_history(self) -> History:
-        return History(self._trained, None if self._alone else self._before)
+        return History(self._trained, self._before)
 
     def _solve(self, history: History, share: int, context: float) -> Policy:
         """The best policy over all widths."""
