@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import weakref
 
 import pytest
 import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from orthrus.bench.memory import PeakBytes
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
@@ -140,31 +138,6 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
         root, length = length - 1 + run, length + run + 1
     assert replayed == [verdict.accepted for verdict in kept[1:]]
     assert sum(replayed), "the tiny drafter never agrees, so this test shows nothing"
-
-
-class PeakBytes(TorchDispatchMode):
-    """Bytes of live tensor storage made while active, and their peak."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.peak, self.known = 0, 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in inputs and storage._cdata not in self.known:
-                    self.known.add(storage._cdata)
-                    self.live += storage.nbytes()
-                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return out
-
-    def _gone(self, key, size):
-        self.known.discard(key)
-        self.live -= size
 
 
 def test_extra_memory_of_drafting_does_not_grow_with_context(family):

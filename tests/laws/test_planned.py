@@ -82,7 +82,7 @@ def decode(monkeypatch, quality, costs, new=200, **config):
 
 @pytest.mark.parametrize("costs", list(tiny.COSTS))
 def test_hopeless_drafts_cost_no_more_than_the_probing_budget(monkeypatch, costs):
-    statistics, planned, plain = decode(monkeypatch, 0.0, tiny.COSTS[costs])
+    _, planned, plain = decode(monkeypatch, 0.0, tiny.COSTS[costs])
     assert planned <= 1.04 * plain
 
 

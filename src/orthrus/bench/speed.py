@@ -1,4 +1,4 @@
-"""Speed of cycles against each other: every prompt by every setting in turn, batch 1, wall-clock beside what it took."""
+"""Speed of cycles against each other: every prompt by every setting in turn, batch 1."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request, Statistics
 
 SETTINGS = ("ar", "two-pass", "one-pass", "auto")
-BASE = "ar"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One setting over all prompts of a part. Tokens a second are medians over prompts, with quartiles, prefill included.
+    """One setting over all prompts of a part; tokens a second, prefill included, are medians with quartiles.
 
     over_plain: the same against the first setting, prompt by prompt; expected: tokens a second by the cost table.
     """

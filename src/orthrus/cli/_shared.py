@@ -38,6 +38,12 @@ DeviceOption = Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cu
 AllowOption = Annotated[
     bool, typer.Option("--allow-other-backbone", help="Load an adapter trained on other weights of the same shape.")
 ]
+CycleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="auto (default) plans every pass; two-pass and one-pass are fixed, at full width; ar is plain decoding."
+    ),
+]
 stderr = Console(stderr=True, highlight=False)
 
 

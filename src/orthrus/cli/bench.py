@@ -83,7 +83,7 @@ def speed(
     task: Annotated[list[str], typer.Option(help="Task name or JSONL file; may be repeated.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    limit: Annotated[int, typer.Option(help="Prompts of every task, or of each of its parts.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="Prompts of every task.", min=1)] = 20,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     setting: Annotated[
@@ -121,6 +121,42 @@ def speed(
         print(json.dumps({"speed": speeds.as_records(found), "provenance": provenance.of_run(loaded)}, indent=2))
         return
     _print_speed(found, loaded.checkpoint.view)
+
+
+@app.command()
+def memory(
+    context: Annotated[list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: two]")] = None,
+    model: ModelOption = "smollm2-demo",
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Rows of a block, and rows verified in a pass.", min=2)] = 8,
+    dtype: DtypeOption = Dtype.bfloat16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Bytes that a cycle needs beyond plain decoding, at several contexts: drafting has no cache of its own."""
+    from orthrus.api import DTYPES
+    from orthrus.bench import memory as bytes_of
+    from orthrus.bench import shapes
+
+    if shape is None:
+        decoder = load_model(model, None, dtype, "cpu", False).decoder
+    else:
+        quiet()
+        with stderr.status(f"random weights of the shape of {shape}"):
+            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], block_size=max(width, 2))
+    found = [bytes_of.extra_of(decoder, tokens, width) for tokens in context or (1124, 7780)]
+    if as_json:
+        print(json.dumps([asdict(extra) for extra in found], indent=2))
+        return
+    table = Table(
+        title=f"{shape or model}, {dtype.value}, one sequence, blocks and verifications of {width} rows; bytes"
+    )
+    for column in ("context", "cache", "workspace of plain decoding", "more, two-pass", "more, one-pass"):
+        table.add_column(column, justify="right")
+    for extra in found:
+        table.add_row(*[f"{number:,}" for number in asdict(extra).values()])
+    Console(highlight=False).print(table)
 
 
 @app.command("train-step")
@@ -172,7 +208,8 @@ def _print_speed(found: list[Speed], view: str) -> None:
     for row in found:
         table.add_row(
             row.part, row.setting, f"{row.acceptance_length:.2f}", f"{row.tokens_per_cycle:.2f}", str(row.passes),
-            f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}", f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})",
+            f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}",
+            f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})",
             f"{row.expected:.1f}",
             f"{row.over_plain:.2f} ({row.over_plain_quartiles[0]:.2f}-{row.over_plain_quartiles[1]:.2f})",
             f"{row.identical} of {row.prompts}", end_section=row.setting == found[-1].setting,

@@ -10,6 +10,7 @@ from rich.console import Console
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CycleOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -32,9 +33,7 @@ def command(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Seed for sampling; drawn where absent.")] = None,
-    cycle: Annotated[
-        str | None, typer.Option(help="two-pass (default), one-pass, or ar, which is plain decoding.")
-    ] = None,
+    cycle: CycleOption = None,
     rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
     color: Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")] = True,
     dtype: DtypeOption = Dtype.bfloat16,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, DtypeOption, ModelOption, load_model
+from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, DtypeOption, ModelOption, load_model, stderr
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Result
@@ -35,8 +35,10 @@ def command(
     console = Console(highlight=False)
     if loaded.decoder.diffusion is None:
         raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")
+    with stderr.status("measuring what passes cost here, once"):
+        loaded.costs()
     _introduce(console, loaded, prompt)
-    fast = _stream(console, loaded, prompt, "two-pass", max_new_tokens)
+    fast = _stream(console, loaded, prompt, "auto", max_new_tokens)
     console.rule("the same prompt by plain decoding: one token per pass")
     plain = _stream(console, loaded, prompt, "ar", max_new_tokens)
     _compare(console, loaded, fast, plain)
@@ -74,7 +76,7 @@ def _stream(console: Console, model: Model, prompt: str, cycle: str, max_new_tok
 def _compare(console: Console, model: Model, fast: Result, plain: Result) -> None:
     same = fast.tokens == plain.tokens
     table = Table(title="what it cost")
-    for column in ("", "two-pass", "plain decoding"):
+    for column in ("", "Orthrus", "plain decoding"):
         table.add_column(column, justify="left" if not column else "right")
     f, p = fast.statistics, plain.statistics
     table.add_row("tokens written", str(f.generated), str(p.generated))

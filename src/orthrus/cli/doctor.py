@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._plan import print_costs
 from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, load_model
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def command(
     dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated. [default: both]")] = None,
     device: DeviceOption = "cpu",
     cost: Annotated[bool, typer.Option("--cost", help="Also measure what exactness costs plain decoding.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also measure what passes cost, from which `--cycle auto` plans, anew.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Report versions, device, threads, the kernels in use, and which invariance probes hold; exit code 1 if one fails.
@@ -33,6 +37,8 @@ def command(
         loaded = load_model(model, adapter, precision, device)
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
+        if calibrate and loaded.decoder.diffusion is not None:
+            report[precision.value]["passes"] = loaded.costs(anew=True).as_dict()
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -75,6 +81,8 @@ def _cost(model: Model) -> list[dict[str, Any]]:
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
+    from orthrus.decoding.costs import Costs
+
     machine = report.pop("machine")
     console.print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), "\n")
     for dtype, part in report.items():
@@ -97,4 +105,6 @@ def _print(console: Console, report: dict[str, Any]) -> None:
                 f" about bits ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']} in turn,"
                 f" quartiles of the ratio {low:.3f} to {high:.3f})"
             )
+        if "passes" in part:
+            print_costs(console, Costs.of(part["passes"]))
         console.print()

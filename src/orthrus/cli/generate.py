@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orthrus.cli._plan import explain, warn_of_collapse
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CycleOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -52,9 +54,11 @@ ChatTemplateKwargsOption = Annotated[
     str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
-CycleOption = Annotated[str | None, typer.Option(help="two-pass (default), one-pass, or ar, which is plain decoding.")]
 RuleOption = Annotated[
     str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain-plan", help="Print the planner's costs, choices and predictions after the text.")
 ]
 NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
 WidthOption = Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")]
@@ -89,6 +93,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     allow_other_backbone: AllowOption = False,
+    explain_plan: ExplainOption = False,
     as_json: AsJsonOption = False,
 ) -> None:
     """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
@@ -104,18 +109,24 @@ def command(
         cycle="ar" if no_diffusion else cycle, rule=rule, width=width, batch_size=batch_size,
         chat_template_kwargs=template,
     )  # fmt: skip
-    if as_json:
-        _print_json(loaded, prompts, options)
-    elif len(prompts) == 1:
-        _print_stream(loaded, prompts[0], options)
-    else:
-        _print_texts(loaded, prompts, options)
+    planned = loaded.decoder.diffusion is not None and loaded.decoding_config(options).cycle == "auto"
+    if explain_plan and not planned:
+        raise ValueError(
+            "--explain-plan explains the cycle auto, which needs a diffusion view; nothing is planned here"
+        )
+    show = _print_json if as_json else _print_stream if len(prompts) == 1 else _print_texts
+    results = show(loaded, prompts, options)
+    if planned:
+        if explain_plan:
+            lengths = [len(loaded.prompt_tokens(asked, options)) for asked in prompts]
+            explain(stderr, loaded.costs(), [(r.statistics, n) for r, n in zip(results, lengths, strict=True)])
+        warn_of_collapse(stderr, [result.statistics for result in results])
 
 
-def _print_stream(model: Model, prompt: Prompt, options: Options) -> None:
+def _print_stream(model: Model, prompts: list[Prompt], options: Options) -> list[Result]:
     result: Result | None = None
     try:
-        for chunk in model.stream(prompt, **options):
+        for chunk in model.stream(prompts[0], **options):
             print(chunk.text, end="", flush=True)
             result = chunk.result
     except KeyboardInterrupt:
@@ -131,15 +142,20 @@ def _print_stream(model: Model, prompt: Prompt, options: Options) -> None:
         f" {s.generated / s.seconds:.1f} tokens/s, ended by {result.finish_reason}{sampled}",
         style="dim",
     )
+    return [result]
 
 
-def _print_texts(model: Model, prompts: list[Prompt], options: Options) -> None:
+def _print_texts(model: Model, prompts: list[Prompt], options: Options) -> list[Result]:
+    results = []
     for number, (_, result) in enumerate(model.results(prompts, **options)):
         print(f"--- {number + 1}" if number == 0 else f"\n--- {number + 1}")
         print(result.text, flush=True)
+        results.append(result)
+    return results
 
 
-def _print_json(model: Model, prompts: list[Prompt], options: Options) -> None:
+def _print_json(model: Model, prompts: list[Prompt], options: Options) -> list[Result]:
+    results = []
     try:
         for _, result in model.results(prompts, **options):
             record = {
@@ -147,9 +163,11 @@ def _print_json(model: Model, prompts: list[Prompt], options: Options) -> None:
                 "seed": result.seed, "statistics": result.statistics.as_dict(),
             }  # fmt: skip
             print(json.dumps(record, ensure_ascii=False), flush=True)
+            results.append(result)
     except KeyboardInterrupt:
         stderr.print("interrupted; the lines above are complete", style="yellow")
         raise typer.Exit(130) from None
+    return results
 
 
 def _read_prompts(prompt: str | None, file: Path | None) -> list[Prompt]:

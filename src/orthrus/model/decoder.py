@@ -124,9 +124,9 @@ class Decoder(nn.Module):
         lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + width)
         roots_BJ = torch.tensor(list(roots), device=self.device)[:, None]
-        bias = block_bias(lengths, width, span, self.norm)
-        part = self._blocks_part(roots_BJ, lengths, [0], width, (lengths, [bias]))
-        (hidden_BRD,) = self._layers([part], cache, span)
+        where = lengths, [block_bias(lengths, width, span, self.norm)]
+        (hidden_BRD,) = self._layers([self._blocks_part(roots_BJ, lengths, [0], width, where)], cache, span)
+        del where  # the head needs no mask
         return self.logits(hidden_BRD[:, :rows])
 
     @torch.inference_mode()

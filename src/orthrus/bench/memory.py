@@ -1,0 +1,91 @@
+"""Bytes that a cycle needs beyond plain decoding: keys and values, and workspace, at several contexts."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from orthrus.cache import KVCache
+from orthrus.model.decoder import Decoder
+
+
+class PeakBytes(TorchDispatchMode):
+    """Bytes of live tensor storage made while active, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and enter the storages it made."""
+        out = func(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in inputs and storage._cdata not in self._known:
+                    self._known.add(storage._cdata)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a cycle of one sequence needs at one context. cache: bytes allocated for keys and values.
+
+    plain: workspace of a one-row AR pass; two_pass and one_pass: bytes beyond that and beyond its cache.
+    """
+
+    context: int
+    cache: int
+    plain: int
+    two_pass: int
+    one_pass: int
+
+
+def extra_of(decoder: Decoder, context: int, width: int) -> Extra:
+    """Measure the passes of each cycle with `context` cached tokens; their values do not matter."""
+    row = torch.zeros(1, 1, dtype=torch.long, device=decoder.device)
+    rows = row.expand(1, width)
+
+    def plain(cache: KVCache) -> None:
+        decoder.ar(row, cache.window(0, 1))
+
+    def two_pass(cache: KVCache) -> None:
+        decoder.diffuse([0], width, cache.window(0, 1), width)
+        decoder.ar(rows, cache.window(0, 1))
+
+    def one_pass(cache: KVCache) -> None:
+        _, blocks = decoder.ar_and_diffuse(rows, range(width), width, cache.window(0, 1))
+        decoder.logits(blocks[:, 0])
+
+    found = {run.__name__: _peak(decoder, context, run) for run in (plain, two_pass, one_pass)}
+    allocated, least = found["plain"]
+    return Extra(
+        context, allocated, least,
+        *(held - allocated + peak - least for held, peak in (found["two_pass"], found["one_pass"])),
+    )  # fmt: skip
+
+
+def _peak(decoder: Decoder, context: int, run: Callable[[KVCache], None]) -> tuple[int, int]:
+    """Bytes of the cache after the pass, and the peak of everything else made in it."""
+    cache = decoder.new_cache(1)
+    cache.reserve(context)
+    cache.commit(0, context)
+    run(cache)  # allocates what the pass needs of the cache
+    with PeakBytes() as counted:
+        run(cache)
+    return cache.bytes, counted.peak

@@ -1,0 +1,39 @@
+"""Random models of real shapes, for figures that do not depend on what the weights say."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig
+
+from orthrus.checkpoint.derived import cache_directory
+from orthrus.config import DiffusionConfig
+from orthrus.model import families, native
+from orthrus.model.decoder import Decoder
+
+QWEN3 = {
+    "qwen3-0.6b": (1024, 3072, 28, 16),
+    "qwen3-1.7b": (2048, 6144, 28, 16),
+    "qwen3-4b": (2560, 9728, 36, 32),
+    "qwen3-8b": (4096, 12288, 36, 32),
+}
+"""Hidden size, inner size, layers, query heads; 8 key/value heads of 128 dimensions and 151,936 tokens in all."""
+
+
+def random_decoder(
+    name: str, dtype: torch.dtype, *, block_size: int = 32, layers: int | None = None, device: str = "cpu"
+) -> Decoder:
+    """A Qwen3 model with random weights and view, prepared for inference. Raises ValueError for an unknown name."""
+    if name not in QWEN3:
+        raise ValueError(f"there is no shape {name!r}; shapes: {', '.join(QWEN3)}")
+    hidden, inner, depth, heads = QWEN3[name]
+    config = AutoConfig.for_model(
+        "qwen3", hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers or depth,
+        num_attention_heads=heads, num_key_value_heads=8, head_dim=128, vocab_size=151936,
+        max_position_embeddings=40960, tie_word_embeddings=name in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"),
+    )  # fmt: skip
+    view = DiffusionConfig(block_size, 151669, block_size)
+    decoder = Decoder(families.decoder_config(config), view, dtype, torch.device(device))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_(std=0.02)
+    return decoder.prepare(native.load(dtype, cache_directory()) if device == "cpu" else None)
