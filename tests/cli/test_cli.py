@@ -15,6 +15,7 @@ import tiny
 import orthrus
 from orthrus import cli
 from orthrus.bench import distribution, measure, tasks
+from orthrus.decoding.costs import Costs
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +326,68 @@ def test_measuring_the_cost_of_exactness_leaves_the_model_exact(tmp_path):
     assert layout[:2] == (model.decoder.linear_multiple, model.decoder.attention)
     assert layout[2] == [m.rule for m in model.decoder.linears().values()]
     assert model.generate("hi", max_new_tokens=30, cycle="ar").tokens == before
+
+
+def test_a_plan_explains_itself(run, model):
+    options = ["generate", "hi", "--model", model, "--max-new-tokens", 40]
+    code, _, err = run(*options, "--explain-plan")
+    assert code == 0
+    assert all(words in err for words in ("milliseconds of a pass", "cycles by what they", "By the table", "fell back"))
+    code, _, err = run(*options, "--explain-plan", "--cycle", "two-pass")
+    assert (code, "explains the cycle auto" in err) == (2, True)
+
+
+def test_a_collapse_is_told(run, model, monkeypatch):
+    from orthrus.decoding.planner import Planner, Shape
+
+    def plainly(_planner, batch, **_):
+        nothing = [0] * len(batch)
+        return Shape(8, nothing, nothing, ["ar"] * len(batch), [False] * len(batch))
+
+    monkeypatch.setattr(Planner, "choose", plainly)
+    monkeypatch.setattr(Planner, "learn", lambda *_: None)
+    code, _, err = run("generate", "hi", "--model", model, "--max-new-tokens", 40)
+    assert (code, "drafting hardly pays on this text" in err) == (0, True)
+
+
+def test_calibration_is_shown_and_kept(run, model):
+    report = json.loads(run("doctor", "--model", model, "--dtype", "float32", "--calibrate", "--json")[1])
+    passes = report["float32"]["passes"]
+    assert [rows for rows, _ in passes["rows"]][:4] == [1, 2, 4, 8]
+    assert orthrus.load(str(model), dtype="float32").costs().as_dict() == Costs.of(passes).as_dict()
+
+
+def test_speed_has_every_setting_in_turn_and_a_plot(run, model, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(json.dumps({"prompt": f"count {n}"}) for n in range(3)))
+    options = ["bench", "speed", "--task", task, "--model", model, "--limit", 2, "--max-new-tokens", 20]
+    settings = ["ar", "two-pass/4", "one-pass:2", "auto"]
+    more = [part for setting in settings for part in ("--setting", setting)]
+    code, out, _ = run(*options, *more, "--plot", tmp_path / "speed.png", "--json")
+    rows = json.loads(out)["speed"]
+    assert code == 0
+    assert [row["setting"] for row in rows] == settings
+    assert all(row["identical"] == row["prompts"] == 2 for row in rows)
+    assert all(row["expected"] > 0 for row in rows)
+    assert (tmp_path / "speed.png").stat().st_size > 5000
+    assert rows[0]["passes"] == rows[0]["generated"]
+    code, _, err = run(*options, "--setting", "one-pass:x")
+    assert (code, "is no setting" in err) == (2, True)
+    code, _, err = run(*options, "--setting", "two-pass:2")
+    assert (code, "one-pass cycles only" in err) == (2, True)
+
+
+def test_memory_of_a_cycle_is_the_same_at_any_context(run, model):
+    code, out, _ = run("bench", "memory", "--model", model, "--context", 100, "--context", 1124, "--json")
+    near, far = json.loads(out)
+    assert code == 0
+    assert (near["two_pass"], near["one_pass"]) == (far["two_pass"], far["one_pass"])
+    assert near["cache"] < far["cache"]
+
+
+def test_a_simulation_says_that_it_is_one(run, tmp_path):
+    code, out, _ = run("bench", "simulate", "--acceptance", 6, "--width", 8, "--batch", 1, "--plot", tmp_path / "s.png")
+    assert (code, "modelled" in out) == (0, True)
+    assert (tmp_path / "s.png").stat().st_size > 5000
+    code, _, err = run("bench", "simulate", "--shape", "gpt-9")
+    assert (code, "shapes: qwen3-0.6b" in err) == (2, True)

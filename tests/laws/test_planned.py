@@ -91,7 +91,7 @@ def test_good_drafts_are_used_the_cheapest_way(monkeypatch):
     statistics, planned, plain = decode(monkeypatch, 0.9, costs)
     assert planned < plain / 2.3
     assert statistics.cycles["one-pass"] > 0.5 * sum(statistics.cycles.values())
-    dear_blocks = Costs(costs.rows, costs.drafting, 2.0, 1.0, costs.key)
+    dear_blocks = Costs(costs.rows, costs.drafting, 2.0, 1.0, costs.key, costs.block_key)
     statistics, planned, plain = decode(monkeypatch, 0.9, dear_blocks)
     assert planned < plain / 1.8
     assert statistics.cycles["two-pass"] > 0.5 * sum(statistics.cycles.values())

@@ -35,6 +35,7 @@ class Costs:
     beside: float
     block: float
     key: float
+    block_key: float
 
     def ar(self, batch: int, rows: int, context: float) -> float:
         """An AR pass over `rows` rows of each of `batch` sequences with `context` cached tokens on average."""
@@ -49,7 +50,7 @@ class Costs:
         if not blocks:
             return self.ar(batch, rows, context)
         together = self._rows(batch * (rows + blocks * width)) + self.beside
-        return together + blocks * self.block + self.key * batch * context * (1 + blocks)
+        return together + blocks * self.block + (self.key + blocks * self.block_key) * batch * context
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """All cycles of one sequence, counted by shape as in `Statistics`."""
@@ -122,8 +123,8 @@ def measure(decoder: Decoder) -> Costs:
                 times[name].append(perf_counter() - start)
     found = {name: median(values) for name, values in times.items()}
     key = max(0.0, found["long"] - found[1]) / (longest - short)
-    bare = Costs(tuple((count, found[count] - key * short) for count in counts), 0.0, 0.0, 0.0, key)
+    bare = Costs(tuple((count, found[count] - key * short) for count in counts), 0.0, 0.0, 0.0, key, key)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
     block = max(0.0, (extra[4] - extra[1]) / 3)
     drafting = found["diffuse"] - bare.ar(1, width, short)
-    return Costs(bare.rows, drafting, max(0.0, extra[1] - block), block, key)
+    return Costs(bare.rows, drafting, max(0.0, extra[1] - block), block, key, key)

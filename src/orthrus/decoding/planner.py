@@ -1,10 +1,8 @@
 """The planner: before every pass it chooses how many drafts to verify, and how many blocks draft beside them.
 
-It maximises tokens per second in the long run. Decoding is a chain of passes whose state is the drafts at hand: from
-which row of their block on, and whether that block foresaw the bonus. What each state is worth follows from the cost
-table and from how often drafts were right so far, by policy iteration for a semi-Markov decision process (Howard,
-Dynamic Probabilistic Systems, 1971, chapter 15). With these values each pass is weighed by the confidence of the very
-drafts in it. A pure function of cost table and history: it never looks at a clock.
+It maximises tokens per second in the long run: what drafts at hand are worth follows from the cost table and from how
+often drafts were right so far (`values`), and with that each pass is weighed by the confidence of the very drafts in
+it. A pure function of cost table and history: it never looks at a clock.
 
 Under the rule `rejection` each sequence plans as if it were alone, with blocks of full width, so that its draws do not
 depend on its neighbours; what it offers depends on history and distributions, never on the draft itself.
@@ -15,21 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.costs import Costs
 from orthrus.decoding.history import History
 from orthrus.decoding.lookup import LONGEST, Lookup
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
+from orthrus.decoding.values import Policy, States
 
-Array = NDArray[np.float64]
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_LOOKED_UP = 8
 RESOLVE_EVERY = 16
 """Verdicts between two solutions for the values of the states."""
-RESTART = 0.01
-"""The chance, per pass, that a sequence ends and another begins without drafts."""
 AHEAD = 40
 """The probing budget of this many tokens may be spent before they are written."""
 PLANNING = 2e-4
@@ -48,20 +43,6 @@ class Shape:
     blocks: list[int]
     kinds: list[str]
     redraft: list[bool] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Tokens per second in the long run, blocks of `width` rows, and what drafts are worth in tokens.
-
-    after: [usable + 1], by the row from which a block's drafts start, the last entry for none; fresh: drafts of a
-    diffusion pass from the anchor.
-    """
-
-    rate: float
-    width: int
-    after: Array
-    fresh: float
 
 
 @dataclass
@@ -181,8 +162,7 @@ class Planner:
         plain = costs.ar(B, rows, context)
         extra = [costs.ar_and_diffuse(B, rows, n, width, context) - plain for n in range(rows + 1)]
         worths = [
-            sum(_after(policy, chances, n) for policy, chances in zip(policies, survival, strict=True))
-            - rate * extra[n]
+            sum(policy.left(chances, n) for policy, chances in zip(policies, survival, strict=True)) - rate * extra[n]
             for n in range(rows + 1)
         ]
         blocks = int(np.argmax(worths))
@@ -208,39 +188,9 @@ class Planner:
     def _solve(self, history: History, share: int, context: float) -> Policy:
         """The best policy over all widths."""
         widths = [self._width] if self._alone else sorted({*[w for w in WIDTHS if w < self._width], self._width})
-        found = [self._solve_width(history.by_row(), width, share, context) for width in widths]
+        states = [States(history.by_row(), width, self.costs, share, context) for width in widths]
+        found = [problem.best() for problem in states]
         return max(found, key=lambda policy: policy.rate)
-
-    def _solve_width(self, chances: Array, width: int, share: int, context: float) -> Policy:
-        """Policy iteration. States: no drafts; drafts from row s on of a block that foresaw the bonus, or did not."""
-        usable, costs = min(width, self._trained), self.costs
-        states = 1 + 2 * usable
-        hits, held = np.zeros((states, usable)), np.zeros(states, dtype=int)
-        for start in range(usable):
-            for fell in (0, 1):
-                hits[1 + 2 * start + fell, : usable - start] = chances[fell, start:usable]
-                held[1 + 2 * start + fell] = usable - start
-        survival = hits.cumprod(axis=1)
-        ends = np.pad(survival, ((0, 0), (1, 0)), constant_values=1.0) - np.pad(survival, ((0, 0), (0, 1)))
-        lands = np.zeros((usable + 1, states))  # from a block whose drafts start at this row
-        foresaw = np.concatenate([[1.0], chances[0, :usable].cumprod()])
-        lands[usable, 0] = 1.0
-        for start in range(usable):
-            lands[start, 1 + 2 * start], lands[start, 2 + 2 * start] = foresaw[start], 1 - foresaw[start]
-        moves = np.stack([ends @ lands[_starts(usable, blocks, usable)] for blocks in range(usable + 2)])
-        anew = np.zeros((1, states, states))
-        anew[0, :, min(1, states - 1)] = 1.0
-        moves = (1 - RESTART) * np.concatenate([moves, anew])
-        moves[:, :, 0] += RESTART
-        gains = np.tile(1 + survival.sum(axis=1), (usable + 3, 1))
-        gains[-1] = 0.0
-        times = np.array([
-            [costs.ar_and_diffuse(share, 1 + int(m), blocks, width, context) / share for m in held]
-            for blocks in range(usable + 2)
-        ] + [[costs.diffuse(share, width, context) / share] * states])  # fmt: skip
-        gains[-1, 1:3] = -1e3  # a diffusion pass after a diffusion pass is of no use
-        rate, values = _iterate(moves, gains, times)
-        return Policy(rate, width, lands @ values, float(values[1]))
 
 
 def _kind(draft: Draft, offered: int, blocks: int, *, drew: bool) -> str:
@@ -249,33 +199,3 @@ def _kind(draft: Draft, offered: int, blocks: int, *, drew: bool) -> str:
     if blocks:
         return "one-pass"
     return {"lookup": "lookup"}.get(draft.kind, "one-pass") if offered else "ar"
-
-
-def _iterate(moves: Array, gains: Array, times: Array) -> tuple[float, Array]:
-    """Howard's policy iteration: rate of gain, and relative values of the states, that of state 0 being 0."""
-    every = np.arange(moves.shape[1])
-    policy = np.zeros_like(every)
-    while True:
-        system = np.eye(len(every)) - moves[policy, every]
-        system[:, 0] = times[policy, every]
-        solution = np.linalg.solve(system, gains[policy, every])
-        rate, values = float(solution[0]), np.concatenate([[0.0], solution[1:]])
-        worth = gains - rate * times + moves @ values
-        better = worth.max(axis=0) > worth[policy, every] + 1e-9
-        if not better.any():
-            return rate, values
-        policy = np.where(better, worth.argmax(axis=0), policy)
-
-
-def _starts(accepted: int, blocks: int, usable: int) -> NDArray[np.int64]:
-    """[accepted + 1]: the row from which the next drafts start after 0, 1, ... accepted ones; `usable`: none do."""
-    if not blocks:
-        return np.full(accepted + 1, usable)
-    return np.minimum(np.maximum(np.arange(accepted + 1) - (blocks - 1), 0) + 1, usable)
-
-
-def _after(policy: Policy, survival: Array, blocks: int) -> float:
-    """The expected worth of the drafts that `blocks` blocks leave behind these drafts."""
-    usable = len(policy.after) - 1
-    ends = np.concatenate([[1.0], survival]) - np.concatenate([survival, [0.0]])
-    return float(ends @ policy.after[_starts(len(survival), blocks, usable)])

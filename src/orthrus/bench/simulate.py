@@ -1,0 +1,123 @@
+"""A model of a large GPU, not a measurement: tokens a second of the cycles over acceptance, block size and batch.
+
+A pass takes the longer of reading its weights and doing its products, and reads the keys of its context once: AR rows
+and blocks in one attention call, with a mask, as a kernel for such a device would have it. Every draft of a block is
+right with one chance, chosen so that a two-pass cycle of the published block of 32 accepts A drafts; in a block that
+did not foresee the bonus, with a fraction of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orthrus.bench.shapes import QWEN3
+from orthrus.decoding.costs import Costs
+from orthrus.decoding.values import States
+
+ROWS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device reads and multiplies a second, in practice."""
+
+    name: str = "H100-class (modelled)"
+    bytes_per_second: float = 0.8 * 3.35e12
+    flops_per_second: float = 0.6 * 989e12
+
+
+@dataclass(frozen=True)
+class Point:
+    """Tokens a second, all sequences together, at one setting. one_pass: by candidates; planned: the best there is."""
+
+    acceptance: float
+    width: int
+    batch: int
+    plain: float
+    two_pass: float
+    one_pass: dict[str, float]
+    planned: float
+
+
+def costs_of(shape: str, device: Device) -> Costs:
+    """The cost table of a Qwen3 shape in bf16. Raises ValueError for an unknown one."""
+    if shape not in QWEN3:
+        raise ValueError(f"there is no shape {shape!r}; shapes: {', '.join(QWEN3)}")
+    hidden, inner, layers, heads = QWEN3[shape]
+    attention = layers * hidden * 128 * (2 * heads + 2 * 8)
+    weights = attention + layers * 3 * hidden * inner + 151936 * hidden
+    rows = [(n, max(2 * weights / device.bytes_per_second, 2 * weights * n / device.flops_per_second)) for n in ROWS]
+    kv_bytes = 2 * 2 * layers * 8 * 128
+    beside, key = 2 * attention / device.bytes_per_second, kv_bytes / device.bytes_per_second
+    return Costs(tuple(rows), 0.0, beside, 0.0, key, 0.0)
+
+
+def chance_of(acceptance: float) -> float:
+    """The chance of every draft under which a block of 32 has `acceptance` accepted drafts on average."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**n for n in range(1, BLOCK + 1)) < acceptance else (low, middle)
+    return low
+
+
+def simulate(
+    shape: str, device: Device, acceptances: list[float], widths: list[int], batches: list[int], astray: float,
+    context: int,
+) -> list[Point]:  # fmt: skip
+    """All settings. `astray`: the fraction of the chance that is left in a block that did not foresee the bonus."""
+    costs, points = costs_of(shape, device), []
+    for acceptance in acceptances:
+        chance = chance_of(acceptance)
+        for width in widths:
+            for batch in batches:
+                chances = np.stack([np.full(width, chance), np.full(width, astray * chance)])
+                states = States(chances, width, costs, batch, context)
+                limits = {f"{n}": n for n in (1, 2, 4, 8) if n <= width} | {"all": width + 1}
+                one_pass = {name: states.rate_with(n) for name, n in limits.items()}
+                points.append(
+                    Point(
+                        acceptance, width, batch, batch / costs.ar(batch, 1, context), states.rate_with(0), one_pass,
+                        states.best().rate,
+                    )
+                )  # fmt: skip
+    return points
+
+
+def plot(points: list[Point], title: str, path: Path) -> None:
+    """Speed over plain decoding by acceptance: a panel for each batch, the best block size for each line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    batches = sorted({point.batch for point in points})
+    acceptances = sorted({point.acceptance for point in points})
+    figure, axes = pyplot.subplots(1, len(batches), figsize=(3.6 * len(batches), 4), sharey=True, squeeze=False)
+    names = list(points[0].one_pass)
+    for axis, batch in zip(axes[0], batches, strict=True):
+        here = [point for point in points if point.batch == batch]
+
+        def best(of: str, acceptance: float, here: list[Point] = here) -> float:
+            chosen = [point for point in here if point.acceptance == acceptance]
+            rates = [p.two_pass if of == "two" else p.planned if of == "plan" else p.one_pass[of] for p in chosen]
+            return max(rates) / chosen[0].plain
+
+        axis.plot(acceptances, [best("two", a) for a in acceptances], "o-", color="#8d99ae", label="two-pass")
+        for number, name in enumerate(names):
+            shade = pyplot.get_cmap("Blues")(0.35 + 0.6 * number / len(names))
+            label = f"one-pass, {name} block{'s' * (name != '1')}"
+            axis.plot(acceptances, [best(name, a) for a in acceptances], ".-", color=shade, label=label)
+        axis.plot(acceptances, [best("plan", a) for a in acceptances], "k--", label="planned")
+        axis.axhline(1.0, color="#cccccc", linewidth=1)
+        axis.set(title=f"batch {batch}", xlabel="A of two-pass, block of 32")
+    axes[0][0].set_ylabel("speed over plain decoding")
+    axes[0][-1].legend(fontsize="x-small")
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,116 @@
+"""What drafts at hand are worth: decoding as a chain of passes, solved for the most tokens per second.
+
+The state before a pass is the drafts at hand: none, or those from row s of a block on, which foresaw the bonus or did
+not. An action is a number of blocks beside the AR rows, or a diffusion pass. Each gives tokens, takes time by the cost
+table, and leads to other states. Solved by policy iteration for semi-Markov decision processes (Howard, Dynamic
+Probabilistic Systems, vol. 2, 1971, chapter 15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthrus.decoding.costs import Costs
+
+Array = NDArray[np.float64]
+RESTART = 0.01
+"""The chance, per pass, that a sequence ends and another begins without drafts."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Tokens per second in the long run, blocks of `width` rows, and what drafts are worth in tokens.
+
+    after: [usable + 1], by the row from which a block's drafts start, the last entry for none; fresh: drafts of a
+    diffusion pass from the anchor.
+    """
+
+    rate: float
+    width: int
+    after: Array
+    fresh: float
+
+    def left(self, survival: Array, blocks: int) -> float:
+        """The expected worth of the drafts that `blocks` blocks leave, by the chances [m] that 1, 2, ... survive."""
+        ends = np.concatenate([[1.0], survival]) - np.concatenate([survival, [0.0]])
+        return float(ends @ self.after[_starts(len(survival), blocks, len(self.after) - 1)])
+
+
+class States:
+    """The problem for blocks of one width.
+
+    Args:
+        chances: [2, K], of each row's draft, its predecessors being right, where the block foresaw the bonus or not.
+        width: rows of a block.
+        costs: what passes cost.
+        share: sequences over which the price of a pass is shared out.
+        context: cached tokens.
+    """
+
+    def __init__(self, chances: Array, width: int, costs: Costs, share: int, context: float) -> None:
+        self.width, self._usable = width, min(width, chances.shape[1])
+        usable, states = self._usable, 1 + 2 * self._usable
+        hits, self._held = np.zeros((states, usable)), np.zeros(states, dtype=int)
+        for start in range(usable):
+            for fell in (0, 1):
+                hits[1 + 2 * start + fell, : usable - start] = chances[fell, start:usable]
+                self._held[1 + 2 * start + fell] = usable - start
+        survival = hits.cumprod(axis=1)
+        ends = np.pad(survival, ((0, 0), (1, 0)), constant_values=1.0) - np.pad(survival, ((0, 0), (0, 1)))
+        self._lands = np.zeros((usable + 1, states))  # from a block whose drafts start at this row
+        foresaw = np.concatenate([[1.0], chances[0, :usable].cumprod()])
+        self._lands[usable, 0] = 1.0
+        for start in range(usable):
+            self._lands[start, 1 + 2 * start], self._lands[start, 2 + 2 * start] = foresaw[start], 1 - foresaw[start]
+        moves = [ends @ self._lands[_starts(usable, blocks, usable)] for blocks in range(usable + 2)]
+        anew = np.tile(np.eye(states)[1], (states, 1))
+        self._moves = (1 - RESTART) * np.stack([*moves, anew])
+        self._moves[:, :, 0] += RESTART
+        self._gains = np.tile(1 + survival.sum(axis=1), (usable + 3, 1))
+        self._gains[-1] = 0.0
+        self._gains[-1, 1:3] = -1e3  # a diffusion pass after a diffusion pass is of no use
+        held = range(usable + 1)
+        times = [
+            [costs.ar_and_diffuse(share, 1 + m, blocks, width, context) / share for m in held]
+            for blocks in range(usable + 2)
+        ]
+        drafting = costs.diffuse(share, width, context) / share
+        self._times = np.concatenate([np.array(times)[:, self._held], np.full((1, states), drafting)])
+
+    def best(self) -> Policy:
+        """The best policy there is."""
+        every = np.arange(self._moves.shape[1])
+        chosen = np.zeros_like(every)
+        while True:
+            rate, values = self._evaluate(chosen)
+            worth = self._gains - rate * self._times + self._moves @ values
+            better = worth.max(axis=0) > worth[chosen, every] + 1e-9
+            if not better.any():
+                return Policy(rate, self.width, self._lands @ values, float(values[1]))
+            chosen = np.where(better, worth.argmax(axis=0), chosen)
+
+    def rate_with(self, blocks: int) -> float:
+        """Tokens per second when every pass carries that many blocks, as far as it has rows; 0 is two-pass."""
+        chosen = np.minimum(blocks, self._held + 1)
+        if not blocks:
+            chosen = np.full_like(self._held, len(self._moves) - 1)
+            chosen[1:3] = 0
+        return self._evaluate(chosen)[0]
+
+    def _evaluate(self, chosen: NDArray[np.int64]) -> tuple[float, Array]:
+        """Rate of gain of a policy, and the relative values of the states under it, that of state 0 being 0."""
+        every = np.arange(len(chosen))
+        system = np.eye(len(every)) - self._moves[chosen, every]
+        system[:, 0] = self._times[chosen, every]
+        solution = np.linalg.solve(system, self._gains[chosen, every])
+        return float(solution[0]), np.concatenate([[0.0], solution[1:]])
+
+
+def _starts(accepted: int, blocks: int, usable: int) -> NDArray[np.int64]:
+    """[accepted + 1]: the row from which the next drafts start after 0, 1, ... accepted ones; `usable`: none do."""
+    if not blocks:
+        return np.full(accepted + 1, usable)
+    return np.minimum(np.maximum(np.arange(accepted + 1) - (blocks - 1), 0) + 1, usable)
