@@ -201,8 +201,8 @@ class Model:
         if self.decoder.diffusion is None:
             raise ValueError("without a diffusion view there is nothing to plan: see --adapter")
         if self._costs is None or anew:
-            measured = derived.cached_json(_costs_key(self.decoder), lambda: measure(self.decoder).as_dict(), anew=anew)
-            self._costs = Costs.of(measured)
+            key = _costs_key(self.decoder)
+            self._costs = Costs.of(derived.cached_json(key, lambda: measure(self.decoder).as_dict(), anew=anew))
         return self._costs
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
@@ -215,7 +215,7 @@ def _costs_key(decoder: Decoder) -> str:
     gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
     parts = (
         decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
-        torch.get_num_threads(), torch.__version__, type(decoder.kernels).__name__,
+        torch.get_num_threads(), torch.__version__, type(decoder.kernels).__name__, [f.name for f in fields(Costs)],
     )  # fmt: skip
     return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 

@@ -155,19 +155,17 @@ def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: 
     from orthrus.training.trainer import Trainer, TrainingFailedError
     from orthrus.training.world import World
 
-    world = World()
     try:
-        trainer = Trainer(checkpoint, config, corpus, output, lambda: _validate(checkpoint, corpus), world)
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: trainer.stop())
-        if trainer.done:
-            stderr.print(f"resumed after step {trainer.done} of {config.steps}")
-        _follow(trainer, config, show=world.rank == 0)
+        with World() as world:
+            trainer = Trainer(checkpoint, config, corpus, output, lambda: _validate(checkpoint, corpus), world)
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, lambda *_: trainer.stop())
+            if trainer.done:
+                stderr.print(f"resumed after step {trainer.done} of {config.steps}")
+            _follow(trainer, config, show=world.rank == 0)
     except TrainingFailedError as error:
         stderr.print(f"orthrus: {error}", markup=False, style="red")
         raise typer.Exit(1) from None
-    finally:
-        world.close()
     if trainer.done < config.steps:
         stderr.print(
             f"stopped after step {trainer.done} of {config.steps}, saved; the same command goes on", style="yellow"

@@ -103,7 +103,7 @@ class Trainer:
 
     def run(self) -> Iterator[Progress]:
         """All steps that remain. Raises TrainingFailedError; leaves the state saved however it ends."""
-        while self.done < self.config.steps and not self._stop:
+        while self.done < self.config.steps and not self._world.any(flag=self._stop):  # signals come at different steps
             progress = self._step()
             last = self.done == self.config.steps
             if last or self.done % self.config.validate_every == 0:

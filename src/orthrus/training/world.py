@@ -31,8 +31,16 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def close(self) -> None:
-        """Leave the group."""
+    def any(self, *, flag: bool) -> bool:
+        """Whether it is set in some process: what all of them must then do alike."""
+        return bool(self.sum(torch.tensor(float(flag))))
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the group: together after a clean end, at once after a failure, since nobody may come to meet it."""
         if self.size > 1:
-            dist.barrier()
+            if kind is None:
+                dist.barrier()
             dist.destroy_process_group()
