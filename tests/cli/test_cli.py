@@ -391,3 +391,11 @@ def test_a_simulation_says_that_it_is_one(run, tmp_path):
     assert (tmp_path / "s.png").stat().st_size > 5000
     code, _, err = run("bench", "simulate", "--shape", "gpt-9")
     assert (code, "shapes: qwen3-0.6b" in err) == (2, True)
+
+
+def test_a_replay_has_every_walk(run, model, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"prompt": "count"}))
+    code, out, _ = run("bench", "replay", "--task", task, "--model", model, "--max-new-tokens", 12)
+    assert code == 0
+    assert all(words in out for words in ("two-pass", "1 candidates", "all candidates"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import orthrus
-from orthrus.bench import exactness, tasks
+from orthrus.bench import exactness, replay, tasks
 from orthrus.bench.peers import transformers as peer
 from orthrus.config import DecodingConfig
 from orthrus.decoding import cycles
@@ -42,6 +42,19 @@ def test_greedy_tokens_equal_those_of_transformers(model):
     else:  # two implementations round bfloat16 differently: most answers agree, and gaps are small where not
         assert comparison.identical >= len(PROMPTS) // 2
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
+
+
+@pytest.mark.parametrize("candidates", [None, 1, 2])
+def test_runs_take_the_cycles_of_their_replay(model, candidates):
+    for prompt in tasks.load("gsm8k", 2):
+        text = replay.texts(model, prompt, 48)
+        options = {"max_new_tokens": 48, "batch_size": 1}
+        one = model.generate(prompt.prompt, cycle="one-pass", candidates=candidates, **options).statistics
+        two = model.generate(prompt.prompt, cycle="two-pass", **options).statistics
+        assert one.passes == 1 + len(text.one_pass(candidates))
+        assert two.passes == 1 + 2 * len(text.two_pass())
+        assert sum(one.accepted) == sum(text.one_pass(candidates))
+        assert sum(two.accepted) == sum(text.two_pass())
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ class World:
 
     def any(self, *, flag: bool) -> bool:
         """Whether it is set in some process: what all of them must then do alike."""
-        return bool(self.sum(torch.tensor(float(flag))))
+        device = "cuda" if self.size > 1 and dist.get_backend() == "nccl" else "cpu"
+        return bool(self.sum(torch.tensor(float(flag), device=device)))
 
     def __enter__(self) -> World:
         return self
