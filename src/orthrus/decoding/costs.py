@@ -90,7 +90,7 @@ def measure(decoder: Decoder) -> Costs:
     cache = decoder.new_cache(1)
     cache.reserve(LONG + max(ROWS) + 4 * width)
     window = cache.window(0, 1)
-    longest = min(LONG, decoder.config.max_positions - max(ROWS) - 4 * width)
+    longest = max(64, min(LONG, decoder.config.max_positions - max(ROWS) - 4 * width))
     short = min(SHORT, longest // 2)
 
     def rows(count: int) -> Tensor:
