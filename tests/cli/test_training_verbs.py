@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from orthrus import cli
+from orthrus.checkpoint import adapter as adapters
 
 TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
 
@@ -159,6 +162,49 @@ def test_an_interrupted_run_is_saved_and_goes_on(bare, tmp_path):
         assert "saved; the same command goes on" in " ".join(err.split())
     assert "resumed after step" in err
     assert (tmp_path / "run" / "last" / "adapter.safetensors").exists()
+
+
+def test_two_processes_do_the_work_of_one_and_resume_with_the_same_bits(bare, tmp_path):
+    words = ("hello you", "and so on", "once more", "the end")
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": f"say {n}"},
+                {"role": "assistant", "content": words[n % 4] * (1 + n % 3)},
+            ]
+        }
+        for n in range(1, 24)
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    options = shlex.split(
+        f"{TOY} --sequences 2 --steps 30 --learning-rate 1e-2 --validate-every 1000 --save-every 1000"
+    )
+    alone = [sys.executable, "-m", "orthrus"]
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "orthrus"]
+
+    def start(launcher, name):
+        line = ["train", "-o", name, "--data", "d.jsonl", "--model", str(bare), *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*launcher, *line], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def weights(name):
+        stored = adapters.weights(tmp_path / name / "last")
+        return {key: stored.tensor(key) for key in stored.names}
+
+    process = start(shared, "parts")
+    while process.poll() is None and not list(tmp_path.glob("parts/tensorboard/events*")):
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    for launcher, name in ((shared, "parts"), (shared, "whole"), (alone, "alone")):
+        process = start(launcher, name)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert (name == "parts") == ("resumed after step" in err)
+    for name, value in weights("whole").items():
+        assert torch.equal(value, weights("parts")[name])
+        torch.testing.assert_close(value, weights("alone")[name], atol=5e-3, rtol=2e-2)
 
 
 def test_chat_remembers_forgets_and_says_what_it_cost(run, bare, monkeypatch):

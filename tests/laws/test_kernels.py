@@ -47,23 +47,25 @@ def test_norm_and_gate(fast, precision, size):
     torch.testing.assert_close(fast.gate(wide), slow.gate(wide), **tolerance)
 
 
-@pytest.mark.parametrize("attended", [1, 5, 8])
+@pytest.mark.parametrize("held", [(5, 5, 5), (2, 5, 1)])
+@pytest.mark.parametrize("attended", [5, 8])
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_place(fast, precision, with_norms, attended):
+def test_place(fast, precision, with_norms, attended, held):
     config = tiny.decoder("qwen3").config
-    B, R, H, G, E = 3, 5, config.heads, config.kv_heads, config.head_dim
-    qkv = values(B * R, (H + 2 * G) * E, precision=precision)
+    B, H, G, E = len(held), config.heads, config.kv_heads, config.head_dim
+    rows = torch.tensor([b * attended + 5 - row for b, count in enumerate(held) for row in range(count, 0, -1)])
+    slots = torch.tensor([start + row for start, count in zip((4, 0, 30), held, strict=True) for row in range(count)])
+    qkv = values(len(rows) + 3, (H + 2 * G) * E, precision=precision)  # the last three are padding
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
-    positions = torch.tensor([[4], [0], [30]]) + torch.arange(R).flip(0)
-    places = Places(
-        positions, *RopeTable(config.rope, torch.device("cpu")).rows(positions, 40), attended, config.norm_eps
-    )
+    rope = RopeTable(config.rope, torch.device("cpu")).rows(slots + 2, 40)
+    places = Places(rows, slots, *rope, (B, attended), config.norm_eps)
     results = []
     for kernels in (fast, Kernels()):
         storage = torch.zeros(2, B + 1, G, 64, E, dtype=qkv.dtype)
         results.append((kernels.place(qkv, norms, places, storage[0, :B, :, :48], storage[1, :B, :, :48]), storage))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, **TOLERANCES[precision])
+    assert (results[0][1][1] != 0).any(dim=-1).sum() == len(rows) * G
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (320, 64), (96, 576), (64, 1536)])

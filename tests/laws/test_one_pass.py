@@ -40,6 +40,42 @@ def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
             assert torch.equal(one[:, slot, :, : length + ROWS], other[:, slot, :, : length + ROWS])
 
 
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+@pytest.mark.parametrize(("counts", "blocks"), [((6, 1, 3), (2, 0, 3)), ((1, 5, 2), (0, 0, 0)), ((1, 1, 1), (1, 1, 0))])
+def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dtype, kernels, counts, blocks):
+    decoder = tiny.decoder(family, dtype, kernels=kernels)
+    texts, rows, cache = prepared(decoder)
+    held = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
+    logits, found = decoder.ragged(held, blocks, WIDTH, cache.window(0, 3))
+    for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
+        alone = decoder.new_cache(1)
+        if length:
+            decoder.ar(torch.tensor([text[:length]]), alone.window(0, 1), rows=[])
+        alone.commit(0, length)
+        row = torch.tensor([held[slot]])
+        expected = decoder.ar(row, alone.window(0, 1))[0]
+        assert torch.equal(logits[slot], expected)
+        assert torch.equal(
+            cache.keys[:, slot, :, : length + counts[slot]], alone.keys[:, 0, :, : length + counts[slot]]
+        )
+        assert found[slot].shape[:2] == (blocks[slot], WIDTH)
+        if blocks[slot]:
+            _, (beside,) = decoder.ar_and_diffuse(row, range(blocks[slot]), WIDTH, alone.window(0, 1))
+            tolerance = 2e-4 if dtype == "fp32" else 0.15
+            torch.testing.assert_close(found[slot], beside, atol=tolerance, rtol=tolerance)
+
+
+def test_only_sequences_with_a_root_draft():
+    decoder = tiny.decoder("qwen3")
+    _, rows, cache = prepared(decoder)
+    roots = rows[:, 0].tolist()
+    whole = decoder.diffuse(roots, WIDTH, cache.window(0, 3), rows=WIDTH)
+    some = decoder.diffuse([roots[0], None, roots[2]], WIDTH, cache.window(0, 3), rows=WIDTH)
+    torch.testing.assert_close(some, whole[[0, 2]], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("width", [1, 2, 8])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orthrus.training.packing import Packing
     from orthrus.training.trainer import Progress as Step
     from orthrus.training.trainer import Trainer, Validation
+    from orthrus.training.world import World
 
 STYLES = {"other": "dim", "target": "green", "root": "bold cyan", "root and target": "bold cyan underline"}
 
@@ -152,11 +153,21 @@ def _give_view(
 
 
 def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path) -> None:
-    from orthrus.training.trainer import Trainer, TrainingFailedError
     from orthrus.training.world import World
 
+    world = World()
+    code = _run(checkpoint, config, corpus, output, world)
+    world.end(code)
+    if code:
+        raise typer.Exit(code)
+
+
+def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, world: World) -> int:
+    """Train to the end, or until a signal comes. Returns the exit code."""
+    from orthrus.training.trainer import Trainer, TrainingFailedError
+
     try:
-        with World() as world:
+        with world:
             trainer = Trainer(checkpoint, config, corpus, output, lambda: _validate(checkpoint, corpus), world)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: trainer.stop())
@@ -165,14 +176,15 @@ def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: 
             _follow(trainer, config, show=world.rank == 0)
     except TrainingFailedError as error:
         stderr.print(f"orthrus: {error}", markup=False, style="red")
-        raise typer.Exit(1) from None
+        return 1
     if trainer.done < config.steps:
         stderr.print(
             f"stopped after step {trainer.done} of {config.steps}, saved; the same command goes on", style="yellow"
         )
-        raise typer.Exit(130)
+        return 130
     if world.rank == 0:
         print(f"done: best A {trainer.best:.2f} by real decoding; the adapter is {output / 'best'}")
+    return 0
 
 
 def _follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:

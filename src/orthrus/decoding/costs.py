@@ -42,15 +42,17 @@ class Costs:
         return self._rows(batch * rows) + self.key * batch * context
 
     def diffuse(self, batch: int, width: int, context: float) -> float:
-        """A diffusion pass over a block of `width` rows per sequence."""
+        """A diffusion pass over a block of `width` rows for each of `batch` sequences."""
         return self.ar(batch, width, context) + self.drafting
 
     def ar_and_diffuse(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
         """A pass over AR rows and `blocks` blocks per sequence; without blocks it is an AR pass."""
-        if not blocks:
-            return self.ar(batch, rows, context)
-        together = self._rows(batch * (rows + blocks * width)) + self.beside
-        return together + blocks * self.block + (self.key + blocks * self.block_key) * batch * context
+        return self.ragged(batch, batch * rows, batch * blocks, width, context)
+
+    def ragged(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
+        """The same by what all sequences have together: `rows` AR rows and `blocks` blocks."""
+        extra = self.beside + blocks * self.block if blocks else 0.0
+        return self._rows(rows + blocks * width) + extra + (self.key * batch + self.block_key * blocks) * context
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """All cycles of one sequence, counted by shape as in `Statistics`."""

@@ -10,16 +10,15 @@ depend on its neighbours; what it offers depends on history and distributions, n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.costs import Costs
 from orthrus.decoding.history import History
 from orthrus.decoding.lookup import LONGEST, Lookup
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
-from orthrus.decoding.values import Policy, States
+from orthrus.decoding.values import Array, Policy, States
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_LOOKED_UP = 8
@@ -110,10 +109,7 @@ class Planner:
             stopped = sequence.finish_reason is not None
             if offered:
                 account.history.observe(drafts[slot], verdict.accepted if stopped else offered, verdict.accepted)
-            rows = 1 + (offered if self._alone else max(shape.offered))
-            price = self.costs.ar_and_diffuse(share, rows, blocks, shape.width, sequence.length) / share
-            if shape.kinds[slot] == "two-pass":
-                price += self.costs.diffuse(share, shape.width, sequence.length) / share
+            price = self._price(shape, slot, sequence.length)
             plain = self.costs.ar(share, 1, sequence.length) / share
             account.spent += price + PLANNING
             account.earned += len(verdict.tokens) * plain
@@ -150,7 +146,7 @@ class Planner:
         return account
 
     def _joint(self, pairs: list[tuple[Sequence, Account]], fresh: list[bool], *, again: bool) -> Shape:
-        """One shape for all these sequences: what their drafts are worth together against what the pass costs."""
+        """One pass for all these sequences, each with drafts and blocks of its own: their worth against its price."""
         B, costs = len(pairs), self.costs
         context = sum(sequence.length for sequence, _ in pairs) / B
         policies = [account.policy for _, account in pairs if account.policy is not None]
@@ -158,29 +154,41 @@ class Planner:
         row = (costs.ar(B, 8, context) - costs.ar(B, 1, context)) / 7 / B
         survival = [account.history.chances(sequence.ahead).cumprod() for sequence, account in pairs]
         survival = [chances[chances > rate * row] for chances in survival]
-        rows = 1 + max(len(chances) for chances in survival)
-        plain = costs.ar(B, rows, context)
-        extra = [costs.ar_and_diffuse(B, rows, n, width, context) - plain for n in range(rows + 1)]
-        worths = [
-            sum(policy.left(chances, n) for policy, chances in zip(policies, survival, strict=True)) - rate * extra[n]
-            for n in range(rows + 1)
-        ]
-        blocks = int(np.argmax(worths))
-        behind = sum(a.spent - a.earned - self._budget * (a.earned + AHEAD * plain / B) for _, a in pairs)
-        redraft = False
+        rows = B + sum(len(chances) for chances in survival)
+
+        def price(blocks: int) -> float:
+            return costs.ragged(B, rows, blocks, width, context)
+
+        worths = [policy.left(chances) for policy, chances in zip(policies, survival, strict=True)]
+        blocks = _best_blocks(worths, rate, price)
+        plain, allowed = price(0), sum(a.earned * (1 + self._budget) - a.spent for _, a in pairs)
+        allowed += self._budget * AHEAD * costs.ar(B, 1, context)
+        for slot, (_, account) in enumerate(pairs):  # a probe: has the text become one that can be drafted?
+            if not blocks[slot] and account.quiet * self._budget > price(sum(blocks) + 1) - price(sum(blocks)):
+                blocks[slot] = 1
+        if price(sum(blocks)) - plain > allowed:
+            blocks = [0] * B
+        redraft = [False] * B
         if not again:
-            price = costs.diffuse(B, width, context)
-            now = sum(1 + float(chances.sum()) for chances in survival) - rate * plain + worths[blocks]
-            redraft = sum(policy.fresh for policy in policies) - rate * price > now and behind + price <= 0
-        if blocks == 0 and min(account.quiet for _, account in pairs) * B * self._budget > extra[1]:
-            blocks = 1  # a probe: has the text become one that can be drafted?
-        if behind + extra[blocks] > 0:
-            blocks = 0
+            share = rate * price(sum(blocks)) / B
+            gains = [
+                policy.fresh - (1 + float(chances.sum()) + worth[n] - share)
+                for policy, chances, worth, n in zip(policies, survival, worths, blocks, strict=True)
+            ]
+            redraft = _redrafted(gains, rate, lambda count: costs.diffuse(count, width, context), allowed)
         kinds = [
-            _kind(sequence.ahead, len(chances), blocks, drew=drew)
-            for (sequence, _), chances, drew in zip(pairs, survival, fresh, strict=True)
+            _kind(sequence.ahead, len(chances), n, drew=drew)
+            for (sequence, _), chances, n, drew in zip(pairs, survival, blocks, fresh, strict=True)
         ]
-        return Shape(width, [len(chances) for chances in survival], [blocks] * B, kinds, [redraft] * B)
+        return Shape(width, [len(chances) for chances in survival], blocks, kinds, redraft)
+
+    def _price(self, shape: Shape, slot: int, context: float) -> float:
+        """What a pass of this shape costs one of its sequences: an equal share, or what it would cost alone."""
+        slots = [slot] if self._alone else range(len(shape.offered))
+        drew = sum(shape.kinds[n] == "two-pass" for n in slots)
+        rows, blocks = sum(1 + shape.offered[n] for n in slots), sum(shape.blocks[n] for n in slots)
+        price = self.costs.ragged(len(slots), rows, blocks, shape.width, context)
+        return (price + (self.costs.diffuse(drew, shape.width, context) if drew else 0.0)) / len(slots)
 
     def _new_history(self) -> History:
         return History(self._trained, self._before)
@@ -191,6 +199,34 @@ class Planner:
         states = [States(history.by_row(), width, self.costs, share, context) for width in widths]
         found = [problem.best() for problem in states]
         return max(found, key=lambda policy: policy.rate)
+
+
+def _best_blocks(worths: list[Array], rate: float, price: Callable[[int], float]) -> list[int]:
+    """How many blocks each sequence gets: the best number for all alike, then the best for each beside the others.
+
+    worths: per sequence, what 0, 1, ... blocks leave it, in tokens; price: seconds of a pass by all blocks in it.
+    """
+
+    def gain(blocks: list[int]) -> float:
+        return sum(float(worth[n]) for worth, n in zip(worths, blocks, strict=True)) - rate * price(sum(blocks))
+
+    alike = [[min(n, len(worth) - 1) for worth in worths] for n in range(max(len(worth) for worth in worths))]
+    best = max(alike, key=gain)
+    if len(worths) > 1:
+        for slot, worth in enumerate(worths):
+            best = max(([*best[:slot], n, *best[slot + 1 :]] for n in range(len(worth))), key=gain)
+    return best
+
+
+def _redrafted(gains: list[float], rate: float, price: Callable[[int], float], allowed: float) -> list[bool]:
+    """Who takes part in a diffusion pass first: those who gain most, as many as it pays for and the budget allows."""
+    order = sorted(range(len(gains)), key=lambda slot: -gains[slot])
+    total, best, chosen = 0.0, 0.0, 0
+    for count, slot in enumerate(order, start=1):
+        total += gains[slot]
+        if total - rate * price(count) > best and price(count) <= allowed:
+            best, chosen = total - rate * price(count), count
+    return [slot in order[:chosen] for slot in range(len(gains))]
 
 
 def _kind(draft: Draft, offered: int, blocks: int, *, drew: bool) -> str:

@@ -13,17 +13,21 @@ from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 
-def propose(decoder: Decoder, window: CacheWindow, batch: list[Sequence], width: int, rule: Rule) -> list[Draft]:
-    """Drafts for each sequence, at most `trained_rows`: one diffusion pass over its anchor and width - 1 masks."""
+def propose(
+    decoder: Decoder, window: CacheWindow, batch: list[Sequence], width: int, rule: Rule, wanted: list[bool]
+) -> None:
+    """Give each sequence that wants them fresh drafts, at most `trained_rows`: one diffusion pass over its anchor and
+    width - 1 masks."""
     assert decoder.diffusion is not None
-    rows = min(width, decoder.diffusion.trained_rows)
-    logits_BRV = decoder.diffuse([s.anchor for s in batch], width, window, rows)
-    for sequence in batch:
-        sequence.count_pass(width)
-    return [
-        replace(rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1)), confidence=sureness(logits_RV))
-        for s, logits_RV in zip(batch, logits_BRV, strict=True)
-    ]
+    rows, drafting = (
+        min(width, decoder.diffusion.trained_rows),
+        [s for s, wants in zip(batch, wanted, strict=True) if wants],
+    )
+    roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
+    for s, logits_RV in zip(drafting, decoder.diffuse(roots, width, window, rows), strict=True):
+        s.count_pass(width)
+        draft = rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
+        s.ahead = replace(draft, confidence=sureness(logits_RV))
 
 
 def propose_ahead(

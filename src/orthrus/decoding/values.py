@@ -33,10 +33,10 @@ class Policy:
     after: Array
     fresh: float
 
-    def left(self, survival: Array, blocks: int) -> float:
-        """The expected worth of the drafts that `blocks` blocks leave, by the chances [m] that 1, 2, ... survive."""
-        ends = np.concatenate([[1.0], survival]) - np.concatenate([survival, [0.0]])
-        return float(ends @ self.after[_starts(len(survival), blocks, len(self.after) - 1)])
+    def left(self, survival: Array) -> Array:
+        """[m + 2]: the expected worth of what 0, 1, ... blocks leave, by the chances [m] of 1, 2, ... hits in a row."""
+        ends, usable = np.concatenate([[1.0], survival]) - np.concatenate([survival, [0.0]]), len(self.after) - 1
+        return np.array([ends @ self.after[_starts(len(survival), n, usable)] for n in range(len(survival) + 2)])
 
 
 class States:

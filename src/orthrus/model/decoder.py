@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import cast
 
 import torch
@@ -26,13 +27,13 @@ from orthrus.model.rope import RopeTable
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a pass that go through one view: tokens [B, R], where they stand, and what they attend to.
+    """The rows of a pass that go through one view: tokens [N], padding last, where they stand, what they attend to.
 
-    Several biases serve as many equal runs of rows, each in a call of its own.
+    Several biases serve as many equal runs of attended rows, each in a call of its own.
     """
 
     view: ViewName
-    tokens_BR: Tensor
+    tokens_N: Tensor
     places: Places
     biases: list[Bias]
 
@@ -107,27 +108,26 @@ class Decoder(nn.Module):
         Returns the logits [B, len(rows), V] of the rows asked for (all where None; there may be none): row i predicts
         the token after it.
         """
-        R, lengths = tokens_BR.shape[1], cache.lengths
-        padded = self._padded(tokens_BR)
-        span = self._reserve(cache, max(lengths) + padded)
-        (hidden_BRD,) = self._layers([self._ar_part(tokens_BR, lengths, padded, span)], cache, span)
-        wanted = range(R) if rows is None else rows
-        return self.logits(hidden_BRD[:, [R - 1 - row for row in wanted]])
+        (B, R), lengths = tokens_BR.shape, cache.lengths
+        span = self._reserve(cache, max(lengths) + R)
+        (hidden_ND,) = self._layers([self._ar_part(tokens_BR.tolist(), lengths, span)], cache, span)
+        return self.logits(_pick(hidden_ND, B, R, rows))
 
     @torch.inference_mode()
-    def diffuse(self, roots: Sequence[int], width: int, cache: CacheWindow, rows: int) -> Tensor:
+    def diffuse(self, roots: Sequence[int | None], width: int, cache: CacheWindow, rows: int) -> Tensor:
         """Diffusion pass over one block per sequence: its root, then `width` - 1 mask tokens, right after the cache.
 
         Every row sees the cache and, both ways, its own block. Returns the logits [B, rows, V] of the first `rows`
-        rows: row j predicts the token j + 1 places after the root.
+        rows: row j predicts the token j + 1 places after the root. A sequence whose root is None has none.
         """
         lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + width)
-        roots_BJ = torch.tensor(list(roots), device=self.device)[:, None]
+        blocks = [[] if root is None else [root] for root in roots]
         where = lengths, [block_bias(lengths, width, span, self.norm)]
-        (hidden_BRD,) = self._layers([self._blocks_part(roots_BJ, lengths, [0], width, where)], cache, span)
+        (hidden_ND,) = self._layers([self._blocks_part(blocks, lengths, [0], width, where)], cache, span)
         del where  # the head needs no mask
-        return self.logits(hidden_BRD[:, :rows])
+        count = sum(len(block) for block in blocks)
+        return self.logits(hidden_ND[: count * width].view(count, width, -1)[:, :rows])
 
     @torch.inference_mode()
     def ar_and_diffuse(
@@ -145,19 +145,35 @@ class Decoder(nn.Module):
         it. Returns the AR logits [B, len(rows), V] of the rows asked for, and the hidden states [B, J, width, D] of the
         blocks, of which `logits` makes logits when it is known which block counts.
         """
-        R, lengths = tokens_BR.shape[1], cache.lengths
-        padded, J = self._padded(tokens_BR), len(candidates)
-        span = self._reserve(cache, max(lengths) + padded + J * width)
-        ar = self._ar_part(tokens_BR, lengths, padded, span)
-        slots = [length + padded for length in lengths]
-        biases = [
-            beside_bias(ar.biases[0], R, row, [slot + j * width for slot in slots], width)
-            for j, row in enumerate(candidates)
-        ]
-        parts = [ar, self._blocks_part(tokens_BR[:, list(candidates)], lengths, candidates, width, (slots, biases))]
-        hidden_BRD, blocks_BND = self._layers(parts, cache, span)
-        logits_BRV = self.logits(hidden_BRD[:, [R - 1 - row for row in (range(R) if rows is None else rows)]])
-        return logits_BRV, blocks_BND.unflatten(1, (J, width))
+        (B, R), tokens = tokens_BR.shape, tokens_BR.tolist()
+        roots = [[own[row] for row in candidates] for own in tokens]
+        hidden_ND, blocks_ND = self._both(tokens, roots, candidates, width, cache)
+        blocks_BJWD = blocks_ND[: B * len(candidates) * width].view(B, len(candidates), width, -1)
+        return self.logits(_pick(hidden_ND, B, R, rows)), blocks_BJWD
+
+    @torch.inference_mode()
+    def ragged(
+        self, rows: Sequence[Sequence[int]], blocks: Sequence[int], width: int, cache: CacheWindow
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """A pass in which no two sequences need be alike: sequence b has the AR rows `rows[b]`, at least one, and
+        blocks rooted in the first `blocks[b]` of them, perhaps none.
+
+        Rows that a sequence does not have cost no matrix product. Returns, per sequence, the AR logits [R, V] and the
+        hidden states [J, width, D] of its blocks.
+        """
+        sizes, most = [len(own) for own in rows], max(blocks)
+        if most:
+            roots = [own[:count] for own, count in zip(rows, blocks, strict=True)]
+            hidden_ND, blocks_ND = self._both(rows, roots, range(most), width, cache)
+        else:
+            span = self._reserve(cache, max(cache.lengths) + max(sizes))
+            (hidden_ND,) = self._layers([self._ar_part(rows, cache.lengths, span)], cache, span)
+            blocks_ND = hidden_ND[:0]
+        ends = list(accumulate(sizes))
+        order = [row for size, end in zip(sizes, ends, strict=True) for row in range(end - 1, end - size - 1, -1)]
+        logits_NV = self.logits(hidden_ND[order][None])[0]
+        blocks_JWD = blocks_ND[: sum(blocks) * width].view(sum(blocks), width, self.config.hidden_size)
+        return list(logits_NV.split(sizes)), list(blocks_JWD.split(list(blocks)))
 
     def logits(self, normed_BRD: Tensor) -> Tensor:
         """The head [B, R, V] over final hidden states; of no rows where there are none."""
@@ -166,34 +182,68 @@ class Decoder(nn.Module):
             return normed_BRD.new_empty(B, 0, self.config.vocab_size)
         return self.head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
 
-    def _ar_part(self, tokens_BR: Tensor, lengths: list[int], padded: int, span: int) -> Part:
-        """Causal rows, in descending order of position (see `causal_bias`), with padding after them."""
-        R, attended = tokens_BR.shape[1], self.attention.padded(tokens_BR.shape[1])
-        order = torch.tensor([*range(R - 1, -1, -1), *range(R, padded)], device=self.device)
-        positions_BR = torch.tensor(lengths, device=self.device)[:, None] + order
-        places = self._places(positions_BR, positions_BR, max(lengths) + padded, attended)
-        bias = causal_bias(lengths, R, attended, span, self.norm)
-        return Part("ar", F.pad(tokens_BR.flip(1), (0, padded - R)), places, [bias])
+    def _both(
+        self,
+        tokens: Sequence[Sequence[int]],
+        roots: Sequence[Sequence[int]],
+        candidates: Sequence[int],
+        width: int,
+        cache: CacheWindow,
+    ) -> list[Tensor]:
+        """AR rows, and beside them the blocks of each sequence at its first candidates: final hidden states of both."""
+        R, J, lengths = max(len(own) for own in tokens), len(candidates), cache.lengths
+        span = self._reserve(cache, max(lengths) + R + J * width)
+        ar, slots = self._ar_part(tokens, lengths, span), [length + R for length in lengths]
+        biases = [
+            beside_bias(ar.biases[0], R, row, [slot + j * width for slot in slots], width)
+            for j, row in enumerate(candidates)
+        ]
+        return self._layers([ar, self._blocks_part(roots, lengths, candidates, width, (slots, biases))], cache, span)
+
+    def _ar_part(self, tokens: Sequence[Sequence[int]], lengths: list[int], span: int) -> Part:
+        """Causal rows, each sequence's in descending order of position (see `causal_bias`): the last rows of as many as
+        the longest has."""
+        R = max(len(own) for own in tokens)
+        attended = self.attention.padded(R)
+        rows: list[int] = []
+        positions: list[int] = []
+        flat: list[int] = []
+        for b, (own, length) in enumerate(zip(tokens, lengths, strict=True)):
+            rows += range(b * attended + R - len(own), b * attended + R)
+            positions += range(length + len(own) - 1, length - 1, -1)
+            flat += own[::-1]
+        places = self._places(rows, positions, positions, (len(tokens), attended))
+        return Part("ar", self._tokens(flat), places, [causal_bias(lengths, R, attended, span, self.norm)])
 
     def _blocks_part(
-        self, roots_BJ: Tensor, lengths: list[int], rows: Sequence[int], width: int, where: tuple[list[int], list[Bias]]
+        self,
+        roots: Sequence[Sequence[int]],
+        lengths: list[int],
+        rows: Sequence[int],
+        width: int,
+        where: tuple[list[int], list[Bias]],
     ) -> Part:
-        """J blocks of a root and masks per sequence, from length + row on; `where`: their slots, and what each sees."""
+        """Blocks of a root and masks, from length + rows[j] on; `where`: their first slots, and what each run sees."""
         if self.diffusion is None:
             raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
-        (B, J), (slots, biases) = roots_BJ.shape, where
-        tokens_BJW = torch.full((B, J, width), self.diffusion.mask_token_id, device=self.device)
-        tokens_BJW[:, :, 0] = roots_BJ
-        offsets_N = torch.tensor([row + n for row in rows for n in range(width)], device=self.device)
-        positions_BN = torch.tensor(lengths, device=self.device)[:, None] + offsets_N
-        slots_BN = torch.tensor(slots, device=self.device)[:, None] + torch.arange(J * width, device=self.device)
-        places = self._places(positions_BN, slots_BN, max(lengths) + max(rows) + width, J * width)
-        return Part("diffusion", tokens_BJW.flatten(1), places, biases)
+        attended, masks = len(rows) * width, [self.diffusion.mask_token_id] * (width - 1)
+        taken: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        flat: list[int] = []
+        for b, (own, length, slot) in enumerate(zip(roots, lengths, where[0], strict=True)):
+            taken += range(b * attended, b * attended + len(own) * width)
+            slots += range(slot, slot + len(own) * width)
+            for root, row in zip(own, rows, strict=False):
+                positions += range(length + row, length + row + width)
+                flat += [root, *masks]
+        places = self._places(taken, positions, slots, (len(roots), attended))
+        return Part("diffusion", self._tokens(flat), places, where[1])
 
     def _layers(self, parts: list[Part], cache: CacheWindow, span: int) -> list[Tensor]:
-        """All layers up to the final norm, [B, R, D] for each part. Only the attention projections differ by view."""
-        kernels, eps, sizes = self.kernels, self.config.norm_eps, [part.tokens_BR.numel() for part in parts]
-        hidden_ND = self.embedding[torch.cat([part.tokens_BR.flatten() for part in parts])]
+        """All layers up to the final norm, [N, D] for each part. Only the attention projections differ by view."""
+        kernels, eps, sizes = self.kernels, self.config.norm_eps, [len(part.tokens_N) for part in parts]
+        hidden_ND = self.embedding[torch.cat([part.tokens_N for part in parts])]
         delta_ND = torch.zeros_like(hidden_ND)
         for layer, (keys, values) in zip(self.stack, cache.layers(span), strict=True):
             normed = kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps).split(sizes)
@@ -203,31 +253,31 @@ class Decoder(nn.Module):
                 for view in [layer.view(part.view)]
             ]  # every part's keys are in place before anyone attends: blocks read the AR rows of this very pass
             deltas = [
-                layer.view(part.view).o(self._attend(part, q_BRHE, keys, values).flatten(0, 1))
+                layer.view(part.view).o(self._attend(part, q_BRHE, keys, values))
                 for part, q_BRHE in zip(parts, queries, strict=True)
             ]
             delta_ND = deltas[0] if len(deltas) == 1 else torch.cat(deltas)
             gate_up = layer.gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))
             delta_ND = layer.down(kernels.gate(gate_up))
-        final = kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).split(sizes)
-        return [x_ND.view(*part.tokens_BR.shape, -1) for part, x_ND in zip(parts, final, strict=True)]
+        return list(kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).split(sizes))
 
     def _attend(self, part: Part, q_BRHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The rows of a part over the cache [B, R, H * E], in as many calls as it has biases."""
-        biases, R = part.biases, part.tokens_BR.shape[1]
+        """The rows of a part over the cache [N, H * E], in as many calls as it has biases."""
+        biases, places = part.biases, part.places
         pieces = [q_BRHE] if len(biases) == 1 else q_BRHE.chunk(len(biases), dim=1)
         found = []
         for piece, bias in zip(pieces, biases, strict=True):
             found.append(self.attention.attend(piece, keys, values, bias.open()))
             bias.close()
-        attention = found[0] if len(found) == 1 else torch.cat(found, dim=1)
-        surplus = part.places.attended - R
-        return F.pad(attention, (0, 0, 0, -surplus)) if surplus else attention  # a negative pad cuts
+        attention = (found[0] if len(found) == 1 else torch.cat(found, dim=1)).flatten(0, 1)
+        if not places.full:
+            attention = attention[places.rows_N]
+        surplus = len(part.tokens_N) - len(places.rows_N)
+        return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
 
-    def _padded(self, tokens_BR: Tensor) -> int:
-        """How many rows per sequence the matrix products are given."""
-        B, R = tokens_BR.shape
-        return next(rows for rows in range(R, R + 16) if B * rows % self.linear_multiple == 0)
+    def _tokens(self, flat: list[int]) -> Tensor:
+        """Tokens of a part, with as many after them as the matrix products want."""
+        return torch.tensor([*flat, *[0] * (-len(flat) % self.linear_multiple)], device=self.device)
 
     def _reserve(self, cache: CacheWindow, positions: int) -> int:
         """Make room, and say how many keys the pass attends to: a multiple under which the bits hold."""
@@ -235,8 +285,15 @@ class Decoder(nn.Module):
         multiple = self.attention.key_multiple
         return -(-positions // multiple) * multiple
 
-    def _places(self, positions_BR: Tensor, slots_BR: Tensor, last: int, attended: int) -> Places:
-        return Places(slots_BR, *self.rope.rows(positions_BR, last), attended, self.config.norm_eps)
+    def _places(self, rows: list[int], positions: list[int], slots: list[int], attended: tuple[int, int]) -> Places:
+        rows_N, positions_N, slots_N = torch.tensor([rows, positions, slots], device=self.device)
+        return Places(rows_N, slots_N, *self.rope.rows(positions_N, max(positions)), attended, self.config.norm_eps)
+
+
+def _pick(hidden_ND: Tensor, sequences: int, count: int, rows: Sequence[int] | None) -> Tensor:
+    """[B, len(rows), D]: the rows asked for of `count` AR rows per sequence, which stand in descending order."""
+    hidden_BRD = hidden_ND[: sequences * count].view(sequences, count, -1)
+    return hidden_BRD[:, [count - 1 - row for row in (range(count) if rows is None else rows)]]
 
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:

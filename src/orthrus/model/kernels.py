@@ -4,7 +4,7 @@
 `attend_in_blocks` and `attend_flash` the attention. Which of them keep their promise on this machine, and under which
 `RowRule`, is found out in `probes.py`.
 
-Shapes: N rows of a product (B sequences x R rows), I inputs, O outputs, F features; the rest as in `orthrus.config`.
+Shapes: N rows of a product (those of all sequences), I inputs, O outputs, F features; the rest as in `orthrus.config`.
 """
 
 from __future__ import annotations
@@ -91,19 +91,25 @@ class PackedLinear(Linear):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a pass stand: their slots in the cache [B, R], and cosine and signed sine [B, R, 1, E] fp32.
+    """Where the rows of a part stand: row n of its products has its key at `slots_N[n]` of its sequence's cache, and is
+    row `rows_N[n]` of the `attended` rectangle [B, A] of query rows, flattened, that attention is given.
 
-    The slot is the position, but for blocks that share a pass with AR rows: theirs lie behind those rows.
-
-    `attended` is the number of rows A that attention is given: fewer than R where the last are padding of the matrix
-    products, more where attention itself needs padding, by zeros.
+    The slot is the position, but for blocks that share a pass with AR rows: theirs lie behind those rows. Products may
+    have more rows than there are places: padding, which goes nowhere. Rows of the rectangle that nobody takes are zero.
+    cos and signed sin are [N, 1, E], fp32.
     """
 
-    slots_BR: Tensor
+    rows_N: Tensor
+    slots_N: Tensor
     cos: Tensor
     sin: Tensor
-    attended: int
+    attended: tuple[int, int]
     norm_eps: float
+
+    @property
+    def full(self) -> bool:
+        """Whether every row of the rectangle is taken."""
+        return len(self.rows_N) == self.attended[0] * self.attended[1]
 
 
 class Kernels:
@@ -132,16 +138,18 @@ class Kernels:
         keys_BGTE: Tensor,
         values_BGTE: Tensor,
     ) -> Tensor:
-        """Split qkv [B*R, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, A, H, E]."""
+        """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, A, H, E]."""
         _, G, _, E = keys_BGTE.shape
-        qkv = qkv_NF.view(*places.slots_BR.shape, -1, E)
-        q, k, v = qkv.split((qkv.shape[2] - 2 * G, G, G), dim=2)
+        (B, A), rows_N = places.attended, places.rows_N
+        qkv = qkv_NF.view(len(qkv_NF), -1, E)[: len(rows_N)]
+        q, k, v = qkv.split((qkv.shape[1] - 2 * G, G, G), dim=1)
         if norms is not None:
             q, k = self.norm(q, norms[0], places.norm_eps), self.norm(k, norms[1], places.norm_eps)
-        sequences = torch.arange(len(keys_BGTE), device=keys_BGTE.device)[:, None]
-        keys_BGTE.transpose(1, 2)[sequences, places.slots_BR] = rotate(k, places.cos, places.sin)
-        values_BGTE.transpose(1, 2)[sequences, places.slots_BR] = v
-        return F.pad(rotate(q, places.cos, places.sin), (0, 0, 0, 0, 0, places.attended - q.shape[1]))
+        sequences_N = rows_N // A
+        keys_BGTE.transpose(1, 2)[sequences_N, places.slots_N] = rotate(k, places.cos, places.sin)
+        values_BGTE.transpose(1, 2)[sequences_N, places.slots_N] = v
+        attended = q.new_zeros(B * A, *q.shape[1:])
+        return attended.index_copy_(0, rows_N, rotate(q, places.cos, places.sin)).unflatten(0, (B, A))
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """silu(first half) * second half of the last dimension."""

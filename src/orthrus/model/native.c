@@ -64,17 +64,18 @@ static inline void rotate(const VALUE *x, const VALUE *norm, const float *cos, c
     }
 }
 
-/* Split qkv [B*R, (H + 2G) * E]: q rotated to `q` [B, A, H, E], k rotated and v copied to their places in the cache.
- * `cos` and signed `sin` hold a row of E values per row; positions [B*R]; strides count values. */
+/* Split qkv [N, (H + 2G) * E]: q rotated to its row of `q` [B * A, H, E], k rotated and v copied to their places in the
+ * cache. `cos` and signed `sin` hold a row of E values per row; row n belongs to sequence rows[n] / A; strides count
+ * values. */
 void place(const VALUE *qkv, const VALUE *q_norm, const VALUE *k_norm, const float *cos, const float *sin,
-           const int64_t *positions, VALUE *q, VALUE *keys, VALUE *values, const int64_t *sizes, float eps) {
-    int64_t B = sizes[0], R = sizes[1], A = sizes[2], H = sizes[3], G = sizes[4], E = sizes[5];
-    int64_t slot_stride = sizes[6], head_stride = sizes[7];
-    for (int64_t n = 0; n < B * R; n++, cos += E, sin += E) {
-        VALUE *row = q + ((n / R) * A + n % R) * H * E;
-        for (int64_t h = 0; h < H; h++, qkv += E)
-            if (n % R < A) rotate(qkv, q_norm, cos, sin, row + h * E, E, eps);
-        int64_t at = (n / R) * slot_stride + positions[n] * E;
+           const int64_t *rows, const int64_t *slots, VALUE *q, VALUE *keys, VALUE *values, const int64_t *sizes,
+           float eps) {
+    int64_t N = sizes[0], A = sizes[1], H = sizes[2], G = sizes[3], E = sizes[4];
+    int64_t sequence_stride = sizes[5], head_stride = sizes[6];
+    for (int64_t n = 0; n < N; n++, cos += E, sin += E) {
+        VALUE *row = q + rows[n] * H * E;
+        for (int64_t h = 0; h < H; h++, qkv += E) rotate(qkv, q_norm, cos, sin, row + h * E, E, eps);
+        int64_t at = rows[n] / A * sequence_stride + slots[n] * E;
         for (int64_t g = 0; g < G; g++, qkv += E) rotate(qkv, k_norm, cos, sin, keys + at + g * head_stride, E, eps);
         for (int64_t g = 0; g < G; g++, qkv += E) memcpy(values + at + g * head_stride, qkv, E * sizeof(VALUE));
     }

@@ -42,7 +42,7 @@ class NativeKernels(Kernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         self._rms_norm, self._place, self._gate = library.rms_norm, library.place, library.gate
         self._rms_norm.argtypes = (_POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _FLOAT)
-        self._place.argtypes = (*(_POINTER,) * 10, _FLOAT)
+        self._place.argtypes = (*(_POINTER,) * 11, _FLOAT)
         self._gate.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER)
         for function in (self._rms_norm, self._place, self._gate):
             function.restype = None
@@ -84,17 +84,16 @@ class NativeKernels(Kernels):
     ) -> Tensor:
         """See `Kernels`."""
         assert qkv_NF.is_contiguous()
-        B, R = places.slots_BR.shape
+        (B, A), N = places.attended, len(places.rows_N)
         _, G, _, E = keys_BGTE.shape
         H = qkv_NF.shape[1] // E - 2 * G
-        A = places.attended
-        q = qkv_NF.new_empty(B, A, H, E) if A <= R else qkv_NF.new_zeros(B, A, H, E)
-        sizes = (_INTEGER * 8)(B, R, A, H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
+        q = qkv_NF.new_empty(B, A, H, E) if places.full else qkv_NF.new_zeros(B, A, H, E)
+        sizes = (_INTEGER * 7)(N, A, H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
         self._place(
             qkv_NF.data_ptr(), q_norm, k_norm, places.cos.data_ptr(), places.sin.data_ptr(),
-            places.slots_BR.data_ptr(), q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(),
-            sizes, places.norm_eps,
+            places.rows_N.data_ptr(), places.slots_N.data_ptr(), q.data_ptr(),
+            keys_BGTE.data_ptr(), values_BGTE.data_ptr(), sizes, places.norm_eps,
         )  # fmt: skip
         return q
 

@@ -40,7 +40,7 @@ class RopeTable:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of the last dimension of x [B, R, heads, E]; `sin` carries the sign of `rotate_half`.
+    """Rotate the halves of the last dimension of x [..., heads, E]; `sin` carries the sign of `rotate_half`.
 
     Only multiplications and additions, each rounded on its own: the result cannot depend on where in a vector loop an
     element falls, as that of a fused multiply-add could.

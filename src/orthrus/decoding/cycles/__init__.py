@@ -10,8 +10,6 @@ import pkgutil
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-
 from orthrus.cache import KVCache
 from orthrus.decoding.planner import Planner, Shape
 from orthrus.decoding.propose import propose_ahead
@@ -64,27 +62,22 @@ def verify_and_draft(
     The block that counts is rooted at the last accepted draft, or at the last that has a block: see `one_pass`.
     Without blocks it is a plain AR pass, and nothing is at hand afterwards.
     """
-    most, J = max(shape.offered), max(shape.blocks)
     drafts = [replace(s.ahead, tokens=s.ahead.tokens[:n]) for s, n in zip(batch, shape.offered, strict=True)]
-    rows = [[s.anchor, *d.tokens, *[s.anchor] * (most - len(d.tokens))] for s, d in zip(batch, drafts, strict=True)]
-    tokens_BR, window = torch.tensor(rows, device=decoder.device), cache.window(0, len(batch))
-    if J:
-        logits_BRV, blocks_BJWD = decoder.ar_and_diffuse(tokens_BR, range(J), shape.width, window)
-    else:
-        logits_BRV = decoder.ar(tokens_BR, window)
+    rows = [[s.anchor, *draft.tokens] for s, draft in zip(batch, drafts, strict=True)]
+    logits, found = decoder.ragged(rows, shape.blocks, shape.width, cache.window(0, len(batch)))
     kept, unfinished, blocks, roots = [], [], [], []
     for slot, (sequence, draft) in enumerate(zip(batch, drafts, strict=True)):
         offered, anchor, own = len(draft.tokens), sequence.length - 1, shape.blocks[slot]
         sequence.count_pass(1 + offered + own * shape.width)
         sequence.count_shape((shape.kinds[slot], offered, own, shape.width))
-        verdict = rule.verify(sequence.sampler, logits_BRV[slot, : offered + 1], draft, sequence.length)
+        verdict = rule.verify(sequence.sampler, logits[slot], draft, sequence.length)
         kept.append(sequence.commit(verdict, shape.kinds[slot], offered))
         cache.commit(slot, sequence.length - 1)
         sequence.ahead = Draft()
         if own and sequence.finish_reason is None:
             chosen = min(verdict.accepted, own - 1)
             unfinished.append(sequence)
-            blocks.append(blocks_BJWD[slot, chosen])
+            blocks.append(found[slot][chosen])
             roots.append(anchor + chosen)
     if unfinished:
         for sequence, ahead in zip(unfinished, propose_ahead(decoder, unfinished, blocks, roots, rule), strict=True):

@@ -19,9 +19,7 @@ def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Draft
     assert planner is not None
     shape = planner.choose(batch)
     if any(shape.redraft):
-        fresh = propose(decoder, cache.window(0, len(batch)), batch, shape.width, rule)
-        for sequence, draft, wanted in zip(batch, fresh, shape.redraft, strict=True):
-            sequence.ahead = draft if wanted else sequence.ahead
+        propose(decoder, cache.window(0, len(batch)), batch, shape.width, rule, shape.redraft)
         shape = planner.choose(batch, fresh=shape.redraft)
     drafts = [sequence.ahead for sequence in batch]
     kept = verify_and_draft(decoder, cache, batch, shape, rule)

@@ -16,8 +16,7 @@ DRAFTS_AHEAD = False
 
 def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
     """Propose, verify, commit: up to min(width, trained rows) drafts and a bonus for two passes."""
-    drafts = propose(decoder, cache.window(0, len(batch)), batch, drafting.width, rule)
-    for sequence, draft in zip(batch, drafts, strict=True):
-        sequence.ahead = draft
-    shape = Shape(drafting.width, [len(d.tokens) for d in drafts], [0] * len(batch), [NAME] * len(batch))
+    propose(decoder, cache.window(0, len(batch)), batch, drafting.width, rule, [True] * len(batch))
+    offered = [len(s.ahead.tokens) for s in batch]
+    shape = Shape(drafting.width, offered, [0] * len(batch), [NAME] * len(batch))
     return verify_and_draft(decoder, cache, batch, shape, rule)
