@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -11,7 +13,7 @@ from orthrus.config import KEY_BLOCK
 from orthrus.model import native
 from orthrus.model.kernels import Kernels, Linear, Places, attend_flash, attend_in_blocks
 from orthrus.model.masks import causal_bias
-from orthrus.model.probes import find_row_rule
+from orthrus.model.probes import choose_attention, find_row_rule
 from orthrus.model.rope import RopeTable
 
 TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}
@@ -98,6 +100,26 @@ def test_attention_forms(precision, heads, kv_heads, size):
         q.transpose(1, 2).float(), k.float(), v.float(), bias.float().clone(), enable_gqa=True
     )
     torch.testing.assert_close(slow.float(), dense.transpose(1, 2).flatten(2), **TOLERANCES[precision])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (16, 8, 128), (8, 8, 32), (14, 2, 64)])
+def test_chosen_attention_gives_a_row_the_same_bits_however_many_it_is_among(precision, heads, kv_heads, size):
+    """On other values than the probe's, more of them: what differs on few values only must not have been chosen."""
+    config = SimpleNamespace(heads=heads, kv_heads=kv_heads, head_dim=size)
+    choice = choose_attention(config, tiny.DTYPES[precision], torch.device("cpu"))
+    assert choice.rule.exact
+    q, spans = values(1, 64, heads, size, precision=precision), 1536
+    k, v = (values(1, kv_heads, spans, size, precision=precision) for _ in range(2))
+    for visible in (5, 129, 400, 511, 513, 516, 530, 1000, 1025, 1300):
+        seen = torch.arange(spans) < visible
+        bias = torch.zeros(spans).to(q).masked_fill(~seen, float("-inf"))[None, None, None]
+        whole = choice.attend(q, k, v, bias.expand(1, 1, 64, -1))
+        for count in (1, 2, 3, 5, 8, 17, 31):
+            padded = choice.padded(count)
+            for start in range(0, 64 - count + 1, count):
+                piece = torch.nn.functional.pad(q[:, start : start + count], (0, 0, 0, 0, 0, padded - count))
+                found = choice.attend(piece, k, v, bias.expand(1, 1, padded, -1))[:, :count]
+                assert torch.equal(found, whole[:, start : start + count]), (visible, count)
 
 
 def test_a_block_that_is_masked_whole_changes_no_bit_of_the_slow_twin(precision):

@@ -32,8 +32,8 @@ def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
     decoder = tiny.decoder(family, dtype, kernels=kernels)
     (_, rows, plain), (_, _, shared) = prepared(decoder), prepared(decoder)
     expected = decoder.ar(rows, plain.window(0, 3))
-    found, _ = decoder.ar_and_diffuse(rows, CANDIDATES, WIDTH, shared.window(0, 3))
-    assert torch.equal(found, expected)
+    found, _ = decoder.ar_and_diffuse(rows.tolist(), CANDIDATES, WIDTH, shared.window(0, 3))
+    assert torch.equal(torch.stack(found), expected)
     assert shared.lengths == list(LENGTHS)
     for slot, length in enumerate(LENGTHS):
         for one, other in ((plain.keys, shared.keys), (plain.values, shared.values)):
@@ -48,7 +48,7 @@ def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dt
     decoder = tiny.decoder(family, dtype, kernels=kernels)
     texts, rows, cache = prepared(decoder)
     held = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
-    logits, found = decoder.ragged(held, blocks, WIDTH, cache.window(0, 3))
+    logits, found = decoder.ar_and_diffuse(held, range(3), WIDTH, cache.window(0, 3), blocks=blocks)
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         alone = decoder.new_cache(1)
         if length:
@@ -62,7 +62,7 @@ def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dt
         )
         assert found[slot].shape[:2] == (blocks[slot], WIDTH)
         if blocks[slot]:
-            _, (beside,) = decoder.ar_and_diffuse(row, range(blocks[slot]), WIDTH, alone.window(0, 1))
+            _, (beside,) = decoder.ar_and_diffuse([held[slot]], range(blocks[slot]), WIDTH, alone.window(0, 1))
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(found[slot], beside, atol=tolerance, rtol=tolerance)
 
@@ -82,7 +82,7 @@ def test_only_sequences_with_a_root_draft():
 def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, width):
     decoder = tiny.decoder(family, dtype)
     texts, rows, cache = prepared(decoder)
-    _, blocks = decoder.ar_and_diffuse(rows, CANDIDATES, width, cache.window(0, 3))
+    _, blocks = decoder.ar_and_diffuse(rows.tolist(), CANDIDATES, width, cache.window(0, 3))
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         for number, row in enumerate(CANDIDATES):
             fresh = decoder.new_cache(1)
@@ -90,6 +90,6 @@ def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, wi
                 decoder.ar(torch.tensor([text[: length + row]]), fresh.window(0, 1), rows=[])
             fresh.commit(0, length + row)
             expected = decoder.diffuse([text[length + row]], width, fresh.window(0, 1), rows=width)
-            found = decoder.logits(blocks[slot : slot + 1, number])
+            found = decoder.logits(blocks[slot][number][None])
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)

@@ -46,14 +46,17 @@ def test_greedy_tokens_equal_those_of_transformers(model):
 
 @pytest.mark.parametrize("candidates", [None, 1, 2])
 def test_runs_take_the_cycles_of_their_replay(model, candidates):
+    """Exactly in float32. In bfloat16 a draft may fall the other way where two tokens are as good as equal: a block
+    beside AR rows has its keys elsewhere than a block of its own, and sums over keys are rounded in another order."""
+    slack = 0 if model.decoder.dtype.itemsize == 4 else 2
     for prompt in tasks.load("gsm8k", 2):
         text = replay.texts(model, prompt, 48)
         options = {"max_new_tokens": 48, "batch_size": 1}
         one = model.generate(prompt.prompt, cycle="one-pass", candidates=candidates, **options).statistics
         two = model.generate(prompt.prompt, cycle="two-pass", **options).statistics
-        assert one.passes == 1 + len(text.one_pass(candidates))
+        assert abs(one.passes - 1 - len(text.one_pass(candidates))) <= slack
+        assert abs(sum(one.accepted) - sum(text.one_pass(candidates))) <= slack
         assert two.passes == 1 + 2 * len(text.two_pass())
-        assert sum(one.accepted) == sum(text.one_pass(candidates))
         assert sum(two.accepted) == sum(text.two_pass())
 
 

@@ -73,8 +73,8 @@ def extra_of(decoder: Decoder, context: int, width: int) -> Extra:
         decoder.ar(rows, cache.window(0, 1))
 
     def one_pass(cache: KVCache) -> None:
-        _, blocks = decoder.ar_and_diffuse(rows, range(width), width, cache.window(0, 1))
-        decoder.logits(blocks[:, 0])
+        _, (blocks,) = decoder.ar_and_diffuse(rows.tolist(), range(width), width, cache.window(0, 1))
+        decoder.logits(blocks[:1])
 
     found = {run.__name__: _peak(decoder, context, run) for run in (plain, two_pass, one_pass)}
     allocated, least = found["plain"]

@@ -105,9 +105,9 @@ def measure(decoder: Decoder) -> Costs:
         sureness(decoder.diffuse([0], width, window, width)[0])
 
     def both(blocks: int) -> None:
-        logits_BRV, found = decoder.ar_and_diffuse(rows(4), range(blocks), width, window)
-        logits_BRV.argmax(dim=-1).tolist()
-        sureness(decoder.logits(found[:, 0])[0])
+        (logits_RV,), (found,) = decoder.ar_and_diffuse(rows(4).tolist(), range(blocks), width, window)
+        logits_RV.argmax(dim=-1).tolist()
+        sureness(decoder.logits(found[:1])[0])
 
     counts = [count for count in ROWS if count <= decoder.most_rows]
     passes: dict[Any, tuple[int, Callable[[], None]]] = {count: (short, partial(plain, count)) for count in counts}

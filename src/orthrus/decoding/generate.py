@@ -73,17 +73,15 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rul
     for piece in pieces:
         decoder.ar(piece, window, rows=[])
         cache.commit(slot, cache.lengths[slot] + piece.shape[1])
-    final, blocks_BJWD = [last.shape[1] - 1], None
-    if width:
-        logits_BRV, blocks_BJWD = decoder.ar_and_diffuse(last, final, width, window, rows=final)
-    else:
-        logits_BRV = decoder.ar(last, window, rows=final)
+    final = [last.shape[1] - 1]
+    drafted = final if width else []
+    (logits_RV,), (blocks_JWD,) = decoder.ar_and_diffuse(last.tolist(), drafted, width, window, wanted=final)
     cache.commit(slot, prompt.shape[1])
-    verdict = rule.verify(sequence.sampler, logits_BRV[0], Draft(), sequence.length)
+    verdict = rule.verify(sequence.sampler, logits_RV, Draft(), sequence.length)
     sequence.start(verdict.tokens[0])
-    if blocks_BJWD is not None and sequence.finish_reason is None:
+    if width and sequence.finish_reason is None:
         root = prompt.shape[1] - 1
-        (sequence.ahead,) = propose_ahead(decoder, [sequence], [blocks_BJWD[0, 0]], [root], rule)
+        (sequence.ahead,) = propose_ahead(decoder, [sequence], [blocks_JWD[0]], [root], rule)
     return Step(sequence, verdict)
 
 

@@ -8,8 +8,7 @@ bits whatever else ran in its pass. Modes are methods: `ar` verifies and extends
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import cast
 
 import torch
@@ -18,24 +17,12 @@ from torch import Tensor, nn
 
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
-from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, attend_in_blocks
-from orthrus.model.layers import Layer, View, ViewName, scale
-from orthrus.model.masks import Bias, beside_bias, block_bias, causal_bias
+from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, RowRule, attend_in_blocks
+from orthrus.model.layers import Layer, View, scale
+from orthrus.model.layout import Layout, Part
+from orthrus.model.masks import beside_bias, block_bias
 from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a pass that go through one view: tokens [N], padding last, where they stand, what they attend to.
-
-    Several biases serve as many equal runs of attended rows, each in a call of its own.
-    """
-
-    view: ViewName
-    tokens_N: Tensor
-    places: Places
-    biases: list[Bias]
 
 
 class Decoder(nn.Module):
@@ -110,8 +97,9 @@ class Decoder(nn.Module):
         """
         (B, R), lengths = tokens_BR.shape, cache.lengths
         span = self._reserve(cache, max(lengths) + R)
-        (hidden_ND,) = self._layers([self._ar_part(tokens_BR.tolist(), lengths, span)], cache, span)
-        return self.logits(_pick(hidden_ND, B, R, rows))
+        (hidden_ND,) = self._layers([self._layout.ar(tokens_BR.tolist(), lengths, span)], cache, span)
+        hidden_BRD = hidden_ND[: B * R].view(B, R, -1)
+        return self.logits(hidden_BRD[:, [R - 1 - row for row in (range(R) if rows is None else rows)]])
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int | None], width: int, cache: CacheWindow, rows: int) -> Tensor:
@@ -124,7 +112,7 @@ class Decoder(nn.Module):
         span = self._reserve(cache, max(lengths) + width)
         blocks = [[] if root is None else [root] for root in roots]
         where = lengths, [block_bias(lengths, width, span, self.norm)]
-        (hidden_ND,) = self._layers([self._blocks_part(blocks, lengths, [0], width, where)], cache, span)
+        (hidden_ND,) = self._layers([self._layout.blocks(blocks, lengths, [0], width, self._mask, where)], cache, span)
         del where  # the head needs no mask
         count = sum(len(block) for block in blocks)
         return self.logits(hidden_ND[: count * width].view(count, width, -1)[:, :rows])
@@ -132,48 +120,44 @@ class Decoder(nn.Module):
     @torch.inference_mode()
     def ar_and_diffuse(
         self,
-        tokens_BR: Tensor,
+        rows: Sequence[Sequence[int]],
         candidates: Sequence[int],
         width: int,
         cache: CacheWindow,
-        rows: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """`ar` over all rows, and in the same pass J blocks of `width` rows per sequence, each rooted in one of them.
+        *,
+        blocks: Sequence[int] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """An AR pass over `rows[b]` of each sequence, and with them blocks of `width` rows, rooted in some of them.
 
         Block j is the one that `diffuse` would run if the rows before row `candidates[j]` were cached and that row were
         the anchor: it sees the cache, the AR rows before its root, and itself. Nothing an AR row computes depends on
-        it. Returns the AR logits [B, len(rows), V] of the rows asked for, and the hidden states [B, J, width, D] of the
-        blocks, of which `logits` makes logits when it is known which block counts.
-        """
-        (B, R), tokens = tokens_BR.shape, tokens_BR.tolist()
-        roots = [[own[row] for row in candidates] for own in tokens]
-        hidden_ND, blocks_ND = self._both(tokens, roots, candidates, width, cache)
-        blocks_BJWD = blocks_ND[: B * len(candidates) * width].view(B, len(candidates), width, -1)
-        return self.logits(_pick(hidden_ND, B, R, rows)), blocks_BJWD
+        it. No two sequences need be alike: each has as many rows as it is given, at least one, and the first
+        `blocks[b]` of the candidates (all where None; there may be none). Nobody pays for rows that others have.
 
-    @torch.inference_mode()
-    def ragged(
-        self, rows: Sequence[Sequence[int]], blocks: Sequence[int], width: int, cache: CacheWindow
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """A pass in which no two sequences need be alike: sequence b has the AR rows `rows[b]`, at least one, and
-        blocks rooted in the first `blocks[b]` of them, perhaps none.
-
-        Rows that a sequence does not have cost no matrix product. Returns, per sequence, the AR logits [R, V] and the
-        hidden states [J, width, D] of its blocks.
+        Returns, per sequence, the AR logits [R, V] of the `wanted` rows (all where None), and the hidden states
+        [J, width, D] of its blocks, of which `logits` makes logits when it is known which block counts.
         """
-        sizes, most = [len(own) for own in rows], max(blocks)
-        if most:
-            roots = [own[:count] for own, count in zip(rows, blocks, strict=True)]
-            hidden_ND, blocks_ND = self._both(rows, roots, range(most), width, cache)
-        else:
-            span = self._reserve(cache, max(cache.lengths) + max(sizes))
-            (hidden_ND,) = self._layers([self._ar_part(rows, cache.lengths, span)], cache, span)
-            blocks_ND = hidden_ND[:0]
-        ends = list(accumulate(sizes))
-        order = [row for size, end in zip(sizes, ends, strict=True) for row in range(end - 1, end - size - 1, -1)]
-        logits_NV = self.logits(hidden_ND[order][None])[0]
-        blocks_JWD = blocks_ND[: sum(blocks) * width].view(sum(blocks), width, self.config.hidden_size)
-        return list(logits_NV.split(sizes)), list(blocks_JWD.split(list(blocks)))
+        counts = [len(candidates)] * len(rows) if blocks is None else list(blocks)
+        R, J, lengths = max(len(own) for own in rows), max(counts), cache.lengths
+        span = self._reserve(cache, max(lengths) + R + J * width)
+        parts, slots = [self._layout.ar(rows, lengths, span)], [length + R for length in lengths]
+        if J:
+            biases = [
+                beside_bias(parts[0].biases[0], R, row, [slot + j * width for slot in slots], width)
+                for j, row in enumerate(candidates[:J])
+            ]
+            roots = [[own[row] for row in candidates[:n]] for own, n in zip(rows, counts, strict=True)]
+            parts.append(self._layout.blocks(roots, lengths, candidates[:J], width, self._mask, (slots, biases)))
+        hidden_ND, *others = self._layers(parts, cache, span)
+        ends = accumulate(len(own) for own in rows)
+        picked = [
+            [end - 1 - row for row in (range(len(own)) if wanted is None else wanted)]
+            for own, end in zip(rows, ends, strict=True)
+        ]
+        logits_NV = self.logits(hidden_ND[list(chain.from_iterable(picked))][None])[0]
+        blocks_JWD = (others or [hidden_ND])[0][: sum(counts) * width].view(sum(counts), width, self.config.hidden_size)
+        return list(logits_NV.split([len(own) for own in picked])), list(blocks_JWD.split(counts))
 
     def logits(self, normed_BRD: Tensor) -> Tensor:
         """The head [B, R, V] over final hidden states; of no rows where there are none."""
@@ -182,63 +166,15 @@ class Decoder(nn.Module):
             return normed_BRD.new_empty(B, 0, self.config.vocab_size)
         return self.head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
 
-    def _both(
-        self,
-        tokens: Sequence[Sequence[int]],
-        roots: Sequence[Sequence[int]],
-        candidates: Sequence[int],
-        width: int,
-        cache: CacheWindow,
-    ) -> list[Tensor]:
-        """AR rows, and beside them the blocks of each sequence at its first candidates: final hidden states of both."""
-        R, J, lengths = max(len(own) for own in tokens), len(candidates), cache.lengths
-        span = self._reserve(cache, max(lengths) + R + J * width)
-        ar, slots = self._ar_part(tokens, lengths, span), [length + R for length in lengths]
-        biases = [
-            beside_bias(ar.biases[0], R, row, [slot + j * width for slot in slots], width)
-            for j, row in enumerate(candidates)
-        ]
-        return self._layers([ar, self._blocks_part(roots, lengths, candidates, width, (slots, biases))], cache, span)
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self.rope, self.attention, self.linear_multiple, self.norm, self.config.norm_eps)
 
-    def _ar_part(self, tokens: Sequence[Sequence[int]], lengths: list[int], span: int) -> Part:
-        """Causal rows, each sequence's in descending order of position (see `causal_bias`): the last rows of as many as
-        the longest has."""
-        R = max(len(own) for own in tokens)
-        attended = self.attention.padded(R)
-        rows: list[int] = []
-        positions: list[int] = []
-        flat: list[int] = []
-        for b, (own, length) in enumerate(zip(tokens, lengths, strict=True)):
-            rows += range(b * attended + R - len(own), b * attended + R)
-            positions += range(length + len(own) - 1, length - 1, -1)
-            flat += own[::-1]
-        places = self._places(rows, positions, positions, (len(tokens), attended))
-        return Part("ar", self._tokens(flat), places, [causal_bias(lengths, R, attended, span, self.norm)])
-
-    def _blocks_part(
-        self,
-        roots: Sequence[Sequence[int]],
-        lengths: list[int],
-        rows: Sequence[int],
-        width: int,
-        where: tuple[list[int], list[Bias]],
-    ) -> Part:
-        """Blocks of a root and masks, from length + rows[j] on; `where`: their first slots, and what each run sees."""
+    @property
+    def _mask(self) -> int:
         if self.diffusion is None:
             raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
-        attended, masks = len(rows) * width, [self.diffusion.mask_token_id] * (width - 1)
-        taken: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        flat: list[int] = []
-        for b, (own, length, slot) in enumerate(zip(roots, lengths, where[0], strict=True)):
-            taken += range(b * attended, b * attended + len(own) * width)
-            slots += range(slot, slot + len(own) * width)
-            for root, row in zip(own, rows, strict=False):
-                positions += range(length + row, length + row + width)
-                flat += [root, *masks]
-        places = self._places(taken, positions, slots, (len(roots), attended))
-        return Part("diffusion", self._tokens(flat), places, where[1])
+        return self.diffusion.mask_token_id
 
     def _layers(self, parts: list[Part], cache: CacheWindow, span: int) -> list[Tensor]:
         """All layers up to the final norm, [N, D] for each part. Only the attention projections differ by view."""
@@ -275,25 +211,11 @@ class Decoder(nn.Module):
         surplus = len(part.tokens_N) - len(places.rows_N)
         return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
 
-    def _tokens(self, flat: list[int]) -> Tensor:
-        """Tokens of a part, with as many after them as the matrix products want."""
-        return torch.tensor([*flat, *[0] * (-len(flat) % self.linear_multiple)], device=self.device)
-
     def _reserve(self, cache: CacheWindow, positions: int) -> int:
         """Make room, and say how many keys the pass attends to: a multiple under which the bits hold."""
         cache.reserve(positions)
         multiple = self.attention.key_multiple
         return -(-positions // multiple) * multiple
-
-    def _places(self, rows: list[int], positions: list[int], slots: list[int], attended: tuple[int, int]) -> Places:
-        rows_N, positions_N, slots_N = torch.tensor([rows, positions, slots], device=self.device)
-        return Places(rows_N, slots_N, *self.rope.rows(positions_N, max(positions)), attended, self.config.norm_eps)
-
-
-def _pick(hidden_ND: Tensor, sequences: int, count: int, rows: Sequence[int] | None) -> Tensor:
-    """[B, len(rows), D]: the rows asked for of `count` AR rows per sequence, which stand in descending order."""
-    hidden_BRD = hidden_ND[: sequences * count].view(sequences, count, -1)
-    return hidden_BRD[:, [count - 1 - row for row in (range(count) if rows is None else rows)]]
 
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:

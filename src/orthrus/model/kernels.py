@@ -21,6 +21,9 @@ from orthrus.config import KEY_BLOCK
 from orthrus.model.rope import rotate
 
 LANES = 16
+LEAST_ATTENDED = 4
+"""Rows that torch's fused attention is called with at least: fewer take another path, which rounds differently, on some
+processors on few values only, so that a probe may miss it."""
 MOST_ROWS = 512
 """The most rows that a kernel is ever probed with, and so called with."""
 
@@ -168,13 +171,15 @@ class Attend(Protocol):
 def attend_flash(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
     """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place.
 
-    A single row goes with the query heads of a group as its rows: a product of one row would take another path.
+    A single row goes with the query heads of a group, and zeros, as its rows: a few rows would take another path.
     """
     B, R, H, E = q_BRHE.shape
     if R == 1:
         q_BGNE = q_BRHE.view(B, k_BGSE.shape[1], -1, E)
-        bias_B1NS = bias_B1RS.expand(-1, -1, q_BGNE.shape[2], -1)
-        return _flash(q_BGNE, k_BGSE, v_BGSE, bias_B1NS).reshape(B, 1, H * E)
+        heads = q_BGNE.shape[2]
+        padded = F.pad(q_BGNE, (0, 0, 0, -heads % LEAST_ATTENDED))
+        out_BGNE = _flash(padded, k_BGSE, v_BGSE, bias_B1RS.expand(-1, -1, padded.shape[2], -1))
+        return out_BGNE[:, :, :heads].reshape(B, 1, H * E)
     return attend_flash_ungrouped(q_BRHE, k_BGSE, v_BGSE, bias_B1RS)
 
 

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.config import KEY_BLOCK, DecoderConfig
-from orthrus.model.kernels import MOST_ROWS, Attend, Kernels, Linear, RowRule, attend_flash, attend_in_blocks
+from orthrus.model.kernels import (
+    LEAST_ATTENDED,
+    MOST_ROWS,
+    Attend,
+    Kernels,
+    Linear,
+    RowRule,
+    attend_flash,
+    attend_in_blocks,
+)
 
 TILE = 16
 MULTIPLES = (1, 2, 4, 8)
@@ -99,7 +108,7 @@ def choose_attention(config: DecoderConfig, dtype: torch.dtype, device: torch.de
         try:
             choice = AttentionChoice(
                 attend_flash,
-                probe.row_rule(attend_flash),
+                probe.row_rule(attend_flash, LEAST_ATTENDED),
                 probe.key_multiple(attend_flash),
                 probe.single_row(attend_flash),
             )
@@ -124,9 +133,12 @@ class _AttentionProbe:
         self._keys = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
         self._values = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
 
-    def row_rule(self, attend: Attend) -> RowRule:
+    def row_rule(self, attend: Attend, least: int = 2) -> RowRule:
         """The rule over rows; exact only if neither masked blocks nor neighbours in the batch change a bit."""
-        found = [find_row_rule(lambda q, n=n: self._call(attend, q, n), self._queries) for n in (7, 300, 1200)]  # type: ignore[misc]
+        found = [
+            find_row_rule(lambda q, n=n: self._call(attend, q, n), self._queries, least)  # type: ignore[misc]
+            for n in (7, 300, 1200)
+        ]
         part = self._queries[:TILE]
         alone = self._call(attend, part, 300)
         others = [self._call(attend, part, 300, span=3 * KEY_BLOCK), self._call(attend, part, 300, sequences=2)]
@@ -135,8 +147,6 @@ class _AttentionProbe:
 
     def single_row(self, attend: Attend) -> bool:
         """Whether one row alone has the bits it has among others: tried on many rows, as few values may differ."""
-        if self._shape[0] == self._keys.shape[1]:  # no group of heads, so a true product of one row
-            return False
         return all(
             torch.equal(self._call(attend, self._queries[row : row + 1], n), self._call(attend, tile, n)[row : row + 1])
             for n in VISIBLE_KEYS

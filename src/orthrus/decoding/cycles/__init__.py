@@ -64,7 +64,9 @@ def verify_and_draft(
     """
     drafts = [replace(s.ahead, tokens=s.ahead.tokens[:n]) for s, n in zip(batch, shape.offered, strict=True)]
     rows = [[s.anchor, *draft.tokens] for s, draft in zip(batch, drafts, strict=True)]
-    logits, found = decoder.ragged(rows, shape.blocks, shape.width, cache.window(0, len(batch)))
+    logits, found = decoder.ar_and_diffuse(
+        rows, range(max(shape.blocks)), shape.width, cache.window(0, len(batch)), blocks=shape.blocks
+    )
     kept, unfinished, blocks, roots = [], [], [], []
     for slot, (sequence, draft) in enumerate(zip(batch, drafts, strict=True)):
         offered, anchor, own = len(draft.tokens), sequence.length - 1, shape.blocks[slot]

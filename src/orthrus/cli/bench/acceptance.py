@@ -1,0 +1,87 @@
+"""`orthrus bench acceptance`: how many drafts a cycle are accepted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    AllowOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from orthrus.api import Options
+    from orthrus.bench.measure import Acceptance
+
+
+def command(
+    task: Annotated[str, typer.Option(help="Task name (gsm8k, humaneval, math500, mbpp, spec_bench) or a JSONL file.")],
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts; all where absent.", min=1)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
+    width: Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side; changes no figure here.", min=1)] = 8,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+    allow_other_backbone: AllowOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+) -> None:
+    """Accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals."""
+    from orthrus.bench import measure, provenance, tasks
+    from orthrus.decoding.sequence import Statistics
+
+    prompts = tasks.load(task, limit)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    options: Options = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
+        "batch_size": batch_size,
+    }  # fmt: skip
+    parts: dict[str, list[Statistics]] = {}
+    for prompt, statistics in progress(measure.decode(loaded, prompts, options), task, len(prompts)):
+        parts.setdefault(prompt.part, []).append(statistics)
+    rows = [measure.acceptance(part, found) for part, found in sorted(parts.items())]
+    if len(rows) > 1:
+        rows.append(measure.acceptance("all", [s for found in parts.values() for s in found]))
+    if as_json:
+        print(
+            json.dumps({"acceptance": [asdict(row) for row in rows], "provenance": provenance.of_run(loaded)}, indent=2)
+        )
+    else:
+        _print(task, rows, loaded.checkpoint.view)
+
+
+def _print(task: str, rows: list[Acceptance], view: str) -> None:
+    table = Table(title=f"{task}, two-pass; diffusion view: {view}")
+    for column in (
+        "part",
+        "prompts",
+        "tokens",
+        "A (95 %)",
+        "TPF (95 %)",
+        "rows a pass",
+        "accepted at offset 1, 2, ...",
+    ):
+        table.add_column(column, justify="left" if column in ("part", "accepted at offset 1, 2, ...") else "right")
+    for row in rows:
+        table.add_row(
+            row.part, str(row.prompts), str(row.generated),
+            f"{row.acceptance_length:.2f} ({row.interval[0]:.2f}-{row.interval[1]:.2f})",
+            f"{row.tpf:.2f} ({row.tpf_interval[0]:.2f}-{row.tpf_interval[1]:.2f})",
+            f"{row.rows_per_pass:.1f}", " ".join(f"{share:.2f}" for share in row.by_offset),
+        )  # fmt: skip
+    Console(highlight=False).print(table)

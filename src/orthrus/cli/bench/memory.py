@@ -1,0 +1,58 @@
+"""`orthrus bench memory`: bytes that drafting needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    quiet,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def command(
+    context: Annotated[list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: two]")] = None,
+    model: ModelOption = "smollm2-demo",
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Rows of a block, and rows verified in a pass.", min=2)] = 8,
+    dtype: DtypeOption = Dtype.bfloat16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Bytes that a cycle needs beyond plain decoding, at several contexts: drafting has no cache of its own."""
+    from orthrus.api import DTYPES
+    from orthrus.bench import memory as bytes_of
+    from orthrus.bench import shapes
+
+    if shape is None:
+        decoder = load_model(model, None, dtype, "cpu", False).decoder
+    else:
+        quiet()
+        with stderr.status(f"random weights of the shape of {shape}"):
+            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], block_size=max(width, 2))
+    found = [bytes_of.extra_of(decoder, tokens, width) for tokens in context or (1124, 7780)]
+    if as_json:
+        print(json.dumps([asdict(extra) for extra in found], indent=2))
+        return
+    table = Table(
+        title=f"{shape or model}, {dtype.value}, one sequence, blocks and verifications of {width} rows; bytes"
+    )
+    for column in ("context", "cache", "workspace of plain decoding", "more, two-pass", "more, one-pass"):
+        table.add_column(column, justify="right")
+    for extra in found:
+        table.add_row(*[f"{number:,}" for number in asdict(extra).values()])
+    Console(highlight=False).print(table)

@@ -1,0 +1,46 @@
+"""`orthrus bench simulate`: a model of a large GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    pass
+
+
+def command(
+    shape: Annotated[str, typer.Option(help="qwen3-0.6b, -1.7b, -4b or -8b.")] = "qwen3-8b",
+    acceptance: Annotated[
+        list[float] | None, typer.Option(help="A of two-pass at a block of 32; may be repeated. [default: 6 to 12]")
+    ] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Rows of a block. [default: 8, 16, 32]")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Sequences. [default: 1, 4, 16, 64]")] = None,
+    context: Annotated[int, typer.Option(help="Cached tokens of each.")] = 2048,
+    astray: Annotated[
+        float, typer.Option(help="What is left of a draft's chance in a block that did not foresee the bonus.")
+    ] = 0.5,
+    plot: Annotated[Path | None, typer.Option(help="Draw speed over plain decoding into this PNG.")] = None,
+) -> None:
+    """MODEL, do not measure: tokens a second on an H100-class GPU, by acceptance, block size, candidates and batch."""
+    from orthrus.bench import simulate as simulated
+
+    device = simulated.Device()
+    points = simulated.simulate(
+        shape, device, acceptance or [6, 8, 10, 12], width or [8, 16, 32], batch or [1, 4, 16, 64], astray, context
+    )
+    title = f"{shape}, {device.name}, {context} tokens of context: tokens a second"
+    table = Table(title=title)
+    for column in ("A", "K", "batch", "plain", "two-pass", *[f"one-pass, {n}" for n in points[0].one_pass], "planned"):
+        table.add_column(column, justify="right")
+    for p in points:
+        ones = [f"{p.one_pass[n]:,.0f}" if n in p.one_pass else "-" for n in points[0].one_pass]
+        table.add_row(f"{p.acceptance:g}", str(p.width), str(p.batch), f"{p.plain:,.0f}", f"{p.two_pass:,.0f}", *ones,
+                      f"{p.planned:,.0f}")  # fmt: skip
+    Console(highlight=False).print(table)
+    if plot is not None:
+        simulated.plot(points, f"{shape}, {device.name}; best block size of each line", plot)

@@ -1,0 +1,88 @@
+"""`orthrus bench speed`: cycles against each other, by the clock."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    AllowOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from orthrus.api import Options
+    from orthrus.bench.speed import Speed
+
+
+def command(
+    task: Annotated[list[str], typer.Option(help="Task name or JSONL file; may be repeated.")],
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    limit: Annotated[int, typer.Option(help="Prompts of every task.", min=1)] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A cycle, with candidates and width where wanted: auto, two-pass/4, one-pass:2/6; may be repeated."
+            " The first is what the others are compared with. [default: ar, two-pass, one-pass, auto]"
+        ),
+    ] = None,
+    rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw expected and measured speed into this PNG.")] = None,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+    allow_other_backbone: AllowOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+) -> None:
+    """Tokens a second of the cycles, batch 1, every prompt by every setting in turn, beside what they took."""
+    from orthrus.bench import provenance, tasks
+    from orthrus.bench import speed as speeds
+
+    settings = setting or list(speeds.SETTINGS)
+    for name in settings:
+        speeds.options_of(name)
+    prompts = {name: tasks.load(name, limit) for name in task}
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
+    found = []
+    for name, asked in prompts.items():
+        track = partial(progress, label=name)
+        found += speeds.measure_settings(loaded, asked, options, settings, track)
+    if plot is not None:
+        speeds.plot(found, plot)
+    if as_json:
+        print(json.dumps({"speed": speeds.as_records(found), "provenance": provenance.of_run(loaded)}, indent=2))
+        return
+    _print_speed(found, loaded.checkpoint.view)
+
+
+def _print_speed(found: list[Speed], view: str) -> None:
+    table = Table(title=f"batch 1, in turn; medians over prompts and (quartiles); diffusion view: {view}")
+    for column in ("part", "setting", "A", "tokens a cycle", "passes", "TPF", "rows a pass", "tokens/s", "expected",
+                   f"over {found[0].setting}", "same tokens"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("part", "setting") else "right")
+    for row in found:
+        table.add_row(
+            row.part, row.setting, f"{row.acceptance_length:.2f}", f"{row.tokens_per_cycle:.2f}", str(row.passes),
+            f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}",
+            f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})",
+            f"{row.expected:.1f}",
+            f"{row.over_plain:.2f} ({row.over_plain_quartiles[0]:.2f}-{row.over_plain_quartiles[1]:.2f})",
+            f"{row.identical} of {row.prompts}", end_section=row.setting == found[-1].setting,
+        )  # fmt: skip
+    Console(highlight=False).print(table)

@@ -1,0 +1,61 @@
+"""`orthrus bench train-step`: how fast training is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    quiet,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def command(
+    model: ModelOption = "smollm2-demo",
+    block_size: Annotated[int, typer.Option(help="K, rows of a block; all are trained.", min=2)] = 8,
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens of the packed text: four random documents.", min=64)
+    ] = 1024,
+    roots: Annotated[int, typer.Option(help="Blocks in it.", min=1)] = 192,
+    n: Annotated[int, typer.Option("-n", help="Interleaved turns; two more warm up.", min=1)] = 7,
+    dtype: DtypeOption = Dtype.bfloat16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+) -> None:
+    """Speed of a training step against its plain twin (autograd, dense masks) and its matrix products alone."""
+    from orthrus.api import DTYPES
+    from orthrus.bench import provenance, training
+    from orthrus.checkpoint import hub
+    from orthrus.config import TrainConfig
+
+    quiet()
+    with stderr.status("measuring"):
+        checkpoint = hub.load(model, adapter=hub.NO_ADAPTER, dtype=DTYPES[dtype.value])
+        mask = checkpoint.decoder.diffusion.mask_token_id if checkpoint.decoder.diffusion else 0
+        hub.give_view(checkpoint, block_size, mask, last_row=True)
+        config = TrainConfig(block_size, block_size, mask, sequence_length=sequence_length, roots=roots)
+        found = training.measure(checkpoint.decoder, config, n)
+    if as_json:
+        print(json.dumps({**found, "provenance": provenance.machine(checkpoint.decoder.device)}, indent=2))
+        return
+    table = Table(title=f"a training step with {found['rows']} supervised rows; medians of n = {n}, in turn")
+    for column in ("", "rows a second", "seconds", "time over the step's (quartiles)"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, speed in found["rows_per_second"].items():
+        middle, low, high = found["time_over_step"].get(name, (1.0, 1.0, 1.0))
+        table.add_row(name, f"{speed:.0f}", f"{found['seconds'][name]:.2f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("where a step spends its time:")
+    for name, share in found["profile"].items():
+        console.print(f"  {share:6.1%}  {name}", markup=False)
