@@ -102,26 +102,30 @@ def oracle(made, asked, *, seed=None, logits=False) -> OracleResult:
 
 
 def scripted(quality, continuations, seed=0):
-    """A stand-in for `propose`: each draft is right with probability `quality`, by the known continuation."""
-    rng = random.Random(seed)
+    """A stand-in for `propose`: each draft is right with probability `quality`, or that of its sequence, by the known
+    continuation."""
+    rng, share = random.Random(seed), _share(quality)
 
-    def propose(decoder, window, batch, width, rule):
+    def propose(decoder, window, batch, width, rule, wanted):
         del window, rule
-        drafts = []
-        for sequence in batch:
-            sequence.count_pass(width)
-            truth = continuations[sequence.index][len(sequence.tokens) :]
-            rows = min(width, decoder.diffusion.trained_rows)
-            padded = (truth + [1] * rows)[:rows]
-            drafts.append(Draft([t if rng.random() < quality else (t + 1) % VOCAB for t in padded]))
-        return drafts
+        for sequence, wants in zip(batch, wanted, strict=True):
+            if wants:
+                sequence.count_pass(width)
+                truth = continuations[sequence.index][len(sequence.tokens) :]
+                rows = min(width, decoder.diffusion.trained_rows)
+                padded = (truth + [1] * rows)[:rows]
+                sequence.ahead = Draft([t if rng.random() < share(sequence) else (t + 1) % VOCAB for t in padded])
 
     return propose
 
 
+def _share(quality):
+    return lambda sequence: quality[sequence.index] if isinstance(quality, list) else quality
+
+
 def scripted_ahead(quality, continuations, seed=0):
     """The same for `propose_ahead`: as many drafts as the block has rows left."""
-    rng = random.Random(seed)
+    rng, share = random.Random(seed), _share(quality)
 
     def propose_ahead(decoder, batch, blocks, roots, rule):
         del rule
@@ -130,7 +134,7 @@ def scripted_ahead(quality, continuations, seed=0):
             rows = max(0, min(len(block), decoder.diffusion.trained_rows) - (sequence.length - 1 - root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
             padded = (truth + [1] * rows)[:rows]
-            drafts.append(Draft([t if rng.random() < quality else (t + 1) % VOCAB for t in padded]))
+            drafts.append(Draft([t if rng.random() < share(sequence) else (t + 1) % VOCAB for t in padded]))
         return drafts
 
     return propose_ahead

@@ -33,7 +33,7 @@ class RandomPlanner:
     def choose(self, batch, *, fresh=None):
         pick, width = self._random, self._random.randint(1, self._most)
         offered = [pick.randint(0, len(s.ahead.tokens)) for s in batch]
-        blocks = [pick.randint(0, max(offered) + 1) for _ in batch]
+        blocks = [pick.randint(0, n + 1) for n in offered]
         redraft = [fresh is None and pick.random() < 0.4 for _ in batch]
         return Shape(width, offered, blocks, ["auto"] * len(batch), redraft)
 
@@ -101,6 +101,19 @@ def test_it_falls_back_where_drafting_cannot_pay(monkeypatch):
     statistics, planned, plain = decode(monkeypatch, 0.9, tiny.COSTS["hopeless"])
     assert set(statistics.cycles) <= {"ar", "lookup"}
     assert planned <= 1.01 * plain
+
+
+def test_in_a_batch_each_sequence_is_drafted_as_far_as_its_own_drafts_are_worth(monkeypatch):
+    decoder, requests = tiny.decoder(), [tiny.request(20, 120, n) for n in range(4)]
+    truths, quality = [tiny.oracle(decoder, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
+    monkeypatch.setattr(auto, "propose", tiny.scripted(quality, truths))
+    for module in (cycles, generate_module):
+        monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, truths))
+    steps = generate(decoder, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
+    done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
+    assert [done[n].tokens for n in range(4)] == truths
+    rows = [done[n].statistics.rows / done[n].statistics.passes for n in range(4)]
+    assert min(rows[0], rows[2]) > 2 * max(rows[1], rows[3])
 
 
 def test_a_plan_is_a_function_of_costs_and_history(monkeypatch):

@@ -62,20 +62,18 @@ class MarkovDecoder:
     def new_cache(self, slots):
         return Cache(slots)
 
-    def ar(self, tokens, cache, rows=None):
-        del cache
-        wanted = range(tokens.shape[1]) if rows is None else rows
-        return torch.stack([torch.stack([_logits(self._chain[int(t[row])]) for row in wanted]) for t in tokens])
-
     def diffuse(self, roots, width, cache, rows):
         del width, cache
-        return torch.stack([torch.stack([_logits(self._drafter(root, j)) for j in range(rows)]) for root in roots])
+        drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
+        return torch.stack([torch.stack(block) for block in drawn])
 
-    def ar_and_diffuse(self, tokens, candidates, width, cache, rows=None):
+    def ar_and_diffuse(self, rows, candidates, width, cache, *, blocks=None, wanted=None):
         """The hidden states of a block are its logits."""
-        roots = [[int(t[row]) for row in candidates] for t in tokens]
-        blocks = torch.stack([self.diffuse(found, width, cache, width) for found in roots])
-        return self.ar(tokens, cache, rows), blocks
+        counts = [len(candidates)] * len(rows) if blocks is None else blocks
+        picked = [own if wanted is None else [own[row] for row in wanted] for own in rows]
+        roots = [[own[row] for row in candidates[:count]] for own, count in zip(rows, counts, strict=True)]
+        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in picked]
+        return logits, [self.diffuse(own, width, cache, width) if own else None for own in roots]
 
     def logits(self, hidden):
         return hidden
