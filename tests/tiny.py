@@ -72,7 +72,8 @@ def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="nativ
     made = randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
     if not prepared:
         return made
-    return made.prepare(native.load(DTYPES[dtype], cache_directory()) if kernels == "native" else None)
+    fast = native.load(DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
+    return made.prepare(fast, int8=kernels.endswith("int8"))
 
 
 COSTS = {

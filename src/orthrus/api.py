@@ -215,7 +215,8 @@ def _costs_key(decoder: Decoder) -> str:
     gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
     parts = (
         decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
-        torch.get_num_threads(), torch.__version__, type(decoder.kernels).__name__, [f.name for f in fields(Costs)],
+        torch.get_num_threads(), torch.__version__, type(decoder.kernels).__name__, decoder.head.name,
+        [f.name for f in fields(Costs)],
     )  # fmt: skip
     return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
@@ -232,6 +233,7 @@ def load(
     adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    quantize: str | None = None,
     revision: str | None = None,
     allow_other_backbone: bool = False,
 ) -> Model:
@@ -242,6 +244,8 @@ def load(
         adapter: directory of a trained diffusion view.
         dtype: "bfloat16" (default) or "float32".
         device: where to run.
+        quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which lossless
+            then refers.
         revision: hub revision.
         allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
 
@@ -252,6 +256,8 @@ def load(
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         dtype = DTYPES[dtype]
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize must be int8, not {quantize!r}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -259,4 +265,4 @@ def load(
     checkpoint = hub.load(
         name, adapter=adapter, dtype=dtype, device=device, revision=revision, allow_other_backbone=allow_other_backbone
     )
-    return Model(hub.prepare(checkpoint))
+    return Model(hub.prepare(checkpoint, int8=quantize == "int8"))

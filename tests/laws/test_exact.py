@@ -29,7 +29,7 @@ AXES = {
     "quality": [None, 0.0, 0.6, 1.0],
     "batch": [1, 3],
     "block": [8, 32],
-    "kernels": ["native", "torch"],
+    "kernels": ["native", "torch", "native int8", "torch int8"],
     "costs": list(tiny.COSTS),
 }
 
@@ -100,10 +100,11 @@ def test_every_cycle_equals_the_oracle(case, monkeypatch):
         assert sequence.statistics.generated == len(truth.tokens)
 
 
+@pytest.mark.parametrize("kernels", ["native", "native int8"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family, dtype):
-    decoder, request = tiny.decoder(family, dtype, 32), tiny.request(length=500, new=31)
+def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family, dtype, kernels):
+    decoder, request = tiny.decoder(family, dtype, 32, kernels=kernels), tiny.request(length=500, new=31)
     truth = tiny.oracle(decoder, request, logits=True)
     cache = decoder.new_cache(1)
     prompt = torch.tensor([request.prompt])

@@ -88,6 +88,24 @@ def test_linear_forms(precision, outputs, inputs, bias):
             assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (320, 64), (96, 576), (64, 1536), (30, 20)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_forms(fast, precision, outputs, inputs, bias):
+    plain = Linear(inputs, outputs, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
+    plain.weight.copy_(values(outputs, inputs) / inputs**0.5)
+    if bias:
+        plain.bias.copy_(values(outputs))
+    x = values(100, inputs, precision=precision)
+    x[3] = 0
+    *others, slow = fast.quantised(plain)
+    whole = slow(x)
+    error = (whole - plain(x)).float().norm() / plain(x).float().norm()
+    assert error < 0.02
+    for form in (*others, slow):
+        for count in (1, 2, 3, 7, 16, 31, 33, 100):
+            assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (8, 8, 32), (14, 2, 64)])
 def test_attention_forms(precision, heads, kv_heads, size):
     B, R, lengths = 2, 6, [700, 30]

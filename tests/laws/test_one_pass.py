@@ -25,7 +25,7 @@ def prepared(decoder):
     return texts, torch.tensor([text[-ROWS:] for text in texts]), cache
 
 
-@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("kernels", ["native", "torch", "native int8"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
@@ -40,7 +40,7 @@ def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
             assert torch.equal(one[:, slot, :, : length + ROWS], other[:, slot, :, : length + ROWS])
 
 
-@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("kernels", ["native", "torch", "native int8"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize(("counts", "blocks"), [((6, 1, 3), (2, 0, 3)), ((1, 5, 2), (0, 0, 0)), ((1, 1, 1), (1, 1, 0))])

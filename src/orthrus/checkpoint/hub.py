@@ -86,10 +86,11 @@ def load(
     return Checkpoint(decoder, tokenizer, ends, identity, view, content, tuple(warnings), provenance)
 
 
-def prepare(checkpoint: Checkpoint) -> Checkpoint:
+def prepare(checkpoint: Checkpoint, *, int8: bool = False) -> Checkpoint:
     """Make a checkpoint ready for inference: choose kernels and pack the weights, which cannot be undone."""
     decoder = checkpoint.decoder
-    decoder.prepare(native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None)
+    kernels = native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None
+    decoder.prepare(kernels, int8=int8)
     return checkpoint
 
 

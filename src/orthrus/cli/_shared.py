@@ -25,6 +25,12 @@ class Dtype(StrEnum):
     float32 = "float32"
 
 
+class Quantize(StrEnum):
+    """What weights and activations of the linear maps are rounded to."""
+
+    int8 = "int8"
+
+
 ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name)."),
@@ -34,6 +40,12 @@ AdapterOption = Annotated[
     typer.Option(help="Directory of a trained diffusion view for this backbone; none: without the demo's own."),
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.")]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        help="Round weights and activations of all linear maps: a faster model, to which lossless then refers."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cuda:1, ...")]
 AllowOption = Annotated[
     bool, typer.Option("--allow-other-backbone", help="Load an adapter trained on other weights of the same shape.")
@@ -56,15 +68,23 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_model(name: str, adapter: str | None, dtype: Dtype, device: str, allow_other_backbone: bool = False) -> Model:
+def load_model(
+    name: str,
+    adapter: str | None,
+    dtype: Dtype,
+    device: str,
+    allow_other_backbone: bool = False,
+    quantize: Quantize | None = None,
+) -> Model:
     """Load a model with a spinner on stderr; its warnings go there too."""
     quiet()
     with stderr.status(f"loading {name}"):
         import orthrus
 
         model: Model = orthrus.load(
-            name, adapter=adapter, dtype=dtype.value, device=device, allow_other_backbone=allow_other_backbone
-        )
+            name, adapter=adapter, dtype=dtype.value, device=device, allow_other_backbone=allow_other_backbone,
+            quantize=None if quantize is None else quantize.value,
+        )  # fmt: skip
     for warning in model.checkpoint.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     return model

@@ -15,6 +15,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     ModelOption,
+    QuantizeOption,
     load_model,
     without_none,
 )
@@ -38,10 +39,11 @@ def command(
     color: Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")] = True,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Chat with a model, history included. Ctrl-C stops an answer, Ctrl-D or /exit leaves."""
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     if not loaded.tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
     options: Options = without_none(  # type: ignore[assignment]

@@ -8,7 +8,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, DtypeOption, ModelOption, load_model, stderr
+from orthrus.cli._shared import (
+    AdapterOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    QuantizeOption,
+    load_model,
+    stderr,
+)
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Result
@@ -29,9 +38,10 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.")] = 160,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Stream one answer with drafts and verified tokens told apart, then the same prompt by plain decoding."""
-    loaded = load_model(model, adapter, dtype, device)
+    loaded = load_model(model, adapter, dtype, device, quantize=quantize)
     console = Console(highlight=False)
     if loaded.decoder.diffusion is None:
         raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")

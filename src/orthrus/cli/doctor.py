@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._plan import print_costs
-from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, load_model
+from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, QuantizeOption, load_model
 
 if TYPE_CHECKING:
     from orthrus.api import Model
@@ -21,6 +21,7 @@ def command(
     adapter: AdapterOption = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated. [default: both]")] = None,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     cost: Annotated[bool, typer.Option("--cost", help="Also measure what exactness costs plain decoding.")] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Also measure what passes cost, from which `--cycle auto` plans, anew.")
@@ -34,7 +35,7 @@ def command(
     """
     report: dict[str, Any] = {}
     for precision in dtype or list(Dtype):
-        loaded = load_model(model, adapter, precision, device)
+        loaded = load_model(model, adapter, precision, device, quantize=quantize)
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
         if calibrate and loaded.decoder.diffusion is not None:

@@ -18,6 +18,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     ModelOption,
+    QuantizeOption,
     load_model,
     stderr,
     without_none,
@@ -92,6 +93,7 @@ def command(
     batch_size: BatchSizeOption = 1,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
     explain_plan: ExplainOption = False,
     as_json: AsJsonOption = False,
@@ -99,7 +101,7 @@ def command(
     """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
     prompts = _read_prompts(prompt, file)
     template = parse_object(chat_template_kwargs, "--chat-template-kwargs") if chat_template_kwargs else None
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     if loaded.decoder.diffusion is None:
         stderr.print(NO_VIEW, style="yellow")
     options: Options = without_none(  # type: ignore[assignment]

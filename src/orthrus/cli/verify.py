@@ -18,6 +18,7 @@ from orthrus.cli._shared import (
     DeviceOption,
     Dtype,
     ModelOption,
+    QuantizeOption,
     load_model,
     progress,
 )
@@ -55,6 +56,7 @@ def command(
     samples: SamplesOption = None,
     prompt: PromptOption = "What is the capital of France?",
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
 ) -> None:
@@ -69,7 +71,7 @@ def command(
     if against not in (None, "transformers"):
         raise ValueError(f"--against takes transformers, not {against!r}")
     if samples is not None:
-        loaded = load_model(model, adapter, (dtype or [Dtype.bfloat16])[0], device, allow_other_backbone)
+        loaded = load_model(model, adapter, (dtype or [Dtype.bfloat16])[0], device, allow_other_backbone, quantize)
         heat = (temperature or [0.7])[0]
         drawn: Options = {"max_new_tokens": min(max_new_tokens, 4), "seed": seed, "temperature": heat, "batch_size": 32}
         if not compare_distributions(loaded, prompt, samples, drawn, as_json=as_json):
@@ -78,7 +80,7 @@ def command(
     prompts = [p for name in task or ("gsm8k", "humaneval", "spec_bench") for p in tasks.load(name, limit)]
     console, outcomes = Console(highlight=False, quiet=as_json), []
     for precision in dtype or [Dtype.bfloat16]:
-        loaded = load_model(model, adapter, precision, device, allow_other_backbone)
+        loaded = load_model(model, adapter, precision, device, allow_other_backbone, quantize)
         options: Options = {"max_new_tokens": max_new_tokens, "seed": seed}
         if against:
             outcomes.append(_against_transformers(console, loaded, prompts, options))

@@ -49,13 +49,13 @@ class Decoder(nn.Module):
         self.linear_multiple = 2
         self.exact = False
 
-    def prepare(self, kernels: Kernels | None = None) -> Decoder:
-        """Choose kernels for inference: pack the weights, probe every shape, fix the layout of a pass.
+    def prepare(self, kernels: Kernels | None = None, *, int8: bool = False) -> Decoder:
+        """Choose kernels for inference: pack the weights, quantised if `int8`, probe every shape, lay out passes.
 
         `exact` tells whether the probes found a layout under which all bits hold.
         """
         self.kernels = kernels or self.kernels
-        pack_linears(self, self.kernels)
+        pack_linears(self, self.kernels, int8=int8)
         self.attention = choose_attention(self.config, self.dtype, self.device)
         rules = [linear.rule for linear in self.linears().values()]
         self.linear_multiple = max(rule.multiple for rule in rules)

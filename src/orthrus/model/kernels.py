@@ -92,6 +92,42 @@ class PackedLinear(Linear):
         return torch.ops.mkldnn._linear_pointwise.default(x_NI, self._packed, self.bias, "none", [], "")
 
 
+class Int8Linear(Linear):
+    """y = s_N s_O (q w^T) + b: int8 weights with a scale per output, int8 activations with a scale per row (W8A8).
+
+    Sums of integers are exact in any order, so no row depends on its neighbours. It is another map than its plain form:
+    a quantised backbone is a model of its own. This is the slow twin, whose sums are made in float64.
+    """
+
+    name = "torch, int8"
+    least_multiple = 1
+
+    def __init__(self, plain: Linear) -> None:
+        nn.Module.__init__(self)
+        self.register_parameter("weight", None)
+        self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
+        weight_OI = plain.weight.detach().float()
+        self.scales_O = weight_OI.abs().amax(dim=1).clamp(min=1e-12) / 127
+        self.keep((weight_OI / self.scales_O[:, None]).round().to(torch.int8))
+
+    def keep(self, weight_OI: Tensor) -> None:
+        """Store the quantised weights in the form that `run` reads."""
+        self._weight_IO = weight_OI.double().T
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """y [N, O]; see `Linear`."""
+        return self._in_pieces(self.run, x_NI)
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """The product of rows within the rule."""
+        # a number over a tensor would be computed as the number times the reciprocal, rounded twice
+        top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
+        q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
+        sums_NO = (q_NI.double() @ self._weight_IO).float()
+        y_NO = sums_NO * (self.scales_O * (top_N1 / 127))
+        return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the rows of a part stand: row n of its products has its key at `slots_N[n]` of its sequence's cache, and is
@@ -124,6 +160,10 @@ class Kernels:
         """Faster forms of a linear map to try, best first; what cannot run here raises RuntimeError when called."""
         if plain.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
             yield PackedLinear(plain)
+
+    def quantised(self, plain: Linear) -> Iterator[Linear]:
+        """The same for its int8 form."""
+        yield Int8Linear(plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm over D."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from orthrus.model.kernels import Kernels, Linear, Places
+from orthrus.model.kernels import Int8Linear, Kernels, Linear, Places
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
@@ -51,6 +51,11 @@ class NativeKernels(Kernels):
             self._linear = library.linear
             self._linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
             self._linear.restype = None
+        self._linear_int8 = None
+        if library.has_linear_int8():
+            self._linear_int8 = library.linear_int8
+            self._linear_int8.argtypes = (_POINTER,) * 9
+            self._linear_int8.restype = None
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
@@ -58,6 +63,12 @@ class NativeKernels(Kernels):
         if self._linear and form.fits(*plain.shape):
             yield form(plain, self._linear)
         yield from super().packed(plain)
+
+    def quantised(self, plain: Linear) -> Iterator[Linear]:
+        """The product of `native.c` first, where the processor has it and the shape divides."""
+        if self._linear_int8 and plain.shape[0] % TILE_OUTPUTS == 0 and plain.shape[1] % TILE_OUTPUTS == 0:
+            yield NativeInt8Linear(plain, self._linear_int8)
+        yield from super().quantised(plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See `Kernels`, as for all below."""
@@ -144,9 +155,9 @@ class NativeLinear(Linear):
 
 
 class TiledLinear(NativeLinear):
-    """In bf16, on AMX tiles."""
+    """In bf16, on AMX tiles, or by dot products of pairs."""
 
-    name = "native C, AMX tiles"
+    name = "native C, bf16"
 
     @staticmethod
     def fits(outputs: int, inputs: int) -> bool:
@@ -173,6 +184,34 @@ class PanelLinear(NativeLinear):
     def pack(weight_OI: Tensor) -> Tensor:
         """[outputs / 32, inputs, 32 outputs]."""
         return weight_OI.unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2)
+
+
+class NativeInt8Linear(Int8Linear):
+    """By dot products of four bytes (VNNI)."""
+
+    name = "native C, int8"
+
+    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+        self._kernel = kernel
+        super().__init__(plain)
+
+    def keep(self, weight_OI: Tensor) -> None:
+        """[outputs / 16, inputs / 4, 16 outputs, 4], and 128 times the sum of each output's weights."""
+        self._shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
+        self._packed = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2).contiguous()
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """See `Int8Linear`."""
+        x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
+        y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
+        scales_N = x_NI.new_empty(rows, dtype=torch.float32)
+        bias = None if self.bias is None else self.bias.data_ptr()
+        sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
+        self._kernel(
+            x_NI.data_ptr(), self._packed.data_ptr(), self.scales_O.data_ptr(), self._shifts_O.data_ptr(), bias,
+            y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
+        )  # fmt: skip
+        return y_NO
 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:

@@ -8,7 +8,7 @@ passes by these rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,10 @@ PROBE_LARGE_COUNTS = (33, 40, 48, 64, 72, 96, 128, 192, 256, 320, 384, 512)
 PROBE_OFFSETS = (1, 3, 7, 8, 13)
 VISIBLE_KEYS = (7, 60, 130, 200, 300, 400, 500, 530, 700, 1000)
 KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
+
+
+Forms = Callable[[Linear], Iterator[Linear]]
+"""Forms of a linear map to try, best first."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +75,27 @@ def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, least: in
     return RowRule(TILE, TILE, exact=all(holds(TILE, at) for at in PROBE_OFFSETS))
 
 
-def pack_linears(module: nn.Module, kernels: Kernels) -> None:
-    """Replace every `Linear` by the fastest form that keeps its bits here, with its row rule.
+def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> None:
+    """Replace every `Linear` by the fastest form that keeps its bits here, with its row rule; or by that in int8.
 
     Each distinct shape is probed once, on random values of its own dtype and device.
     """
+    forms: Forms = kernels.quantised if int8 else kernels.packed
     chosen: dict[tuple[object, ...], tuple[type[Linear], RowRule]] = {}
     for parent in list(module.modules()):
         for name, plain in list(parent.named_children()):
             if type(plain) is Linear:
                 key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None)
                 if key not in chosen:
-                    chosen[key] = _choose(plain, kernels)
+                    chosen[key] = _choose(plain, forms)
                 form, plain.rule = chosen[key]
-                setattr(parent, name, next((p for p in kernels.packed(plain) if type(p) is form), plain))
+                setattr(parent, name, next((p for p in forms(plain) if type(p) is form), plain))
 
 
-def _choose(plain: Linear, kernels: Kernels) -> tuple[type[Linear], RowRule]:
+def _choose(plain: Linear, forms: Forms) -> tuple[type[Linear], RowRule]:
     generator = torch.Generator().manual_seed(0)
     rows_NI = torch.randn(MOST_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
-    for form in kernels.packed(plain):
+    for form in forms(plain):
         try:
             form.rule = RowRule(1, MOST_ROWS, exact=False)
             rule = find_row_rule(form, rows_NI, form.least_multiple)

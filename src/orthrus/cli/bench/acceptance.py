@@ -17,6 +17,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     ModelOption,
+    QuantizeOption,
     load_model,
     progress,
 )
@@ -38,6 +39,7 @@ def command(
     batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side; changes no figure here.", min=1)] = 8,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
@@ -46,7 +48,7 @@ def command(
     from orthrus.decoding.sequence import Statistics
 
     prompts = tasks.load(task, limit)
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     options: Options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
         "batch_size": batch_size,

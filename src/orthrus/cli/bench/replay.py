@@ -15,6 +15,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     ModelOption,
+    QuantizeOption,
     load_model,
     progress,
 )
@@ -31,6 +32,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 128,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """The limit of one pass against two with the same weights: tokens per pass by candidates, on known answers."""
@@ -38,7 +40,7 @@ def command(
     from orthrus.bench import tasks
 
     prompts = tasks.load(task, limit)
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     if loaded.decoder.diffusion is None:
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     found = [replays.texts(loaded, prompt, max_new_tokens) for prompt in progress(prompts, task, len(prompts))]

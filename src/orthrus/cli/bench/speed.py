@@ -18,6 +18,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     ModelOption,
+    QuantizeOption,
     load_model,
     progress,
 )
@@ -46,6 +47,7 @@ def command(
     plot: Annotated[Path | None, typer.Option(help="Draw expected and measured speed into this PNG.")] = None,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
@@ -57,7 +59,7 @@ def command(
     for name in settings:
         speeds.options_of(name)
     prompts = {name: tasks.load(name, limit) for name in task}
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
     found = []
     for name, asked in prompts.items():
