@@ -20,7 +20,13 @@ QWEN3 = {
 
 
 def random_decoder(
-    name: str, dtype: torch.dtype, *, block_size: int = 32, layers: int | None = None, device: str = "cpu"
+    name: str,
+    dtype: torch.dtype,
+    *,
+    block_size: int = 32,
+    layers: int | None = None,
+    device: str = "cpu",
+    int8: bool = False,
 ) -> Decoder:
     """A Qwen3 model with random weights and view, prepared for inference. Raises ValueError for an unknown name."""
     if name not in QWEN3:
@@ -36,4 +42,4 @@ def random_decoder(
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.normal_(std=0.02)
-    return decoder.prepare(native.load(dtype, cache_directory()) if device == "cpu" else None)
+    return decoder.prepare(native.load(dtype, cache_directory()) if device == "cpu" else None, int8=int8)

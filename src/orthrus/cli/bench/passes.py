@@ -1,0 +1,102 @@
+"""`orthrus bench passes`: what a pass costs, and where its time goes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    QuantizeOption,
+    load_model,
+    progress,
+    quiet,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    from orthrus.bench.passes import Pass, Roof
+    from orthrus.model.decoder import Decoder
+
+
+def command(
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="May be repeated. [default: 1, 2, 4, ... 128]")] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: 128, 1024]")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Turns; two more warm up.", min=1)] = 15,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+) -> None:
+    """Milliseconds of a pass by rows and context, beside the time that reading its weights takes on this machine."""
+    from orthrus.api import DTYPES
+    from orthrus.bench import passes, provenance, shapes
+
+    if shape is None:
+        decoder = load_model(model, adapter, dtype, device, quantize=quantize).decoder
+    else:
+        quiet()
+        with stderr.status(f"random weights of the shape of {shape}"):
+            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], device=device, int8=quantize is not None)
+    counts, contexts = rows or [1, 2, 4, 8, 16, 32, 64, 128], context or [128, 1024]
+    if max(counts) > decoder.most_rows or min(counts) < 1:
+        raise ValueError(f"a pass of this model has 1 to {decoder.most_rows} rows")
+    if max(contexts) + max(counts) > decoder.config.max_positions:
+        raise ValueError(f"this model has {decoder.config.max_positions} positions: fewer cached tokens, please")
+    found = passes.measure(decoder, counts, contexts, n, lambda turns: progress(turns, "passes", len(turns)))
+    limits = passes.roof(decoder)
+    profiles = {count: passes.profile(decoder, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
+    if as_json:
+        record = {
+            "passes": [asdict(one) for one in found], "roof": asdict(limits) | {"floor": limits.floor},
+            "profiles": profiles, "head": decoder.head.name, "provenance": provenance.machine(decoder.device),
+        }  # fmt: skip
+        print(json.dumps(record, indent=2))
+        return
+    _print(found, limits, decoder, f"{shape or model}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
+    _print_profiles(profiles, contexts[0])
+
+
+def _print(found: list[Pass], limits: Roof, decoder: Decoder, title: str) -> None:
+    table = Table(title=title)
+    for column in ("pass", "context", "rows", "ms (quartiles)", "over one row", "over reading its weights"):
+        table.add_column(column, justify="left" if column == "pass" else "right")
+    for one in found:
+        low, high = (1e3 * value for value in one.quartiles)
+        table.add_row(
+            one.kind, f"{one.context:,}", str(one.rows), f"{1e3 * one.seconds:.2f} ({low:.2f}-{high:.2f})",
+            f"{one.over_one_row:.2f}", f"{one.seconds / limits.floor:.2f}",
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{decoder.head.name}; to read {limits.weights / 1e6:.0f} MB of weights at {limits.bandwidth / 1e9:.1f} GB/s"
+        f" takes {1e3 * limits.floor:.2f} ms; products reach {limits.arithmetic / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def _print_profiles(profiles: dict[int, dict[str, float]], context: int) -> None:
+    table = Table(title=f"where an AR pass spends its milliseconds, {context:,} tokens of context")
+    table.add_column("")
+    for count in profiles:
+        table.add_column(f"{count} rows" if count > 1 else "1 row", justify="right")
+    for name in next(iter(profiles.values())):
+        table.add_row(name, *[f"{1e3 * profile.get(name, 0.0):.2f}" for profile in profiles.values()])
+    table.add_row("all", *[f"{1e3 * sum(profile.values()):.2f}" for profile in profiles.values()])
+    Console(highlight=False).print(table)
