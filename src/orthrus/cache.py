@@ -71,6 +71,11 @@ class CacheWindow:
         """Cached positions of each sequence."""
         return self._cache.lengths[self._slots]
 
+    @property
+    def storage(self) -> tuple[Tensor, Tensor]:
+        """K and V [L, B, G, T, E] as they are stored, workspace included."""
+        return self._cache.keys[:, self._slots], self._cache.values[:, self._slots]
+
     def reserve(self, positions: int) -> None:
         """Make room for `positions` positions in every slot of the cache."""
         self._cache.reserve(positions)

@@ -57,10 +57,11 @@ def test_place(fast, precision, with_norms, attended, held):
     B, H, G, E = len(held), config.heads, config.kv_heads, config.head_dim
     rows = torch.tensor([b * attended + 5 - row for b, count in enumerate(held) for row in range(count, 0, -1)])
     slots = torch.tensor([start + row for start, count in zip((4, 0, 30), held, strict=True) for row in range(count)])
+    table = torch.stack((rows, rows // attended, slots))
     qkv = values(len(rows) + 3, (H + 2 * G) * E, precision=precision)  # the last three are padding
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     rope = RopeTable(config.rope, torch.device("cpu")).rows(slots + 2, 40)
-    places = Places(rows, slots, *rope, (B, attended), config.norm_eps)
+    places = Places(table, *rope, (B, attended), config.norm_eps)
     results = []
     for kernels in (fast, Kernels()):
         storage = torch.zeros(2, B + 1, G, 64, E, dtype=qkv.dtype)
@@ -120,11 +121,15 @@ def test_attention_forms(precision, heads, kv_heads, size):
     torch.testing.assert_close(slow.float(), dense.transpose(1, 2).flatten(2), **TOLERANCES[precision])
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (16, 8, 128), (8, 8, 32), (14, 2, 64)])
-def test_chosen_attention_gives_a_row_the_same_bits_however_many_it_is_among(precision, heads, kv_heads, size):
+def test_chosen_attention_gives_a_row_the_same_bits_however_many_it_is_among(
+    fast, precision, heads, kv_heads, size, own
+):
     """On other values than the probe's, more of them: what differs on few values only must not have been chosen."""
+    kernels = fast if own else Kernels()
     config = SimpleNamespace(heads=heads, kv_heads=kv_heads, head_dim=size)
-    choice = choose_attention(config, tiny.DTYPES[precision], torch.device("cpu"))
+    choice = choose_attention(config, tiny.DTYPES[precision], torch.device("cpu"), kernels)
     assert choice.rule.exact
     q, spans = values(1, 64, heads, size, precision=precision), 1536
     k, v = (values(1, kv_heads, spans, size, precision=precision) for _ in range(2))

@@ -67,6 +67,24 @@ def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dt
             torch.testing.assert_close(found[slot], beside, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("kernels", ["native", "native int8"])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_all_layers_in_one_call_have_the_bits_of_one_by_one(monkeypatch, family, dtype, kernels):
+    decoder = tiny.decoder(family, dtype, kernels=kernels)
+    if decoder.fused is None:
+        pytest.skip("this processor has no fused kernel")
+    found = []
+    for fused in (decoder.fused, None):
+        monkeypatch.setattr(decoder, "fused", fused)
+        _, rows, cache = prepared(decoder)
+        held = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]
+        logits, blocks = decoder.ar_and_diffuse(held, range(3), WIDTH, cache.window(0, 3), blocks=(3, 0, 2))
+        drafts = decoder.diffuse([5, None, 7], WIDTH, cache.window(0, 3), rows=WIDTH)
+        found.append([*logits, *blocks, drafts, cache.keys.clone(), cache.values.clone()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_only_sequences_with_a_root_draft():
     decoder = tiny.decoder("qwen3")
     _, rows, cache = prepared(decoder)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
+from orthrus.model.fused import Stack
 from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, RowRule, attend_in_blocks
 from orthrus.model.layers import Layer, View, scale
 from orthrus.model.layout import Layout, Part
-from orthrus.model.masks import beside_bias, block_bias
+from orthrus.model.masks import Bias, beside_bias, block_bias
 from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
 
@@ -47,6 +48,7 @@ class Decoder(nn.Module):
         self.kernels = Kernels()
         self.attention = AttentionChoice(attend_in_blocks, RowRule(2, MOST_ROWS, exact=False), KEY_BLOCK)
         self.linear_multiple = 2
+        self.fused: Stack | None = None
         self.exact = False
 
     def prepare(self, kernels: Kernels | None = None, *, int8: bool = False) -> Decoder:
@@ -56,9 +58,10 @@ class Decoder(nn.Module):
         """
         self.kernels = kernels or self.kernels
         pack_linears(self, self.kernels, int8=int8)
-        self.attention = choose_attention(self.config, self.dtype, self.device)
+        self.attention = choose_attention(self.config, self.dtype, self.device, self.kernels)
         rules = [linear.rule for linear in self.linears().values()]
         self.linear_multiple = max(rule.multiple for rule in rules)
+        self.fused = Stack.of(self)
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         return self
 
@@ -111,9 +114,8 @@ class Decoder(nn.Module):
         lengths = cache.lengths
         span = self._reserve(cache, max(lengths) + width)
         blocks = [[] if root is None else [root] for root in roots]
-        where = lengths, [block_bias(lengths, width, span, self.norm)]
+        where = lengths, lambda: [block_bias(lengths, width, span, self.norm)]
         (hidden_ND,) = self._layers([self._layout.blocks(blocks, lengths, [0], width, self._mask, where)], cache, span)
-        del where  # the head needs no mask
         count = sum(len(block) for block in blocks)
         return self.logits(hidden_ND[: count * width].view(count, width, -1)[:, :rows])
 
@@ -143,10 +145,12 @@ class Decoder(nn.Module):
         span = self._reserve(cache, max(lengths) + R + J * width)
         parts, slots = [self._layout.ar(rows, lengths, span)], [length + R for length in lengths]
         if J:
-            biases = [
-                beside_bias(parts[0].biases[0], R, row, [slot + j * width for slot in slots], width)
-                for j, row in enumerate(candidates[:J])
-            ]
+
+            def biases() -> list[Bias]:
+                starts = ([slot + j * width for slot in slots] for j in range(J))
+                rows_of = zip(candidates, starts, strict=False)
+                return [beside_bias(parts[0].biases[0], R, row, own, width) for row, own in rows_of]
+
             roots = [[own[row] for row in candidates[:n]] for own, n in zip(rows, counts, strict=True)]
             parts.append(self._layout.blocks(roots, lengths, candidates[:J], width, self._mask, (slots, biases)))
         hidden_ND, *others = self._layers(parts, cache, span)
@@ -180,6 +184,8 @@ class Decoder(nn.Module):
         """All layers up to the final norm, [N, D] for each part. Only the attention projections differ by view."""
         kernels, eps, sizes = self.kernels, self.config.norm_eps, [len(part.tokens_N) for part in parts]
         hidden_ND = self.embedding[torch.cat([part.tokens_N for part in parts])]
+        if self.fused is not None and self.attention.sees:
+            return list(self.fused.run(parts, hidden_ND, cache).split(sizes))
         delta_ND = torch.zeros_like(hidden_ND)
         for layer, (keys, values) in zip(self.stack, cache.layers(span), strict=True):
             normed = kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps).split(sizes)
@@ -198,8 +204,12 @@ class Decoder(nn.Module):
         return list(kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).split(sizes))
 
     def _attend(self, part: Part, q_BRHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The rows of a part over the cache [N, H * E], in as many calls as it has biases."""
-        biases, places = part.biases, part.places
+        """The rows of a part over the cache [N, H * E]; with masks, in as many calls as it has."""
+        places, surplus = part.places, len(part.tokens_N) - part.places.table_3N.shape[1]
+        if self.attention.sees:
+            attention = self.kernels.attend(q_BRHE[0], keys, values, part.sight)
+            return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
+        biases = part.biases
         pieces = [q_BRHE] if len(biases) == 1 else q_BRHE.chunk(len(biases), dim=1)
         found = []
         for piece, bias in zip(pieces, biases, strict=True):
@@ -208,7 +218,6 @@ class Decoder(nn.Module):
         attention = (found[0] if len(found) == 1 else torch.cat(found, dim=1)).flatten(0, 1)
         if not places.full:
             attention = attention[places.rows_N]
-        surplus = len(part.tokens_N) - len(places.rows_N)
         return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
 
     def _reserve(self, cache: CacheWindow, positions: int) -> int:

@@ -101,6 +101,7 @@ class Int8Linear(Linear):
 
     name = "torch, int8"
     least_multiple = 1
+    scales_O: Tensor
 
     def __init__(self, plain: Linear) -> None:
         nn.Module.__init__(self)
@@ -130,31 +131,48 @@ class Int8Linear(Linear):
 
 @dataclass(frozen=True)
 class Places:
-    """Where the rows of a part stand: row n of its products has its key at `slots_N[n]` of its sequence's cache, and is
-    row `rows_N[n]` of the `attended` rectangle [B, A] of query rows, flattened, that attention is given.
+    """Where the rows of a part stand. table_3N: for each row of its products, which row of the `attended` rectangle
+    [B, A] of query rows it is, which sequence's, and at which slot of that sequence's cache its key goes.
 
     The slot is the position, but for blocks that share a pass with AR rows: theirs lie behind those rows. Products may
     have more rows than there are places: padding, which goes nowhere. Rows of the rectangle that nobody takes are zero.
     cos and signed sin are [N, 1, E], fp32.
     """
 
-    rows_N: Tensor
-    slots_N: Tensor
+    table_3N: Tensor
     cos: Tensor
     sin: Tensor
     attended: tuple[int, int]
     norm_eps: float
 
     @property
+    def rows_N(self) -> Tensor:
+        """The first row of `table_3N`."""
+        return self.table_3N[0]
+
+    @property
     def full(self) -> bool:
         """Whether every row of the rectangle is taken."""
-        return len(self.rows_N) == self.attended[0] * self.attended[1]
+        return self.table_3N.shape[1] == self.attended[0] * self.attended[1]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which keys the rows of a part see, row by row: the first `seen_N` of their sequence, and the keys of their run.
+
+    runs [runs, 5]: first row, rows, sequence, and from which slot to which all of its rows see each other.
+    """
+
+    runs: Tensor
+    seen_N: Tensor
 
 
 class Kernels:
     """The work between matrix products, in plain torch: the slow twin of `native.NativeKernels`, on any device."""
 
     name = "torch"
+    sees = False
+    """Whether there is an attention that is told row by row what it sees, and needs no mask; see `attend`."""
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """Faster forms of a linear map to try, best first; what cannot run here raises RuntimeError when called."""
@@ -183,16 +201,19 @@ class Kernels:
     ) -> Tensor:
         """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, A, H, E]."""
         _, G, _, E = keys_BGTE.shape
-        (B, A), rows_N = places.attended, places.rows_N
+        (B, A), (rows_N, sequences_N, slots_N) = places.attended, places.table_3N
         qkv = qkv_NF.view(len(qkv_NF), -1, E)[: len(rows_N)]
         q, k, v = qkv.split((qkv.shape[1] - 2 * G, G, G), dim=1)
         if norms is not None:
             q, k = self.norm(q, norms[0], places.norm_eps), self.norm(k, norms[1], places.norm_eps)
-        sequences_N = rows_N // A
-        keys_BGTE.transpose(1, 2)[sequences_N, places.slots_N] = rotate(k, places.cos, places.sin)
-        values_BGTE.transpose(1, 2)[sequences_N, places.slots_N] = v
+        keys_BGTE.transpose(1, 2)[sequences_N, slots_N] = rotate(k, places.cos, places.sin)
+        values_BGTE.transpose(1, 2)[sequences_N, slots_N] = v
         attended = q.new_zeros(B * A, *q.shape[1:])
         return attended.index_copy_(0, rows_N, rotate(q, places.cos, places.sin)).unflatten(0, (B, A))
+
+    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
+        """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row sees. No row computes anything for others."""
+        raise NotImplementedError
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """silu(first half) * second half of the last dimension."""
@@ -201,7 +222,7 @@ class Kernels:
 
 
 class Attend(Protocol):
-    """Attention over S keys, S a multiple of 512."""
+    """Attention with a mask, over S keys, S a multiple of 512."""
 
     def __call__(self, q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
         """Softmax(q k / sqrt(E) + bias) v [B, R, H*E]; head h reads key/value head h // (H / G)."""

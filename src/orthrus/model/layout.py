@@ -6,13 +6,15 @@ longest sequence has, in which the rows that a sequence lacks are zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from orthrus.model.kernels import Places
+from orthrus.model.kernels import Places, Sight
 from orthrus.model.layers import ViewName
 from orthrus.model.masks import Bias, causal_bias
 from orthrus.model.probes import AttentionChoice
@@ -21,15 +23,22 @@ from orthrus.model.rope import RopeTable
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a pass that go through one view: tokens [N], padding last, where they stand, what they attend to.
+    """The rows of a pass that go through one view: tokens [N], padding last, and where they stand.
 
-    Several biases serve as many equal runs of attended rows, each in a call of its own.
+    What they attend to is told twice, for two kinds of kernel: `biases` over the rectangle, several of which serve as
+    many equal runs of its rows, each in a call of its own; and `Sight`, row by row.
     """
 
     view: ViewName
     tokens_N: Tensor
     places: Places
-    biases: list[Bias]
+    sight: Sight
+    make_biases: Callable[[], list[Bias]]
+
+    @cached_property
+    def biases(self) -> list[Bias]:
+        """Made when first asked for."""
+        return self.make_biases()
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,24 @@ class Layout:
         as many as the longest sequence has."""
         R = max(len(own) for own in tokens)
         attended = self.attention.padded(R)
+        sequences: list[int] = []
         rows: list[int] = []
         positions: list[int] = []
         flat: list[int] = []
         for b, (own, length) in enumerate(zip(tokens, lengths, strict=True)):
             rows += range(b * attended + R - len(own), b * attended + R)
+            sequences += [b] * len(own)
             positions += range(length + len(own) - 1, length - 1, -1)
             flat += own[::-1]
-        places = self._places(rows, positions, positions, (len(tokens), attended))
-        return Part("ar", self._tokens(flat), places, [causal_bias(lengths, R, attended, span, self.like)])
+        counts = [len(own) for own in tokens]
+        runs = [
+            [end - count, count, b, 0, 0] for b, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True))
+        ]
+        places = self._places([rows, sequences, positions], positions, (len(tokens), attended))
+        sight = self._sight(runs, [position + 1 for position in positions])
+        return Part(
+            "ar", self._tokens(flat), places, sight, lambda: [causal_bias(lengths, R, attended, span, self.like)]
+        )
 
     def blocks(
         self,
@@ -64,27 +82,39 @@ class Layout:
         candidates: Sequence[int],
         width: int,
         mask: int,
-        where: tuple[list[int], list[Bias]],
+        where: tuple[list[int], Callable[[], list[Bias]]],
     ) -> Part:
         """Blocks of a root and masks, from length + candidates[j] on; `where`: their first slots, what each sees."""
         attended, masks = len(candidates) * width, [mask] * (width - 1)
         rows: list[int] = []
         positions: list[int] = []
+        sequences: list[int] = []
         slots: list[int] = []
         flat: list[int] = []
+        runs: list[list[int]] = []
+        seen: list[int] = []
         for b, (own, length, slot) in enumerate(zip(roots, lengths, where[0], strict=True)):
             rows += range(b * attended, b * attended + len(own) * width)
+            sequences += [b] * (len(own) * width)
             slots += range(slot, slot + len(own) * width)
-            for root, candidate in zip(own, candidates, strict=False):
+            for j, (root, candidate) in enumerate(zip(own, candidates, strict=False)):
+                runs.append([len(flat), width, b, slot + j * width, slot + (j + 1) * width])
+                seen += [length + candidate] * width
                 positions += range(length + candidate, length + candidate + width)
                 flat += [root, *masks]
-        places = self._places(rows, positions, slots, (len(roots), attended))
-        return Part("diffusion", self._tokens(flat), places, where[1])
+        places = self._places([rows, sequences, slots], positions, (len(roots), attended))
+        return Part("diffusion", self._tokens(flat), places, self._sight(runs, seen), where[1])
 
     def _tokens(self, flat: list[int]) -> Tensor:
         """Tokens of a part, with as many after them as the matrix products want."""
         return torch.tensor([*flat, *[0] * (-len(flat) % self.multiple)], device=self.like.device)
 
-    def _places(self, rows: list[int], positions: list[int], slots: list[int], attended: tuple[int, int]) -> Places:
-        rows_N, positions_N, slots_N = torch.tensor([rows, positions, slots], device=self.like.device)
-        return Places(rows_N, slots_N, *self.rope.rows(positions_N, max(positions)), attended, self.norm_eps)
+    def _sight(self, runs: list[list[int]], seen: list[int]) -> Sight:
+        device = self.like.device
+        return Sight(torch.tensor(runs, device=device), torch.tensor(seen, device=device))
+
+    def _places(self, table: list[list[int]], positions: list[int], attended: tuple[int, int]) -> Places:
+        if self.attention.sees:
+            table[0], attended = list(range(len(positions))), (1, len(positions))
+        table_4N = torch.tensor([*table, positions], device=self.like.device)
+        return Places(table_4N[:3], *self.rope.rows(table_4N[3], max(positions)), attended, self.norm_eps)

@@ -20,15 +20,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from orthrus.model.kernels import Int8Linear, Kernels, Linear, Places
+from orthrus.model.arena import in_huge_pages
+from orthrus.model.kernels import Int8Linear, Kernels, Linear, Places, Sight
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 """No contraction into fused multiply-adds: vector loop and scalar tail must round alike."""
 THREADING = "-fopenmp"
 """The OpenMP runtime is found by name, and torch has already loaded its own: both share one pool of threads."""
-TILE_OUTPUTS, TILE_DEPTH = 16, 32
-PANEL_OUTPUTS = 32
+TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
 DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -40,17 +40,24 @@ class NativeKernels(Kernels):
     name = "native C"
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         self._rms_norm, self._place, self._gate = library.rms_norm, library.place, library.gate
         self._rms_norm.argtypes = (_POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _FLOAT)
-        self._place.argtypes = (*(_POINTER,) * 11, _FLOAT)
+        self._place.argtypes = (*(_POINTER,) * 10, _INTEGER, _FLOAT)
         self._gate.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER)
         for function in (self._rms_norm, self._place, self._gate):
             function.restype = None
         self._linear = None
-        if library.has_linear():
+        self._depth = library.has_linear()
+        if self._depth:
             self._linear = library.linear
             self._linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
             self._linear.restype = None
+        self.sees = bool(library.has_attention())
+        if self.sees:
+            self._attend = library.attend
+            self._attend.argtypes = (*(_POINTER,) * 5, _INTEGER, _POINTER, _POINTER, _INTEGER)
+            self._attend.restype = None
         self._linear_int8 = None
         if library.has_linear_int8():
             self._linear_int8 = library.linear_int8
@@ -60,7 +67,7 @@ class NativeKernels(Kernels):
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
-        if self._linear and form.fits(*plain.shape):
+        if self._linear and plain.shape[0] % form.outputs == 0 and plain.shape[1] % self._depth == 0:
             yield form(plain, self._linear)
         yield from super().packed(plain)
 
@@ -95,18 +102,29 @@ class NativeKernels(Kernels):
     ) -> Tensor:
         """See `Kernels`."""
         assert qkv_NF.is_contiguous()
-        (B, A), N = places.attended, len(places.rows_N)
+        (B, A), N = places.attended, places.table_3N.shape[1]
         _, G, _, E = keys_BGTE.shape
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if places.full else qkv_NF.new_zeros(B, A, H, E)
-        sizes = (_INTEGER * 7)(N, A, H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
+        sizes = (_INTEGER * 5)(H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
         self._place(
-            qkv_NF.data_ptr(), q_norm, k_norm, places.cos.data_ptr(), places.sin.data_ptr(),
-            places.rows_N.data_ptr(), places.slots_N.data_ptr(), q.data_ptr(),
-            keys_BGTE.data_ptr(), values_BGTE.data_ptr(), sizes, places.norm_eps,
+            qkv_NF.data_ptr(), q_norm, k_norm, places.cos.data_ptr(), places.sin.data_ptr(), places.table_3N.data_ptr(),
+            q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(), sizes, N, places.norm_eps,
         )  # fmt: skip
         return q
+
+    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
+        """See `Kernels`."""
+        (N, H, E), G = q_NHE.shape, keys_BGTE.shape[1]
+        assert q_NHE.is_contiguous() and keys_BGTE.stride(2) == E
+        out = torch.empty_like(q_NHE)
+        sizes = (_INTEGER * 5)(H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
+        self._attend(
+            q_NHE.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(), out.data_ptr(), sight.runs.data_ptr(),
+            len(sight.runs), sight.seen_N.data_ptr(), sizes, torch.get_num_threads(),
+        )  # fmt: skip
+        return out.view(N, H * E)
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """See `Kernels`."""
@@ -121,18 +139,16 @@ class NativeLinear(Linear):
     """A linear map that sums every row alone, in one order, so that its bits hold for any number of rows."""
 
     least_multiple = 1
+    packed: Tensor
+    outputs: int
+    """Of which their number must be a multiple."""
 
     def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
         nn.Module.__init__(self)
         self.register_parameter("weight", None)
         self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
         self._kernel = kernel
-        self._packed = self.pack(plain.weight.detach()).contiguous()
-
-    @staticmethod
-    def fits(outputs: int, inputs: int) -> bool:
-        """Whether weights of this shape can be packed."""
-        raise NotImplementedError
+        self.packed = in_huge_pages(self.pack(plain.weight.detach()))
 
     @staticmethod
     def pack(weight_OI: Tensor) -> Tensor:
@@ -149,7 +165,7 @@ class NativeLinear(Linear):
         x_NI = x_NI.contiguous()
         y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
         bias = None if self.bias is None else self.bias.data_ptr()
-        where = (x_NI.data_ptr(), self._packed.data_ptr(), bias, y_NO.data_ptr())
+        where = (x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr())
         self._kernel(*where, *x_NI.shape, self.shape[0], torch.get_num_threads())
         return y_NO
 
@@ -159,15 +175,12 @@ class TiledLinear(NativeLinear):
 
     name = "native C, bf16"
 
-    @staticmethod
-    def fits(outputs: int, inputs: int) -> bool:
-        """See `NativeLinear`."""
-        return outputs % TILE_OUTPUTS == 0 and inputs % TILE_DEPTH == 0
+    outputs = TILE_OUTPUTS
 
     @staticmethod
     def pack(weight_OI: Tensor) -> Tensor:
-        """[outputs / 16, inputs / 32, 16 pairs, 16 outputs, 2]."""
-        return weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, TILE_DEPTH // 2, 2)).permute(0, 2, 3, 1, 4)
+        """[outputs / 16, inputs / 2, 16 outputs, 2]."""
+        return weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 2)).transpose(1, 2)
 
 
 class PanelLinear(NativeLinear):
@@ -175,10 +188,7 @@ class PanelLinear(NativeLinear):
 
     name = "native C, FMA panels"
 
-    @staticmethod
-    def fits(outputs: int, inputs: int) -> bool:
-        """See `NativeLinear`."""
-        return outputs % PANEL_OUTPUTS == 0
+    outputs = PANEL_OUTPUTS
 
     @staticmethod
     def pack(weight_OI: Tensor) -> Tensor:
@@ -190,6 +200,8 @@ class NativeInt8Linear(Int8Linear):
     """By dot products of four bytes (VNNI)."""
 
     name = "native C, int8"
+    packed: Tensor
+    shifts_O: Tensor
 
     def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
         self._kernel = kernel
@@ -197,8 +209,8 @@ class NativeInt8Linear(Int8Linear):
 
     def keep(self, weight_OI: Tensor) -> None:
         """[outputs / 16, inputs / 4, 16 outputs, 4], and 128 times the sum of each output's weights."""
-        self._shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
-        self._packed = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2).contiguous()
+        self.shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
+        self.packed = in_huge_pages(weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2))
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `Int8Linear`."""
@@ -208,7 +220,7 @@ class NativeInt8Linear(Int8Linear):
         bias = None if self.bias is None else self.bias.data_ptr()
         sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
         self._kernel(
-            x_NI.data_ptr(), self._packed.data_ptr(), self.scales_O.data_ptr(), self._shifts_O.data_ptr(), bias,
+            x_NI.data_ptr(), self.packed.data_ptr(), self.scales_O.data_ptr(), self.shifts_O.data_ptr(), bias,
             y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
         )  # fmt: skip
         return y_NO
@@ -225,7 +237,9 @@ def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL | None:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if dtype not in DEFINES or compiler is None or platform.system() not in ("Linux", "Darwin"):
         return None
-    key = hashlib.sha256(repr((SOURCE.read_bytes(), FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        repr(([path.read_bytes() for path in sorted(SOURCES.iterdir())], FLAGS, compiler, _processor())).encode()
+    ).hexdigest()[:16]
     target = cache_directory / f"native-{DEFINES[dtype].lower()}-{key}.so"
     try:
         if not target.exists():
@@ -239,7 +253,7 @@ def _compile(compiler: str, define: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name
-        command = [compiler, *FLAGS, f"-D{define}", str(SOURCE), "-o", str(built), "-lm"]
+        command = [compiler, *FLAGS, f"-D{define}", str(SOURCES / "native.c"), "-o", str(built), "-lm"]
         threaded = subprocess.run([*command, THREADING], check=False, capture_output=True, timeout=120)
         if threaded.returncode:  # a compiler without OpenMP: the same kernels on one thread
             subprocess.run(command, check=True, capture_output=True, timeout=120)

@@ -22,6 +22,7 @@ from orthrus.model.kernels import (
     Kernels,
     Linear,
     RowRule,
+    Sight,
     attend_flash,
     attend_in_blocks,
 )
@@ -44,13 +45,15 @@ Forms = Callable[[Linear], Iterator[Linear]]
 class AttentionChoice:
     """An attention kernel, its row rule (rows are those of one sequence), and the multiple of keys it must be given.
 
-    `single_row` tells whether one row may go alone, whatever the rule pads to.
+    `single_row` tells whether one row may go alone, whatever the rule pads to; `sees`, that `Kernels.attend` is used,
+    of which `attend` is then only a form that takes a mask.
     """
 
     attend: Attend
     rule: RowRule
     key_multiple: int
     single_row: bool = False
+    sees: bool = False
 
     def padded(self, rows: int) -> int:
         """How many rows to give it for `rows` rows of a sequence."""
@@ -84,31 +87,44 @@ def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> 
     chosen: dict[tuple[object, ...], tuple[type[Linear], RowRule]] = {}
     for parent in list(module.modules()):
         for name, plain in list(parent.named_children()):
-            if type(plain) is Linear:
-                key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None)
-                if key not in chosen:
-                    chosen[key] = _choose(plain, forms)
+            if type(plain) is not Linear:
+                continue
+            key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None)
+            if key in chosen:
                 form, plain.rule = chosen[key]
-                setattr(parent, name, next((p for p in forms(plain) if type(p) is form), plain))
+                found = next((p for p in forms(plain) if type(p) is form), plain)
+            else:
+                found = _choose(plain, forms)
+                chosen[key] = type(found), found.rule
+            setattr(parent, name, found)
 
 
-def _choose(plain: Linear, forms: Forms) -> tuple[type[Linear], RowRule]:
+def _choose(plain: Linear, forms: Forms) -> Linear:
+    """The first form whose bits hold, with its rule, else the plain one with what was found of it."""
     generator = torch.Generator().manual_seed(0)
     rows_NI = torch.randn(MOST_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
     for form in forms(plain):
         try:
             form.rule = RowRule(1, MOST_ROWS, exact=False)
-            rule = find_row_rule(form, rows_NI, form.least_multiple)
+            form.rule = find_row_rule(form, rows_NI, form.least_multiple)
         except RuntimeError:  # this build of torch has no such kernel
             continue
-        if rule.exact:
-            return type(form), rule
-    return Linear, find_row_rule(plain, rows_NI)
+        if form.rule.exact:
+            return form
+    plain.rule = find_row_rule(plain, rows_NI)
+    return plain
 
 
-def choose_attention(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> AttentionChoice:
+def choose_attention(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels
+) -> AttentionChoice:
     """The fastest attention whose bits hold here, else the slow twin with what was found of it."""
     probe = _AttentionProbe(config, dtype, device)
+    if kernels.sees:
+        attend = masked(kernels)
+        rule = probe.row_rule(attend, 1)
+        if rule.exact and rule.multiple == 1:
+            return AttentionChoice(attend, rule, probe.key_multiple(attend), single_row=True, sees=True)
     if device.type == "cpu":
         try:
             choice = AttentionChoice(
@@ -122,6 +138,19 @@ def choose_attention(config: DecoderConfig, dtype: torch.dtype, device: torch.de
         if choice.rule.exact:
             return choice
     return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
+
+
+def masked(kernels: Kernels) -> Attend:
+    """`Kernels.attend` in the form that takes a mask, of rows that see a number of keys from the first on."""
+
+    def native_attention(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+        B, R, H, E = q_BRHE.shape
+        seen = (bias_B1RS == 0).sum(dim=-1).expand(B, 1, R).reshape(-1)
+        runs = torch.tensor([[b * R, R, b, 0, 0] for b in range(B)])
+        out = kernels.attend(q_BRHE.reshape(B * R, H, E), k_BGSE, v_BGSE, Sight(runs, seen))
+        return out.view(B, R, H * E)
+
+    return native_attention
 
 
 class _AttentionProbe:

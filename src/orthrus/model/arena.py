@@ -1,0 +1,31 @@
+"""Memory for packed weights, in huge pages where the system has them: a pass reads it all, and pages cost look-ups."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**26
+ALIGNMENT = 64
+_open: list[tuple[mmap.mmap, int]] = []
+"""The chunk that is being filled, and how far."""
+
+
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """A contiguous copy of a CPU tensor, right after the one before it; freed with the last tensor of its chunk."""
+    memory, used = _open.pop() if _open else (_chunk(0), 0)
+    if used + tensor.nbytes > len(memory):
+        memory, used = _chunk(tensor.nbytes), 0
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=used).view(tensor.shape)
+    copy.copy_(tensor)
+    _open.append((memory, -(-(used + tensor.nbytes) // ALIGNMENT) * ALIGNMENT))
+    return copy
+
+
+def _chunk(least: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, max(CHUNK, least))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

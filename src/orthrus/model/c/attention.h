@@ -1,0 +1,256 @@
+/* Attention of a few rows over the cache, read in place. Keys go by in blocks whose borders depend on the position alone,
+ * merged in order by online softmax, and no row computes anything for keys it does not see: so neither its neighbours nor
+ * what lies behind its keys can move a bit of it. */
+#if defined(__AVX512F__) && defined(__AVX512BW__) && (!defined(BFLOAT16) || defined(__AVX512BF16__))
+enum { KEYS = 256, SLICE = 64, SCORED = 8, SUMMED = 6 };
+
+int has_attention(void) { return 1; }
+
+/* 16 x 16 words: out[16 i + j] = rows[j][i], of which there are `count` rows and `words` words; zeros for the others. */
+static inline void transpose(const int32_t *rows, int64_t stride, int64_t count, int64_t words, int32_t *out) {
+    __m512i a[16], b[16];
+    __mmask16 there = (__mmask16)(words < 16 ? (1 << words) - 1 : 0xffff);
+    for (int64_t j = 0; j < 16; j++)
+        a[j] = j < count ? _mm512_maskz_loadu_epi32(there, rows + j * stride) : _mm512_setzero_si512();
+    for (int j = 0; j < 16; j += 2) {
+        b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
+        b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
+    }
+    for (int j = 0; j < 16; j += 4) {
+        a[j] = _mm512_unpacklo_epi64(b[j], b[j + 2]);
+        a[j + 1] = _mm512_unpackhi_epi64(b[j], b[j + 2]);
+        a[j + 2] = _mm512_unpacklo_epi64(b[j + 1], b[j + 3]);
+        a[j + 3] = _mm512_unpackhi_epi64(b[j + 1], b[j + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        __m512i low2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), high2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+        _mm512_storeu_si512(out + 16 * i, _mm512_shuffle_i32x4(low, low2, 0x88));
+        _mm512_storeu_si512(out + 16 * (i + 4), _mm512_shuffle_i32x4(high, high2, 0x88));
+        _mm512_storeu_si512(out + 16 * (i + 8), _mm512_shuffle_i32x4(low, low2, 0xdd));
+        _mm512_storeu_si512(out + 16 * (i + 12), _mm512_shuffle_i32x4(high, high2, 0xdd));
+    }
+}
+
+/* scores[r][0..15] = q_r k_j * scale for `rows` rows and `chunks` (constants where this is inlined) of 16 transposed keys. */
+static inline __attribute__((always_inline)) void score(const VALUE *const *q, const int32_t *keys, int64_t words,
+                                                        float scale, float *scores, const int rows, const int chunks) {
+    __m512 sums[SCORED];
+#pragma GCC unroll 16
+    for (int n = 0; n < rows * chunks; n++) sums[n] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < words; i++)
+#pragma GCC unroll 16
+        for (int n = 0; n < rows * chunks; n++) {
+            __m512i key = _mm512_loadu_si512(keys + 16 * (n / rows * words + i));
+            __m512i value = _mm512_set1_epi32(((const int32_t *)q[n % rows])[i]);
+#ifdef BFLOAT16
+            sums[n] = _mm512_dpbf16_ps(sums[n], (__m512bh)value, (__m512bh)key);
+#else
+            sums[n] = _mm512_fmadd_ps(_mm512_castsi512_ps(value), _mm512_castsi512_ps(key), sums[n]);
+#endif
+        }
+#pragma GCC unroll 16
+    for (int n = 0; n < rows * chunks; n++)
+        _mm512_storeu_ps(scores + n % rows * KEYS + 16 * (n / rows), _mm512_mul_ps(sums[n], _mm512_set1_ps(scale)));
+}
+
+/* e^x for x <= 0 to 2 units in the last place (Cephes). */
+static inline __m512 exponential_lanes(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, whole);
+}
+
+/* Scores of `seen` keys become weights against the largest score so far, those up to `padded` zeros; returns their sum. */
+static inline float weigh(float *weights, int64_t seen, int64_t padded, float *top) {
+    __m512 most = _mm512_set1_ps(*top), sums = _mm512_setzero_ps();
+    for (int64_t i = 0; i < seen; i += LANES) {
+        __mmask16 there = (__mmask16)(seen - i < LANES ? (1 << (seen - i)) - 1 : 0xffff);
+        most = _mm512_mask_max_ps(most, there, most, _mm512_loadu_ps(weights + i));
+    }
+    *top = _mm512_reduce_max_ps(most);
+    most = _mm512_set1_ps(*top);
+    for (int64_t i = 0; i < padded; i += LANES) {
+        __mmask16 there = (__mmask16)(seen - i < LANES ? (seen > i ? (1 << (seen - i)) - 1 : 0) : 0xffff);
+        __m512 weight = exponential_lanes(_mm512_sub_ps(_mm512_loadu_ps(weights + i), most));
+        weight = _mm512_maskz_mov_ps(there, weight);
+        _mm512_storeu_ps(weights + i, weight);
+        sums = _mm512_add_ps(sums, weight);
+    }
+    return _mm512_reduce_add_ps(sums);
+}
+
+/* sums[r] = sums[r] * keep[r] + weights[r] v over `count` keys, one slice of 64 features. */
+static inline __attribute__((always_inline)) void gather(const float *weights, const float *keep, const VALUE *v,
+                                                         int64_t count, int64_t size, float *sums, const int rows,
+                                                         const int parts) {
+    __m512 total[SUMMED][SLICE / LANES];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 16
+        for (int p = 0; p < parts; p++)
+            total[r][p] = _mm512_mul_ps(_mm512_loadu_ps(sums + r * size + p * LANES), _mm512_set1_ps(keep[r]));
+    for (int64_t j = 0; j < count; j++, v += size)
+#pragma GCC unroll 16
+        for (int p = 0; p < parts; p++) {
+#ifdef BFLOAT16
+            __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(v + p * LANES)));
+            __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+#else
+            __m512 value = _mm512_loadu_ps(v + p * LANES);
+#endif
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++)
+                total[r][p] = _mm512_fmadd_ps(_mm512_set1_ps(weights[r * KEYS + j]), value, total[r][p]);
+        }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 16
+        for (int p = 0; p < parts; p++) _mm512_storeu_ps(sums + r * size + p * LANES, total[r][p]);
+}
+
+/* What a thread keeps while it attends: for `rows` query rows, weights [KEYS], sums [size], top, total, keep, visible. */
+typedef struct {
+    float *weights, *sums, *top, *total, *keep;
+    int64_t *visible;
+    const VALUE **q;
+    int32_t *keys;
+} Room;
+
+/* One block of `count` keys, of which query row r sees the first visible[r]. */
+static void attend_block(const Room *room, int64_t rows, const VALUE *k, const VALUE *v, int64_t count, int64_t size,
+                         float scale) {
+    int64_t words = size * (int64_t)sizeof(VALUE) / 4, chunks = (count + 15) / 16;
+    for (int64_t c = 0; c < chunks; c++)
+        for (int64_t i = 0; i < words; i += 16)
+            transpose((const int32_t *)(k + 16 * c * size) + i, words, count - 16 * c, words - i,
+                      room->keys + 16 * (c * words + i));
+    for (int64_t r = 0, taken; r < rows; r += taken) {
+        taken = rows - r >= 8 ? 8 : rows - r >= 4 ? 4 : rows - r >= 3 ? 3 : 1;
+        for (int64_t c = 0; c < chunks; c += taken < 8 ? 2 : 1) { /* a chunk too many finds room, and is never looked at */
+            const int32_t *keys = room->keys + 16 * c * words;
+            float *scores = room->weights + r * KEYS + 16 * c;
+            if (taken == 8) score(room->q + r, keys, words, scale, scores, 8, 1);
+            else if (taken == 4) score(room->q + r, keys, words, scale, scores, 4, 2);
+            else if (taken == 3) score(room->q + r, keys, words, scale, scores, 3, 2);
+            else score(room->q + r, keys, words, scale, scores, 1, 2);
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        float before = room->top[r], sum = weigh(room->weights + r * KEYS, room->visible[r], 16 * chunks, room->top + r);
+        room->keep[r] = room->visible[r] ? expf(before - room->top[r]) : 1.0f;
+        room->total[r] = room->total[r] * room->keep[r] + sum;
+    }
+    for (int64_t s = 0; s < size; s += SLICE) {
+        int64_t whole = size - s >= SLICE;
+        for (int64_t r = 0, taken; r < rows; r += taken) {
+            taken = rows - r >= 6 ? 6 : rows - r >= 3 ? 3 : 1;
+            int64_t most = 0;
+            for (int64_t i = r; i < r + taken; i++) most = room->visible[i] > most ? room->visible[i] : most;
+            const float *weights = room->weights + r * KEYS, *keep = room->keep + r;
+            float *sums = room->sums + r * size + s;
+            if (!whole) for (int64_t p = 0; p < size - s; p += LANES)
+                for (int64_t i = 0; i < taken; i++) gather(weights + i * KEYS, keep + i, v + s + p, most, size, sums + i * size + p, 1, 1);
+            else if (taken == 6) gather(weights, keep, v + s, most, size, sums, 6, 4);
+            else if (taken == 3) gather(weights, keep, v + s, most, size, sums, 3, 4);
+            else gather(weights, keep, v + s, most, size, sums, 1, 4);
+        }
+    }
+}
+
+/* Rows of one run (they share sequence and own keys), one key/value head: q, out [.., H, size] at `stride` values a row. */
+static void attend_run(const VALUE *q, VALUE *out, const int64_t *seen, int64_t rows, int64_t stride, int64_t group,
+                       const VALUE *k, const VALUE *v, const int64_t *own, int64_t size, const Room *room) {
+    int64_t all = rows * group, longest = 0;
+    for (int64_t r = 0; r < all; r++) {
+        room->q[r] = q + r / group * stride + r % group * size;
+        room->top[r] = -INFINITY, room->total[r] = 0.0f;
+        longest = seen[r / group] > longest ? seen[r / group] : longest;
+    }
+    memset(room->sums, 0, all * size * sizeof(float));
+    float scale = 1.0f / sqrtf((float)size);
+    for (int64_t start = 0; start < longest; start += KEYS) {
+        int64_t count = longest - start < KEYS ? longest - start : KEYS;
+        for (int64_t r = 0; r < all; r++) {
+            int64_t left = seen[r / group] - start;
+            room->visible[r] = left < 0 ? 0 : left < count ? left : count;
+        }
+        attend_block(room, all, k + start * size, v + start * size, count, size, scale);
+    }
+    for (int64_t start = own[0]; start < own[1]; start += KEYS) {
+        int64_t count = own[1] - start < KEYS ? own[1] - start : KEYS;
+        for (int64_t r = 0; r < all; r++) room->visible[r] = count;
+        attend_block(room, all, k + start * size, v + start * size, count, size, scale);
+    }
+    for (int64_t r = 0; r < all; r++) {
+        VALUE *to = out + r / group * stride + r % group * size;
+        for (int64_t i = 0; i < size; i += LANES)
+            store_lanes(to + i, _mm512_div_ps(_mm512_loadu_ps(room->sums + r * size + i), _mm512_set1_ps(room->total[r])));
+    }
+}
+
+enum { RUN = 5 };
+
+/* Bytes of room for query rows of one head. */
+static int64_t room_bytes(int64_t rows, int64_t size) {
+    return rows * (int64_t)(sizeof(float) * (KEYS + size + 3) + sizeof(int64_t) + sizeof(VALUE *)) + 4 * KEYS * size + 512;
+}
+
+static Room room_in(char *memory, int64_t rows, int64_t size) {
+    Room room;
+    room.keys = (int32_t *)memory, memory += 4 * KEYS * size;
+    room.q = (const VALUE **)memory, memory += rows * (int64_t)sizeof(VALUE *);
+    room.visible = (int64_t *)memory, memory += rows * (int64_t)sizeof(int64_t);
+    room.weights = (float *)memory, room.sums = room.weights + rows * KEYS, room.top = room.sums + rows * size;
+    room.total = room.top + rows, room.keep = room.total + rows;
+    return room;
+}
+
+/* What thread t of T does. runs [count][first row, rows, sequence, first own key, last + 1]; seen [rows]: how many of the
+ * sequence's first keys each sees; sizes: H, G, E, strides of sequences and heads in the cache. */
+static void attend_share(const VALUE *q, const VALUE *keys, const VALUE *values, VALUE *out, const int64_t *runs,
+                         int64_t count, const int64_t *seen, const int64_t *sizes, char *memory, int64_t most,
+                         int64_t t, int64_t T) {
+    int64_t H = sizes[0], G = sizes[1], E = sizes[2], group = H / G;
+    int64_t pieces = count * G % T && runs[1] >= T ? T : 1; /* rows shared out too, where heads do not come out even */
+    Room room = room_in(memory, most * group, E);
+    for (int64_t task = t; task < count * G * pieces; task += T) {
+        const int64_t *run = runs + task / pieces / G * RUN;
+        int64_t g = task / pieces % G, piece = task % pieces;
+        int64_t begin = run[1] * piece / pieces, end = run[1] * (piece + 1) / pieces, at = run[2] * sizes[3] + g * sizes[4];
+        for (int64_t r = begin; r < end; r += most) {
+            int64_t rows = end - r < most ? end - r : most, first = run[0] + r;
+            const VALUE *from = q + first * H * E + g * group * E;
+            VALUE *to = out + first * H * E + g * group * E;
+            attend_run(from, to, seen + first, rows, H * E, group, keys + at, values + at, run + 3, E, &room);
+        }
+    }
+}
+
+/* q [N, H, E] of all runs to out [N, H, E]. */
+void attend(const VALUE *q, const VALUE *keys, const VALUE *values, VALUE *out, const int64_t *runs, int64_t count,
+            const int64_t *seen, const int64_t *sizes, int64_t threads) {
+    int64_t most = 32, size = room_bytes(most * (sizes[0] / sizes[1]), sizes[2]);
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t t = 0, T = 1;
+#ifdef _OPENMP
+        t = omp_get_thread_num(), T = omp_get_num_threads();
+#endif
+        char *memory = aligned_alloc(64, (size + 63) / 64 * 64);
+        attend_share(q, keys, values, out, runs, count, seen, sizes, memory, most, t, T);
+        free(memory);
+    }
+}
+#else
+int has_attention(void) { return 0; }
+#endif

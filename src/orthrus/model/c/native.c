@@ -1,0 +1,22 @@
+/* All kernels of a pass on a CPU, compiled on the user's machine, once per type of value: see native.py.
+ *
+ * Every row is computed alone, in one fixed order, so its bits cannot depend on the rows beside it. All arithmetic is
+ * fp32; VALUE is how numbers are stored.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "small.h"
+#include "training.h"
+#include "products.h"
+#include "int8.h"
+#include "attention.h"
+#include "stack.h"

@@ -1,0 +1,97 @@
+"""All layers of a pass in one call of `c/stack.h`: the same kernels as one by one, hence the same bits, without Python.
+
+Its slow twin is the loop over layers in `Decoder`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from orthrus.cache import CacheWindow
+from orthrus.model.kernels import Linear
+from orthrus.model.layout import Part
+from orthrus.model.native import NativeInt8Linear, NativeKernels, NativeLinear
+
+if TYPE_CHECKING:
+    from orthrus.model.decoder import Decoder
+
+_INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
+VIEWS = ("ar", "diffusion")
+
+
+class Stack:
+    """The layers of one decoder as a table of addresses. Weights must stay where they are."""
+
+    def __init__(self, decoder: Decoder, library: ctypes.CDLL) -> None:
+        config = decoder.config
+        self._run, self._bytes = library.stack, library.stack_bytes
+        self._run.argtypes, self._run.restype = ((_POINTER,) * 9 + (ctypes.c_float,)), None
+        self._bytes.restype = _INTEGER
+        self._norm, self._eps = decoder.norm, config.norm_eps
+        self._shape = config.hidden_size, config.intermediate_size, config.heads, config.kv_heads, config.head_dim
+        rows = []
+        for layer in decoder.stack:
+            views = [layer.ar, layer.diffusion or layer.ar]
+            norms = [
+                norm.data_ptr() if norm is not None else 0 for view in views for norm in (view.q_norm, view.k_norm)
+            ]
+            maps = [*[linear for view in views for linear in (view.qkv, view.o)], layer.gate_up, layer.down]
+            rows += [layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), *norms]
+            rows += [number for linear in maps for number in _map(linear)]
+        self._table, self._layers = torch.tensor(rows), len(decoder.stack)
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @staticmethod
+    def of(decoder: Decoder) -> Stack | None:
+        """The stack of a prepared decoder whose kernels all have their place in it; None for others."""
+        kernels, attention = decoder.kernels, decoder.attention
+        if not isinstance(kernels, NativeKernels) or not kernels.library.has_stack() or not attention.sees:
+            return None
+        forms = all(
+            isinstance(linear, NativeLinear | NativeInt8Linear) and linear.rule.exact and linear.rule.multiple == 1
+            for linear in decoder.linears().values()
+        )
+        return Stack(decoder, kernels.library) if forms else None
+
+    def run(self, parts: list[Part], hidden_ND: Tensor, cache: CacheWindow) -> Tensor:
+        """Final hidden states [N, D] of all parts; their keys and values are left in the cache."""
+        table = []
+        for part in parts:
+            places, sight = part.places, part.sight
+            table += [
+                VIEWS.index(part.view), len(part.tokens_N), places.table_3N.shape[1], places.table_3N.data_ptr(),
+                places.cos.data_ptr(), places.sin.data_ptr(), sight.runs.data_ptr(), len(sight.runs),
+                sight.seen_N.data_ptr(),
+            ]  # fmt: skip
+        keys, values = cache.storage
+        layer, sequence, head, _, _ = keys.stride()
+        threads = torch.get_num_threads()
+        sizes = (_INTEGER * 12)(
+            self._layers, len(parts), len(hidden_ND), *self._shape, sequence, head, layer, threads
+        )  # fmt: skip
+        needed = self._bytes(sizes)
+        if len(self._memory) < needed:
+            self._memory = torch.empty(needed, dtype=torch.uint8)
+        out_ND = torch.empty_like(hidden_ND)
+        self._run(
+            self._table.data_ptr(), (_INTEGER * len(table))(*table), keys.data_ptr(), values.data_ptr(),
+            hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), sizes, self._eps,
+        )  # fmt: skip
+        return out_ND
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _map(linear: Linear) -> list[int]:
+    """A row of the table: weights, bias, scales, shifts, inputs, outputs."""
+    assert isinstance(linear, NativeLinear | NativeInt8Linear)
+    outputs, inputs = linear.shape
+    quantised = isinstance(linear, NativeInt8Linear)
+    scales = [linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()] if quantised else [0, 0]
+    return [linear.packed.data_ptr(), _address(linear.bias), *scales, inputs, outputs]
