@@ -122,7 +122,9 @@ def test_attention_forms(precision, heads, kv_heads, size):
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (16, 8, 128), (8, 8, 32), (14, 2, 64)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (16, 8, 128), (8, 8, 32), (14, 2, 64), (6, 2, 96)]
+)
 def test_chosen_attention_gives_a_row_the_same_bits_however_many_it_is_among(
     fast, precision, heads, kv_heads, size, own
 ):

@@ -92,6 +92,7 @@ def _map(linear: Linear) -> list[int]:
     """A row of the table: weights, bias, scales, shifts, inputs, outputs."""
     assert isinstance(linear, NativeLinear | NativeInt8Linear)
     outputs, inputs = linear.shape
-    quantised = isinstance(linear, NativeInt8Linear)
-    scales = [linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()] if quantised else [0, 0]
+    scales = [0, 0]
+    if isinstance(linear, NativeInt8Linear):
+        scales = [linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()]
     return [linear.packed.data_ptr(), _address(linear.bias), *scales, inputs, outputs]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.kernels import (
+    LANES,
     LEAST_ATTENDED,
     MOST_ROWS,
     Attend,
@@ -120,7 +121,7 @@ def choose_attention(
 ) -> AttentionChoice:
     """The fastest attention whose bits hold here, else the slow twin with what was found of it."""
     probe = _AttentionProbe(config, dtype, device)
-    if kernels.sees:
+    if kernels.sees and config.head_dim % LANES == 0:
         attend = masked(kernels)
         rule = probe.row_rule(attend, 1)
         if rule.exact and rule.multiple == 1:
