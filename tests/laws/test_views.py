@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
 from orthrus.model import families
-from orthrus.model.masks import beside_bias, block_bias, causal_bias
+from orthrus.model.masks import beside_bias, block_bias, causal_bias, sees
 
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
@@ -82,7 +82,7 @@ def test_rows_asked_for_are_the_rows_of_the_whole_pass():
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
 def test_masks_equal_their_brute_force_grids(rows):
-    lengths, span, width = [0, 1, 13, 40], 96, 3
+    lengths, span, width, chain = [0, 1, 13, 40], 96, 3, list(range(-1, rows - 1))
     causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1))
     block = block_bias(lengths, rows, span, torch.ones(1))
     slots = [length + rows + 9 for length in lengths]
@@ -90,12 +90,29 @@ def test_masks_equal_their_brute_force_grids(rows):
     assert causal.view.shape == (len(lengths), 1, rows + 3, span)
     assert block.view.shape == (len(lengths), 1, rows, span)
     for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
-        position = lengths[b] + rows - 1 - r
-        assert (causal.view[b, 0, r, s] == 0) == (s <= position)
+        assert (causal.view[b, 0, r, s] == 0) == sees(rows - 1 - r, s, lengths[b], chain)
         assert (block.view[b, 0, r, s] == 0) == (s < lengths[b] + rows)
         opened, own = beside[r].open(), slots[b] <= s < slots[b] + width
-        assert (opened[b, 0, :, s] == 0).tolist() == [s < lengths[b] + r or own] * width
+        before = s != lengths[b] + r and sees(r, s, lengths[b], chain)
+        assert (opened[b, 0, :, s] == 0).tolist() == [before or own] * width
         beside[r].close()
+
+
+def test_a_row_of_a_tree_sees_its_ancestors():
+    parents = [-1, 0, 0, 1, 2, 3]  # two branches from the first row
+    seen = [[row for row in range(6) if sees(r, 5 + row, 5, parents)] for r in range(6)]
+    assert seen == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 1, 3, 5]]
+    assert all(sees(r, key, 5, parents) for r in range(6) for key in range(5))
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_rows_are_told_what_the_rule_lets_them_see(dtype):
+    layout, lengths, tokens = tiny.decoder("llama", dtype)._layout, [7, 0, 30], [[1, 2, 3], [4], [5, 6]]
+    sight = layout.ar(tokens, lengths, 64).sight
+    rows = [(b, len(own) - 1 - n) for b, own in enumerate(tokens) for n in range(len(own))]
+    for (b, row), seen in zip(rows, sight.seen_N.tolist(), strict=True):
+        assert [s < seen for s in range(64)] == [sees(row, s, lengths[b], [-1, 0, 1]) for s in range(64)]
+    assert sight.runs.tolist() == [[0, 3, 0, 0, 0], [3, 1, 1, 0, 0], [4, 2, 2, 0, 0]]
 
 
 def test_masks_store_one_vector_per_sequence():

@@ -7,10 +7,23 @@ rows read the same vector from other offsets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def sees(row: int, key: int, length: int, parents: Sequence[int]) -> bool:
+    """The one rule of all causal masks: a row of a pass after `length` cached keys sees the cache, itself, and the rows
+    it descends from; row r follows row `parents[r]`, the first follows none (-1).
+
+    Drafts are a chain today, in which every row follows the one before it, so that a number for each row says it all
+    (`Sight`, and the vectors below). A tree of drafts is other parents; what a kernel is told then follows from this.
+    """
+    while row >= 0 and row != key - length:
+        row = parents[row]
+    return key < length or row >= 0
 
 
 @dataclass(frozen=True)
