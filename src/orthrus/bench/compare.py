@@ -1,0 +1,203 @@
+"""Against everything else one could run: the same prompts, weights and threads, every side in turn, batch 1, greedy."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orthrus.api import Model, Options
+from orthrus.bench import exactness
+from orthrus.bench.peers import gguf, transformers, workers
+from orthrus.bench.tasks import TaskPrompt
+from orthrus.checkpoint.derived import cache_directory
+from orthrus.decoding.sequence import Request
+
+OURS = ("ar", "auto")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side over all prompts of a part: tokens a second, prefill included, and our last setting's over its.
+
+    identical: prompts whose tokens are those of our plain decoding; absent: why a peer could not run.
+    """
+
+    part: str
+    name: str
+    prompts: int
+    speed: float
+    quartiles: tuple[float, float]
+    ours_over: float
+    ours_over_quartiles: tuple[float, float]
+    identical: int
+    absent: str | None = None
+
+
+def variants() -> dict[str, str]:
+    """Every variant of every peer, and the file it is in."""
+    found: dict[str, str] = {}
+    for module in pkgutil.iter_modules(workers.__path__):
+        if not module.name.startswith("_"):
+            found |= dict.fromkeys(_peer(module.name).VARIANTS, module.name)
+    return found
+
+
+def _peer(name: str) -> Any:
+    return importlib.import_module(f"{workers.__name__}.{name}")
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's own environment, or ours where it asks for nothing."""
+    if not _peer(peer).REQUIREMENTS:
+        return Path(sys.executable)
+    return cache_directory() / "peers" / peer / "bin" / "python"
+
+
+def install(peer: str) -> None:
+    """Make a peer's environment. Raises ValueError with the end of pip's output where that fails."""
+    requirements = _peer(peer).REQUIREMENTS
+    if not requirements:
+        return
+    python = environment(peer)
+    venv.create(python.parents[1], with_pip=True)
+    command = [python, "-m", "pip", "install", "--quiet", *requirements]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise ValueError(f"{peer} could not be installed: {made.stderr.strip()[-400:]}")
+
+
+class Worker:
+    """A peer in a process of its own. Raises RuntimeError, with the end of what it said, where it cannot start."""
+
+    def __init__(self, variant: str, weights: dict[str, str], threads: int) -> None:
+        peer = variants()[variant]
+        script = Path(workers.__path__[0]) / "_worker.py"
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
+        self._process = subprocess.Popen(
+            [environment(peer), str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+            text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+        options = _peer(peer).VARIANTS[variant]
+        self._ask({"peer": peer, "options": options, "weights": weights, "threads": threads})
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._said.close()
+
+    def generate(self, request: Request, stops: list[int]) -> tuple[list[int], float]:
+        """Greedy tokens and the seconds they took, prefill included."""
+        asked = {"tokens": list(request.prompt), "count": request.stop.max_new_tokens, "stops": stops}
+        answer = self._ask(asked)
+        return answer["tokens"], answer["seconds"]
+
+    def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            print(json.dumps(line), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._said.seek(0)
+            raise RuntimeError(self._said.read().strip()[-300:] or "it ended without a word")
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+
+def weights_for(model: Model, chosen: Iterable[str]) -> dict[str, str]:
+    """Files with this model's backbone in the forms that these variants read, made once and kept."""
+    wanted = {variants()[variant] for variant in chosen}
+    found: dict[str, str] = {}
+    folder = cache_directory() / "peers" / "weights" / model.checkpoint.backbone.sha256[:16]
+    if "transformers" in wanted:
+        directory = folder / "transformers"
+        if not (directory / "config.json").exists():
+            transformers.load(model).save_pretrained(directory)
+        found["directory"] = str(directory)
+    if "llama_cpp" in wanted:
+        found |= gguf.files(model.checkpoint.backbone.id, folder)
+    return found
+
+
+def measure(
+    model: Model,
+    prompts: list[TaskPrompt],
+    options: Options,
+    chosen: list[str],
+    track: Callable[[Iterable[int]], Iterable[int]],
+) -> list[Side]:
+    """Decode every prompt on every side, in an order that turns from prompt to prompt."""
+    requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
+    stops, absent = sorted(model.limits.end_token_ids), {}
+    weights, threads = weights_for(model, chosen), torch.get_num_threads()
+    with ExitStack() as stack:
+        sides: dict[str, Callable[[Request], tuple[list[int], float]]] = {
+            f"orthrus {cycle}": _ours(model, options, cycle) for cycle in OURS
+        }
+        for variant in chosen:
+            try:
+                worker = stack.enter_context(Worker(variant, weights, threads))
+                sides[variant] = lambda request, worker=worker: worker.generate(request, stops)  # type: ignore[misc]
+                sides[variant](requests[0])  # pays for what is set up once
+            except (OSError, RuntimeError) as error:
+                absent[variant] = str(error)
+                sides.pop(variant, None)
+        for cycle in OURS:
+            sides[f"orthrus {cycle}"](requests[0])
+        runs: dict[str, list[tuple[list[int], float]]] = {name: [] for name in sides}
+        for number in track(range(len(requests))):
+            names = list(sides)
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                runs[name].append(sides[name](requests[number]))
+    parts = {prompt.part for prompt in prompts}
+    groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in sorted(parts)}
+    if len(parts) > 1:
+        groups["all"] = list(range(len(prompts)))
+    found = [
+        _side(part, name, {side: [own[n] for n in wanted] for side, own in runs.items()})
+        for part, wanted in groups.items() for name in sides
+    ]  # fmt: skip
+    return found + [Side("all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0, why) for name, why in absent.items()]
+
+
+def _ours(model: Model, options: Options, cycle: str) -> Callable[[Request], tuple[list[int], float]]:
+    config = model.decoding_config({**options, "cycle": cycle})
+
+    def generate(request: Request) -> tuple[list[int], float]:
+        (done,) = [s.sequence for s in model.run([request], config) if s.sequence.finish_reason is not None]
+        return done.tokens, done.statistics.seconds
+
+    return generate
+
+
+def _side(part: str, name: str, runs: dict[str, list[tuple[list[int], float]]]) -> Side:
+    def speeds_of(side: str) -> np.ndarray[Any, Any]:
+        return np.array([len(tokens) / seconds for tokens, seconds in runs[side]])
+
+    speeds, plain = speeds_of(name), runs[f"orthrus {OURS[0]}"]
+    ratios = speeds_of(f"orthrus {OURS[-1]}") / speeds
+    identical = sum(tokens == others for (tokens, _), (others, _) in zip(runs[name], plain, strict=True))
+    medians = float(np.median(speeds)), _quartiles(speeds), float(np.median(ratios)), _quartiles(ratios)
+    return Side(part, name, len(plain), *medians, identical)
+
+
+def _quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(low), float(high)
