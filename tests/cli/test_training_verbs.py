@@ -218,7 +218,7 @@ def test_chat_remembers_forgets_and_says_what_it_cost(run, bare, monkeypatch):
     monkeypatch.setattr(tiny.tokenizer(tiny.CHAT).__class__, "apply_chat_template", spy)
     lines = ["hello", "again", "/undo", "and", "/system be brief", "/reset", "", "fresh", "/help", "/exit"]
     whole = tiny.save_checkpoint(bare.parent / "chat", template=tiny.CHAT)
-    code, out, err = run(f"chat --model {whole} --max-new-tokens 6", stdin="\n".join(lines) + "\n")
+    code, out, err = run(f"chat --model {whole} --max-new-tokens 6 --cycle two-pass", stdin="\n".join(lines) + "\n")
     assert code == 0, err
     assert asked == [
         ["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["system", "user"],

@@ -34,9 +34,9 @@ def commands():
 
 
 @functools.cache
-def _load_once(name="smollm2-demo", dtype=None, device="cpu", adapter=None, allow_other_backbone=False):
+def _load_once(name="smollm2-demo", dtype=None, device="cpu", adapter=None, allow_other_backbone=False, quantize=None):
     assert not allow_other_backbone
-    return _load(name, dtype=dtype or "bfloat16", device=device, adapter=adapter)
+    return _load(name, dtype=dtype or "bfloat16", device=device, adapter=adapter, quantize=quantize)
 
 
 _load = api.load

@@ -12,7 +12,16 @@ from orthrus.decoding.sequence import Statistics
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("gsm8k", 1319), ("humaneval", 164), ("math500", 500), ("mbpp", 500), ("spec_bench", 480)]
+    ("name", "count"),
+    [
+        ("gsm8k", 1319),
+        ("humaneval", 164),
+        ("math500", 500),
+        ("mbpp", 500),
+        ("spec_bench", 480),
+        ("long_context", 60),
+        ("pseudocode", 64),
+    ],
 )
 def test_shipped_tasks_are_whole(name, count):
     prompts = tasks.load(name)
@@ -33,6 +42,20 @@ def test_a_file_is_a_task(tmp_path):
     )
     found = tasks.load(str(path))
     assert [p.prompt for p in found] == ["a\u2028b", [{"role": "user", "content": "c"}]]
+
+
+def test_files_of_aime_and_livecodebench_are_tasks(tmp_path):
+    path = tmp_path / "others.jsonl"
+    path.write_text(
+        json.dumps({"id": 3, "problem": "Find n.", "answer": 204}) + "\n" + json.dumps({"question_content": "Sort it."})
+    )
+    assert [(p.prompt, p.number) for p in tasks.load(str(path))] == [("Find n.", "204"), ("Sort it.", None)]
+
+
+def test_ledgers_are_as_long_as_they_say_and_hold_the_answer():
+    sizes = {part: [p.prompt for p in tasks.load("long_context") if p.part == part] for part in ("2k", "40k")}
+    assert all(80 < len(p.splitlines()) < 95 for p in sizes["2k"])
+    assert all(1650 < len(p.splitlines()) < 1700 for p in sizes["40k"])
 
 
 @pytest.mark.parametrize(

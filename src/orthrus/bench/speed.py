@@ -137,8 +137,8 @@ def plot(found: list[Speed], path: Path) -> None:
         axis.set_xticks(places, [speed.setting for speed in chosen], rotation=40, ha="right")
         axis.set_title(f"{part} ({chosen[0].prompts} prompts)")
     axes[0][0].set_ylabel("tokens a second")
-    axes[0][-1].legend(fontsize="small", loc="lower right")
-    figure.tight_layout()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncols=2, fontsize="small")
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -15,14 +15,21 @@ from typing import Any
 
 from orthrus.records import lines, prompt_of
 
+ANSWER = "# the answer goes here"
+
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One prompt: a string for the user's turn, or messages; `part` names the part of the task it belongs to."""
+    """One prompt: a string for the user's turn, or messages; `part` names the part of the task it belongs to.
+
+    number: the right answer, where it is one; program: Python that fails where the code put for `ANSWER` is wrong.
+    """
 
     id: str
     part: str
     prompt: Any
+    number: str | None = None
+    program: str | None = None
 
 
 def names() -> list[str]:
@@ -54,4 +61,10 @@ def records(file: str) -> Iterator[dict[str, Any]]:
 
 
 def _from_file(name: str, number: int, record: dict[str, Any]) -> TaskPrompt:
-    return TaskPrompt(f"line {number}", Path(name).stem, prompt_of(record, f"{name}, line {number}"))
+    """A line of a file: ours, or as AIME (`problem`, `answer`) and LiveCodeBench (`question_content`) are given out."""
+    where, part = f"line {number}", Path(name).stem
+    for key in ("problem", "question_content"):
+        if isinstance(record.get(key), str):
+            answer = record.get("answer")
+            return TaskPrompt(where, part, record[key], number=None if answer is None else str(answer))
+    return TaskPrompt(where, part, prompt_of(record, f"{name}, {where}"))

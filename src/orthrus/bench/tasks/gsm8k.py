@@ -12,4 +12,5 @@ SOURCE, LICENCE = "openai/grade-school-math", "MIT"
 def prompts() -> Iterator[TaskPrompt]:
     """All 1319."""
     for number, record in enumerate(records("gsm8k_test.jsonl")):
-        yield TaskPrompt(f"gsm8k/{number}", "gsm8k", record["question"])
+        solution = record["answer"].rpartition("####")[2].strip()
+        yield TaskPrompt(f"gsm8k/{number}", "gsm8k", record["question"], number=solution)

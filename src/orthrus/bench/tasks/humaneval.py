@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from orthrus.bench.tasks import TaskPrompt, records
+from orthrus.bench.tasks import ANSWER, TaskPrompt, records
 
 SOURCE, LICENCE = "openai/human-eval", "MIT"
 
@@ -13,4 +13,6 @@ def prompts() -> Iterator[TaskPrompt]:
     """All 164."""
     for number, record in enumerate(records("humaneval.jsonl")):
         text = f"Complete the following Python function.\n\n```python\n{record['prompt'].rstrip()}\n```"
-        yield TaskPrompt(f"humaneval/{number}", "humaneval", text)
+        before = record["prompt"].rpartition(f"def {record['entry_point']}")[0]
+        program = f"{before}\n{ANSWER}\n{record['test']}\n\ncheck({record['entry_point']})\n"
+        yield TaskPrompt(f"humaneval/{number}", "humaneval", text, program=program)

@@ -1,0 +1,72 @@
+"""`orthrus bench quality`: are the answers right, with and without drafts?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orthrus.cli._shared import (
+    AdapterOption,
+    AllowOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    QuantizeOption,
+    load_model,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from orthrus.api import Options
+
+
+def command(
+    task: Annotated[str, typer.Option(help="gsm8k (exact match), humaneval or mbpp (pass@1).")] = "gsm8k",
+    model: ModelOption = "smollm2-demo",
+    adapter: AdapterOption = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts; all where absent.", min=1)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 256,
+    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated. [default: ar, auto]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side.", min=1)] = 8,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run code that the model wrote; see the warning above.")
+    ] = False,
+    dtype: DtypeOption = Dtype.bfloat16,
+    device: DeviceOption = "cpu",
+    quantize: QuantizeOption = None,
+    allow_other_backbone: AllowOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+) -> None:
+    """How many answers are right, greedy, by each cycle: the same number, or something is wrong. Exit code 1 if not.
+
+    HumanEval and MBPP run code that the model wrote, with limits of time, memory and files, an empty environment and a
+    temporary folder. That is NO sandbox: it can read your files and reach the network.
+    """
+    from orthrus.bench import provenance, quality, tasks
+
+    prompts = tasks.load(task, limit)
+    if any(prompt.program for prompt in prompts) and not allow_code_execution:
+        raise ValueError(f"{task} runs code that the model wrote, outside a sandbox: say --allow-code-execution")
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0, "batch_size": batch_size}
+    track = partial(progress, label=task, total=len(prompts))
+    scores = quality.measure(loaded, prompts, options, cycle or ["ar", "auto"], track)
+    if as_json:
+        print(json.dumps({"scores": [asdict(s) for s in scores], "provenance": provenance.of_run(loaded)}, indent=2))
+    else:
+        table = Table(title=f"{task}, {len(prompts)} prompts, greedy")
+        for column in ("cycle", "right", "same tokens"):
+            table.add_column(column, justify="left" if column == "cycle" else "right")
+        for score in scores:
+            share = f"{score.right} ({score.right / score.prompts:.1%})"
+            table.add_row(score.cycle, share, f"{score.identical} of {score.prompts}")
+        Console(highlight=False).print(table)
+    if any(score.identical < score.prompts for score in scores):
+        raise typer.Exit(1)

@@ -1,0 +1,143 @@
+"""`orthrus bench` on a tiny checkpoint: passes and peers."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+from gguf import GGMLQuantizationType, GGUFReader
+
+from orthrus import cli
+from orthrus.bench import compare, quality, tasks
+from orthrus.bench.peers import gguf as files
+from orthrus.checkpoint import sources
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.save_checkpoint(tmp_path_factory.mktemp("bench") / "model"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["orthrus", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        out, err = capsys.readouterr()
+        return code, out, " ".join(err.split())
+
+    return call
+
+
+@pytest.mark.parametrize("quantize", [[], ["--quantize", "int8"]])
+def test_passes_are_timed_against_the_roof(run, model, quantize):
+    options = ["--rows", 1, "--rows", 5, "--context", 40, "--context", 600, "-n", 2, *quantize]
+    code, out, _ = run("bench", "passes", "--model", model, *options, "--json")
+    report = json.loads(out)
+    assert code == 0
+    kinds = {(one["kind"], one["context"], one["rows"]) for one in report["passes"]}
+    assert kinds == {(k, c, r) for k, r in (("ar", 1), ("ar", 5), ("diffuse", 8)) for c in (40, 600)}
+    assert all(one["seconds"] > 0 for one in report["passes"])
+    assert report["roof"]["floor"] == report["roof"]["weights"] / report["roof"]["bandwidth"]
+    assert set(report["profiles"]) == {"1", "5"}
+    code, out, _ = run("bench", "passes", "--model", model, *options)
+    assert code == 0
+    assert "GFLOP/s" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", 4000], "a pass of this model has 1 to"),
+        (["--context", 5000], "positions: fewer cached tokens"),
+        (["--shape", "qwen9"], "there is no shape 'qwen9'"),
+    ],
+)
+def test_impossible_passes_are_refused(run, model, options, message):
+    code, out, err = run("bench", "passes", "--model", model, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(2)))
+    monkeypatch.setattr(files, "files", lambda backbone, folder: {"gguf": "", "gguf_q8_0": ""})
+    options = ["--peer", "transformers fp32", "--peer", "llama.cpp Q8_0", "--dtype", "float32", "--max-new-tokens", 8]
+    code, out, err = run("bench", "compare", "--task", task, "--model", model, *options, "--json")
+    assert code == 0, err
+    sides = {side["name"]: side for side in json.loads(out)["sides"]}
+    assert sides["transformers fp32"]["identical"] == 2
+    assert sides["orthrus auto"]["identical"] == 2
+    assert sides["llama.cpp Q8_0"]["absent"]
+    code, out, _ = run("bench", "compare", "--task", task, "--model", model, *options)
+    assert code == 0
+    assert "absent: llama.cpp Q8_0" in out
+    code, _, err = run("bench", "compare", "--task", task, "--peer", "vllm")
+    assert code == 2
+    assert "no such peer; there are: " in err
+
+
+def test_a_peer_that_fails_says_why():
+    with pytest.raises(RuntimeError, match="directory"):
+        compare.Worker("transformers fp32", {}, 1)
+
+
+def test_a_gguf_file_is_written_anew_with_the_same_weights(tmp_path):
+    path = sources.resolve("smollm2-demo", None).path
+    reader = GGUFReader(path)
+    small = {t.name for t in reader.tensors if t.n_elements < 2**20}
+    target = tmp_path / "q8.gguf"
+    files.requantise(path, target, GGMLQuantizationType.Q8_0)
+    again = GGUFReader(target)
+    assert set(again.fields) == set(reader.fields)
+    assert again.fields["tokenizer.ggml.tokens"].contents() == reader.fields["tokenizer.ggml.tokens"].contents()
+    for one, other in zip(reader.tensors, again.tensors, strict=True):
+        assert one.name == other.name
+        if one.name in small:
+            first, second = (gguf.dequantize(t.data, t.tensor_type) for t in (one, other))
+            assert np.abs(first - second).max() <= np.abs(first).max() / 100
+
+
+def test_answers_are_judged():
+    number = tasks.TaskPrompt("1", "gsm8k", "?", number="1,234")
+    assert quality.right(number, "So 5 + 1229 is $1234.")
+    assert not quality.right(number, "I do not know.")
+    program = tasks.TaskPrompt("2", "mbpp", "?", program=f"{tasks.ANSWER}\nassert f(2) == 4")
+    assert quality.right(program, "Here:\n```python\ndef f(x):\n    return x * x\n```\nDone.")
+    assert not quality.right(program, "```python\ndef f(x):\n    return x + 3\n```")
+    with pytest.raises(ValueError, match="does not say what a right answer is"):
+        quality.right(tasks.TaskPrompt("3", "x", "?"), "")
+
+
+@pytest.mark.parametrize(
+    "program", ["while True: pass", "bytearray(2**33)", "open('f', 'wb').write(b'0' * 2**22)", "\0"]
+)
+def test_programs_that_go_wild_are_stopped(program, monkeypatch):
+    monkeypatch.setattr(quality, "SECONDS", 2)
+    assert not quality.runs(program)
+
+
+def test_programs_find_nothing_of_ours(monkeypatch):
+    monkeypatch.setenv("SECRET", "1")
+    assert quality.runs("import os; assert 'SECRET' not in os.environ and not os.listdir('.')")
+
+
+def test_quality_is_the_same_by_every_cycle(run, model):
+    code, out, err = run("bench", "quality", "--model", model, "--limit", 2, "--max-new-tokens", 12, "--json")
+    assert code == 0, err
+    assert [(s["cycle"], s["identical"]) for s in json.loads(out)["scores"]] == [("ar", 2), ("auto", 2)]
+    code, out, err = run("bench", "quality", "--model", model, "--task", "mbpp", "--limit", 2)
+    assert (code, out) == (2, "")
+    assert "outside a sandbox" in err
