@@ -73,13 +73,13 @@ def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="nativ
     if not prepared:
         return made
     fast = native.load(DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
-    return made.prepare(fast, int8=kernels.endswith("int8"))
+    return made.prepare(fast, int8=kernels.endswith("int8"), cheap_drafts=kernels.endswith("cheap"))
 
 
 COSTS = {
-    "passes": Costs(((1, 1.0), (8, 1.1), (128, 3.0)), 0.05, 0.2, 0.01, 0.0, 0.0),
-    "rows": Costs(((1, 1.0), (8, 2.0), (128, 30.0)), 0.0, 0.1, 0.3, 0.001, 0.001),
-    "hopeless": Costs(((1, 1.0), (8, 4.0), (128, 60.0)), 3.0, 3.0, 3.0, 0.0, 0.0),
+    "passes": Costs(((1, 1.0), (8, 1.1), (128, 3.0)), ((1, 1.05), (8, 1.15), (128, 3.05)), 0.2, 0.01, 0.0, 0.0),
+    "rows": Costs(((1, 1.0), (8, 2.0), (128, 30.0)), ((1, 1.0), (8, 2.0), (128, 30.0)), 0.1, 0.3, 0.001, 0.001),
+    "hopeless": Costs(((1, 1.0), (8, 4.0), (128, 60.0)), ((1, 4.0), (8, 7.0), (128, 63.0)), 3.0, 3.0, 0.0, 0.0),
 }
 """Cost tables for the planner: where a pass is dear, where rows are, and where drafting cannot pay."""
 

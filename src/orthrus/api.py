@@ -216,7 +216,8 @@ def _costs_key(decoder: Decoder) -> str:
     parts = (
         decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
         torch.get_num_threads(), torch.__version__, type(decoder.kernels).__name__, decoder.head.name,
-        [f.name for f in fields(Costs)],
+        decoder.drafting_head is None,
+        [(f.name, f.type) for f in fields(Costs)],
     )  # fmt: skip
     return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
@@ -234,6 +235,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
+    cheap_drafts: bool = True,
     revision: str | None = None,
     allow_other_backbone: bool = False,
 ) -> Model:
@@ -246,6 +248,8 @@ def load(
         device: where to run.
         quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which lossless
             then refers.
+        cheap_drafts: draft by int8 copies of the weights where that is faster: no token changes, half as much memory
+            again is taken.
         revision: hub revision.
         allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
 
@@ -265,4 +269,4 @@ def load(
     checkpoint = hub.load(
         name, adapter=adapter, dtype=dtype, device=device, revision=revision, allow_other_backbone=allow_other_backbone
     )
-    return Model(hub.prepare(checkpoint, int8=quantize == "int8"))
+    return Model(hub.prepare(checkpoint, int8=quantize == "int8", cheap_drafts=cheap_drafts))

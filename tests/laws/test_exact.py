@@ -29,7 +29,7 @@ AXES = {
     "quality": [None, 0.0, 0.6, 1.0],
     "batch": [1, 3],
     "block": [8, 32],
-    "kernels": ["native", "torch", "native int8", "torch int8"],
+    "kernels": ["native", "torch", "native int8", "torch int8", "native cheap"],
     "costs": list(tiny.COSTS),
 }
 

@@ -67,15 +67,31 @@ def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dt
             torch.testing.assert_close(found[slot], beside, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("kernels", ["native", "native int8"])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_cheap_drafts_move_no_bit_of_an_ar_row_and_draft_much_the_same(family, dtype):
+    full, cheap = (tiny.decoder(family, dtype, kernels=kernels) for kernels in ("native", "native cheap"))
+    if cheap.drafting_head is None:
+        pytest.skip("this processor has no cheaper form")
+    found = []
+    for decoder in (full, cheap):
+        _, rows, cache = prepared(decoder)
+        logits, _ = decoder.ar_and_diffuse(rows.tolist(), range(3), WIDTH, cache.window(0, 3))
+        drafts = decoder.diffuse(rows[:, 0].tolist(), WIDTH, cache.window(0, 3), rows=WIDTH)
+        found.append((torch.stack(logits), drafts.float()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert 0 < (found[0][1] - found[1][1]).norm() / found[0][1].norm() < 0.15
+
+
+@pytest.mark.parametrize("kernels", ["native", "native int8", "native cheap"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_all_layers_in_one_call_have_the_bits_of_one_by_one(monkeypatch, family, dtype, kernels):
     decoder = tiny.decoder(family, dtype, kernels=kernels)
-    if decoder.fused is None:
+    if decoder.fused[False] is None:
         pytest.skip("this processor has no fused kernel")
     found = []
-    for fused in (decoder.fused, None):
+    for fused in (decoder.fused, {False: None, True: None}):
         monkeypatch.setattr(decoder, "fused", fused)
         _, rows, cache = prepared(decoder)
         held = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]

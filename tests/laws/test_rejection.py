@@ -75,7 +75,8 @@ class MarkovDecoder:
         logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in picked]
         return logits, [self.diffuse(own, width, cache, width) if own else None for own in roots]
 
-    def logits(self, hidden):
+    def logits(self, hidden, *, drafting):
+        del drafting
         return hidden
 
 

@@ -88,7 +88,7 @@ class Worker:
         script = Path(workers.__path__[0]) / "_worker.py"
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
         self._process = subprocess.Popen(
-            [environment(peer), str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+            [environment(peer), "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
         options = _peer(peer).VARIANTS[variant]

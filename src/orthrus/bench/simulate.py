@@ -53,7 +53,7 @@ def costs_of(shape: str, device: Device) -> Costs:
     rows = [(n, max(2 * weights / device.bytes_per_second, 2 * weights * n / device.flops_per_second)) for n in ROWS]
     kv_bytes = 2 * 2 * layers * 8 * 128
     beside, key = 2 * attention / device.bytes_per_second, kv_bytes / device.bytes_per_second
-    return Costs(tuple(rows), 0.0, beside, 0.0, key, 0.0)
+    return Costs(tuple(rows), tuple(rows), beside, 0.0, key, 0.0)
 
 
 def chance_of(acceptance: float) -> float:

@@ -86,11 +86,11 @@ def load(
     return Checkpoint(decoder, tokenizer, ends, identity, view, content, tuple(warnings), provenance)
 
 
-def prepare(checkpoint: Checkpoint, *, int8: bool = False) -> Checkpoint:
+def prepare(checkpoint: Checkpoint, *, int8: bool = False, cheap_drafts: bool = True) -> Checkpoint:
     """Make a checkpoint ready for inference: choose kernels and pack the weights, which cannot be undone."""
     decoder = checkpoint.decoder
     kernels = native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None
-    decoder.prepare(kernels, int8=int8)
+    decoder.prepare(kernels, int8=int8, cheap_drafts=cheap_drafts)
     return checkpoint
 
 

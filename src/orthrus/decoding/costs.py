@@ -19,20 +19,23 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHORT, LONG = 128, 1024
 """Contexts at which passes are timed; the difference is what reading keys costs."""
 ROUNDS, REPEATS = 5, 3
-"""Turns, and passes of a kind in each, of which the first does not count: it finds the caches as other passes left them."""
+"""Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them."""
+
+
+DRAFTED = (2, 4, 8, 16, 32, 64)
+Table = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds of a pass: a piecewise linear function of its rows, and what blocks and context add.
 
-    rows: (rows, seconds) of an AR pass over a short context; drafting: what a diffusion pass takes more than an AR pass
-    of as many rows; beside: what blocks in an AR pass add at all, and block: each of them; key: each key that one
-    sequence's rows, or one block, attend to.
+    rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass, over a short context; beside: what blocks in
+    an AR pass add at all, and block: each of them; key: each key that one sequence's rows, or one block, attend to.
     """
 
-    rows: tuple[tuple[int, float], ...]
-    drafting: float
+    rows: Table
+    drafting: Table
     beside: float
     block: float
     key: float
@@ -40,11 +43,11 @@ class Costs:
 
     def ar(self, batch: int, rows: int, context: float) -> float:
         """An AR pass over `rows` rows of each of `batch` sequences with `context` cached tokens on average."""
-        return self._rows(batch * rows) + self.key * batch * context
+        return _at(self.rows, batch * rows) + self.key * batch * context
 
     def diffuse(self, batch: int, width: int, context: float) -> float:
         """A diffusion pass over a block of `width` rows for each of `batch` sequences."""
-        return self.ar(batch, width, context) + self.drafting
+        return _at(self.drafting, batch * width) + self.key * batch * context
 
     def ar_and_diffuse(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
         """A pass over AR rows and `blocks` blocks per sequence; without blocks it is an AR pass."""
@@ -53,7 +56,7 @@ class Costs:
     def ragged(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
         """The same by what all sequences have together: `rows` AR rows and `blocks` blocks."""
         extra = self.beside + blocks * self.block if blocks else 0.0
-        return self._rows(rows + blocks * width) + extra + (self.key * batch + self.block_key * blocks) * context
+        return _at(self.rows, rows + blocks * width) + extra + (self.key * batch + self.block_key * blocks) * context
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """All cycles of one sequence, counted by shape as in `Statistics`."""
@@ -72,17 +75,19 @@ class Costs:
     @staticmethod
     def of(content: dict[str, Any]) -> Costs:
         """The reverse of `as_dict`."""
-        return Costs(**{**content, "rows": tuple((int(n), float(s)) for n, s in content["rows"])})
+        tables = {name: tuple((int(n), float(s)) for n, s in content[name]) for name in ("rows", "drafting")}
+        return Costs(**{**content, **tables})
 
-    def _rows(self, rows: int) -> float:
-        (low, fast), *more = self.rows
-        if rows <= low:
-            return fast
-        for high, slow in more:
-            if rows <= high or high == self.rows[-1][0]:
-                return fast + (slow - fast) * (rows - low) / (high - low)
-            low, fast = high, slow
-        return fast * rows / low
+
+def _at(table: Table, rows: int) -> float:
+    (low, fast), *more = table
+    if rows <= low:
+        return fast
+    for high, slow in more:
+        if rows <= high or high == table[-1][0]:
+            return fast + (slow - fast) * (rows - low) / (high - low)
+        low, fast = high, slow
+    return fast * rows / low
 
 
 @torch.inference_mode()
@@ -102,17 +107,18 @@ def measure(decoder: Decoder) -> Costs:
     def plain(count: int) -> None:
         decoder.ar(rows(count), window).argmax(dim=-1).tolist()
 
-    def draft() -> None:
-        sureness(decoder.diffuse([0], width, window, width)[0])
+    def draft(count: int) -> None:
+        sureness(decoder.diffuse([0], count, window, count)[0])
 
     def both(blocks: int) -> None:
         (logits_RV,), (found,) = decoder.ar_and_diffuse(rows(4).tolist(), range(blocks), width, window)
         logits_RV.argmax(dim=-1).tolist()
-        sureness(decoder.logits(found[:1])[0])
+        sureness(decoder.logits(found[:1], drafting=True)[0])
 
     counts = [count for count in ROWS if count <= decoder.most_rows]
     passes: dict[Any, tuple[int, Callable[[], None]]] = {count: (short, partial(plain, count)) for count in counts}
-    passes |= {"long": (longest, partial(plain, 1)), "diffuse": (short, draft)}
+    passes |= {"long": (longest, partial(plain, 1))}
+    passes |= {f"draft {count}": (short, partial(draft, count)) for count in DRAFTED}
     passes |= {f"blocks {n}": (short, partial(both, n)) for n in (1, 2, 4)}
     times: dict[Any, list[float]] = {name: [] for name in passes}
     for turn in range(ROUNDS + 1):
@@ -127,8 +133,8 @@ def measure(decoder: Decoder) -> Costs:
                     times[name].append(perf_counter() - start)
     found = {name: median(values) for name, values in times.items()}
     key = max(0.0, found["long"] - found[1]) / (longest - short)
-    bare = Costs(tuple((count, found[count] - key * short) for count in counts), 0.0, 0.0, 0.0, key, key)
+    drafting = tuple((count, found[f"draft {count}"] - key * short) for count in DRAFTED)
+    bare = Costs(tuple((count, found[count] - key * short) for count in counts), drafting, 0.0, 0.0, key, key)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
     block = max(0.0, (extra[4] - extra[1]) / 3)
-    drafting = found["diffuse"] - bare.ar(1, width, short)
     return Costs(bare.rows, drafting, max(0.0, extra[1] - block), block, key, key)

@@ -43,7 +43,7 @@ def propose_ahead(
     trained = decoder.diffusion.trained_rows
     starts = [s.length - 1 - root for s, root in zip(batch, roots, strict=True)]
     useful = [block[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
-    logits_NV = decoder.logits(torch.cat(useful)[None])[0]
+    logits_NV = decoder.logits(torch.cat(useful)[None], drafting=True)[0]
     drafts = []
     for s, logits_RV, root, start in zip(batch, logits_NV.split([len(r) for r in useful]), roots, starts, strict=True):
         if len(logits_RV) < 2:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.fused import Stack
-from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, RowRule, attend_in_blocks
+from orthrus.model.kernels import MOST_ROWS, Int8Linear, Kernels, Linear, RowRule, attend_in_blocks
 from orthrus.model.layers import Layer, View, scale
 from orthrus.model.layout import Layout, Part
 from orthrus.model.masks import Bias, beside_bias, block_bias
@@ -48,22 +48,43 @@ class Decoder(nn.Module):
         self.kernels = Kernels()
         self.attention = AttentionChoice(attend_in_blocks, RowRule(2, MOST_ROWS, exact=False), KEY_BLOCK)
         self.linear_multiple = 2
-        self.fused: Stack | None = None
+        self.fused: dict[bool, Stack | None] = {False: None, True: None}
+        self.drafting_head: tuple[Linear] | None = None  # in a tuple: no part of the model
         self.exact = False
 
-    def prepare(self, kernels: Kernels | None = None, *, int8: bool = False) -> Decoder:
+    def prepare(self, kernels: Kernels | None = None, *, int8: bool = False, cheap_drafts: bool = False) -> Decoder:
         """Choose kernels for inference: pack the weights, quantised if `int8`, probe every shape, lay out passes.
+
+        `cheap_drafts`: give passes that only draft faster forms of all their weights, where there are any.
 
         `exact` tells whether the probes found a layout under which all bits hold.
         """
         self.kernels = kernels or self.kernels
+        if cheap_drafts and not int8:
+            self._cheapen()
         pack_linears(self, self.kernels, int8=int8)
         self.attention = choose_attention(self.config, self.dtype, self.device, self.kernels)
         rules = [linear.rule for linear in self.linears().values()]
         self.linear_multiple = max(rule.multiple for rule in rules)
-        self.fused = Stack.of(self)
+        self.fused = {drafting: Stack.of(self, drafting=drafting) for drafting in (False, True)}
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         return self
+
+    def _cheapen(self) -> None:
+        """Faster forms of what drafts alone go through: the view, and copies of MLPs and head beside the exact."""
+        head = self.kernels.cheap(self.head)
+        if self.diffusion is None or head is None:
+            return
+        for layer in self.stack:
+            assert layer.diffusion is not None
+            layer.diffusion.qkv = self.kernels.cheap(layer.diffusion.qkv) or layer.diffusion.qkv
+            layer.diffusion.o = self.kernels.cheap(layer.diffusion.o) or layer.diffusion.o
+            gate_up, down = self.kernels.cheap(layer.gate_up), self.kernels.cheap(layer.down)
+            layer.drafting = (gate_up, down) if gate_up and down else None
+        self.drafting_head = (head,)
+        drafting = [linear for layer in self.stack for linear in layer.drafting or ()]
+        self.diffusion_bytes = sum(_bytes(linear) for linear in (*drafting, head))
+        self.diffusion_bytes += sum(_bytes(linear) for name, linear in self.linears().items() if ".diffusion." in name)
 
     @property
     def most_rows(self) -> int:
@@ -117,7 +138,7 @@ class Decoder(nn.Module):
         where = lengths, lambda: [block_bias(lengths, width, span, self.norm)]
         (hidden_ND,) = self._layers([self._layout.blocks(blocks, lengths, [0], width, self._mask, where)], cache, span)
         count = sum(len(block) for block in blocks)
-        return self.logits(hidden_ND[: count * width].view(count, width, -1)[:, :rows])
+        return self.logits(hidden_ND[: count * width].view(count, width, -1)[:, :rows], drafting=True)
 
     @torch.inference_mode()
     def ar_and_diffuse(
@@ -163,12 +184,13 @@ class Decoder(nn.Module):
         blocks_JWD = (others or [hidden_ND])[0][: sum(counts) * width].view(sum(counts), width, self.config.hidden_size)
         return list(logits_NV.split([len(own) for own in picked])), list(blocks_JWD.split(counts))
 
-    def logits(self, normed_BRD: Tensor) -> Tensor:
-        """The head [B, R, V] over final hidden states; of no rows where there are none."""
+    def logits(self, normed_BRD: Tensor, *, drafting: bool = False) -> Tensor:
+        """The head [B, R, V] over final hidden states, for drafts alone or for all; of no rows where there are none."""
         B, R, D = normed_BRD.shape
         if R == 0:
             return normed_BRD.new_empty(B, 0, self.config.vocab_size)
-        return self.head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
+        (head,) = (drafting and self.drafting_head) or (self.head,)
+        return head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
 
     @property
     def _layout(self) -> Layout:
@@ -184,8 +206,10 @@ class Decoder(nn.Module):
         """All layers up to the final norm, [N, D] for each part. Only the attention projections differ by view."""
         kernels, eps, sizes = self.kernels, self.config.norm_eps, [len(part.tokens_N) for part in parts]
         hidden_ND = self.embedding[torch.cat([part.tokens_N for part in parts])]
-        if self.fused is not None and self.attention.sees:
-            return list(self.fused.run(parts, hidden_ND, cache).split(sizes))
+        drafting = all(part.view == "diffusion" for part in parts)
+        stack = self.fused[drafting]
+        if stack is not None and self.attention.sees:
+            return list(stack.run(parts, hidden_ND, cache).split(sizes))
         delta_ND = torch.zeros_like(hidden_ND)
         for layer, (keys, values) in zip(self.stack, cache.layers(span), strict=True):
             normed = kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps).split(sizes)
@@ -199,8 +223,8 @@ class Decoder(nn.Module):
                 for part, q_BRHE in zip(parts, queries, strict=True)
             ]
             delta_ND = deltas[0] if len(deltas) == 1 else torch.cat(deltas)
-            gate_up = layer.gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))
-            delta_ND = layer.down(kernels.gate(gate_up))
+            gate_up, down = layer.mlp(drafting=drafting)
+            delta_ND = down(kernels.gate(gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))))
         return list(kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).split(sizes))
 
     def _attend(self, part: Part, q_BRHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -225,6 +249,11 @@ class Decoder(nn.Module):
         cache.reserve(positions)
         multiple = self.attention.key_multiple
         return -(-positions // multiple) * multiple
+
+
+def _bytes(linear: Linear) -> int:
+    outputs, inputs = linear.shape
+    return outputs * (inputs + 8) if isinstance(linear, Int8Linear) else outputs * inputs * 2
 
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:

@@ -24,9 +24,10 @@ VIEWS = ("ar", "diffusion")
 
 
 class Stack:
-    """The layers of one decoder as a table of addresses. Weights must stay where they are."""
+    """The layers of one decoder as a table of addresses, for passes that only draft or for others. Weights must stay
+    where they are."""
 
-    def __init__(self, decoder: Decoder, library: ctypes.CDLL) -> None:
+    def __init__(self, decoder: Decoder, library: ctypes.CDLL, *, drafting: bool) -> None:
         config = decoder.config
         self._run, self._bytes = library.stack, library.stack_bytes
         self._run.argtypes, self._run.restype = ((_POINTER,) * 9 + (ctypes.c_float,)), None
@@ -39,14 +40,14 @@ class Stack:
             norms = [
                 norm.data_ptr() if norm is not None else 0 for view in views for norm in (view.q_norm, view.k_norm)
             ]
-            maps = [*[linear for view in views for linear in (view.qkv, view.o)], layer.gate_up, layer.down]
+            maps = [*[linear for view in views for linear in (view.qkv, view.o)], *layer.mlp(drafting=drafting)]
             rows += [layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), *norms]
             rows += [number for linear in maps for number in _map(linear)]
         self._table, self._layers = torch.tensor(rows), len(decoder.stack)
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     @staticmethod
-    def of(decoder: Decoder) -> Stack | None:
+    def of(decoder: Decoder, *, drafting: bool) -> Stack | None:
         """The stack of a prepared decoder whose kernels all have their place in it; None for others."""
         kernels, attention = decoder.kernels, decoder.attention
         if not isinstance(kernels, NativeKernels) or not kernels.library.has_stack() or not attention.sees:
@@ -55,7 +56,7 @@ class Stack:
             isinstance(linear, NativeLinear | NativeInt8Linear) and linear.rule.exact and linear.rule.multiple == 1
             for linear in decoder.linears().values()
         )
-        return Stack(decoder, kernels.library) if forms else None
+        return Stack(decoder, kernels.library, drafting=drafting) if forms else None
 
     def run(self, parts: list[Part], hidden_ND: Tensor, cache: CacheWindow) -> Tensor:
         """Final hidden states [N, D] of all parts; their keys and values are left in the cache."""

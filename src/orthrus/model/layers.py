@@ -42,6 +42,12 @@ class Layer(nn.Module):
         self.diffusion = View(config, dtype, device) if diffusion else None
         self.gate_up = Linear(D, 2 * inner, bias=config.mlp_bias, dtype=dtype, device=device)
         self.down = Linear(inner, D, bias=config.mlp_bias, dtype=dtype, device=device)
+        self.drafting: tuple[Linear, Linear] | None = None
+        """Cheaper forms of gate_up and down for passes that only draft, where there are any."""
+
+    def mlp(self, *, drafting: bool) -> tuple[Linear, Linear]:
+        """gate_up and down, for a pass that only drafts or for any other."""
+        return self.drafting if drafting and self.drafting else (self.gate_up, self.down)
 
     def view(self, name: ViewName) -> View:
         """The projections of a view."""

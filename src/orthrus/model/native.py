@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.model.arena import in_huge_pages
-from orthrus.model.kernels import Int8Linear, Kernels, Linear, Places, Sight
+from orthrus.model.kernels import MOST_ROWS, Int8Linear, Kernels, Linear, Places, RowRule, Sight
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
@@ -70,6 +70,14 @@ class NativeKernels(Kernels):
         if self._linear and plain.shape[0] % form.outputs == 0 and plain.shape[1] % self._depth == 0:
             yield form(plain, self._linear)
         yield from super().packed(plain)
+
+    def cheap(self, plain: Linear) -> Linear | None:
+        """In int8, where the processor has the product and the shape divides."""
+        if not self._linear_int8 or plain.shape[0] % TILE_OUTPUTS or plain.shape[1] % TILE_OUTPUTS:
+            return None
+        found = NativeInt8Linear(plain, self._linear_int8)
+        found.rule = RowRule(1, MOST_ROWS)
+        return found
 
     def quantised(self, plain: Linear) -> Iterator[Linear]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
