@@ -141,3 +141,38 @@ def test_quality_is_the_same_by_every_cycle(run, model):
     code, out, err = run("bench", "quality", "--model", model, "--task", "mbpp", "--limit", 2)
     assert (code, out) == (2, "")
     assert "outside a sandbox" in err
+
+
+def test_results_become_one_page(run, model, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(json.dumps({"prompt": f"say <{n}>"}) for n in range(2)))
+    shared = ["--model", model, "--max-new-tokens", 8, "--json"]
+    lines = {
+        "acceptance": ["--task", task, *shared],
+        "speed": ["--task", task, "--setting", "ar", "--setting", "two-pass", *shared],
+        "passes": ["--model", model, "--rows", 2, "--context", 40, "-n", 2, "--json"],
+        "quality": ["--limit", 2, *shared],
+    }
+    files = [tmp_path / f"{verb}.json" for verb in lines]
+    for (verb, options), file in zip(lines.items(), files, strict=True):
+        code, out, err = run("bench", verb, *options)
+        assert code == 0, err
+        file.write_text(out)
+    page = tmp_path / "page.html"
+    code, out, err = run("bench", "report", *files, "-o", page)
+    assert code == 0, err
+    text = page.read_text()
+    assert text.count("<table>") == 4
+    assert text.count("data:image/png;base64,") == 2
+    assert "http" not in text
+    assert "bench speed" in text
+    code, out, _ = run("bench", "report", *files, "--markdown")
+    assert code == 0
+    assert out.count("|---|") >= 4
+    (tmp_path / "bad.json").write_text("{}")
+    code, _, err = run("bench", "report", tmp_path / "bad.json")
+    assert code == 2
+    assert "not what `orthrus bench ... --json` prints" in err
+    code, _, err = run("bench", "report", tmp_path / "none.json")
+    assert code == 2
+    assert "no such file" in err

@@ -16,6 +16,7 @@ import transformers
 import orthrus
 from orthrus.api import Model
 from orthrus.checkpoint.derived import processor_name
+from orthrus.model.decoder import Decoder
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -36,15 +37,19 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def of_run(model: Model) -> dict[str, Any]:
     """All of it for a run that is about to be reported."""
-    decoder, backbone = model.decoder, model.checkpoint.backbone
+    backbone = model.checkpoint.backbone
+    found = {"revision": backbone.revision, "backbone_sha256": backbone.sha256, "view": model.checkpoint.view}
+    return of_decoder(model.decoder, backbone.id) | found
+
+
+def of_decoder(decoder: Decoder, name: str) -> dict[str, Any]:
+    """The same for a model without a checkpoint, called `name`."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "model": backbone.id,
-        "revision": backbone.revision,
-        "backbone_sha256": backbone.sha256,
-        "view": model.checkpoint.view,
+        "model": name,
         "dtype": str(decoder.dtype).removeprefix("torch."),
+        "kernels": decoder.head.name,
         "device": str(decoder.device),
         "machine": machine(decoder.device),
     }

@@ -90,8 +90,18 @@ def prepare(checkpoint: Checkpoint, *, int8: bool = False, cheap_drafts: bool = 
     """Make a checkpoint ready for inference: choose kernels and pack the weights, which cannot be undone."""
     decoder = checkpoint.decoder
     kernels = native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None
-    decoder.prepare(kernels, int8=int8, cheap_drafts=cheap_drafts)
+    decoder.prepare(kernels, int8=int8, cheap_drafts=cheap_drafts and _have_room(decoder))
     return checkpoint
+
+
+def _have_room(decoder: Decoder) -> bool:
+    """Whether a byte for every weight takes no more than half of the memory that is left, where that can be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return True
+    return sum(linear.weight.numel() for linear in decoder.linears().values()) <= available // 2
 
 
 def load_decoder(name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Decoder:

@@ -65,7 +65,7 @@ def command(
     if as_json:
         record = {
             "passes": [asdict(one) for one in found], "roof": asdict(limits) | {"floor": limits.floor},
-            "profiles": profiles, "head": decoder.head.name, "provenance": provenance.machine(decoder.device),
+            "profiles": profiles, "provenance": provenance.of_decoder(decoder, shape or model),
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return

@@ -1,0 +1,160 @@
+"""One self-contained HTML page of the JSON that `orthrus bench ... --json` printed, with pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+Cell = Callable[[Record], str]
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .7rem; text-align: right }
+th { border-bottom: 2px solid #2f6690; font-weight: 600 } td { border-bottom: 1px solid #ddd }
+th:first-child, td:first-child, .left { text-align: left } img { max-width: 100% }
+p.from { color: #666; font-size: 13px } code { background: #f2f4f7; padding: .1rem .3rem }
+"""
+
+
+def _spread(middle: float, ends: list[float], digits: int = 2) -> str:
+    low, high = ends
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _faster(record: Record) -> str:
+    return "" if record["absent"] else _spread(record["ours_over"], record["ours_over_quartiles"])
+
+
+@dataclass(frozen=True)
+class Section:
+    """How records of one kind are shown: a title, and columns as (heading, cell)."""
+
+    title: str
+    columns: list[tuple[str, Cell]]
+
+
+SECTIONS = {
+    "acceptance": Section("Acceptance, two-pass", [
+        ("part", lambda r: r["part"]), ("prompts", lambda r: str(r["prompts"])),
+        ("A (95 %)", lambda r: _spread(r["acceptance_length"], r["interval"])),
+        ("tokens a pass (95 %)", lambda r: _spread(r["tpf"], r["tpf_interval"])),
+        ("rows a pass", lambda r: f"{r['rows_per_pass']:.1f}"),
+    ]),
+    "speed": Section("Speed of cycles, batch 1, in turn", [
+        ("part", lambda r: r["part"]), ("setting", lambda r: r["setting"]), ("prompts", lambda r: str(r["prompts"])),
+        ("A", lambda r: f"{r['acceptance_length']:.2f}"), ("tokens a pass", lambda r: f"{r['tpf']:.2f}"),
+        ("rows a pass", lambda r: f"{r['rows_per_pass']:.1f}"),
+        ("tokens/s (quartiles)", lambda r: _spread(r["speed"], r["quartiles"], 0)),
+        ("over the first setting", lambda r: _spread(r["over_plain"], r["over_plain_quartiles"])),
+        ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
+    ]),
+    "passes": Section("What a pass costs", [
+        ("pass", lambda r: r["kind"]), ("context", lambda r: f"{r['context']:,}"), ("rows", lambda r: str(r["rows"])),
+        ("ms (quartiles)", lambda r: _spread(1e3 * r["seconds"], [1e3 * q for q in r["quartiles"]])),
+        ("over one row", lambda r: f"{r['over_one_row']:.2f}"),
+    ]),
+    "sides": Section("Against others, greedy, batch 1, in turn", [
+        ("part", lambda r: r["part"]), ("side", lambda r: r["name"]), ("prompts", lambda r: str(r["prompts"])),
+        ("tokens/s (quartiles)", lambda r: r["absent"] or _spread(r["speed"], r["quartiles"], 0)),
+        ("orthrus auto is faster by", _faster),
+        ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
+    ]),
+    "scores": Section("Right answers", [
+        ("cycle", lambda r: r["cycle"]), ("right", lambda r: f"{r['right']} of {r['prompts']}"),
+        ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
+    ]),
+}  # fmt: skip
+
+
+def page(files: list[Path]) -> str:
+    """The page. Raises ValueError naming a file that is no result of a measurement."""
+    parts = []
+    for file in files:
+        kind, content = _read(file)
+        parts.append(_section(SECTIONS[kind], content[kind], content["provenance"], _picture(kind, content[kind])))
+    body = "\n".join(parts)
+    title = "Orthrus: measured"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    return f"{head}\n<h1>{title}</h1>\n{body}\n</html>\n"
+
+
+def markdown(files: list[Path]) -> str:
+    """The same tables for a README, each with where it comes from."""
+    parts = []
+    for file in files:
+        kind, content = _read(file)
+        section, provenance = SECTIONS[kind], content["provenance"]
+        heads = [name for name, _ in section.columns]
+        lines = [" | ".join(cell(record) for _, cell in section.columns) for record in content[kind]]
+        rule = "|".join("---" for _ in heads)
+        table = "\n".join(f"| {line} |" for line in [" | ".join(heads), *lines])
+        first, _, rest = table.partition("\n")
+        where = f"{section.title} ({_origin(provenance)}):"
+        parts.append(f"{where}\n\n{first}\n|{rule}|\n{rest}\n\n`{provenance['command']}`")
+    return "\n\n".join(parts)
+
+
+def _read(file: Path) -> tuple[str, Record]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return next(kind for kind in SECTIONS if kind in content), content
+    except (ValueError, TypeError, StopIteration) as error:
+        raise ValueError(f"{file}: not what `orthrus bench ... --json` prints") from error
+
+
+def _origin(provenance: Record) -> str:
+    machine = provenance["machine"]
+    kernels = provenance.get("kernels")
+    parts = [provenance["model"], provenance["dtype"], kernels, f"{machine['cores']} cores of {machine['cpu']}",
+             f"torch {machine['torch']}"]  # fmt: skip
+    return ", ".join(part for part in parts if part)
+
+
+def _section(section: Section, records: list[Record], provenance: Record, picture: str) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name, _ in section.columns)
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell(record))}</td>" for _, cell in section.columns) + "</tr>"
+        for record in records
+    )
+    origin = f"{html.escape(_origin(provenance))}, {provenance['time']}"
+    return (
+        f"<h2>{html.escape(section.title)}</h2>\n{picture}<table><tr>{head}</tr>\n{rows}</table>\n"
+        f"<p class=from>{origin}<br><code>{html.escape(provenance['command'])}</code></p>"
+    )
+
+
+def _picture(kind: str, records: list[Record]) -> str:
+    """Bars of tokens a second, or lines of milliseconds over rows; nothing for other kinds."""
+    if kind not in ("speed", "sides", "passes"):
+        return ""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [record for record in records if not record.get("absent")]
+    figure, axis = pyplot.subplots(figsize=(9, max(2.5, 0.28 * len(shown)) if kind != "passes" else 4))
+    if kind == "passes":
+        for context in sorted({record["context"] for record in shown}):
+            own = [record for record in shown if record["context"] == context and record["kind"] == "ar"]
+            axis.plot(
+                [r["rows"] for r in own], [1e3 * r["seconds"] for r in own], "o-", label=f"{context:,} cached tokens"
+            )
+        axis.set(xscale="log", xlabel="rows of an AR pass", ylabel="ms", ylim=(0, None))
+        axis.legend()
+    else:
+        names = [f"{r['part']}: {r.get('setting') or r['name']}" for r in shown][::-1]
+        axis.barh(names, [r["speed"] for r in shown][::-1], color="#2f6690")
+        axis.set_xlabel("tokens a second")
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    pyplot.close(figure)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">\n'
