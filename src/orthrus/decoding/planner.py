@@ -26,6 +26,8 @@ RESOLVE_EVERY = 16
 """Verdicts between two solutions for the values of the states."""
 AHEAD = 40
 """The probing budget of this many tokens may be spent before they are written."""
+RESTING = 7
+"""Passes after a plain one, while there are no drafts, that are plain without being weighed: weighing costs too."""
 PLANNING = 2e-4
 """Seconds that planning a cycle takes by itself."""
 
@@ -55,6 +57,7 @@ class Account:
     spent: float = 0.0
     earned: float = 0.0
     quiet: float = 0.0
+    resting: int = 0
 
 
 class Planner:
@@ -90,9 +93,11 @@ class Planner:
         again = fresh is not None
         wanted = fresh or [False] * len(batch)
         pairs = [(sequence, self._account(sequence, self._share(batch), again=again)) for sequence in batch]
-        if not self._alone:
+        if not self._alone and len(batch) > 1:
             return self._joint(pairs, wanted, again=again)
-        shapes = [self._joint([pair], [drew], again=again) for pair, drew in zip(pairs, wanted, strict=True)]
+        shapes = [self._single(pair, again=again, drew=drew) for pair, drew in zip(pairs, wanted, strict=True)]
+        if len(shapes) == 1:
+            return shapes[0]
         return Shape(
             self._width,
             [shape.offered[0] for shape in shapes],
@@ -144,6 +149,16 @@ class Planner:
             if history.chances(found).cumprod().sum() > history.chances(sequence.ahead).cumprod().sum():
                 sequence.ahead = found
         return account
+
+    def _single(self, pair: tuple[Sequence, Account], *, again: bool, drew: bool) -> Shape:
+        """A pass for one sequence; a plain one without further thought where one has just been the best there was."""
+        sequence, account = pair
+        if account.resting and not sequence.ahead.tokens:
+            account.resting -= 1
+            return Shape(self._width, [0], [0], ["ar"], [False])
+        shape = self._joint([pair], [drew], again=again)
+        account.resting = 0 if sequence.ahead.tokens or shape.blocks[0] or shape.redraft[0] else RESTING
+        return shape
 
     def _joint(self, pairs: list[tuple[Sequence, Account]], fresh: list[bool], *, again: bool) -> Shape:
         """One pass for all these sequences, each with drafts and blocks of its own: their worth against its price."""
