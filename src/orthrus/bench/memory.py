@@ -90,6 +90,9 @@ def _peak(decoder: Decoder, context: int, run: Callable[[KVCache], None]) -> tup
     cache.reserve(context)
     cache.commit(0, context)
     run(cache)  # allocates what the pass needs of the cache
+    for stack in decoder.fused.values():
+        if stack is not None:
+            stack.forget()
     with PeakBytes() as counted:
         run(cache)
     return cache.bytes, counted.peak

@@ -58,6 +58,10 @@ class Stack:
         )
         return Stack(decoder, kernels.library, drafting=drafting) if forms else None
 
+    def forget(self) -> None:
+        """Give the workspace back; the next pass makes its own."""
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
     def run(self, parts: list[Part], hidden_ND: Tensor, cache: CacheWindow) -> Tensor:
         """Final hidden states [N, D] of all parts; their keys and values are left in the cache."""
         table = []
