@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tiny
 import torch
@@ -127,3 +129,17 @@ def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, wi
             found = decoder.logits(blocks[slot][number][None])
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_threads_may_share_a_decoder():
+    """The native call lets go of the interpreter: two passes at once must not share its workspace."""
+    decoder = tiny.decoder("qwen3", "bf16")
+    prompts = [torch.tensor([tiny.request(60, seed=n).prompt]) for n in range(4)]
+
+    def run(prompt):
+        return [decoder.ar(prompt, decoder.new_cache(1).window(0, 1)) for _ in range(30)]
+
+    expected = [run(prompt)[0] for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for truth, found in zip(expected, pool.map(run, prompts), strict=True):
+            assert all(torch.equal(truth, one) for one in found)

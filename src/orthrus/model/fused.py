@@ -6,6 +6,7 @@ Its slow twin is the loop over layers in `Decoder`.
 from __future__ import annotations
 
 import ctypes
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +45,7 @@ class Stack:
             rows += [layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), *norms]
             rows += [number for linear in maps for number in _map(linear)]
         self._table, self._layers = torch.tensor(rows), len(decoder.stack)
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._memory, self._lock = torch.empty(0, dtype=torch.uint8), Lock()
 
     @staticmethod
     def of(decoder: Decoder, *, drafting: bool) -> Stack | None:
@@ -78,14 +79,15 @@ class Stack:
         sizes = (_INTEGER * 12)(
             self._layers, len(parts), len(hidden_ND), *self._shape, sequence, head, layer, threads
         )  # fmt: skip
-        needed = self._bytes(sizes)
-        if len(self._memory) < needed:
-            self._memory = torch.empty(needed, dtype=torch.uint8)
-        out_ND = torch.empty_like(hidden_ND)
-        self._run(
-            self._table.data_ptr(), (_INTEGER * len(table))(*table), keys.data_ptr(), values.data_ptr(),
-            hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), sizes, self._eps,
-        )  # fmt: skip
+        out_ND, needed = torch.empty_like(hidden_ND), self._bytes(sizes)
+        with self._lock:  # one workspace, and the call lets other Python threads run
+            if len(self._memory) < needed:
+                self._memory = torch.empty(needed, dtype=torch.uint8)
+            self._run(
+                self._table.data_ptr(), (_INTEGER * len(table))(*table), keys.data_ptr(), values.data_ptr(),
+                hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), sizes,
+                self._eps,
+            )  # fmt: skip
         return out_ND
 
 
