@@ -265,7 +265,7 @@ def test_bench_acceptance_reports_with_provenance(run, model, monkeypatch):
     )
     report = json.loads(out)
     assert code == 0
-    assert [row["part"] for row in report["acceptance"]][-1] == "all"
+    assert [row["part"] for row in report["acceptance"]][-1] == "spec_bench, all"
     assert report["provenance"]["backbone_sha256"]
     assert report["provenance"]["machine"]["threads"] >= 1
 

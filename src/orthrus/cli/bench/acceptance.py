@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    task: Annotated[str, typer.Option(help="Task name (gsm8k, humaneval, math500, mbpp, spec_bench) or a JSONL file.")],
+    task: Annotated[list[str], typer.Option(help="Task name or JSONL file of prompts; may be repeated.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     limit: Annotated[int | None, typer.Option(help="Prompts; all where absent.", min=1)] = None,
@@ -47,28 +47,30 @@ def command(
     from orthrus.bench import measure, provenance, tasks
     from orthrus.decoding.sequence import Statistics
 
-    prompts = tasks.load(task, limit)
+    prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     options: Options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
         "batch_size": batch_size,
     }  # fmt: skip
-    parts: dict[str, list[Statistics]] = {}
-    for prompt, statistics in progress(measure.decode(loaded, prompts, options), task, len(prompts)):
-        parts.setdefault(prompt.part, []).append(statistics)
-    rows = [measure.acceptance(part, found) for part, found in sorted(parts.items())]
-    if len(rows) > 1:
-        rows.append(measure.acceptance("all", [s for found in parts.values() for s in found]))
+    rows = []
+    for name, asked in prompts.items():
+        parts: dict[str, list[Statistics]] = {}
+        for prompt, statistics in progress(measure.decode(loaded, asked, options), name, len(asked)):
+            parts.setdefault(prompt.part, []).append(statistics)
+        rows += [measure.acceptance(part, found) for part, found in sorted(parts.items())]
+        if len(parts) > 1:
+            rows.append(measure.acceptance(f"{name}, all", [s for found in parts.values() for s in found]))
     if as_json:
         print(
             json.dumps({"acceptance": [asdict(row) for row in rows], "provenance": provenance.of_run(loaded)}, indent=2)
         )
     else:
-        _print(task, rows, loaded.checkpoint.view)
+        _print(rows, loaded.checkpoint.view)
 
 
-def _print(task: str, rows: list[Acceptance], view: str) -> None:
-    table = Table(title=f"{task}, two-pass; diffusion view: {view}")
+def _print(rows: list[Acceptance], view: str) -> None:
+    table = Table(title=f"two-pass; diffusion view: {view}")
     for column in (
         "part",
         "prompts",
