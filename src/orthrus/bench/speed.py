@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ SETTINGS = ("ar", "two-pass", "one-pass", "auto")
 class Speed:
     """One setting over all prompts of a part; tokens a second, prefill included, are medians with quartiles.
 
-    over_plain: the same against the first setting, prompt by prompt; expected: tokens a second by the cost table.
+    over_plain: the same against the first setting, prompt by prompt; expected: tokens a second by the cost table;
+    first_token: median seconds until there is one; between: median and 99th percentile of seconds between cycles, which
+    bring one token or several.
     """
 
     part: str
@@ -39,6 +42,17 @@ class Speed:
     over_plain_quartiles: tuple[float, float]
     expected: float
     identical: int
+    first_token: float
+    between: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt by one setting: what it cost, its tokens, and the seconds at which prefill and every cycle ended."""
+
+    statistics: Statistics
+    tokens: list[int]
+    ends: list[float]
 
 
 def options_of(setting: str) -> Options:
@@ -61,7 +75,7 @@ def measure_settings(
 ) -> list[Speed]:
     """Decode every prompt by every setting, in an order that turns from prompt to prompt; parts first, then all."""
     requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
-    runs: dict[str, list[tuple[Statistics, list[int]]]] = {setting: [] for setting in settings}
+    runs: dict[str, list[Run]] = {setting: [] for setting in settings}
     for setting in settings:
         _decode(model, requests[0], options | options_of(setting))  # pays for what is set up once
     for number in track(range(len(prompts))):
@@ -80,26 +94,25 @@ def measure_settings(
     ]  # fmt: skip
 
 
-def _decode(model: Model, request: Request, options: Options) -> tuple[Statistics, list[int]]:
-    (done,) = [
-        step.sequence
-        for step in model.run([request], model.decoding_config(options))
-        if step.sequence.finish_reason is not None
-    ]
-    return done.statistics, done.tokens
+def _decode(model: Model, request: Request, options: Options) -> Run:
+    start = perf_counter()
+    steps = [(step.sequence, perf_counter() - start) for step in model.run([request], model.decoding_config(options))]
+    done = steps[-1][0]
+    return Run(done.statistics, done.tokens, [end for _, end in steps])
 
 
 def _summary(
     model: Model,
     name: tuple[str, str],
-    runs: list[tuple[Statistics, list[int]]],
-    base: list[tuple[Statistics, list[int]]],
+    runs: list[Run],
+    base: list[Run],
     lengths: list[int],
 ) -> Speed:
-    found = [statistics for statistics, _ in runs]
+    found = [run.statistics for run in runs]
     pooled = measure.acceptance(name[0], found)
     speeds = np.array([s.generated / s.seconds for s in found])
-    plain = np.array([s.generated / s.seconds for s, _ in base])
+    plain = np.array([run.statistics.generated / run.statistics.seconds for run in base])
+    gaps = np.concatenate([np.diff(run.ends) for run in runs])
     costs = model.costs()
     seconds = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in zip(found, lengths, strict=True))
     return Speed(
@@ -107,12 +120,17 @@ def _summary(
         sum(s.passes for s in found), pooled.tpf, pooled.rows_per_pass,
         float(np.median(speeds)), _quartiles(speeds), float(np.median(speeds / plain)), _quartiles(speeds / plain),
         sum(s.generated for s in found) / seconds,
-        sum(tokens == others for (_, tokens), (_, others) in zip(runs, base, strict=True)),
+        sum(run.tokens == other.tokens for run, other in zip(runs, base, strict=True)),
+        float(np.median([run.ends[0] for run in runs])), _quantiles(gaps, (0.5, 0.99)),
     )  # fmt: skip
 
 
 def _quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:
-    low, high = np.quantile(values, (0.25, 0.75))
+    return _quantiles(values, (0.25, 0.75))
+
+
+def _quantiles(values: np.ndarray[Any, Any], shares: tuple[float, float]) -> tuple[float, float]:
+    low, high = np.quantile(values, shares) if len(values) else (0.0, 0.0)
     return float(low), float(high)
 
 

@@ -76,14 +76,16 @@ def command(
 def _print_speed(found: list[Speed], view: str) -> None:
     table = Table(title=f"batch 1, in turn; medians over prompts and (quartiles); diffusion view: {view}")
     for column in ("part", "setting", "A", "tokens a cycle", "passes", "TPF", "rows a pass", "tokens/s", "expected",
-                   f"over {found[0].setting}", "same tokens"):  # fmt: skip
+                   "ms to the first token", "ms between cycles, p50 / p99", f"over {found[0].setting}",
+                   "same tokens"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("part", "setting") else "right")
     for row in found:
         table.add_row(
             row.part, row.setting, f"{row.acceptance_length:.2f}", f"{row.tokens_per_cycle:.2f}", str(row.passes),
             f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}",
             f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})",
-            f"{row.expected:.1f}",
+            f"{row.expected:.1f}", f"{1e3 * row.first_token:.0f}",
+            f"{1e3 * row.between[0]:.1f} / {1e3 * row.between[1]:.1f}",
             f"{row.over_plain:.2f} ({row.over_plain_quartiles[0]:.2f}-{row.over_plain_quartiles[1]:.2f})",
             f"{row.identical} of {row.prompts}", end_section=row.setting == found[-1].setting,
         )  # fmt: skip
