@@ -70,7 +70,7 @@ def test_impossible_passes_are_refused(run, model, options, message):
 
 
 def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compare, "cache_directory", lambda: tmp_path)
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(2)))
     monkeypatch.setattr(files, "files", lambda backbone, folder: {"gguf": "", "gguf_q8_0": ""})
