@@ -19,8 +19,6 @@ SHORT, LONG = 128, 1024
 """Contexts at which passes are timed; the difference is what reading keys costs."""
 ROUNDS, REPEATS = 6, 3
 """Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them."""
-
-
 DRAFTED = (2, 4, 8, 16, 32, 64)
 Table = tuple[tuple[int, float], ...]
 

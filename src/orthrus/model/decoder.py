@@ -56,7 +56,6 @@ class Decoder(nn.Module):
         """Choose kernels for inference: pack the weights, quantised if `int8`, probe every shape, lay out passes.
 
         `cheap_drafts`: give passes that only draft faster forms of all their weights, where there are any.
-
         `exact` tells whether the probes found a layout under which all bits hold.
         """
         self.kernels = kernels or self.kernels
@@ -241,7 +240,7 @@ class Decoder(nn.Module):
             bias.close()
         attention = (found[0] if len(found) == 1 else torch.cat(found, dim=1)).flatten(0, 1)
         if not places.full:
-            attention = attention[places.rows_N]
+            attention = attention[places.table_3N[0]]
         return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
 
     def _reserve(self, cache: CacheWindow, positions: int) -> int:

@@ -146,11 +146,6 @@ class Places:
     norm_eps: float
 
     @property
-    def rows_N(self) -> Tensor:
-        """The first row of `table_3N`."""
-        return self.table_3N[0]
-
-    @property
     def full(self) -> bool:
         """Whether every row of the rectangle is taken."""
         return self.table_3N.shape[1] == self.attended[0] * self.attended[1]

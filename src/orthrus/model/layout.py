@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -56,19 +55,16 @@ class Layout:
         as many as the longest sequence has."""
         R = max(len(own) for own in tokens)
         attended = self.attention.padded(R)
-        sequences: list[int] = []
+        sequences = [b for b, own in enumerate(tokens) for _ in own]
         rows: list[int] = []
         positions: list[int] = []
         flat: list[int] = []
+        runs: list[list[int]] = []
         for b, (own, length) in enumerate(zip(tokens, lengths, strict=True)):
+            runs.append([len(flat), len(own), b, 0, 0])
             rows += range(b * attended + R - len(own), b * attended + R)
-            sequences += [b] * len(own)
             positions += range(length + len(own) - 1, length - 1, -1)
             flat += own[::-1]
-        counts = [len(own) for own in tokens]
-        runs = [
-            [end - count, count, b, 0, 0] for b, (count, end) in enumerate(zip(counts, accumulate(counts), strict=True))
-        ]
         places = self._places([rows, sequences, positions], positions, (len(tokens), attended))
         sight = self._sight(runs, [position + 1 for position in positions])
         return Part(
@@ -88,20 +84,19 @@ class Layout:
         attended, masks = len(candidates) * width, [mask] * (width - 1)
         rows: list[int] = []
         positions: list[int] = []
-        sequences: list[int] = []
         slots: list[int] = []
         flat: list[int] = []
         runs: list[list[int]] = []
         seen: list[int] = []
         for b, (own, length, slot) in enumerate(zip(roots, lengths, where[0], strict=True)):
             rows += range(b * attended, b * attended + len(own) * width)
-            sequences += [b] * (len(own) * width)
             slots += range(slot, slot + len(own) * width)
             for j, (root, candidate) in enumerate(zip(own, candidates, strict=False)):
                 runs.append([len(flat), width, b, slot + j * width, slot + (j + 1) * width])
                 seen += [length + candidate] * width
                 positions += range(length + candidate, length + candidate + width)
                 flat += [root, *masks]
+        sequences = [run[2] for run in runs for _ in range(width)]
         places = self._places([rows, sequences, slots], positions, (len(roots), attended))
         return Part("diffusion", self._tokens(flat), places, self._sight(runs, seen), where[1])
 

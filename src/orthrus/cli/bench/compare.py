@@ -52,7 +52,10 @@ def command(
     from orthrus.bench import compare, provenance, tasks
 
     known = compare.variants()
-    chosen = [name for name in known if peer is None or any(name.startswith(start) for start in peer)]
+    chosen = [
+        name for name in known
+        if peer is None or any(name == asked or (asked not in known and name.startswith(asked)) for asked in peer)
+    ]  # fmt: skip
     if not chosen:
         raise ValueError(f"no such peer; there are: {'; '.join(known)}")
     if install:
