@@ -41,6 +41,7 @@ class NativeKernels(Kernels):
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
+        library.has_tiles()
         self._rms_norm, self._place, self._gate = library.rms_norm, library.place, library.gate
         self._rms_norm.argtypes = (_POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _FLOAT)
         self._place.argtypes = (*(_POINTER,) * 10, _INTEGER, _FLOAT)

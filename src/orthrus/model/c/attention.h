@@ -242,10 +242,7 @@ void attend(const VALUE *q, const VALUE *keys, const VALUE *values, VALUE *out, 
     int64_t most = 32, size = room_bytes(most * (sizes[0] / sizes[1]), sizes[2]);
 #pragma omp parallel num_threads(threads)
     {
-        int64_t t = 0, T = 1;
-#ifdef _OPENMP
-        t = omp_get_thread_num(), T = omp_get_num_threads();
-#endif
+        WHICH_THREAD
         char *memory = aligned_alloc(64, (size + 63) / 64 * 64);
         attend_share(q, keys, values, out, runs, count, seen, sizes, memory, most, t, T);
         free(memory);

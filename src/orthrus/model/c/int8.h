@@ -58,12 +58,21 @@ static inline __attribute__((always_inline)) void panel_int8(const uint8_t *q, c
                y + r * outputs + out, count, depth, outputs)
 #undef ROW_POINTERS
 #define ROW_POINTERS
+#define FINISH_INT8(sums, row, at)                                                                                     \
+    scale_out(_mm512_load_si512(sums), scales + (at), shifts + (at), row_scales[row], bias ? bias + (at) : 0,         \
+              y + (row) * outputs + (at))
 /* Outputs `first` to `last` of y [rows, outputs] = q w^T + bias. w packed [outputs / 16][depth / 4][16 outputs][4],
  * `scales` of its rows, `shifts` = 128 times their sums. */
 static void multiply_int8(const uint8_t *q, const float *row_scales, const int8_t *w, const float *scales,
                           const int32_t *shifts, const VALUE *bias, VALUE *y, const int64_t *sizes, int64_t first,
                           int64_t last) {
     int64_t rows = sizes[0], depth = sizes[1], outputs = sizes[2];
+#ifndef NO_TILES
+    if (use_tiles && depth % STEP == 0) {
+        EVERY_TILE(block_int8, q, w, depth, FINISH_INT8);
+        return;
+    }
+#endif
     for (int64_t out = first; out < last; out += WIDE) {
         int64_t next = out + LANES < outputs ? LANES * depth : 0;
         EVERY_ROW
@@ -75,9 +84,7 @@ void linear_int8(const VALUE *x, const int8_t *w, const float *scales, const int
                  uint8_t *q, float *row_scales, const int64_t *sizes) {
     int64_t rows = sizes[0], depth = sizes[1], outputs = sizes[2], threads = sizes[3];
     for (int64_t r = 0; r < rows; r++) row_scales[r] = quantize(x + r * depth, q + r * depth, depth);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t out = 0; out < outputs; out += WIDE)
-        multiply_int8(q, row_scales, w, scales, shifts, bias, y, sizes, out, out + WIDE);
+    EVERY_THREAD(multiply_int8(q, row_scales, w, scales, shifts, bias, y, sizes, first, last))
 }
 #else
 int has_linear_int8(void) { return 0; }

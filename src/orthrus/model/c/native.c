@@ -16,6 +16,7 @@
 
 #include "small.h"
 #include "training.h"
+#include "tiles.h"
 #include "products.h"
 #include "int8.h"
 #include "attention.h"

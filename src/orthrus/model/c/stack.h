@@ -13,25 +13,19 @@ enum { VIEW, ROWS_ALL, ROWS_REAL, PLACES, COS, SIN, RUNS, RUN_COUNT, SEEN, PART 
 
 #define AT(field) ((const VALUE *)(uintptr_t)(field))
 
-/* Which of `count` things are thread t's of T. */
-static inline void share(int64_t count, int64_t t, int64_t T, int64_t *first, int64_t *last) {
-    *first = count * t / T, *last = count * (t + 1) / T;
-}
-
 static void apply(const int64_t *map, const VALUE *x, VALUE *y, int64_t rows, char *memory, int64_t t, int64_t T) {
     int64_t depth = map[INPUTS], outputs = map[OUTPUTS], first, last;
-    share((outputs + PANEL - 1) / PANEL, t, T, &first, &last);
+    share_outputs(outputs, t, T, &first, &last);
     if (!map[SCALES]) {
-        int64_t end = last * PANEL < outputs ? last * PANEL : outputs;
-        multiply(x, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first * PANEL, end);
+        multiply(x, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last);
         return;
     }
     float *scales = (float *)memory;
     uint8_t *q = (uint8_t *)(scales + (rows + 15) / 16 * 16);
     for (int64_t r = 0; r < rows; r++) scales[r] = quantize(x + r * depth, q + r * depth, depth);
-    int64_t sizes[3] = {rows, depth, outputs}, end = last * WIDE < outputs ? last * WIDE : outputs;
+    int64_t sizes[3] = {rows, depth, outputs};
     multiply_int8(q, scales, (const int8_t *)AT(map[WEIGHT]), (const float *)AT(map[SCALES]),
-                  (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first * WIDE, end);
+                  (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
 }
 
 /* hidden += delta where there is one, normed = its norm, for thread t's rows. */
@@ -74,10 +68,7 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
     memset(q, 0, 2 * N * H * E * sizeof(VALUE)); /* padding rows stay zero */
 #pragma omp parallel num_threads(threads)
     {
-        int64_t t = 0, T = 1;
-#ifdef _OPENMP
-        t = omp_get_thread_num(), T = omp_get_num_threads();
-#endif
+        WHICH_THREAD
         char *own = memory + t * room;
         for (int64_t l = 0; l < layers; l++) {
             const int64_t *layer = table + l * LAYER, *maps = layer + MAPS;
