@@ -6,6 +6,8 @@ Its slow twin is the loop over layers in `Decoder`.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 VIEWS = ("ar", "diffusion")
+WORKS = ("norms", "product qkv", "rotation and cache", "attention", "product o", "product gate_up", "gate", "product down")
+"""What `Stack.clocked` counts seconds of, in order."""
 
 
 class Stack:
@@ -31,7 +35,7 @@ class Stack:
     def __init__(self, decoder: Decoder, library: ctypes.CDLL, *, drafting: bool) -> None:
         config = decoder.config
         self._run, self._bytes = library.stack, library.stack_bytes
-        self._run.argtypes, self._run.restype = ((_POINTER,) * 9 + (ctypes.c_float,)), None
+        self._run.argtypes, self._run.restype = ((_POINTER,) * 10 + (ctypes.c_float,)), None
         self._bytes.restype = _INTEGER
         self._norm, self._eps = decoder.norm, config.norm_eps
         self._shape = config.hidden_size, config.intermediate_size, config.heads, config.kv_heads, config.head_dim
@@ -46,6 +50,7 @@ class Stack:
             rows += [number for linear in maps for number in _map(linear)]
         self._table, self._layers = torch.tensor(rows), len(decoder.stack)
         self._memory, self._lock = torch.empty(0, dtype=torch.uint8), Lock()
+        self._clocks: ctypes.Array[ctypes.c_double] | None = None
 
     @staticmethod
     def of(decoder: Decoder, *, drafting: bool) -> Stack | None:
@@ -62,6 +67,17 @@ class Stack:
     def forget(self) -> None:
         """Give the workspace back; the next pass makes its own."""
         self._memory = torch.empty(0, dtype=torch.uint8)
+
+    @contextmanager
+    def clocked(self, spent: dict[str, float]) -> Iterator[None]:
+        """Add to `spent`, at the end, the seconds that passes took meanwhile, by kind of work."""
+        self._clocks = (ctypes.c_double * len(WORKS))()
+        try:
+            yield
+            for name, seconds in zip(WORKS, self._clocks, strict=True):
+                spent[name] = spent.get(name, 0.0) + seconds
+        finally:
+            self._clocks = None
 
     def run(self, parts: list[Part], hidden_ND: Tensor, cache: CacheWindow) -> Tensor:
         """Final hidden states [N, D] of all parts; their keys and values are left in the cache."""
@@ -85,7 +101,7 @@ class Stack:
                 self._memory = torch.empty(needed, dtype=torch.uint8)
             self._run(
                 self._table.data_ptr(), (_INTEGER * len(table))(*table), keys.data_ptr(), values.data_ptr(),
-                hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), sizes,
+                hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), self._clocks, sizes,
                 self._eps,
             )  # fmt: skip
         return out_ND

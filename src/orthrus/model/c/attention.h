@@ -32,9 +32,9 @@ static inline void transpose(const int32_t *rows, int64_t stride, int64_t count,
     }
 }
 
-/* scores[r][0..15] = q_r k_j * scale for `rows` rows and `chunks` (constants where this is inlined) of 16 transposed keys. */
+/* scores[r][0..15] = q_r k_j for `rows` rows and `chunks` (constants where this is inlined) of 16 transposed keys. */
 static inline __attribute__((always_inline)) void score(const VALUE *const *q, const int32_t *keys, int64_t words,
-                                                        float scale, float *scores, const int rows, const int chunks) {
+                                                        float *scores, const int rows, const int chunks) {
     __m512 sums[SCORED];
 #pragma GCC unroll 16
     for (int n = 0; n < rows * chunks; n++) sums[n] = _mm512_setzero_ps();
@@ -51,31 +51,18 @@ static inline __attribute__((always_inline)) void score(const VALUE *const *q, c
         }
 #pragma GCC unroll 16
     for (int n = 0; n < rows * chunks; n++)
-        _mm512_storeu_ps(scores + n % rows * KEYS + 16 * (n / rows), _mm512_mul_ps(sums[n], _mm512_set1_ps(scale)));
+        _mm512_storeu_ps(scores + n % rows * KEYS + 16 * (n / rows), sums[n]);
 }
 
-/* e^x for x <= 0 to 2 units in the last place (Cephes). */
-static inline __m512 exponential_lanes(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, whole);
-}
-
-/* Scores of `seen` keys become weights against the largest score so far, those up to `padded` zeros; returns their sum. */
-static inline float weigh(float *weights, int64_t seen, int64_t padded, float *top) {
+/* Scores of `seen` keys, times `scale`, become weights against the largest so far, those up to `padded` zeros; returns
+ * their sum. */
+static inline float weigh(float *weights, int64_t seen, int64_t padded, float scale, float *top) {
     __m512 most = _mm512_set1_ps(*top), sums = _mm512_setzero_ps();
     for (int64_t i = 0; i < seen; i += LANES) {
         __mmask16 there = (__mmask16)(seen - i < LANES ? (1 << (seen - i)) - 1 : 0xffff);
-        most = _mm512_mask_max_ps(most, there, most, _mm512_loadu_ps(weights + i));
+        __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(weights + i), _mm512_set1_ps(scale));
+        _mm512_storeu_ps(weights + i, scaled);
+        most = _mm512_mask_max_ps(most, there, most, scaled);
     }
     *top = _mm512_reduce_max_ps(most);
     most = _mm512_set1_ps(*top);
@@ -118,38 +105,53 @@ static inline __attribute__((always_inline)) void gather(const float *weights, c
         for (int p = 0; p < parts; p++) _mm512_storeu_ps(sums + r * size + p * LANES, total[r][p]);
 }
 
-/* What a thread keeps while it attends: for `rows` query rows, weights [KEYS], sums [size], top, total, keep, visible. */
+/* What a thread keeps while it attends: for every query row, weights [KEYS], sums [size], top, total, keep, visible, and the
+ * rows and keys in the order of the products. */
 typedef struct {
     float *weights, *sums, *top, *total, *keep;
     int64_t *visible;
     const VALUE **q;
+    VALUE *packed;
     int32_t *keys;
 } Room;
 
-/* One block of `count` keys, of which query row r sees the first visible[r]. */
-static void attend_block(const Room *room, int64_t rows, const VALUE *k, const VALUE *v, int64_t count, int64_t size,
-                         float scale) {
-    int64_t words = size * (int64_t)sizeof(VALUE) / 4, chunks = (count + 15) / 16;
-    for (int64_t c = 0; c < chunks; c++)
-        for (int64_t i = 0; i < words; i += 16)
-            transpose((const int32_t *)(k + 16 * c * size) + i, words, count - 16 * c, words - i,
-                      room->keys + 16 * (c * words + i));
+#include "tile_attention.h"
+
+/* All scores of a block, by tiles or by dot products; returns for how many keys there are any. */
+static int64_t score_block(const Room *room, int64_t rows, int64_t chunks, int64_t size) {
+    int64_t words = size * (int64_t)sizeof(VALUE) / 4;
+#ifdef BY_TILES
+    if (BY_TILES(size)) {
+        score_tiles(room->packed, room->keys, room->weights, rows, chunks, size);
+        return 16 * ((chunks + 1) / 2 * 2);
+    }
+#endif
     for (int64_t r = 0, taken; r < rows; r += taken) {
         taken = rows - r >= 8 ? 8 : rows - r >= 4 ? 4 : rows - r >= 3 ? 3 : 1;
         for (int64_t c = 0; c < chunks; c += taken < 8 ? 2 : 1) { /* a chunk too many finds room, and is never looked at */
             const int32_t *keys = room->keys + 16 * c * words;
             float *scores = room->weights + r * KEYS + 16 * c;
-            if (taken == 8) score(room->q + r, keys, words, scale, scores, 8, 1);
-            else if (taken == 4) score(room->q + r, keys, words, scale, scores, 4, 2);
-            else if (taken == 3) score(room->q + r, keys, words, scale, scores, 3, 2);
-            else score(room->q + r, keys, words, scale, scores, 1, 2);
+            if (taken == 8) score(room->q + r, keys, words, scores, 8, 1);
+            else if (taken == 4) score(room->q + r, keys, words, scores, 4, 2);
+            else if (taken == 3) score(room->q + r, keys, words, scores, 3, 2);
+            else score(room->q + r, keys, words, scores, 1, 2);
         }
     }
-    for (int64_t r = 0; r < rows; r++) {
-        float before = room->top[r], sum = weigh(room->weights + r * KEYS, room->visible[r], 16 * chunks, room->top + r);
-        room->keep[r] = room->visible[r] ? expf(before - room->top[r]) : 1.0f;
-        room->total[r] = room->total[r] * room->keep[r] + sum;
+    return 16 * chunks;
+}
+
+/* All sums of a block of `count` keys, of whose `padded` weights those that a row does not see are zero. */
+static void gather_block(const Room *room, int64_t rows, const VALUE *v, int64_t count, int64_t padded, int64_t size) {
+#ifdef BY_TILES
+    if (BY_TILES(size)) {
+        VALUE *pairs = (VALUE *)(room->keys + KEYS * size / 2);
+        pair_values(v, pairs, count, padded, size);
+        for (int64_t r = 0; r < rows; r++) narrow(room->weights + r * KEYS, padded);
+        gather_tiles(room->weights, room->keep, pairs, room->sums, rows, padded, size);
+        return;
     }
+#endif
+    (void)count, (void)padded; /* no further than each row sees */
     for (int64_t s = 0; s < size; s += SLICE) {
         int64_t whole = size - s >= SLICE;
         for (int64_t r = 0, taken; r < rows; r += taken) {
@@ -167,6 +169,23 @@ static void attend_block(const Room *room, int64_t rows, const VALUE *k, const V
     }
 }
 
+/* One block of `count` keys, of which query row r sees the first visible[r]. */
+static void attend_block(const Room *room, int64_t rows, const VALUE *k, const VALUE *v, int64_t count, int64_t size,
+                         float scale) {
+    int64_t words = size * (int64_t)sizeof(VALUE) / 4, chunks = (count + 15) / 16;
+    for (int64_t c = 0; c < chunks; c++)
+        for (int64_t i = 0; i < words; i += 16)
+            transpose((const int32_t *)(k + 16 * c * size) + i, words, count - 16 * c, words - i,
+                      room->keys + 16 * (c * words + i));
+    int64_t padded = score_block(room, rows, chunks, size);
+    for (int64_t r = 0; r < rows; r++) {
+        float before = room->top[r], sum = weigh(room->weights + r * KEYS, room->visible[r], padded, scale, room->top + r);
+        room->keep[r] = room->visible[r] ? expf(before - room->top[r]) : 1.0f;
+        room->total[r] = room->total[r] * room->keep[r] + sum;
+    }
+    gather_block(room, rows, v, count, padded, size);
+}
+
 /* Rows of one run (they share sequence and own keys), one key/value head: q, out [.., H, size] at `stride` values a row. */
 static void attend_run(const VALUE *q, VALUE *out, const int64_t *seen, int64_t rows, int64_t stride, int64_t group,
                        const VALUE *k, const VALUE *v, const int64_t *own, int64_t size, const Room *room) {
@@ -177,6 +196,9 @@ static void attend_run(const VALUE *q, VALUE *out, const int64_t *seen, int64_t 
         longest = seen[r / group] > longest ? seen[r / group] : longest;
     }
     memset(room->sums, 0, all * size * sizeof(float));
+#ifdef BY_TILES
+    if (BY_TILES(size)) pack_queries(room->q, room->packed, all, size);
+#endif
     float scale = 1.0f / sqrtf((float)size);
     for (int64_t start = 0; start < longest; start += KEYS) {
         int64_t count = longest - start < KEYS ? longest - start : KEYS;
@@ -202,12 +224,15 @@ enum { RUN = 5 };
 
 /* Bytes of room for query rows of one head. */
 static int64_t room_bytes(int64_t rows, int64_t size) {
-    return rows * (int64_t)(sizeof(float) * (KEYS + size + 3) + sizeof(int64_t) + sizeof(VALUE *)) + 4 * KEYS * size + 512;
+    int64_t each = sizeof(float) * (KEYS + size + 3) + sizeof(VALUE) * size + sizeof(int64_t) + sizeof(VALUE *);
+    return (rows + 15) / 16 * 16 * each + 4 * KEYS * size + 512;
 }
 
 static Room room_in(char *memory, int64_t rows, int64_t size) {
     Room room;
+    rows = (rows + 15) / 16 * 16;
     room.keys = (int32_t *)memory, memory += 4 * KEYS * size;
+    room.packed = (VALUE *)memory, memory += rows * size * (int64_t)sizeof(VALUE);
     room.q = (const VALUE **)memory, memory += rows * (int64_t)sizeof(VALUE *);
     room.visible = (int64_t *)memory, memory += rows * (int64_t)sizeof(int64_t);
     room.weights = (float *)memory, room.sums = room.weights + rows * KEYS, room.top = room.sums + rows * size;
@@ -223,6 +248,9 @@ static void attend_share(const VALUE *q, const VALUE *keys, const VALUE *values,
     int64_t H = sizes[0], G = sizes[1], E = sizes[2], group = H / G;
     int64_t pieces = count * G % T && runs[1] >= T ? T : 1; /* rows shared out too, where heads do not come out even */
     Room room = room_in(memory, most * group, E);
+#ifdef BY_TILES
+    if (BY_TILES(E)) configure(ROWS, ROWS);
+#endif
     for (int64_t task = t; task < count * G * pieces; task += T) {
         const int64_t *run = runs + task / pieces / G * RUN;
         int64_t g = task / pieces % G, piece = task % pieces;
@@ -234,6 +262,9 @@ static void attend_share(const VALUE *q, const VALUE *keys, const VALUE *values,
             attend_run(from, to, seen + first, rows, H * E, group, keys + at, values + at, run + 3, E, &room);
         }
     }
+#ifdef BY_TILES
+    if (BY_TILES(E)) _tile_release();
+#endif
 }
 
 /* q [N, H, E] of all runs to out [N, H, E]. */

@@ -13,28 +13,32 @@ enum { VIEW, ROWS_ALL, ROWS_REAL, PLACES, COS, SIN, RUNS, RUN_COUNT, SEEN, PART 
 
 #define AT(field) ((const VALUE *)(uintptr_t)(field))
 
-static void apply(const int64_t *map, const VALUE *x, VALUE *y, int64_t rows, char *memory, int64_t t, int64_t T) {
-    int64_t depth = map[INPUTS], outputs = map[OUTPUTS], first, last;
-    share_outputs(outputs, t, T, &first, &last);
-    if (!map[SCALES]) {
-        multiply(x, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last);
-        return;
-    }
-    float *scales = (float *)memory;
-    uint8_t *q = (uint8_t *)(scales + (rows + 15) / 16 * 16);
-    for (int64_t r = 0; r < rows; r++) scales[r] = quantize(x + r * depth, q + r * depth, depth);
-    int64_t sizes[3] = {rows, depth, outputs};
-    multiply_int8(q, scales, (const int8_t *)AT(map[WEIGHT]), (const float *)AT(map[SCALES]),
-                  (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
+/* Rows in int8, for the maps that want them so. */
+typedef struct {
+    uint8_t *q;
+    float *scales;
+} Quantized;
+
+/* Rows `first` to `last` of x [.., depth] for a map that wants them in int8. */
+static void quantize_for(const int64_t *map, const VALUE *x, Quantized to, int64_t first, int64_t last) {
+    int64_t depth = map[INPUTS];
+    if (!map[SCALES]) return;
+    for (int64_t r = first; r < last; r++) to.scales[r] = quantize(x + r * depth, to.q + r * depth, depth);
 }
 
-/* hidden += delta where there is one, normed = its norm, for thread t's rows. */
-static void norm_share(VALUE *hidden, const VALUE *delta, const VALUE *weight, VALUE *normed, int64_t rows, int64_t size,
-                       float eps, int64_t t, int64_t T) {
-    int64_t first, last;
-    share(rows, t, T, &first, &last);
-    int64_t at = first * size;
-    rms_norm(hidden + at, delta ? delta + at : 0, weight, normed + at, last - first, size, eps);
+/* Thread t's outputs of a map, for `rows` rows from row `at`. */
+static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, int64_t t,
+                  int64_t T) {
+    int64_t depth = map[INPUTS], outputs = map[OUTPUTS], first, last;
+    share_outputs(outputs, t, T, &first, &last);
+    y += at * outputs;
+    if (!map[SCALES]) {
+        multiply(x + at * depth, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last);
+        return;
+    }
+    int64_t sizes[3] = {rows, depth, outputs};
+    multiply_int8(from.q + at * depth, from.scales + at, (const int8_t *)AT(map[WEIGHT]), (const float *)AT(map[SCALES]),
+                  (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
 }
 
 /* Sizes of a stack, in order. */
@@ -43,79 +47,112 @@ enum { MOST_TOGETHER = 32 };
 
 /* What a thread needs for itself. */
 static int64_t own_bytes(const int64_t *sizes) {
-    int64_t longest = sizes[HIDDEN] > sizes[INNER] ? sizes[HIDDEN] : sizes[INNER], N = sizes[ROWS_N];
-    longest = longest > sizes[HEADS] * sizes[HEAD] ? longest : sizes[HEADS] * sizes[HEAD];
-    int64_t rows = (N + 16) * 4 + N * longest, room = room_bytes(MOST_TOGETHER * (sizes[HEADS] / sizes[GROUPS]), sizes[HEAD]);
-    return ((room > rows ? room : rows) + 127) / 64 * 64;
+    return (room_bytes(MOST_TOGETHER * (sizes[HEADS] / sizes[GROUPS]), sizes[HEAD]) + 127) / 64 * 64;
+}
+
+static int64_t longest_row(const int64_t *sizes) {
+    int64_t heads = sizes[HEADS] * sizes[HEAD], longest = sizes[HIDDEN] > sizes[INNER] ? sizes[HIDDEN] : sizes[INNER];
+    return longest > heads ? longest : heads;
 }
 
 /* Bytes of memory that `stack` must be given. */
 int64_t stack_bytes(const int64_t *sizes) {
     int64_t each = 2 * sizes[HIDDEN] + (3 * sizes[HEADS] + 2 * sizes[GROUPS]) * sizes[HEAD] + 3 * sizes[INNER];
-    return sizes[ROWS_N] * each * (int64_t)sizeof(VALUE) + sizes[THREADS] * own_bytes(sizes);
+    int64_t row = each * (int64_t)sizeof(VALUE) + longest_row(sizes) + (int64_t)sizeof(float);
+    return sizes[ROWS_N] * row + sizes[THREADS] * own_bytes(sizes);
 }
 
+/* What time goes to, as `clocks` counts it. */
+enum { NORMS, QKV, ROTATION, ATTENTION, O, GATE_UP, GATE, DOWN, WORKS };
+
+/* All threads are done with one kind of work: seconds since the last go to it, where somebody asks. */
+static inline void done(double *clocks, int64_t t, int work, double *last) {
+#pragma omp barrier /* binds to the team that called */
+    if (!clocks || t) return;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    if (work < WORKS) clocks[work] += seconds - *last;
+    *last = seconds;
+}
+
+/* What of a part's rows lies in a thread's. */
+static void quantize_own(const int64_t *map, const VALUE *x, Quantized to, const int64_t *part, int64_t at, int64_t first,
+                         int64_t last) {
+    int64_t end = at + part[ROWS_ALL];
+    quantize_for(map, x, to, first > at ? first : at, last < end ? last : end);
+}
+
+/* Thread t's rows of a part: their keys and values to the cache, their rotated queries to q. */
+static void place_share(const VALUE *qkv, const int64_t *layer, const int64_t *part, VALUE *q, VALUE *keys, VALUE *cached,
+                        const int64_t *heads, float eps, int64_t t, int64_t T) {
+    const int64_t *found = layer + HEAD_NORMS + 2 * part[VIEW];
+    const VALUE *norms[2] = {AT(found[0]), AT(found[1])};
+    int64_t first, last;
+    share(part[ROWS_REAL], t, T, &first, &last);
+    place_rows(qkv, norms, (const float *)AT(part[COS]), (const float *)AT(part[SIN]), (const int64_t *)AT(part[PLACES]), q,
+               keys, cached, heads, eps, part[ROWS_REAL], first, last);
+}
+
+/* Each part in turn, its first row `at`, with the maps of its view. */
+#define EVERY_PART                                                                                                     \
+    for (p = 0, at = 0; part = parts + p * PART, of_view = maps + 2 * part[VIEW] * MAP, p < count; at += part[ROWS_ALL], p++)
+
 /* hidden [N, D] of all parts, one after another, through all layers and the final norm to `out`. table [layers][LAYER];
- * parts [count][PART]; keys and values of the first layer and sequence. */
+ * parts [count][PART]; keys and values of the first layer and sequence; `clocks` [WORKS] or nothing. */
 void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *all_values, VALUE *hidden,
-           const VALUE *final_norm, VALUE *out, char *memory, const int64_t *sizes, float eps) {
+           const VALUE *final_norm, VALUE *out, char *memory, double *clocks, const int64_t *sizes, float eps) {
     int64_t layers = sizes[LAYERS], count = sizes[PARTS], N = sizes[ROWS_N], D = sizes[HIDDEN], inner = sizes[INNER];
     int64_t H = sizes[HEADS], G = sizes[GROUPS], E = sizes[HEAD], wide = (H + 2 * G) * E, threads = sizes[THREADS];
     const int64_t heads[5] = {H, G, E, sizes[SEQUENCE_STRIDE], sizes[HEAD_STRIDE]};
     int64_t room = own_bytes(sizes), most = MOST_TOGETHER;
     VALUE *normed = (VALUE *)(memory + threads * room), *delta = normed + N * D, *qkv = delta + N * D;
     VALUE *q = qkv + N * wide, *attended = q + N * H * E, *gated = attended + N * H * E, *both = gated + N * inner;
+    Quantized in_int8 = {(uint8_t *)(both + 2 * N * inner), 0};
+    in_int8.scales = (float *)(in_int8.q + N * longest_row(sizes));
     memset(q, 0, 2 * N * H * E * sizeof(VALUE)); /* padding rows stay zero */
 #pragma omp parallel num_threads(threads)
     {
         WHICH_THREAD
         char *own = memory + t * room;
+        double last = 0;
+        done(clocks, t, WORKS, &last);
+        int64_t first, end; /* this thread's rows, where every row is a thread's */
+        share(N, t, T, &first, &end);
         for (int64_t l = 0; l < layers; l++) {
-            const int64_t *layer = table + l * LAYER, *maps = layer + MAPS;
+            const int64_t *layer = table + l * LAYER, *maps = layer + MAPS, *of_view, *part;
             VALUE *keys = all_keys + l * sizes[LAYER_STRIDE], *cached = all_values + l * sizes[LAYER_STRIDE];
-            norm_share(hidden, l ? delta : 0, AT(layer[ATTENTION_NORM]), normed, N, D, eps, t, T);
-#pragma omp barrier
-            for (int64_t p = 0, at = 0; p < count; at += parts[p++ * PART + ROWS_ALL]) {
-                const int64_t *part = parts + p * PART;
-                apply(maps + 2 * part[VIEW] * MAP, normed + at * D, qkv + at * wide, part[ROWS_ALL], own, t, T);
-            }
-#pragma omp barrier
-            for (int64_t p = 0, at = 0; p < count; at += parts[p++ * PART + ROWS_ALL]) {
-                const int64_t *part = parts + p * PART, *found = layer + HEAD_NORMS + 2 * part[VIEW];
-                const VALUE *norms[2] = {AT(found[0]), AT(found[1])};
-                int64_t first, last;
-                share(part[ROWS_REAL], t, T, &first, &last);
-                place_rows(qkv + at * wide, norms, (const float *)AT(part[COS]), (const float *)AT(part[SIN]),
-                           (const int64_t *)AT(part[PLACES]), q + at * H * E, keys, cached, heads, eps, part[ROWS_REAL],
-                           first, last);
-            }
-#pragma omp barrier
-            for (int64_t p = 0, at = 0; p < count; at += parts[p++ * PART + ROWS_ALL]) {
-                const int64_t *part = parts + p * PART;
-                attend_share(q + at * H * E, keys, cached, attended + at * H * E, (const int64_t *)AT(part[RUNS]),
-                             part[RUN_COUNT], (const int64_t *)AT(part[SEEN]), heads, own, most, t, T);
-            }
-#pragma omp barrier
-            for (int64_t p = 0, at = 0; p < count; at += parts[p++ * PART + ROWS_ALL]) {
-                const int64_t *part = parts + p * PART;
-                apply(maps + (2 * part[VIEW] + 1) * MAP, attended + at * H * E, delta + at * D, part[ROWS_ALL], own, t, T);
-            }
-#pragma omp barrier
-            norm_share(hidden, delta, AT(layer[MLP_NORM]), normed, N, D, eps, t, T);
-#pragma omp barrier
-            apply(maps + 4 * MAP, normed, both, N, own, t, T);
-#pragma omp barrier
-            int64_t first, last;
-            share((inner + LANES - 1) / LANES, t, T, &first, &last);
-            last = last * LANES < inner ? last * LANES : inner;
-            for (int64_t n = 0; n < N; n++) gate_share(both + 2 * n * inner, gated + n * inner, inner, first * LANES, last);
-#pragma omp barrier
-            apply(maps + 5 * MAP, gated, delta, N, own, t, T);
-#pragma omp barrier
+            int64_t p, at;
+            rms_norm(hidden + first * D, l ? delta + first * D : 0, AT(layer[ATTENTION_NORM]), normed + first * D,
+                     end - first, D, eps);
+            EVERY_PART quantize_own(of_view, normed, in_int8, part, at, first, end);
+            done(clocks, t, NORMS, &last);
+            EVERY_PART apply(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], t, T);
+            done(clocks, t, QKV, &last);
+            EVERY_PART place_share(qkv + at * wide, layer, part, q + at * H * E, keys, cached, heads, eps, t, T);
+            done(clocks, t, ROTATION, &last);
+            EVERY_PART attend_share(q + at * H * E, keys, cached, attended + at * H * E, (const int64_t *)AT(part[RUNS]),
+                                    part[RUN_COUNT], (const int64_t *)AT(part[SEEN]), heads, own, most, t, T);
+            done(clocks, t, ATTENTION, &last);
+            EVERY_PART quantize_own(of_view + MAP, attended, in_int8, part, at, first, end);
+            done(clocks, t, O, &last);
+            EVERY_PART apply(of_view + MAP, attended, in_int8, delta, at, part[ROWS_ALL], t, T);
+            done(clocks, t, O, &last);
+            rms_norm(hidden + first * D, delta + first * D, AT(layer[MLP_NORM]), normed + first * D, end - first, D, eps);
+            quantize_for(maps + 4 * MAP, normed, in_int8, first, end);
+            done(clocks, t, NORMS, &last);
+            apply(maps + 4 * MAP, normed, in_int8, both, 0, N, t, T);
+            done(clocks, t, GATE_UP, &last);
+            gate(both + 2 * first * inner, gated + first * inner, end - first, inner);
+            quantize_for(maps + 5 * MAP, gated, in_int8, first, end);
+            done(clocks, t, GATE, &last);
+            apply(maps + 5 * MAP, gated, in_int8, delta, 0, N, t, T);
+            done(clocks, t, DOWN, &last);
         }
-        norm_share(hidden, delta, final_norm, out, N, D, eps, t, T);
+        rms_norm(hidden + first * D, delta + first * D, final_norm, out + first * D, end - first, D, eps);
     }
 }
+#undef EVERY_PART
 #else
 int has_stack(void) { return 0; }
 #endif
