@@ -36,7 +36,7 @@ def hf_config(family, **overrides):
     return AutoConfig.for_model(
         family,
         **{
-            "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
+            "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
             "eos_token_id": END, "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.15,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},

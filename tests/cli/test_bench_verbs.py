@@ -12,7 +12,7 @@ import tiny
 from gguf import GGMLQuantizationType, GGUFReader
 
 from orthrus import cli
-from orthrus.bench import compare, quality, tasks
+from orthrus.bench import compare, quality, suite, tasks
 from orthrus.bench.peers import gguf as files
 from orthrus.checkpoint import sources
 
@@ -176,3 +176,30 @@ def test_results_become_one_page(run, model, tmp_path):
     code, _, err = run("bench", "report", tmp_path / "none.json")
     assert code == 2
     assert "no such file" in err
+
+
+def test_the_suite_goes_on_where_it_stopped(run, model, tmp_path, monkeypatch):
+    task, output = tmp_path / "task.jsonl", tmp_path / "measured"
+    task.write_text(json.dumps({"prompt": "say it"}) + "\n")
+    speed = ("speed", ("--task", str(task), "--max-new-tokens", "4", "--setting", "ar"))
+    steps = {"memory": ("memory", ("--context", "40", "--context", "80")), "speed": speed}
+    monkeypatch.setattr(suite, "QUICK", {**steps, "speed": ("speed", ("--task", "nowhere"))})
+    command = ["bench", "suite", "--quick", "--model", model, "--output", output]
+    code, out, err = run(*command)
+    assert (code, out) == (1, "")
+    assert "speed failed with exit code 2" in err
+    assert sorted(path.name for path in output.iterdir()) == ["memory.json", "suite.json"]
+    before = (output / "memory.json").stat().st_mtime_ns
+
+    monkeypatch.setattr(suite, "QUICK", steps)
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "1 of 2: memory is there already" in err
+    assert (output / "memory.json").stat().st_mtime_ns == before
+    page = (output / "report.html").read_text()
+    assert "Bytes of one sequence" in page
+    assert "Speed of cycles" in page
+
+    code, _, err = run(*command, "--quantize", "int8")
+    assert code == 2
+    assert "holds results of other settings" in err

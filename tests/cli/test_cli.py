@@ -379,7 +379,7 @@ def test_speed_has_every_setting_in_turn_and_a_plot(run, model, tmp_path):
 
 def test_memory_of_a_cycle_is_the_same_at_any_context(run, model):
     code, out, _ = run("bench", "memory", "--model", model, "--context", 100, "--context", 1124, "--json")
-    near, far = json.loads(out)
+    near, far = json.loads(out)["memory"]
     assert code == 0
     assert (near["two_pass"], near["one_pass"]) == (far["two_pass"], far["one_pass"])
     assert near["cache"] < far["cache"]

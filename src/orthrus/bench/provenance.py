@@ -46,7 +46,7 @@ def of_decoder(decoder: Decoder, name: str) -> dict[str, Any]:
     """The same for a model without a checkpoint, called `name`."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "orthrus"), *sys.argv[1:]]),
         "model": name,
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "kernels": decoder.head.name,

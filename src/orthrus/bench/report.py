@@ -66,6 +66,11 @@ SECTIONS = {
         ("orthrus auto is faster by", _faster),
         ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
     ]),
+    "memory": Section("Bytes of one sequence", [
+        ("context", lambda r: f"{r['context']:,}"), ("cache", lambda r: f"{r['cache']:,}"),
+        ("workspace of plain decoding", lambda r: f"{r['plain']:,}"),
+        ("more, two-pass", lambda r: f"{r['two_pass']:,}"), ("more, one-pass", lambda r: f"{r['one_pass']:,}"),
+    ]),
     "scores": Section("Right answers", [
         ("cycle", lambda r: r["cycle"]), ("right", lambda r: f"{r['right']} of {r['prompts']}"),
         ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus.decoding.propose import sureness
+from orthrus.decoding.propose import DECIDED, sureness
+from orthrus.decoding.sampling import best
 from orthrus.model.decoder import Decoder
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -102,15 +103,17 @@ def measure(decoder: Decoder) -> Costs:
         return torch.arange(count, device=decoder.device)[None] % decoder.config.vocab_size
 
     def plain(count: int) -> None:
-        decoder.ar(rows(count), window).argmax(dim=-1).tolist()
+        best(decoder.ar(rows(count), window)[0])
 
     def draft(count: int) -> None:
-        sureness(decoder.diffuse([0], count, window, count)[0])
+        best(logits_RV := decoder.diffuse([0], count, window, count)[0])
+        sureness(logits_RV)
 
     def both(blocks: int) -> None:
-        (logits_RV,), (found,) = decoder.ar_and_diffuse(rows(4).tolist(), range(blocks), width, window)
-        logits_RV.argmax(dim=-1).tolist()
-        sureness(decoder.logits(found[:1], drafting=True)[0])
+        decided = blocks * width <= DECIDED
+        (logits_RV,), (found,) = decoder.ar_and_diffuse(rows(4).tolist(), range(blocks), width, window, decided=decided)
+        best(logits_RV)
+        sureness(found[0] if decided else decoder.logits(found[:1], drafting=True)[0])
 
     counts = [count for count in ROWS if count <= decoder.most_rows]
     passes: dict[Any, tuple[int, Callable[[], None]]] = {count: (short, partial(plain, count)) for count in counts}

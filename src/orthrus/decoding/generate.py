@@ -75,13 +75,15 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rul
         cache.commit(slot, cache.lengths[slot] + piece.shape[1])
     final = [last.shape[1] - 1]
     drafted = final if width else []
-    (logits_RV,), (blocks_JWD,) = decoder.ar_and_diffuse(last.tolist(), drafted, width, window, wanted=final)
+    (logits_RV,), (blocks_JWV,) = decoder.ar_and_diffuse(
+        last.tolist(), drafted, width, window, wanted=final, decided=True
+    )
     cache.commit(slot, prompt.shape[1])
     verdict = rule.verify(sequence.sampler, logits_RV, Draft(), sequence.length)
     sequence.start(verdict.tokens[0])
     if width and sequence.finish_reason is None:
         root = prompt.shape[1] - 1
-        (sequence.ahead,) = propose_ahead(decoder, [sequence], [blocks_JWD[0]], [root], rule)
+        (sequence.ahead,) = propose_ahead(decoder, [sequence], [blocks_JWV[0]], [root], rule, decided=True)
     return Step(sequence, verdict)
 
 

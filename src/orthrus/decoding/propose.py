@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from orthrus.cache import CacheWindow
+from orthrus.decoding.sampling import best
 from orthrus.decoding.sequence import Draft, Kind, Sequence
 from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
+
+DECIDED = 32
+"""Rows of blocks up to which it is cheaper to run the head over all of them, with the AR rows, than over one later."""
 
 
 def propose(
@@ -31,9 +35,10 @@ def propose(
 
 
 def propose_ahead(
-    decoder: Decoder, batch: list[Sequence], blocks: list[Tensor], roots: list[int], rule: Rule
+    decoder: Decoder, batch: list[Sequence], blocks: list[Tensor], roots: list[int], rule: Rule, *, decided: bool
 ) -> list[Draft]:
-    """Drafts from blocks of the pass just run: final hidden states [width, D] of each, and its root's position.
+    """Drafts from blocks of the pass just run: final hidden states [width, D] of each, or, where that was `decided`,
+    logits [width, V], and its root's position.
 
     A sequence has committed more tokens than the root since. The row that predicts the newest of them, the anchor,
     tells whether the block foresaw it; the rows before it are passed over, those after it are the drafts. There may be
@@ -43,13 +48,13 @@ def propose_ahead(
     trained = decoder.diffusion.trained_rows
     starts = [s.length - 1 - root for s, root in zip(batch, roots, strict=True)]
     useful = [block[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
-    logits_NV = decoder.logits(torch.cat(useful)[None], drafting=True)[0]
+    logits_NV = torch.cat(useful) if decided else decoder.logits(torch.cat(useful)[None], drafting=True)[0]
     drafts = []
     for s, logits_RV, root, start in zip(batch, logits_NV.split([len(r) for r in useful]), roots, starts, strict=True):
         if len(logits_RV) < 2:
             drafts.append(Draft())
             continue
-        foreseen = int(logits_RV[0].argmax()) == s.anchor
+        foreseen = best(logits_RV[:1]) == [s.anchor]
         draft = rule.propose(s.sampler, logits_RV[1:], s.length, 2 * root + 1)
         kind: Kind = "agrees" if foreseen else "differs"
         drafts.append(replace(draft, kind=kind, start=start, confidence=sureness(logits_RV[1:])))

@@ -46,7 +46,7 @@ class Sampler:
         Lazy: asking for a row says that the token given for the row before it was committed.
         """
         if self.params.plain:
-            yield from torch.argmax(logits_RV, dim=-1).tolist()
+            yield from best(logits_RV)
             return
         for row, logits_V in enumerate(logits_RV):
             token = self._choose(self._adjusted(logits_V), position + row)
@@ -56,7 +56,7 @@ class Sampler:
     def propose(self, logits_RV: Tensor, position: int) -> list[int]:
         """Drafts for `position` and after, from diffusion logits, with the noise their targets will meet."""
         if self.params.plain:
-            return torch.argmax(logits_RV, dim=-1).tolist()
+            return best(logits_RV)
         return [self._choose(self._adjusted(logits_V), position + row) for row, logits_V in enumerate(logits_RV)]
 
     def probabilities(self, logits_V: Tensor) -> Tensor:
@@ -89,6 +89,16 @@ class Sampler:
             return int(scores_V.argmax())
         filtered_V = filter_scores(scores_V / self.params.temperature, self.params)
         return int((filtered_V + self.noise.gumbel(position, self._vocab_size)).argmax())
+
+
+def best(logits_RV: Tensor) -> list[int]:
+    """The token of each row's largest logit, the first of equals."""
+    if logits_RV.dtype == torch.bfloat16 and logits_RV.device.type == "cpu":
+        bits_RV = logits_RV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
+        tokens = bits_RV.argmax(axis=-1)
+        if len(tokens) and (bits_RV[range(len(tokens)), tokens] > 0).all():
+            return list(map(int, tokens))
+    return torch.argmax(logits_RV, dim=-1).tolist()
 
 
 def filter_scores(scores_V: Tensor, params: SamplingParams) -> Tensor:

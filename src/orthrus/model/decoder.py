@@ -149,6 +149,7 @@ class Decoder(nn.Module):
         *,
         blocks: Sequence[int] | None = None,
         wanted: Sequence[int] | None = None,
+        decided: bool = False,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """An AR pass over `rows[b]` of each sequence, and with them blocks of `width` rows, rooted in some of them.
 
@@ -158,7 +159,8 @@ class Decoder(nn.Module):
         `blocks[b]` of the candidates (all where None; there may be none). Nobody pays for rows that others have.
 
         Returns, per sequence, the AR logits [R, V] of the `wanted` rows (all where None), and the hidden states
-        [J, width, D] of its blocks, of which `logits` makes logits when it is known which block counts.
+        [J, width, D] of its blocks, of which `logits` makes logits when it is known which block counts. Where that is
+        `decided`, or not worth waiting for, their logits [J, width, V] come instead: few rows more cost a head little.
         """
         counts = [len(candidates)] * len(rows) if blocks is None else list(blocks)
         R, J, lengths = max(len(own) for own in rows), max(counts), cache.lengths
@@ -179,9 +181,16 @@ class Decoder(nn.Module):
             [end - 1 - row for row in (range(len(own)) if wanted is None else wanted)]
             for own, end in zip(rows, ends, strict=True)
         ]
-        logits_NV = self.logits(hidden_ND[list(chain.from_iterable(picked))][None])[0]
-        blocks_JWD = (others or [hidden_ND])[0][: sum(counts) * width].view(sum(counts), width, self.config.hidden_size)
-        return list(logits_NV.split([len(own) for own in picked])), list(blocks_JWD.split(counts))
+        hidden_ND, drafted_ND = hidden_ND[list(chain.from_iterable(picked))], (others or [hidden_ND])[0]
+        found_NX = drafted_ND[: sum(counts) * width]
+        if decided:
+            logits_NV, found_NX = self.logits(torch.cat([hidden_ND, found_NX])[None])[0].split(
+                [len(hidden_ND), len(found_NX)]
+            )
+        else:
+            logits_NV = self.logits(hidden_ND[None])[0]
+        found = found_NX.view(sum(counts), width, found_NX.shape[1]).split(counts)
+        return list(logits_NV.split([len(own) for own in picked])), list(found)
 
     def logits(self, normed_BRD: Tensor, *, drafting: bool = False) -> Tensor:
         """The head [B, R, V] over final hidden states, for drafts alone or for all; of no rows where there are none."""

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 VIEWS = ("ar", "diffusion")
-WORKS = ("norms", "product qkv", "rotation and cache", "attention", "product o", "product gate_up", "gate", "product down")
+WORKS = (
+    "norms",
+    "product qkv",
+    "rotation and cache",
+    "attention",
+    "product o",
+    "gated product",
+    "product down",
+)
 """What `Stack.clocked` counts seconds of, in order."""
 
 
@@ -62,7 +70,8 @@ class Stack:
             isinstance(linear, NativeLinear | NativeInt8Linear) and linear.rule.exact and linear.rule.multiple == 1
             for linear in decoder.linears().values()
         )
-        return Stack(decoder, kernels.library, drafting=drafting) if forms else None
+        even = decoder.config.intermediate_size % 32 == 0  # threads take both halves of the gate in whole panels
+        return Stack(decoder, kernels.library, drafting=drafting) if forms and even else None
 
     def forget(self) -> None:
         """Give the workspace back; the next pass makes its own."""
@@ -101,8 +110,8 @@ class Stack:
                 self._memory = torch.empty(needed, dtype=torch.uint8)
             self._run(
                 self._table.data_ptr(), (_INTEGER * len(table))(*table), keys.data_ptr(), values.data_ptr(),
-                hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), self._clocks, sizes,
-                self._eps,
+                hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), self._clocks,
+                sizes, self._eps,
             )  # fmt: skip
         return out_ND
 

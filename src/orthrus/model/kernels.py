@@ -165,7 +165,8 @@ class Sight:
 class Kernels:
     """The work between matrix products, in plain torch: the slow twin of `native.NativeKernels`, on any device."""
 
-    name = "torch"
+    name = build = "torch"
+    """build: what tells one set of kernels from another, for what was measured with them."""
     sees = False
     """Whether there is an attention that is told row by row what it sees, and needs no mask; see `attend`."""
 

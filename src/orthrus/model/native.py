@@ -40,7 +40,7 @@ class NativeKernels(Kernels):
     name = "native C"
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+        self.library, self.build = library, Path(library._name).stem
         library.has_tiles()
         self._rms_norm, self._place, self._gate = library.rms_norm, library.place, library.gate
         self._rms_norm.argtypes = (_POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _FLOAT)

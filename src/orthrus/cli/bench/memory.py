@@ -36,7 +36,7 @@ def command(
     """Bytes that a cycle needs beyond plain decoding, at several contexts: drafting has no cache of its own."""
     from orthrus.api import DTYPES
     from orthrus.bench import memory as bytes_of
-    from orthrus.bench import shapes
+    from orthrus.bench import provenance, shapes
 
     if shape is None:
         decoder = load_model(model, None, dtype, "cpu", False).decoder
@@ -46,7 +46,8 @@ def command(
             decoder = shapes.random_decoder(shape, DTYPES[dtype.value], block_size=max(width, 2))
     found = [bytes_of.extra_of(decoder, tokens, width) for tokens in context or (1124, 7780)]
     if as_json:
-        print(json.dumps([asdict(extra) for extra in found], indent=2))
+        where = provenance.of_decoder(decoder, shape or model)
+        print(json.dumps({"memory": [asdict(extra) for extra in found], "provenance": where}, indent=2))
         return
     table = Table(
         title=f"{shape or model}, {dtype.value}, one sequence, blocks and verifications of {width} rows; bytes"

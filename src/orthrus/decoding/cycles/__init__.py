@@ -12,7 +12,7 @@ from typing import Protocol
 
 from orthrus.cache import KVCache
 from orthrus.decoding.planner import Planner, Shape
-from orthrus.decoding.propose import propose_ahead
+from orthrus.decoding.propose import DECIDED, propose_ahead
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
 from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
@@ -64,8 +64,9 @@ def verify_and_draft(
     """
     drafts = [replace(s.ahead, tokens=s.ahead.tokens[:n]) for s, n in zip(batch, shape.offered, strict=True)]
     rows = [[s.anchor, *draft.tokens] for s, draft in zip(batch, drafts, strict=True)]
+    decided, window = 0 < sum(shape.blocks) * shape.width <= DECIDED, cache.window(0, len(batch))
     logits, found = decoder.ar_and_diffuse(
-        rows, range(max(shape.blocks)), shape.width, cache.window(0, len(batch)), blocks=shape.blocks
+        rows, range(max(shape.blocks)), shape.width, window, blocks=shape.blocks, decided=decided
     )
     kept, unfinished, blocks, roots = [], [], [], []
     for slot, (sequence, draft) in enumerate(zip(batch, drafts, strict=True)):
@@ -82,6 +83,7 @@ def verify_and_draft(
             blocks.append(found[slot][chosen])
             roots.append(anchor + chosen)
     if unfinished:
-        for sequence, ahead in zip(unfinished, propose_ahead(decoder, unfinished, blocks, roots, rule), strict=True):
-            sequence.ahead = ahead
+        ahead = propose_ahead(decoder, unfinished, blocks, roots, rule, decided=decided)
+        for sequence, draft in zip(unfinished, ahead, strict=True):
+            sequence.ahead = draft
     return kept

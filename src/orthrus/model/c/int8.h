@@ -74,7 +74,7 @@ static void multiply_int8(const uint8_t *q, const float *row_scales, const int8_
     }
 #endif
     for (int64_t out = first; out < last; out += WIDE) {
-        int64_t next = out + LANES < outputs ? LANES * depth : 0;
+        int64_t next = out + LANES < last ? LANES * depth : 0;
         EVERY_ROW
     }
 }

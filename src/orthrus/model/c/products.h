@@ -100,7 +100,7 @@ static void multiply(const VALUE *x, const VALUE *w, const VALUE *bias, VALUE *y
 #endif
     for (int64_t out = first; out < last; out += PANEL) {
         const VALUE *weights = w + out * depth, *add = bias ? bias + out : 0;
-        int64_t next = out + LANES < outputs ? LANES * depth : 0;
+        int64_t next = out + LANES < last ? LANES * depth : 0;
         EVERY_ROW
     }
 }

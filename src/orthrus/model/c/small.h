@@ -45,6 +45,11 @@ static inline void store_lanes(VALUE *y, __m512 values) {
 static inline float inverse_rms(const VALUE *x, int64_t size, float eps) {
     float lanes[LANES] = {0};
     int64_t i = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    __m512 sums = _mm512_setzero_ps();
+    for (; i + LANES <= size; i += LANES) sums = _mm512_add_ps(sums, _mm512_mul_ps(load_lanes(x + i), load_lanes(x + i)));
+    _mm512_storeu_ps(lanes, sums);
+#endif
     for (; i + LANES <= size; i += LANES)
         for (int l = 0; l < LANES; l++) lanes[l] += load(x[i + l]) * load(x[i + l]);
     for (int l = 0; i + l < size; l++) lanes[l] += load(x[i + l]) * load(x[i + l]);
@@ -53,13 +58,30 @@ static inline float inverse_rms(const VALUE *x, int64_t size, float eps) {
     return 1.0f / sqrtf(sum / (float)size + eps);
 }
 
+/* x += delta */
+static inline void add_row(VALUE *x, const VALUE *delta, int64_t size) {
+    int64_t i = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    for (; i + LANES <= size; i += LANES) store_lanes(x + i, _mm512_add_ps(load_lanes(x + i), load_lanes(delta + i)));
+#endif
+    for (; i < size; i++) x[i] = store(load(x[i]) + load(delta[i]));
+}
+
+/* out = x * factor * weight */
+static inline void scale_row(const VALUE *x, float factor, const VALUE *weight, VALUE *out, int64_t size) {
+    int64_t i = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    for (; i + LANES <= size; i += LANES)
+        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(factor)), load_lanes(weight + i)));
+#endif
+    for (; i < size; i++) out[i] = store(load(x[i]) * factor * load(weight[i]));
+}
+
 /* x += delta where there is one; out[n, :] = x[n, :] / rms * weight */
 void rms_norm(VALUE *x, const VALUE *delta, const VALUE *weight, VALUE *out, int64_t rows, int64_t size, float eps) {
-    if (delta)
-        for (int64_t i = 0; i < rows * size; i++) x[i] = store(load(x[i]) + load(delta[i]));
     for (int64_t n = 0; n < rows; n++, x += size, out += size) {
-        float inverse = inverse_rms(x, size, eps);
-        for (int64_t i = 0; i < size; i++) out[i] = store(load(x[i]) * inverse * load(weight[i]));
+        if (delta) add_row(x, delta + n * size, size);
+        scale_row(x, inverse_rms(x, size, eps), weight, out, size);
     }
 }
 
@@ -131,9 +153,9 @@ static inline float exponential(float x) {
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-/* The same for sixteen, infinite where it is too large. */
+/* The same for sixteen, up to e^80. */
 static inline __m512 exponential_lanes(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(80.0f));
     __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), r);
@@ -148,16 +170,19 @@ static inline __m512 exponential_lanes(__m512 x) {
 }
 #endif
 
-/* out[i] = silu(x[i]) * x[size + i] */
-static inline void gate_row(const VALUE *x, VALUE *out, int64_t size) {
-    int64_t i = 0;
+/* out[i] = silu(x[i]) * x[size + i] for `first` <= i < `last` */
+static inline void gate_row(const VALUE *x, VALUE *out, int64_t size, int64_t first, int64_t last) {
+    int64_t i = first;
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-    for (; i + LANES <= size; i += LANES) {
-        __m512 g = load_lanes(x + i), one = _mm512_set1_ps(1.0f), e = exponential_lanes(_mm512_sub_ps(_mm512_setzero_ps(), g));
-        store_lanes(out + i, _mm512_mul_ps(_mm512_div_ps(g, _mm512_add_ps(one, e)), load_lanes(x + size + i)));
+    for (; i + LANES <= last; i += LANES) {
+        __m512 g = load_lanes(x + i), up = load_lanes(x + size + i);
+        __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential_lanes(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+        __m512 r = _mm512_rcp14_ps(d); /* 1 / d, made exact to a unit or two by a step of Newton's */
+        r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));
+        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(g, r), up));
     }
 #endif
-    for (; i < size; i++) {
+    for (; i < last; i++) {
         float g = load(x[i]);
         out[i] = store(g / (1.0f + exponential(-g)) * load(x[size + i]));
     }
@@ -165,5 +190,5 @@ static inline void gate_row(const VALUE *x, VALUE *out, int64_t size) {
 
 /* The same for every row: x [rows, 2 size], out [rows, size]. */
 void gate(const VALUE *x, VALUE *out, int64_t rows, int64_t size) {
-    for (int64_t n = 0; n < rows; n++) gate_row(x + 2 * n * size, out + n * size, size);
+    for (int64_t n = 0; n < rows; n++) gate_row(x + 2 * n * size, out + n * size, size, 0, size);
 }

@@ -26,11 +26,10 @@ static void quantize_for(const int64_t *map, const VALUE *x, Quantized to, int64
     for (int64_t r = first; r < last; r++) to.scales[r] = quantize(x + r * depth, to.q + r * depth, depth);
 }
 
-/* Thread t's outputs of a map, for `rows` rows from row `at`. */
-static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, int64_t t,
-                  int64_t T) {
-    int64_t depth = map[INPUTS], outputs = map[OUTPUTS], first, last;
-    share_outputs(outputs, t, T, &first, &last);
+/* Outputs `first` to `last` of a map, for `rows` rows from row `at`. */
+static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, int64_t first,
+                  int64_t last) {
+    int64_t depth = map[INPUTS], outputs = map[OUTPUTS];
     y += at * outputs;
     if (!map[SCALES]) {
         multiply(x + at * depth, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last);
@@ -39,6 +38,24 @@ static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, 
     int64_t sizes[3] = {rows, depth, outputs};
     multiply_int8(from.q + at * depth, from.scales + at, (const int8_t *)AT(map[WEIGHT]), (const float *)AT(map[SCALES]),
                   (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
+}
+
+/* Thread t's outputs of it. */
+static void apply_share(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, int64_t t,
+                        int64_t T) {
+    int64_t first, last;
+    share_outputs(map[OUTPUTS], t, T, &first, &last);
+    apply(map, x, from, y, at, rows, first, last);
+}
+
+/* Thread t's share of gated activations, from its own outputs of both halves of `both`. */
+static void gate_up_share(const int64_t *map, const VALUE *x, Quantized from, VALUE *both, VALUE *gated, int64_t rows,
+                          int64_t t, int64_t T) {
+    int64_t size = map[OUTPUTS] / 2, first, last;
+    share_outputs(size, t, T, &first, &last);
+    apply(map, x, from, both, 0, rows, first, last);
+    apply(map, x, from, both, 0, rows, size + first, size + last);
+    for (int64_t n = 0; n < rows; n++) gate_row(both + 2 * n * size, gated + n * size, size, first, last);
 }
 
 /* Sizes of a stack, in order. */
@@ -63,7 +80,7 @@ int64_t stack_bytes(const int64_t *sizes) {
 }
 
 /* What time goes to, as `clocks` counts it. */
-enum { NORMS, QKV, ROTATION, ATTENTION, O, GATE_UP, GATE, DOWN, WORKS };
+enum { NORMS, QKV, ROTATION, ATTENTION, O, GATE_UP, DOWN, WORKS };
 
 /* All threads are done with one kind of work: seconds since the last go to it, where somebody asks. */
 static inline void done(double *clocks, int64_t t, int work, double *last) {
@@ -127,7 +144,7 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
                      end - first, D, eps);
             EVERY_PART quantize_own(of_view, normed, in_int8, part, at, first, end);
             done(clocks, t, NORMS, &last);
-            EVERY_PART apply(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], t, T);
+            EVERY_PART apply_share(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], t, T);
             done(clocks, t, QKV, &last);
             EVERY_PART place_share(qkv + at * wide, layer, part, q + at * H * E, keys, cached, heads, eps, t, T);
             done(clocks, t, ROTATION, &last);
@@ -136,17 +153,18 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
             done(clocks, t, ATTENTION, &last);
             EVERY_PART quantize_own(of_view + MAP, attended, in_int8, part, at, first, end);
             done(clocks, t, O, &last);
-            EVERY_PART apply(of_view + MAP, attended, in_int8, delta, at, part[ROWS_ALL], t, T);
+            EVERY_PART apply_share(of_view + MAP, attended, in_int8, delta, at, part[ROWS_ALL], t, T);
             done(clocks, t, O, &last);
             rms_norm(hidden + first * D, delta + first * D, AT(layer[MLP_NORM]), normed + first * D, end - first, D, eps);
             quantize_for(maps + 4 * MAP, normed, in_int8, first, end);
             done(clocks, t, NORMS, &last);
-            apply(maps + 4 * MAP, normed, in_int8, both, 0, N, t, T);
+            gate_up_share(maps + 4 * MAP, normed, in_int8, both, gated, N, t, T);
             done(clocks, t, GATE_UP, &last);
-            gate(both + 2 * first * inner, gated + first * inner, end - first, inner);
-            quantize_for(maps + 5 * MAP, gated, in_int8, first, end);
-            done(clocks, t, GATE, &last);
-            apply(maps + 5 * MAP, gated, in_int8, delta, 0, N, t, T);
+            if (maps[5 * MAP + SCALES]) {
+                quantize_for(maps + 5 * MAP, gated, in_int8, first, end);
+                done(clocks, t, DOWN, &last);
+            }
+            apply_share(maps + 5 * MAP, gated, in_int8, delta, 0, N, t, T);
             done(clocks, t, DOWN, &last);
         }
         rms_norm(hidden + first * D, delta + first * D, final_norm, out + first * D, end - first, D, eps);

@@ -4,7 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, ROWS = 16, STEP = 64, TILE = 1024, AHEAD = 8 * TILE };
+enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, ROWS = 16, STEP = 64, TILE = 1024, AHEAD = 4 * TILE };
 
 int use_tiles = 0; /* whether products go by tiles; without, they have other kernels */
 
@@ -64,7 +64,7 @@ BLOCK(block_int8, _tile_dpbusd)
         char sums[4 * TILE] __attribute__((aligned(64)));                                                              \
         int64_t configured = -1;                                                                                       \
         for (int64_t out = first; out < last; out += 2 * ROWS) {                                                       \
-            int64_t next = out + ROWS < outputs ? ROWS * (depth) : 0;                                                  \
+            int64_t next = out + ROWS < last ? ROWS * (depth) : 0;                                                  \
             for (int64_t r = 0; r < rows; r += 2 * ROWS) {                                                             \
                 int64_t left = rows - r < 2 * ROWS ? rows - r : 2 * ROWS, high = left < ROWS ? left : ROWS;            \
                 if (configured != left) configure(high, left - high), configured = left;                               \

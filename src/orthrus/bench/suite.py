@@ -1,0 +1,78 @@
+"""The whole of the measurements, one after another, each into a file of its own; what is there already is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orthrus.bench import report
+from orthrus.checkpoint.derived import save_json, write_atomically
+
+Step = tuple[str, tuple[str, ...]]
+TASKS = ("--task", "gsm8k", "--task", "humaneval", "--task", "spec_bench")
+
+FULL: dict[str, Step] = {
+    "passes": ("passes", ()),
+    "memory": ("memory", ("--context", "1024", "--context", "7680")),
+    "speed": ("speed", (*TASKS, "--limit", "20", "--setting", "ar", "--setting", "two-pass", "--setting", "auto")),
+    "sampled": ("speed", (*TASKS, "--limit", "8", "--temperature", "0.8", "--setting", "ar", "--setting", "auto")),
+    "compare": ("compare", (*TASKS, "--limit", "6")),
+    "acceptance": ("acceptance", (*TASKS, "--task", "mbpp", "--task", "math500", "--limit", "60",
+                                  "--max-new-tokens", "128", "--batch-size", "16")),
+    "quality": ("quality", ("--task", "gsm8k", "--limit", "60", "--batch-size", "16")),
+}  # fmt: skip
+QUICK: dict[str, Step] = {
+    "passes": ("passes", ("-n", "5", "--rows", "8", "--rows", "16", "--rows", "32")),
+    "memory": ("memory", ("--context", "1024", "--context", "2048")),
+    "speed": ("speed", (*TASKS, "--limit", "2", "--max-new-tokens", "64", "--setting", "ar", "--setting", "auto")),
+    "compare": ("compare", ("--task", "gsm8k", "--limit", "2", "--max-new-tokens", "64")),
+    "acceptance": ("acceptance", (*TASKS, "--limit", "8", "--max-new-tokens", "64", "--batch-size", "8")),
+    "quality": ("quality", ("--task", "gsm8k", "--limit", "8", "--batch-size", "8")),
+}
+SETTINGS = "suite.json"
+"""The file that says what the results of a directory are of."""
+ONLY_BY_SHAPE = ("--adapter", "--device", "--quantize")
+"""Options that `memory` does not have: it is about bytes, which they do not change."""
+
+
+def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[[str], None]) -> Path:
+    """Measure into `directory` what is missing there, and draw one page of all of it, whose path is returned.
+
+    options: passed on to every measurement (`--model NAME`, ...). Each runs in a process of its own.
+
+    Raises:
+        ValueError: the directory holds results of other settings.
+        ChildProcessError: a measurement failed; it has said why. Those before it are kept.
+    """
+    settings = {"quick": quick, "options": list(options)}
+    known = directory / SETTINGS
+    if known.is_file() and json.loads(known.read_text(encoding="utf-8")) != settings:
+        raise ValueError(f"{directory} holds results of other settings (see {known.name}): choose another --output")
+    write_atomically(directory, {SETTINGS: lambda path: save_json(path, settings)})
+    steps = QUICK if quick else FULL
+    for number, (name, (verb, arguments)) in enumerate(steps.items(), start=1):
+        at = f"{number} of {len(steps)}: {name}"
+        if (directory / f"{name}.json").is_file():
+            tell(f"{at} is there already")
+            continue
+        own = _without(options, ONLY_BY_SHAPE) if verb == "memory" else options
+        command = ["bench", verb, *arguments, *own, "--json"]
+        tell(f"{at}: orthrus {' '.join(command)}")
+        done = subprocess.run([sys.executable, "-m", "orthrus", *command], check=False, stdout=subprocess.PIPE)
+        if done.returncode:
+            raise ChildProcessError(
+                f"{name} failed with exit code {done.returncode}; the same command goes on from there"
+            )
+        write_atomically(directory, {f"{name}.json": lambda path, output=done.stdout: path.write_bytes(output)})  # type: ignore[misc]
+    page = directory / "report.html"
+    page.write_text(report.page([directory / f"{name}.json" for name in steps]), encoding="utf-8")
+    return page
+
+
+def _without(options: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Options, in pairs of name and value, but those."""
+    pairs = zip(options[::2], options[1::2], strict=True)
+    return [part for name, value in pairs if name not in names for part in (name, value)]
