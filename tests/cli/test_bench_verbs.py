@@ -84,7 +84,7 @@ def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp
     code, out, _ = run("bench", "compare", "--task", task, "--model", model, *options)
     assert code == 0
     assert "absent: llama.cpp Q8_0" in out
-    code, _, err = run("bench", "compare", "--task", task, "--peer", "vllm")
+    code, _, err = run("bench", "compare", "--task", task, "--peer", "nobody")
     assert code == 2
     assert "no such peer; there are: " in err
 

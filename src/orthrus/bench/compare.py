@@ -74,10 +74,14 @@ def install(peer: str) -> None:
         return
     python = environment(peer)
     venv.create(python.parents[1], with_pip=True)
-    command = [python, "-m", "pip", "install", "--quiet", *requirements]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise ValueError(f"{peer} could not be installed: {made.stderr.strip()[-400:]}")
+    commands = [["install", *requirements]]
+    if left_out := getattr(_peer(peer), "LEFT_OUT", []):
+        commands.append(["uninstall", "--yes", *left_out])
+    for command in commands:
+        call = [python, "-m", "pip", "--quiet", *command]
+        made = subprocess.run(call, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise ValueError(f"{peer} could not be installed: {made.stderr.strip()[-400:]}")
 
 
 class Worker:
@@ -126,7 +130,7 @@ def weights_for(model: Model, chosen: Iterable[str]) -> dict[str, str]:
     wanted = {variants()[variant] for variant in chosen}
     found: dict[str, str] = {}
     folder = cache_directory() / "peers" / "weights" / model.checkpoint.backbone.sha256[:16]
-    if "transformers" in wanted:
+    if wanted & {"transformers", "vllm"}:
         directory = folder / "transformers"
         if not (directory / "config.json").exists():
             transformers.load(model).save_pretrained(directory)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from orthrus.api import Model, Options
 from orthrus.bench import exactness, measure
@@ -24,7 +26,8 @@ class Speed:
 
     over_plain: the same against the first setting, prompt by prompt; expected: tokens a second by the cost table;
     first_token: median seconds until there is one; between: median and 99th percentile of seconds between cycles, which
-    bring one token or several.
+    bring one token or several; peak: bytes that the process held at most (of the GPU's memory, where there is one),
+    weights included, 0 where the system does not tell.
     """
 
     part: str
@@ -44,15 +47,18 @@ class Speed:
     identical: int
     first_token: float
     between: tuple[float, float]
+    peak: int
 
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt by one setting: what it cost, its tokens, and the seconds at which prefill and every cycle ended."""
+    """One prompt by one setting: what it cost, its tokens, the seconds at which prefill and every cycle ended, and the
+    most bytes held meanwhile."""
 
     statistics: Statistics
     tokens: list[int]
     ends: list[float]
+    peak: int
 
 
 def options_of(setting: str) -> Options:
@@ -95,10 +101,29 @@ def measure_settings(
 
 
 def _decode(model: Model, request: Request, options: Options) -> Run:
+    _forget_peak(model.decoder.device)
     start = perf_counter()
     steps = [(step.sequence, perf_counter() - start) for step in model.run([request], model.decoding_config(options))]
     done = steps[-1][0]
-    return Run(done.statistics, done.tokens, [end for _, end in steps])
+    return Run(done.statistics, done.tokens, [end for _, end in steps], _peak(model.decoder.device))
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def _summary(
@@ -122,6 +147,7 @@ def _summary(
         sum(s.generated for s in found) / seconds,
         sum(run.tokens == other.tokens for run, other in zip(runs, base, strict=True)),
         float(np.median([run.ends[0] for run in runs])), _quantiles(gaps, (0.5, 0.99)),
+        max(run.peak for run in runs),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ MOST_LOOKED_UP = 8
 RESOLVE_EVERY = 16
 """Verdicts between two solutions for the values of the states."""
 AHEAD = 40
-"""The probing budget of this many tokens may be spent before they are written."""
+"""The probing budget of this many tokens may be spent before they are written; it is no more budget, only earlier."""
 RESTING = 7
 """Passes after a plain one, while there are no drafts, that are plain without being weighed: weighing costs too."""
 PLANNING = 2e-4
@@ -176,8 +176,8 @@ class Planner:
 
         worths = [policy.left(chances) for policy, chances in zip(policies, survival, strict=True)]
         blocks = _best_blocks(worths, rate, price)
-        plain, allowed = price(0), sum(a.earned * (1 + self._budget) - a.spent for _, a in pairs)
-        allowed += self._budget * AHEAD * costs.ar(B, 1, context)
+        early = AHEAD * costs.ar(B, 1, context) / B
+        plain, allowed = price(0), sum(a.earned + self._budget * max(a.earned, early) - a.spent for _, a in pairs)
         for slot, (_, account) in enumerate(pairs):  # a probe: has the text become one that can be drafted?
             if not blocks[slot] and account.quiet * self._budget > price(sum(blocks) + 1) - price(sum(blocks)):
                 blocks[slot] = 1

@@ -74,19 +74,27 @@ def command(
 
 
 def _print_speed(found: list[Speed], view: str) -> None:
-    table = Table(title=f"batch 1, in turn; medians over prompts and (quartiles); diffusion view: {view}")
-    for column in ("part", "setting", "A", "tokens a cycle", "passes", "TPF", "rows a pass", "tokens/s", "expected",
-                   "ms to the first token", "ms between cycles, p50 / p99", f"over {found[0].setting}",
-                   "same tokens"):  # fmt: skip
-        table.add_column(column, justify="left" if column in ("part", "setting") else "right")
+    speeds = Table(title=f"batch 1, in turn; medians (quartiles); diffusion view: {view}")
+    taken = Table(title="what it took")
+    for table, columns in (
+        (speeds, ("tokens/s", "by the cost table", f"over {found[0].setting}", "same tokens")),
+        (taken, ("A", "TPF", "rows a pass", "first token, ms", "between cycles, ms: p50 / p99", "peak, MB")),
+    ):
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
     for row in found:
-        table.add_row(
-            row.part, row.setting, f"{row.acceptance_length:.2f}", f"{row.tokens_per_cycle:.2f}", str(row.passes),
-            f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}",
-            f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})",
-            f"{row.expected:.1f}", f"{1e3 * row.first_token:.0f}",
-            f"{1e3 * row.between[0]:.1f} / {1e3 * row.between[1]:.1f}",
+        name, last = f"{row.part}: {row.setting}", row.setting == found[-1].setting
+        speeds.add_row(
+            name, f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})", f"{row.expected:.1f}",
             f"{row.over_plain:.2f} ({row.over_plain_quartiles[0]:.2f}-{row.over_plain_quartiles[1]:.2f})",
-            f"{row.identical} of {row.prompts}", end_section=row.setting == found[-1].setting,
+            f"{row.identical} of {row.prompts}", end_section=last,
         )  # fmt: skip
-    Console(highlight=False).print(table)
+        taken.add_row(
+            name, f"{row.acceptance_length:.2f}", f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}",
+            f"{1e3 * row.first_token:.0f}", f"{1e3 * row.between[0]:.1f} / {1e3 * row.between[1]:.1f}",
+            f"{row.peak / 1e6:,.0f}", end_section=last,
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(speeds)
+    console.print(taken)

