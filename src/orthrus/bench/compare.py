@@ -12,7 +12,7 @@ import tempfile
 import venv
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ from orthrus.checkpoint.derived import cache_directory
 from orthrus.decoding.sequence import Request
 
 OURS = ("ar", "auto")
+Run = tuple[list[int], float, float]
+"""Tokens of a prompt, the seconds they took, and those that the first alone takes."""
 
 
 @dataclass(frozen=True)
 class Side:
     """One side over all prompts of a part: tokens a second, prefill included, and our last setting's over its.
 
-    identical: prompts whose tokens are those of our plain decoding; absent: why a peer could not run.
+    first_token: median seconds of the prompt and one token; identical: prompts whose tokens are those of our plain
+    decoding; absent: why a peer could not run.
     """
 
     part: str
@@ -43,6 +46,7 @@ class Side:
     quartiles: tuple[float, float]
     ours_over: float
     ours_over_quartiles: tuple[float, float]
+    first_token: float
     identical: int
     absent: str | None = None
 
@@ -165,11 +169,12 @@ def measure(
                 sides.pop(variant, None)
         for cycle in OURS:
             sides[f"orthrus {cycle}"](requests[0])
-        runs: dict[str, list[tuple[list[int], float]]] = {name: [] for name in sides}
+        runs: dict[str, list[Run]] = {name: [] for name in sides}
         for number in track(range(len(requests))):
             names = list(sides)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                runs[name].append(sides[name](requests[number]))
+                whole, first = sides[name](requests[number]), sides[name](_first_of(requests[number]))
+                runs[name].append((*whole, first[1]))
     parts = {prompt.part for prompt in prompts}
     groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in sorted(parts)}
     if len(parts) > 1:
@@ -178,7 +183,7 @@ def measure(
         _side(part, name, {side: [own[n] for n in wanted] for side, own in runs.items()})
         for part, wanted in groups.items() for name in sides
     ]  # fmt: skip
-    return found + [Side("all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0, why) for name, why in absent.items()]
+    return found + [Side("all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()]
 
 
 def _ours(model: Model, options: Options, cycle: str) -> Callable[[Request], tuple[list[int], float]]:
@@ -191,15 +196,19 @@ def _ours(model: Model, options: Options, cycle: str) -> Callable[[Request], tup
     return generate
 
 
-def _side(part: str, name: str, runs: dict[str, list[tuple[list[int], float]]]) -> Side:
+def _first_of(request: Request) -> Request:
+    return replace(request, stop=replace(request.stop, max_new_tokens=1))
+
+
+def _side(part: str, name: str, runs: dict[str, list[Run]]) -> Side:
     def speeds_of(side: str) -> np.ndarray[Any, Any]:
-        return np.array([len(tokens) / seconds for tokens, seconds in runs[side]])
+        return np.array([len(tokens) / seconds for tokens, seconds, _ in runs[side]])
 
     speeds, plain = speeds_of(name), runs[f"orthrus {OURS[0]}"]
     ratios = speeds_of(f"orthrus {OURS[-1]}") / speeds
-    identical = sum(tokens == others for (tokens, _), (others, _) in zip(runs[name], plain, strict=True))
+    identical = sum(tokens == others for (tokens, *_), (others, *_) in zip(runs[name], plain, strict=True))
     medians = float(np.median(speeds)), _quartiles(speeds), float(np.median(ratios)), _quartiles(ratios)
-    return Side(part, name, len(plain), *medians, identical)
+    return Side(part, name, len(plain), *medians, float(np.median([first for *_, first in runs[name]])), identical)
 
 
 def _quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:

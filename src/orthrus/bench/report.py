@@ -64,6 +64,7 @@ SECTIONS = {
         ("part", lambda r: r["part"]), ("side", lambda r: r["name"]), ("prompts", lambda r: str(r["prompts"])),
         ("tokens/s (quartiles)", lambda r: r["absent"] or _spread(r["speed"], r["quartiles"], 0)),
         ("orthrus auto is faster by", _faster),
+        ("ms to the first token", lambda r: "" if r["absent"] else f"{1e3 * r['first_token']:.0f}"),
         ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
     ]),
     "memory": Section("Bytes of one sequence", [

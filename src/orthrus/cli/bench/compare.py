@@ -82,14 +82,15 @@ def command(
 
 def _print(found: list[Side], title: str) -> None:
     table = Table(title=title)
-    for column in ("part", "side", "tokens/s", "orthrus auto is faster by", "same tokens as orthrus ar"):
+    for column in ("part", "side", "tokens/s", "auto is faster by", "first token, ms", "same tokens as ar"):
         table.add_column(column, justify="left" if column in ("part", "side") else "right")
     for side in found:
         if side.absent is None:
             (low, high), (least, most) = side.quartiles, side.ours_over_quartiles
             table.add_row(
                 f"{side.part} ({side.prompts})", side.name, f"{side.speed:.1f} ({low:.0f}-{high:.0f})",
-                f"{side.ours_over:.2f} ({least:.2f}-{most:.2f})", f"{side.identical} of {side.prompts}",
+                f"{side.ours_over:.2f} ({least:.2f}-{most:.2f})", f"{1e3 * side.first_token:.0f}",
+                f"{side.identical} of {side.prompts}",
             )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)
