@@ -7,15 +7,18 @@ Each row is processed alone, in one shape, so its bits do not depend on how many
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from orthrus.config import SamplingParams
 from orthrus.decoding.noise import Noise
 
-_TOP_P_CANDIDATES = 1024
+_LIKELY = 64
+"""The set of top-p is first looked for among tokens with at least this share of what it may leave out."""
 
 
 class Sampler:
@@ -86,17 +89,19 @@ class Sampler:
 
     def _choose(self, scores_V: Tensor, position: int) -> int:
         if self.params.greedy:
-            return int(scores_V.argmax())
+            return best(scores_V[None])[0]
         filtered_V = filter_scores(scores_V / self.params.temperature, self.params)
-        return int((filtered_V + self.noise.gumbel(position, self._vocab_size)).argmax())
+        return best((filtered_V + self.noise.gumbel(position, self._vocab_size))[None])[0]
 
 
 def best(logits_RV: Tensor) -> list[int]:
     """The token of each row's largest logit, the first of equals."""
-    if logits_RV.dtype == torch.bfloat16 and logits_RV.device.type == "cpu":
+    if logits_RV.device.type == "cpu" and logits_RV.dtype == torch.float32:
+        return list(map(int, logits_RV.numpy().argmax(axis=-1)))
+    if logits_RV.device.type == "cpu" and logits_RV.dtype == torch.bfloat16:
         bits_RV = logits_RV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
         tokens = bits_RV.argmax(axis=-1)
-        if len(tokens) and (bits_RV[range(len(tokens)), tokens] > 0).all():
+        if (bits_RV[range(len(tokens)), tokens] > 0).all():
             return list(map(int, tokens))
     return torch.argmax(logits_RV, dim=-1).tolist()
 
@@ -116,13 +121,14 @@ def filter_scores(scores_V: Tensor, params: SamplingParams) -> Tensor:
 
 def _top_p_border(scores_V: Tensor, top_p: float) -> Tensor:
     """The score of the last token of the smallest set whose probability reaches `top_p`."""
-    total = scores_V.logsumexp(dim=-1)
-    for count in (min(_TOP_P_CANDIDATES, len(scores_V)), len(scores_V)):
-        best = scores_V.topk(count).values
+    total, V = float(scores_V.logsumexp(dim=-1)), len(scores_V)
+    for share in (_LIKELY, V):  # what has less than 1/V of the rest cannot be needed; mostly far fewer tokens do
+        likely = scores_V.numpy()[scores_V.numpy() >= total + math.log((1 - top_p) / share)]
+        best = torch.from_numpy(np.sort(likely)[::-1].copy())
         inside = (best - total).exp().double().cumsum(dim=-1) < top_p
         if not inside.all():
             return best[int(inside.sum())]
-    return best[-1]
+    return scores_V.min()
 
 
 def _check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
