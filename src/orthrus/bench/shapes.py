@@ -42,4 +42,4 @@ def random_decoder(
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.normal_(std=0.02)
-    return decoder.prepare(native.load(dtype, cache_directory()) if device == "cpu" else None, int8=int8)
+    return decoder.prepare(native.fastest(dtype, decoder.device, cache_directory()), int8=int8)

@@ -89,7 +89,7 @@ def load(
 def prepare(checkpoint: Checkpoint, *, int8: bool = False, cheap_drafts: bool = True) -> Checkpoint:
     """Make a checkpoint ready for inference: choose kernels and pack the weights, which cannot be undone."""
     decoder = checkpoint.decoder
-    kernels = native.load(decoder.dtype, cache_directory()) if decoder.device.type == "cpu" else None
+    kernels = native.fastest(decoder.dtype, decoder.device, cache_directory())
     decoder.prepare(kernels, int8=int8, cheap_drafts=cheap_drafts and _have_room(decoder))
     return checkpoint
 

@@ -155,11 +155,13 @@ class Places:
 class Sight:
     """Which keys the rows of a part see, row by row: the first `seen_N` of their sequence, and the keys of their run.
 
-    runs [runs, 5]: first row, rows, sequence, and from which slot to which all of its rows see each other.
+    runs [runs, 5]: first row, rows, sequence, and from which slot to which all of its rows see each other; most: the
+    rows of the longest.
     """
 
     runs: Tensor
     seen_N: Tensor
+    most: int
 
 
 class Kernels:
@@ -167,8 +169,6 @@ class Kernels:
 
     name = build = "torch"
     """build: what tells one set of kernels from another, for what was measured with them."""
-    sees = False
-    """Whether there is an attention that is told row by row what it sees, and needs no mask; see `attend`."""
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """Faster forms of a linear map to try, best first; what cannot run here raises RuntimeError when called."""
@@ -209,6 +209,11 @@ class Kernels:
         values_BGTE.transpose(1, 2)[sequences_N, slots_N] = v
         attended = q.new_zeros(B * A, *q.shape[1:])
         return attended.index_copy_(0, rows_N, rotate(q, places.cos, places.sin)).unflatten(0, (B, A))
+
+    def sees(self, head_dim: int) -> bool:
+        """Whether `attend` runs heads of this size."""
+        del head_dim
+        return False
 
     def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
         """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row sees. No row computes anything for others."""

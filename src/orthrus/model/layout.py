@@ -106,7 +106,8 @@ class Layout:
 
     def _sight(self, runs: list[list[int]], seen: list[int]) -> Sight:
         device = self.like.device
-        return Sight(torch.tensor(runs, device=device), torch.tensor(seen, device=device))
+        most = max((run[1] for run in runs), default=0)
+        return Sight(torch.tensor(runs, device=device), torch.tensor(seen, device=device), most)
 
     def _places(self, table: list[list[int]], positions: list[int], attended: tuple[int, int]) -> Places:
         if self.attention.sees:

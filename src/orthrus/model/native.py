@@ -15,13 +15,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from orthrus.model.arena import in_huge_pages
-from orthrus.model.kernels import MOST_ROWS, Int8Linear, Kernels, Linear, Places, RowRule, Sight
+from orthrus.model.kernels import LANES, MOST_ROWS, Int8Linear, Kernels, Linear, Places, RowRule, Sight
 
 SOURCES = Path(__file__).with_name("c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
@@ -54,8 +55,8 @@ class NativeKernels(Kernels):
             self._linear = library.linear
             self._linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
             self._linear.restype = None
-        self.sees = bool(library.has_attention())
-        if self.sees:
+        self._sees = bool(library.has_attention())
+        if self._sees:
             self._attend = library.attend
             self._attend.argtypes = (*(_POINTER,) * 5, _INTEGER, _POINTER, _POINTER, _INTEGER)
             self._attend.restype = None
@@ -122,6 +123,10 @@ class NativeKernels(Kernels):
             q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(), sizes, N, places.norm_eps,
         )  # fmt: skip
         return q
+
+    def sees(self, head_dim: int) -> bool:
+        """See `Kernels`."""
+        return self._sees and head_dim % LANES == 0
 
     def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
         """See `Kernels`."""
@@ -233,6 +238,18 @@ class NativeInt8Linear(Int8Linear):
             y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
         )  # fmt: skip
         return y_NO
+
+
+def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels | None:
+    """The best kernels there are for a device, beside the twins; None where there are no others."""
+    if device.type == "cpu":
+        return load(dtype, cache_directory)
+    if device.type == "cuda":
+        with suppress(ImportError):  # torch comes with Triton where it comes with CUDA
+            from orthrus.model.gpu import TritonKernels
+
+            return TritonKernels()
+    return None
 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.kernels import (
-    LANES,
     LEAST_ATTENDED,
     MOST_ROWS,
     Attend,
@@ -121,7 +120,7 @@ def choose_attention(
 ) -> AttentionChoice:
     """The fastest attention whose bits hold here, else the slow twin with what was found of it."""
     probe = _AttentionProbe(config, dtype, device)
-    if kernels.sees and config.head_dim % LANES == 0:
+    if kernels.sees(config.head_dim):
         attend = masked(kernels)
         rule = probe.row_rule(attend, 1)
         if rule.exact and rule.multiple == 1:
@@ -147,8 +146,8 @@ def masked(kernels: Kernels) -> Attend:
     def native_attention(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
         B, R, H, E = q_BRHE.shape
         seen = (bias_B1RS == 0).sum(dim=-1).expand(B, 1, R).reshape(-1)
-        runs = torch.tensor([[b * R, R, b, 0, 0] for b in range(B)])
-        out = kernels.attend(q_BRHE.reshape(B * R, H, E), k_BGSE, v_BGSE, Sight(runs, seen))
+        runs = torch.tensor([[b * R, R, b, 0, 0] for b in range(B)], device=seen.device)
+        out = kernels.attend(q_BRHE.reshape(B * R, H, E), k_BGSE, v_BGSE, Sight(runs, seen, R))
         return out.view(B, R, H * E)
 
     return native_attention

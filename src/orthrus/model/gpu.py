@@ -1,0 +1,89 @@
+"""Kernels in Triton for CUDA devices: the work between matrix products, and an attention told row by row what it sees.
+
+Every row is computed by itself, in one fixed order, whatever the rows beside it. The device code is in
+`gpu_kernels.py`, the slow twins in `kernels.py`; without a GPU it runs in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from orthrus.model import gpu_kernels as device
+from orthrus.model.kernels import Kernels, Places, Sight
+
+QUERIES = 32
+"""Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""
+KEYS, CHUNK = 64, 256
+FEW = 64
+"""Query rows of a run up to which its chunks of keys are shared out over programs, and merged afterwards."""
+
+
+class TritonKernels(Kernels):
+    """See `Kernels`."""
+
+    name = "Triton"
+    build = f"triton {triton.__version__}"
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """See `Kernels`, as for all below."""
+        return self._norm(x_ND, None, weight_D, eps)
+
+    def add_norm(self, hidden_ND: Tensor, delta_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """See `Kernels`."""
+        return self._norm(hidden_ND, delta_ND, weight_D, eps)
+
+    def _norm(self, x_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
+        out_ND, (N, D) = torch.empty_like(x_ND), x_ND.shape
+        added = x_ND if delta_ND is None else delta_ND
+        device.norm_row[(N,)](x_ND, added, weight_D, out_ND, D, eps, triton.next_power_of_2(D), delta_ND is not None)
+        return out_ND
+
+    def place(
+        self,
+        qkv_NF: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        places: Places,
+        keys_BGTE: Tensor,
+        values_BGTE: Tensor,
+    ) -> Tensor:
+        """See `Kernels`."""
+        _, G, _, E = keys_BGTE.shape
+        (B, A), N = places.attended, places.table_3N.shape[1]
+        H = qkv_NF.shape[1] // E - 2 * G
+        q = qkv_NF.new_empty(B, A, H, E) if places.full else qkv_NF.new_zeros(B, A, H, E)
+        q_norm, k_norm = norms or (qkv_NF, qkv_NF)
+        device.place_head[(N, H + 2 * G)](
+            qkv_NF, q_norm, k_norm, places.cos, places.sin, places.table_3N, q, keys_BGTE, values_BGTE, N, H, G,
+            keys_BGTE.stride(0), keys_BGTE.stride(1), places.norm_eps, E, norms is not None,
+        )  # fmt: skip
+        return q
+
+    def gate(self, gate_up_NF: Tensor) -> Tensor:
+        """See `Kernels`."""
+        N, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
+        out = gate_up_NF.new_empty(N, size)
+        device.gate_part[(N, triton.cdiv(size, 1024))](gate_up_NF, out, size, 1024)
+        return out
+
+    def sees(self, head_dim: int) -> bool:
+        """See `Kernels`."""
+        return head_dim >= 16 and head_dim == triton.next_power_of_2(head_dim)
+
+    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
+        """See `Kernels`."""
+        (N, H, E), (_, G, T, _) = q_NHE.shape, keys_BGTE.shape
+        group, out = H // G, torch.empty_like(q_NHE)
+        tiles = triton.cdiv(sight.most, QUERIES // group)
+        split = sight.most * group <= FEW
+        chunks = triton.cdiv(T, CHUNK) if split else 0  # and one more, of a run's own keys
+        shape = (N * H, chunks + 1) if split else (1, 1)
+        sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
+        device.attend_run[(len(sight.runs) * tiles, G, chunks + 1)](
+            q_NHE, keys_BGTE, values_BGTE, sight.runs, sight.seen_N, out, sums, tops, totals, tiles, H,
+            keys_BGTE.stride(0), keys_BGTE.stride(1), E**-0.5, group, QUERIES // group, E, QUERIES, KEYS, CHUNK, split,
+        )  # fmt: skip
+        if split:
+            device.merge_row[(N * H,)](sums, tops, totals, out, chunks + 1, E)
+        return out.view(N, H * E)
