@@ -89,9 +89,7 @@ def test_a_pass_of_both_views():
     rows, outcomes = [[5, 6, 7], [9]], []
     for kernels in (FAST, None):
         decoder = tiny.decoder("qwen3", "fp32", prepared=False)
-        if kernels is None:
-            decoder.prepare()
-        else:
+        if kernels is not None:
             decoder.kernels, decoder.attention = (
                 FAST,
                 AttentionChoice(masked(FAST), rule, 64, single_row=True, sees=True),
