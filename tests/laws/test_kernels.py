@@ -36,6 +36,12 @@ def values(*shape, precision="fp32"):
     return torch.randn(shape).to(tiny.DTYPES[precision])
 
 
+@pytest.mark.parametrize("size", [37, 4096])
+def test_sureness(fast, precision, size):
+    logits = 5 * values(3, size, precision=precision)
+    torch.testing.assert_close(fast.sureness(logits), Kernels().sureness(logits), atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [16, 64, 112, 576, 37])
 def test_norm_and_gate(fast, precision, size):
     x, delta, weight = (values(7, size, precision=precision) for _ in range(3))

@@ -107,13 +107,13 @@ def measure(decoder: Decoder) -> Costs:
 
     def draft(count: int) -> None:
         best(logits_RV := decoder.diffuse([0], count, window, count)[0])
-        sureness(logits_RV)
+        sureness(decoder, logits_RV)
 
     def both(blocks: int) -> None:
         decided = blocks * width <= DECIDED
         (logits_RV,), (found,) = decoder.ar_and_diffuse(rows(4).tolist(), range(blocks), width, window, decided=decided)
         best(logits_RV)
-        sureness(found[0] if decided else decoder.logits(found[:1], drafting=True)[0])
+        sureness(decoder, found[0] if decided else decoder.logits(found[:1], drafting=True)[0])
 
     counts = [count for count in ROWS if count <= decoder.most_rows]
     passes: dict[Any, tuple[int, Callable[[], None]]] = {count: (short, partial(plain, count)) for count in counts}

@@ -31,7 +31,7 @@ def propose(
     for s, logits_RV in zip(drafting, decoder.diffuse(roots, width, window, rows), strict=True):
         s.count_pass(width)
         draft = rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
-        s.ahead = replace(draft, confidence=sureness(logits_RV))
+        s.ahead = replace(draft, confidence=sureness(decoder, logits_RV))
 
 
 def propose_ahead(
@@ -57,11 +57,11 @@ def propose_ahead(
         foreseen = best(logits_RV[:1]) == [s.anchor]
         draft = rule.propose(s.sampler, logits_RV[1:], s.length, 2 * root + 1)
         kind: Kind = "agrees" if foreseen else "differs"
-        drafts.append(replace(draft, kind=kind, start=start, confidence=sureness(logits_RV[1:])))
+        drafts.append(replace(draft, kind=kind, start=start, confidence=sureness(decoder, logits_RV[1:])))
     return drafts
 
 
-def sureness(logits_RV: Tensor) -> list[float]:
+def sureness(decoder: Decoder, logits_RV: Tensor) -> list[float]:
     """The largest probability of each row: of its distribution alone, never of the token that was drawn from it."""
-    logits_RV = logits_RV.float()
-    return (logits_RV.amax(dim=-1) - logits_RV.logsumexp(dim=-1)).exp().tolist()
+    found: list[float] = decoder.kernels.sureness(logits_RV).tolist()
+    return found

@@ -97,12 +97,12 @@ class Sampler:
 def best(logits_RV: Tensor) -> list[int]:
     """The token of each row's largest logit, the first of equals."""
     if logits_RV.device.type == "cpu" and logits_RV.dtype == torch.float32:
-        return list(map(int, logits_RV.numpy().argmax(axis=-1)))
+        return logits_RV.numpy().argmax(axis=-1).tolist()
     if logits_RV.device.type == "cpu" and logits_RV.dtype == torch.bfloat16:
         bits_RV = logits_RV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
-        tokens = bits_RV.argmax(axis=-1)
-        if (bits_RV[range(len(tokens)), tokens] > 0).all():
-            return list(map(int, tokens))
+        tokens: list[int] = bits_RV.argmax(axis=-1).tolist()
+        if all(bits_RV[row, token] > 0 for row, token in enumerate(tokens)):
+            return tokens
     return torch.argmax(logits_RV, dim=-1).tolist()
 
 

@@ -219,6 +219,11 @@ class Kernels:
         """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row sees. No row computes anything for others."""
         raise NotImplementedError
 
+    def sureness(self, logits_RV: Tensor) -> Tensor:
+        """The largest probability of each row [R], fp32."""
+        logits_RV = logits_RV.float()
+        return (logits_RV.amax(dim=-1) - logits_RV.logsumexp(dim=-1)).exp()
+
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """silu(first half) * second half of the last dimension."""
         gate, up = gate_up_NF.chunk(2, dim=-1)

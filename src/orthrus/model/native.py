@@ -47,7 +47,9 @@ class NativeKernels(Kernels):
         self._rms_norm.argtypes = (_POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _FLOAT)
         self._place.argtypes = (*(_POINTER,) * 10, _INTEGER, _FLOAT)
         self._gate.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER)
-        for function in (self._rms_norm, self._place, self._gate):
+        self._sureness = library.largest_probability
+        self._sureness.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER)
+        for function in (self._rms_norm, self._place, self._gate, self._sureness):
             function.restype = None
         self._linear = None
         self._depth = library.has_linear()
@@ -139,6 +141,12 @@ class NativeKernels(Kernels):
             len(sight.runs), sight.seen_N.data_ptr(), sizes, torch.get_num_threads(),
         )  # fmt: skip
         return out.view(N, H * E)
+
+    def sureness(self, logits_RV: Tensor) -> Tensor:
+        """See `Kernels`."""
+        logits_RV, out_R = logits_RV.contiguous(), torch.empty(len(logits_RV))
+        self._sureness(logits_RV.data_ptr(), out_R.data_ptr(), *logits_RV.shape, torch.get_num_threads())
+        return out_R
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """See `Kernels`."""

@@ -192,3 +192,27 @@ static inline void gate_row(const VALUE *x, VALUE *out, int64_t size, int64_t fi
 void gate(const VALUE *x, VALUE *out, int64_t rows, int64_t size) {
     for (int64_t n = 0; n < rows; n++) gate_row(x + 2 * n * size, out + n * size, size, 0, size);
 }
+
+/* out[n] = the largest probability of softmax(x[n]), x [rows, size]. */
+void largest_probability(const VALUE *x, float *out, int64_t rows, int64_t size, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; n++) {
+        const VALUE *row = x + n * size;
+        float top = -INFINITY, sum = 0;
+        int64_t i = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+        __m512 tops = _mm512_set1_ps(top), sums = _mm512_setzero_ps();
+        for (; i + LANES <= size; i += LANES) tops = _mm512_max_ps(tops, load_lanes(row + i));
+        top = _mm512_reduce_max_ps(tops);
+#endif
+        for (; i < size; i++) top = load(row[i]) > top ? load(row[i]) : top;
+        i = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+        for (; i + LANES <= size; i += LANES)
+            sums = _mm512_add_ps(sums, exponential_lanes(_mm512_sub_ps(load_lanes(row + i), _mm512_set1_ps(top))));
+        sum = _mm512_reduce_add_ps(sums);
+#endif
+        for (; i < size; i++) sum += exponential(load(row[i]) - top);
+        out[n] = 1.0f / sum;
+    }
+}
