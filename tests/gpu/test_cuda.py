@@ -9,7 +9,7 @@ import torch
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding import cycles
 from orthrus.decoding.generate import generate
-from orthrus.model import families
+from orthrus.model import families, native
 from orthrus.model.decoder import Decoder
 from orthrus.training import objectives
 from orthrus.training.blocks import Blocks
@@ -19,14 +19,17 @@ from orthrus.training.trainer import trainable
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 
+@pytest.mark.parametrize("kernels", ["Triton", "torch"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_every_cycle_equals_the_oracle(family, dtype):
+def test_every_cycle_equals_the_oracle(family, dtype, kernels, tmp_path):
     device = torch.device("cuda")
+    fast = native.fastest(tiny.DTYPES[dtype], device, tmp_path) if kernels == "Triton" else None
     config = families.decoder_config(tiny.hf_config(family))
     decoder = Decoder(config, DiffusionConfig(8, tiny.MASK, 7), tiny.DTYPES[dtype], torch.device("cpu"))
-    decoder = tiny.on_device(tiny.randomise(decoder), device).prepare()
+    decoder = tiny.on_device(tiny.randomise(decoder), device).prepare(fast)
     assert decoder.exact
+    assert (decoder.kernels.name, decoder.attention.sees) == (kernels, kernels == "Triton")
     asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
     truths = [tiny.oracle(decoder, request).tokens for request in asked]
     for name in cycles.names():
