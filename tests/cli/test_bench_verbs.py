@@ -61,6 +61,7 @@ def test_passes_are_timed_against_the_roof(run, model, quantize):
         (["--rows", 4000], "a pass of this model has 1 to"),
         (["--context", 5000], "positions: fewer cached tokens"),
         (["--shape", "qwen9"], "there is no shape 'qwen9'"),
+        (["--layers", 2], "--layers goes with --shape"),
     ],
 )
 def test_impossible_passes_are_refused(run, model, options, message):

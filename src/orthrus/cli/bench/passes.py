@@ -34,6 +34,9 @@ def command(
     shape: Annotated[
         str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")
     ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Only so many layers of that shape, where all of them do not fit.", min=1)
+    ] = None,
     rows: Annotated[list[int] | None, typer.Option(help="May be repeated. [default: 1, 2, 4, ... 128]")] = None,
     context: Annotated[
         list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: 128, 1024]")
@@ -48,12 +51,16 @@ def command(
     from orthrus.api import DTYPES
     from orthrus.bench import passes, provenance, shapes
 
+    if layers is not None and shape is None:
+        raise ValueError("--layers goes with --shape: a checkpoint has the layers it has")
+    name = f"{shape or model}{f', {layers} layers' if layers else ''}"
     if shape is None:
         decoder = load_model(model, adapter, dtype, device, quantize=quantize).decoder
     else:
         quiet()
         with stderr.status(f"random weights of the shape of {shape}"):
-            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], device=device, int8=quantize is not None)
+            int8 = quantize is not None
+            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], layers=layers, device=device, int8=int8)
     counts, contexts = rows or [1, 2, 4, 8, 16, 32, 64, 128], context or [128, 1024]
     if max(counts) > decoder.most_rows or min(counts) < 1:
         raise ValueError(f"a pass of this model has 1 to {decoder.most_rows} rows")
@@ -65,11 +72,11 @@ def command(
     if as_json:
         record = {
             "passes": [asdict(one) for one in found], "roof": asdict(limits) | {"floor": limits.floor},
-            "profiles": profiles, "provenance": provenance.of_decoder(decoder, shape or model),
+            "profiles": profiles, "provenance": provenance.of_decoder(decoder, name),
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return
-    _print(found, limits, decoder, f"{shape or model}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
+    _print(found, limits, decoder, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
     _print_profiles(profiles, contexts[0])
 
 
