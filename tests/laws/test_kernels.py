@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 
 import pytest
@@ -24,12 +25,21 @@ def _precision(request):
     return request.param
 
 
-@pytest.fixture(name="fast")
-def _fast(precision):
+def _tiles():
+    """Products by tiles and without them, on a processor that has them."""
+    library = native.library(torch.bfloat16, cache_directory())
+    return ["tiles", "no tiles"] if library and library.has_tiles() else ["no tiles"]
+
+
+@pytest.fixture(name="fast", params=_tiles())
+def _fast(precision, request):
     found = native.load(tiny.DTYPES[precision], cache_directory())
     if found is None:
         pytest.skip("no C compiler on this machine: the torch twins run instead")
-    return found
+    if request.param == "no tiles":
+        ctypes.c_int.in_dll(found.library, "use_tiles").value = 0
+    yield found
+    found.library.has_tiles()
 
 
 def values(*shape, precision="fp32"):
