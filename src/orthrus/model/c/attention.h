@@ -1,6 +1,6 @@
 /* Attention of a few rows over the cache, read in place. Keys go by in blocks whose borders depend on the position alone,
- * merged in order by online softmax, and no row computes anything for keys it does not see: so neither its neighbours nor
- * what lies behind its keys can move a bit of it. */
+ * merged in order by online softmax, and for keys that it does not see a row computes nothing, or, on tiles, adds zeros: so
+ * neither its neighbours nor what lies behind its keys can move a bit of it. */
 #if defined(__AVX512F__) && defined(__AVX512BW__) && (!defined(BFLOAT16) || defined(__AVX512BF16__))
 enum { KEYS = 256, SLICE = 64, SCORED = 8, SUMMED = 6 };
 
