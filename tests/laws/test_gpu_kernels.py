@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from orthrus.model.kernels import MOST_ROWS, Kernels, Places, RowRule, Sight
+from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, Sight
 from orthrus.model.probes import AttentionChoice, masked
 
 os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are compiled
@@ -38,6 +38,18 @@ def test_norm_and_gate(precision, size):
     torch.testing.assert_close(FAST.norm(x, weight, 1e-5), SLOW.norm(x, weight, 1e-5), **TOLERANCES[precision])
     both = values(5, 2 * size, precision=precision)
     torch.testing.assert_close(FAST.gate(both), SLOW.gate(both), **TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_integer_product_is_exact(precision, bias):
+    plain = Linear(64, 48, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
+    plain.weight.copy_(torch.randn(48, 64) / 8)
+    if bias:
+        plain.bias.copy_(torch.randn(48))
+    fast, slow = FAST.quantised(plain)
+    x = values(40, 64, precision=precision)
+    for count in (1, 7, 33, 40):
+        assert torch.equal(fast(x[:count]), slow(x)[:count])
 
 
 @pytest.mark.parametrize("with_norms", [True, False])

@@ -11,7 +11,7 @@ import torch
 
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import KEY_BLOCK
-from orthrus.model import native
+from orthrus.model import compiled, native
 from orthrus.model.kernels import Kernels, Linear, Places, attend_flash, attend_in_blocks
 from orthrus.model.masks import causal_bias
 from orthrus.model.probes import choose_attention, find_row_rule
@@ -27,7 +27,7 @@ def _precision(request):
 
 def _tiles():
     """Products by tiles and without them, on a processor that has them."""
-    library = native.library(torch.bfloat16, cache_directory())
+    library = compiled.library(torch.bfloat16, cache_directory())
     return ["tiles", "no tiles"] if library and library.has_tiles() else ["no tiles"]
 
 

@@ -6,12 +6,15 @@ Every row is computed by itself, in one fixed order, whatever the rows beside it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from orthrus.model import gpu_kernels as device
-from orthrus.model.kernels import Kernels, Places, Sight
+from orthrus.model.kernels import Int8Linear, Kernels, Linear, Places, Sight
 
 QUERIES = 32
 """Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""
@@ -20,14 +23,35 @@ FEW = 64
 """Query rows of a run up to which its chunks of keys are shared out over programs, and merged afterwards."""
 
 
+class IntegerLinear(Int8Linear):
+    """By the integer product of torch, which wants more than 16 rows and multiples of 8."""
+
+    name = "torch._int_mm"
+
+    def keep(self, weight_OI: Tensor) -> None:
+        """[inputs, outputs], outputs outermost in memory."""
+        self._weight_IO = weight_OI.T
+
+    def sums(self, q_NI: Tensor) -> Tensor:
+        """See `Int8Linear`."""
+        padded = F.pad(q_NI.to(torch.int8), (0, 0, 0, -len(q_NI) % 32))
+        return torch._int_mm(padded, self._weight_IO)[: len(q_NI)].float()
+
+
 class TritonKernels(Kernels):
     """See `Kernels`."""
 
     name = "Triton"
     build = f"triton {triton.__version__}"
 
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def quantised(self, plain: Linear) -> Iterator[Linear]:
         """See `Kernels`, as for all below."""
+        if plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
+            yield IntegerLinear(plain)
+        yield from super().quantised(plain)
+
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """See `Kernels`."""
         return self._norm(x_ND, None, weight_D, eps)
 
     def add_norm(self, hidden_ND: Tensor, delta_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -124,9 +124,12 @@ class Int8Linear(Linear):
         # a number over a tensor would be computed as the number times the reciprocal, rounded twice
         top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
         q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
-        sums_NO = (q_NI.double() @ self._weight_IO).float()
-        y_NO = sums_NO * (self.scales_O * (top_N1 / 127))
+        y_NO = self.sums(q_NI) * (self.scales_O * (top_N1 / 127))
         return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
+
+    def sums(self, q_NI: Tensor) -> Tensor:
+        """q w^T [N, O], fp32, of whole numbers q in fp32."""
+        return (q_NI.double() @ self._weight_IO).float()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Kernels in C, compiled once on the user's machine: the work between matrix products, and the products themselves.
+"""Kernels in C: the work between matrix products, and the products themselves.
 
 Between two products a pass runs dozens of tiny operations, each of which finds its code and data pushed out of the
 caches by the weights that streamed through. Fusing them is worth a quarter of a pass at batch 1. Where there is no C
@@ -8,12 +8,6 @@ compiler the twins in `kernels.py` run instead.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,22 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from orthrus.model import compiled
 from orthrus.model.arena import in_huge_pages
 from orthrus.model.kernels import LANES, MOST_ROWS, Int8Linear, Kernels, Linear, Places, RowRule, Sight
 
-SOURCES = Path(__file__).with_name("c")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
-"""No contraction into fused multiply-adds: vector loop and scalar tail must round alike."""
-THREADING = "-fopenmp"
-"""The OpenMP runtime is found by name, and torch has already loaded its own: both share one pool of threads."""
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
-DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class NativeKernels(Kernels):
-    """The C kernels for one dtype on the CPU; attention stays with torch."""
+    """The C kernels for one dtype on the CPU."""
 
     name = "native C"
 
@@ -262,42 +251,5 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
     """The kernels for `dtype`; None where they cannot be had."""
-    found = library(dtype, cache_directory)
+    found = compiled.library(dtype, cache_directory)
     return None if found is None else NativeKernels(found)
-
-
-def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL | None:
-    """`native.c` for `dtype`, compiled into `cache_directory` on first use; None where that cannot be done."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if dtype not in DEFINES or compiler is None or platform.system() not in ("Linux", "Darwin"):
-        return None
-    key = hashlib.sha256(
-        repr(([path.read_bytes() for path in sorted(SOURCES.iterdir())], FLAGS, compiler, _processor())).encode()
-    ).hexdigest()[:16]
-    target = cache_directory / f"native-{DEFINES[dtype].lower()}-{key}.so"
-    try:
-        if not target.exists():
-            _compile(compiler, DEFINES[dtype], target)
-        return ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _compile(compiler: str, define: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-        built = Path(directory) / target.name
-        command = [compiler, *FLAGS, f"-D{define}", str(SOURCES / "native.c"), "-o", str(built), "-lm"]
-        threaded = subprocess.run([*command, THREADING], check=False, capture_output=True, timeout=120)
-        if threaded.returncode:  # a compiler without OpenMP: the same kernels on one thread
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-        built.replace(target)
-
-
-def _processor() -> str:
-    """What `-march=native` depends on: a home directory may be shared by machines that differ."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

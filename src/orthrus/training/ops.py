@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orthrus.checkpoint.derived import cache_directory
-from orthrus.model import native
+from orthrus.model import compiled
 from orthrus.model.rope import rotate
 
 LANES = 16
@@ -107,7 +107,7 @@ class NativeOps(Ops):
 @cache
 def load(dtype: torch.dtype, device: torch.device) -> Ops:
     """The fastest there are."""
-    library = native.library(dtype, cache_directory()) if device.type == "cpu" else None
+    library = compiled.library(dtype, cache_directory()) if device.type == "cpu" else None
     return Ops() if library is None else NativeOps(library)
 
 

@@ -1,4 +1,4 @@
-/* All kernels of a pass on a CPU, compiled on the user's machine, once per type of value: see native.py.
+/* All kernels of a pass on a CPU, compiled on the user's machine, once per type of value: see compiled.py.
  *
  * Every row is computed alone, in one fixed order, so its bits cannot depend on the rows beside it. All arithmetic is
  * fp32; VALUE is how numbers are stored.
