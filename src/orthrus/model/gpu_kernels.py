@@ -124,7 +124,8 @@ def attend_run(
             top, total = tl.reshape(top, (QUERIES,)), tl.reshape(total, (QUERIES,))
         more, high, added = over_keys(rows_q, keys + at, values + at, begin, end, own, scale, E, QUERIES, KEYS)
         sums, top, total = merged(sums, top[:, None], total[:, None], more, high[:, None], added[:, None])
-        result = (sums / tl.where(total > 0, total, 1.0)).to(out.dtype.element_ty)  # lanes without a row have seen nothing
+        total = tl.where(total > 0, total, 1.0)  # lanes without a row have seen nothing
+        result = (sums / total).to(out.dtype.element_ty)
         tl.store(out + query[:, None] * E + e[None, :], result, there[:, None])
 
 
