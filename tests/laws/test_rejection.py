@@ -18,6 +18,7 @@ from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, Stop
 from orthrus.decoding.generate import generate
 from orthrus.decoding.noise import Purpose
 from orthrus.decoding.sequence import Limits, Request, Sequence
+from orthrus.model.kernels import Kernels
 
 GRID = 4
 P = {0: (2, 1, 1), 1: (1, 1, 2), 2: (0, 2, 2)}
@@ -53,7 +54,7 @@ class Cache:
 class MarkovDecoder:
     """A decoder whose AR view follows a chain and whose diffusion view follows a drafter."""
 
-    device, most_rows = torch.device("cpu"), 512
+    device, most_rows, kernels = torch.device("cpu"), 512, Kernels()
 
     def __init__(self, drafter, trained_rows, chain=P):
         self._drafter, self._chain = drafter, chain
@@ -67,8 +68,9 @@ class MarkovDecoder:
         drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
         return torch.stack([torch.stack(block) for block in drawn])
 
-    def ar_and_diffuse(self, rows, candidates, width, cache, *, blocks=None, wanted=None):
-        """The hidden states of a block are its logits."""
+    def ar_and_diffuse(self, rows, candidates, width, cache, *, blocks=None, wanted=None, decided=False):
+        """The hidden states of a block are its logits, whether that was decided or not."""
+        del decided
         counts = [len(candidates)] * len(rows) if blocks is None else blocks
         picked = [own if wanted is None else [own[row] for row in wanted] for own in rows]
         roots = [[own[row] for row in candidates[:count]] for own, count in zip(rows, counts, strict=True)]
