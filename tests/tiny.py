@@ -128,8 +128,8 @@ def scripted_ahead(quality, continuations, seed=0):
     """The same for `propose_ahead`: as many drafts as the block has rows left."""
     rng, share = random.Random(seed), _share(quality)
 
-    def propose_ahead(decoder, batch, blocks, roots, rule):
-        del rule
+    def propose_ahead(decoder, batch, blocks, roots, rule, *, decided):
+        del rule, decided
         drafts = []
         for sequence, block, root in zip(batch, blocks, roots, strict=True):
             rows = max(0, min(len(block), decoder.diffusion.trained_rows) - (sequence.length - 1 - root))

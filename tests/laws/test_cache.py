@@ -98,7 +98,7 @@ def test_nor_do_they_by_rejection(family, cycle):
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_two_pass_cycles_equal_their_replay(family, temperature):
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
-    decoder, request = tiny.decoder(family), tiny.request(20, new=60, sampling=params)
+    decoder, request = tiny.decoder(family), tiny.request(20, new=200, sampling=params)
     kept = [s.kept for s in generate(decoder, [request], DecodingConfig(cycle="two-pass"), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     position, replayed = len(request.prompt), []
@@ -120,7 +120,7 @@ def test_two_pass_cycles_equal_their_replay(family, temperature):
 def test_one_pass_cycles_equal_their_replay(family, temperature):
     """Full width, every candidate: the drafts of a cycle are those of the block rooted at the last accepted token."""
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
-    decoder, request = tiny.decoder(family), tiny.request(20, new=60, sampling=params)
+    decoder, request = tiny.decoder(family), tiny.request(20, new=200, sampling=params)
     kept = [s.kept for s in generate(decoder, [request], DecodingConfig(cycle="one-pass"), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     length, root, replayed = len(request.prompt) + 1, len(request.prompt) - 1, []

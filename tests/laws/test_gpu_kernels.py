@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import tiny
 import torch
@@ -11,9 +9,10 @@ import torch
 from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, Sight
 from orthrus.model.probes import AttentionChoice, masked
 
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are compiled
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for CUDA, and with the extra `dev`")
 from orthrus.model import gpu
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, tests/gpu runs them compiled")
 
 TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}
 FAST, SLOW = gpu.TritonKernels(), Kernels()
