@@ -204,3 +204,6 @@ def test_the_suite_goes_on_where_it_stopped(run, model, tmp_path, monkeypatch):
     code, _, err = run(*command, "--quantize", "int8")
     assert code == 2
     assert "holds results of other settings" in err
+    code, _, err = run("bench", "suite", "--model", model, "--output", task)
+    assert code == 2
+    assert "is a file: name a directory" in err

@@ -11,7 +11,7 @@ import torch
 
 from orthrus.config import SamplingParams
 from orthrus.decoding.noise import AddressedNoise, Purpose
-from orthrus.decoding.sampling import Sampler, filter_scores
+from orthrus.decoding.sampling import Sampler, best, filter_scores
 from orthrus.decoding.verify import rejection
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
@@ -149,3 +149,15 @@ def test_rejection_gives_every_decision_an_address_of_its_own():
     assert asked[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
     assert asked[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]
     assert len({AddressedNoise(1).uniform(*address) for address in asked}) == len(asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_best_token_is_the_first_of_equals_whatever_the_signs_and_the_rows_beside(dtype):
+    rows = torch.randn(6, 4096, generator=torch.Generator().manual_seed(0)).to(dtype)
+    rows[1] = -rows[1].abs() - 1  # none is positive
+    rows[2, [7, 90]] = 9.0
+    rows[3] = 0
+    expected = rows.float().argmax(dim=-1).tolist()
+    assert expected[2:4] == [7, 0]
+    assert best(rows) == expected
+    assert [best(row[None])[0] for row in rows] == expected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from statistics import median
@@ -145,29 +145,22 @@ def _timed(decoder: Decoder, spent: dict[str, float]) -> Iterator[None]:
 
         return run
 
-    stack = decoder.fused[False]
-    if stack is not None:
-        head = decoder.head
-        head.forward = clocked("head", head.forward)  # type: ignore[method-assign]
-        try:
-            with stack.clocked(spent):
-                yield
-        finally:
-            del head.forward
-        return
     kernels, attention = decoder.kernels, decoder.attention
-    names = {"add_norm": "norms", "place": "rotation and cache", "gate": "gate"}
+    stack = decoder.fused[False]  # keeps clocks of its own: only the head is outside
+    names = {} if stack else {"add_norm": "norms", "place": "rotation and cache", "gate": "gate"}
+    linears = {"head": decoder.head} if stack else decoder.linears()
     for method, label in names.items():
         setattr(kernels, method, clocked(label, getattr(kernels, method)))
-    for name, linear in decoder.linears().items():
+    for name, linear in linears.items():
         label = "head" if name == "head" else f"product {name.rsplit('.', 1)[-1]}"
         linear.forward = clocked(label, linear.forward)  # type: ignore[method-assign]
     object.__setattr__(attention, "attend", clocked("attention", attention.attend))
     try:
-        yield
+        with stack.clocked(spent) if stack else nullcontext():
+            yield
     finally:
         for method in names:
             delattr(kernels, method)
-        for linear in decoder.linears().values():
+        for linear in linears.values():
             del linear.forward
         object.__setattr__(attention, "attend", attention.attend.__wrapped__)  # type: ignore[attr-defined]

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from orthrus.bench import report
-from orthrus.checkpoint.derived import save_json, write_atomically
+from orthrus.checkpoint.derived import save_bytes, save_json, write_atomically
 
 Step = tuple[str, tuple[str, ...]]
 TASKS = ("--task", "gsm8k", "--task", "humaneval", "--task", "spec_bench")
@@ -48,8 +49,8 @@ QUICK: dict[str, Step] = {
 }
 SETTINGS = "suite.json"
 """The file that says what the results of a directory are of."""
-ONLY_BY_SHAPE = ("--adapter", "--device", "--quantize")
-"""Options that `memory` does not have: it is about bytes, which they do not change."""
+NOT_FOR_MEMORY = ("--adapter", "--device", "--quantize")
+"""Options of the others that `memory` does not have."""
 
 
 def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[[str], None]) -> Path:
@@ -58,10 +59,12 @@ def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[
     options: passed on to every measurement (`--model NAME`, ...). Each runs in a process of its own.
 
     Raises:
-        ValueError: the directory holds results of other settings.
+        ValueError: the directory is none, or holds results of other settings.
         ChildProcessError: a measurement failed; it has said why. Those before it are kept.
     """
     settings = {"quick": quick, "options": list(options)}
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: name a directory for the results")
     known = directory / SETTINGS
     if known.is_file() and json.loads(known.read_text(encoding="utf-8")) != settings:
         raise ValueError(f"{directory} holds results of other settings (see {known.name}): choose another --output")
@@ -72,7 +75,7 @@ def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[
         if (directory / f"{name}.json").is_file():
             tell(f"{at} is there already")
             continue
-        own = _without(options, ONLY_BY_SHAPE) if verb == "memory" else options
+        own = _without(options, NOT_FOR_MEMORY) if verb == "memory" else options
         command = ["bench", verb, *arguments, *own, "--json"]
         tell(f"{at}: orthrus {' '.join(command)}")
         done = subprocess.run([sys.executable, "-m", "orthrus", *command], check=False, stdout=subprocess.PIPE)
@@ -80,7 +83,7 @@ def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[
             raise ChildProcessError(
                 f"{name} failed with exit code {done.returncode}; the same command goes on from there"
             )
-        write_atomically(directory, {f"{name}.json": lambda path, output=done.stdout: path.write_bytes(output)})  # type: ignore[misc]
+        write_atomically(directory, {f"{name}.json": partial(save_bytes, data=done.stdout)})
     page = directory / "report.html"
     page.write_text(report.page([directory / f"{name}.json" for name in steps]), encoding="utf-8")
     return page
