@@ -143,3 +143,20 @@ def test_threads_may_share_a_decoder():
     with ThreadPoolExecutor(4) as pool:
         for truth, found in zip(expected, pool.map(run, prompts), strict=True):
             assert all(torch.equal(truth, one) for one in found)
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_a_decided_pass_has_the_logits_that_would_be_made_later(dtype):
+    decoder = tiny.decoder("qwen3", dtype)
+    outcomes = []
+    for decided in (False, True):
+        _, rows, cache = prepared(decoder)
+        outcomes.append(
+            decoder.ar_and_diffuse(
+                rows.tolist(), CANDIDATES, WIDTH, cache.window(0, 3), blocks=(3, 0, 2), decided=decided
+            )
+        )
+    (late, hidden), (early, logits) = outcomes
+    assert all(torch.equal(a, b) for a, b in zip(late, early, strict=True))
+    assert [block.shape[0] for block in logits] == [3, 0, 2]
+    assert all(torch.equal(decoder.logits(a), b) for a, b in zip(hidden, logits, strict=True) if len(a))
