@@ -215,7 +215,8 @@ def _costs_key(decoder: Decoder) -> str:
     gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
     parts = (
         decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
-        torch.get_num_threads(), torch.__version__, decoder.kernels.build, decoder.head.name,
+        torch.get_num_threads(), torch.__version__, decoder.kernels.build,
+        sorted({linear.name for linear in decoder.linears().values()}),
         decoder.drafting_head is None,
         [(f.name, f.type) for f in fields(Costs)],
     )  # fmt: skip

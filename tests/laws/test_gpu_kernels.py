@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 
-from orthrus.model.kernels import MOST_ROWS, Kernels, Linear, Places, RowRule, Sight
+from orthrus.model.kernels import Kernels, Places, Sight
+from orthrus.model.linears import MOST_ROWS, Linear, RowRule
 from orthrus.model.probes import AttentionChoice, masked
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for CUDA, and with the extra `dev`")

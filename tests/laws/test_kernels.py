@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import tiny
 import torch
 
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import KEY_BLOCK
-from orthrus.model import compiled, native
-from orthrus.model.kernels import Kernels, Linear, Places, attend_flash, attend_in_blocks
+from orthrus.model import blocks, compiled, native, native_linears
+from orthrus.model.kernels import Kernels, Places, attend_flash, attend_in_blocks
+from orthrus.model.linears import Linear, RowRule
 from orthrus.model.masks import causal_bias
 from orthrus.model.probes import choose_attention, find_row_rule
 from orthrus.model.rope import RopeTable
@@ -103,6 +105,33 @@ def test_linear_forms(precision, outputs, inputs, bias):
         whole = form(x)
         for count in (1, 2, 3, 7, 16, 31, 33, 100):
             assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+
+
+@pytest.mark.parametrize("kind", list(blocks.BYTES))
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 32), (96, 576), (32, 1536)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_in_advance(
+    fast, precision, kind, outputs, inputs, bias
+):
+    stored = gguf.quantize(values(outputs, inputs).numpy(), gguf.GGMLQuantizationType[kind])
+    own = blocks.Blocks(kind, torch.from_numpy(stored).unflatten(1, (-1, blocks.BYTES[kind])))
+    assert torch.equal(own.values(), torch.from_numpy(gguf.dequantize(stored, gguf.GGMLQuantizationType[kind])))
+    plain = Linear(inputs, outputs, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
+    plain.weight.copy_(own.values())
+    if bias:
+        plain.bias.copy_(values(outputs))
+    expected, *_ = fast.packed(plain)
+    plain.blocks = own
+    found, *_ = fast.packed(plain)
+    if not fast.library.has_blocks():
+        assert type(found) is type(expected)
+        pytest.skip("this processor or precision has no products of groups: weights are expanded in advance")
+    assert isinstance(found, native_linears.BlockLinear) and found.stored_bytes < 0.6 * plain.stored_bytes
+    assert fast.cheap(plain) is None
+    x = values(100, inputs, precision=precision)
+    expected.rule = found.rule = RowRule(1, 512)
+    for count in (1, 2, 3, 7, 16, 17, 31, 32, 33, 100):
+        assert torch.equal(found(x[:count]), expected(x[:count])), count
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (320, 64), (96, 576), (64, 1536), (30, 20)])

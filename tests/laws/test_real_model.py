@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import orthrus
 from orthrus.bench import exactness, replay, tasks
 from orthrus.bench.peers import transformers as peer
+from orthrus.checkpoint import hub
 from orthrus.config import DecodingConfig
 from orthrus.decoding import cycles
 
@@ -33,6 +35,23 @@ def test_every_cycle_equals_the_oracle_and_logits_have_its_bits(model):
             steps = model.run(requests, config)
             found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
             assert [found[n] for n in range(len(requests))] == [truth.tokens for truth in truths]
+
+
+def test_weights_kept_as_their_file_holds_them_change_no_bit(model):
+    """The whole model, in one call for all layers, against the same with weights expanded in advance."""
+    checkpoint = hub.load("smollm2-demo", dtype=model.decoder.dtype)
+    for linear in checkpoint.decoder.linears().values():
+        linear.blocks = None
+    expanded = hub.prepare(checkpoint).decoder
+    tokens = torch.randint(0, 40_000, (1, 60), generator=torch.Generator().manual_seed(1))
+    found = []
+    for decoder in (model.decoder, expanded):
+        cache = decoder.new_cache(1)
+        pieces = [decoder.ar(tokens[:, :40], cache.window(0, 1))]
+        cache.commit(0, 40)
+        pieces += [decoder.ar(tokens[:, 40:41], cache.window(0, 1)), decoder.ar(tokens[:, 40:57], cache.window(0, 1))]
+        found.append(torch.cat(pieces, dim=1))
+    assert torch.equal(*found)
 
 
 def test_greedy_tokens_equal_those_of_transformers(model):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from orthrus.cache import KVCache
 from orthrus.model.decoder import Decoder
-from orthrus.model.kernels import Int8Linear, Linear
 
 BUFFER = 2**28
 """Bytes read to find the memory bandwidth: far more than any cache holds."""
@@ -95,17 +94,12 @@ def _summary(kind: tuple[str, int, int], times: list[float], base: list[float]) 
 def roof(decoder: Decoder) -> Roof:
     """Measure the machine: reading a large buffer, and the model's own largest product over 512 rows."""
     linears = [linear for name, linear in decoder.linears().items() if ".diffusion." not in name]
-    weights = sum(_bytes(linear, decoder.dtype) for linear in linears)
+    weights = sum(linear.stored_bytes for linear in linears)
     buffer = torch.ones(BUFFER // 8, dtype=torch.int64, device=decoder.device)
     largest = max(linears, key=lambda linear: linear.shape[0] * linear.shape[1])
     x = torch.ones(512, largest.shape[1], dtype=decoder.dtype, device=decoder.device)
     operations = 2 * 512 * largest.shape[0] * largest.shape[1]
     return Roof(BUFFER / _fastest(decoder, buffer.sum), operations / _fastest(decoder, lambda: largest(x)), weights)
-
-
-def _bytes(linear: Linear, dtype: torch.dtype) -> int:
-    size = 1 if isinstance(linear, Int8Linear) else dtype.itemsize
-    return linear.shape[0] * linear.shape[1] * size
 
 
 def _fastest(decoder: Decoder, call: Callable[[], Tensor]) -> float:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from orthrus.config import TrainConfig
 from orthrus.model.decoder import Decoder
-from orthrus.model.kernels import Linear
 from orthrus.model.layers import View
+from orthrus.model.linears import Linear
 from orthrus.model.rope import rotate
 from orthrus.training import objectives
 from orthrus.training.anchors import choose

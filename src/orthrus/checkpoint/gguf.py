@@ -12,6 +12,7 @@ from torch import Tensor
 
 from orthrus.checkpoint.derived import cached_digest, cached_json, stamp
 from orthrus.checkpoint.tensors import digest_of
+from orthrus.model.blocks import BYTES, Blocks
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = {
@@ -61,6 +62,14 @@ class GgufFile:
         except (NotImplementedError, ValueError) as error:
             raise ValueError(f"{self.path}: tensor {name} of type {stored.type} cannot be read ({error})") from error
         return self._unpermute(name, torch.from_numpy(np.array(values, dtype=np.float32)))
+
+    def blocks(self, name: str) -> Blocks | None:
+        """One matrix as stored; None where it is of a type that is de-quantised on reading only."""
+        stored = self._tensors[name]
+        if stored.type not in BYTES or len(stored.shape) != 2:
+            return None
+        rows = self._unpermute(name, torch.from_numpy(np.array(self._data(stored))))
+        return Blocks(stored.type, rows.unflatten(1, (-1, BYTES[stored.type])))
 
     def digest(self, *, tied_head: bool) -> str:
         """The sha256 of the tensors as stored, quantised blocks and all (cached by path, size and time)."""

@@ -28,6 +28,7 @@ from orthrus.checkpoint.sources import (
 from orthrus.checkpoint.tensors import TensorFile
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families, native
+from orthrus.model.blocks import Blocks
 from orthrus.model.decoder import Decoder
 
 DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
@@ -138,6 +139,9 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
 def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile) -> None:
     """Copy tensors into the decoder, fused and cast. Raises ValueError naming a missing or mis-shaped one."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
+    linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
+    if decoder.config.tied_head:
+        linears["embedding"] = decoder.head
     with torch.no_grad():
         for ours, theirs in sources.items():
             target = parameters[ours]
@@ -147,6 +151,8 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
                     shapes = f"{list(stored.shape)}, the config asks for {list(part.shape)}"
                     raise ValueError(f"{files.path}: tensor {name} has shape {shapes}")
                 part.copy_(stored)
+            if ours in linears:
+                linears[ours].blocks = Blocks.joined([files.blocks(name) for name in theirs])
 
 
 def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -199,6 +205,8 @@ def inference_copy(checkpoint: Checkpoint) -> Checkpoint:
     source = checkpoint.decoder
     copy = Decoder(source.config, source.diffusion, source.dtype, source.device)
     copy.load_state_dict(source.state_dict())
+    for name, linear in source.linears().items():
+        copy.get_submodule(name).blocks = linear.blocks  # type: ignore[assignment]
     return prepare(replace(checkpoint, decoder=copy))
 
 

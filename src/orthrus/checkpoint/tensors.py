@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orthrus.checkpoint.derived import cached_digest
+from orthrus.model.blocks import Blocks
 
 DIFFUSION_MARK = "_diff."
 
@@ -34,6 +35,10 @@ class TensorFile(Protocol):
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
+        ...
+
+    def blocks(self, name: str) -> Blocks | None:
+        """The same as the file holds it, where that is in fewer bits."""
         ...
 
     def digest(self, *, tied_head: bool) -> str:
@@ -68,6 +73,10 @@ class SafetensorFiles:
                 return opened.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"{self._homes[name]}: tensor {name} cannot be read ({error})") from error
+
+    def blocks(self, name: str) -> None:
+        """None: no such files are read."""
+        del name
 
     def digest(self, *, tied_head: bool) -> str:
         """The sha256 of the backbone's tensors (cached by path, size and time)."""

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.fused import Stack
-from orthrus.model.kernels import MOST_ROWS, Int8Linear, Kernels, Linear, RowRule, attend_in_blocks
+from orthrus.model.kernels import Kernels, attend_in_blocks
 from orthrus.model.layers import Layer, View, scale
 from orthrus.model.layout import Layout, Part
+from orthrus.model.linears import MOST_ROWS, Linear, RowRule
 from orthrus.model.masks import Bias, beside_bias, block_bias
 from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
@@ -71,19 +72,19 @@ class Decoder(nn.Module):
 
     def _cheapen(self) -> None:
         """Faster forms of what drafts alone go through: the view, and copies of MLPs and head beside the exact."""
-        head = self.kernels.cheap(self.head)
-        if self.diffusion is None or head is None:
+        if self.diffusion is None:
             return
+        head = self.kernels.cheap(self.head)
         for layer in self.stack:
             assert layer.diffusion is not None
             layer.diffusion.qkv = self.kernels.cheap(layer.diffusion.qkv) or layer.diffusion.qkv
             layer.diffusion.o = self.kernels.cheap(layer.diffusion.o) or layer.diffusion.o
             gate_up, down = self.kernels.cheap(layer.gate_up), self.kernels.cheap(layer.down)
             layer.drafting = (gate_up, down) if gate_up and down else None
-        self.drafting_head = (head,)
-        drafting = [linear for layer in self.stack for linear in layer.drafting or ()]
-        self.diffusion_bytes = sum(_bytes(linear) for linear in (*drafting, head))
-        self.diffusion_bytes += sum(_bytes(linear) for name, linear in self.linears().items() if ".diffusion." in name)
+        self.drafting_head = (head,) if head else None
+        extra = [linear for name, linear in self.linears().items() if ".diffusion." in name]
+        extra += [linear for layer in self.stack for linear in layer.drafting or ()]
+        self.diffusion_bytes = sum(linear.stored_bytes for linear in (*extra, *(self.drafting_head or ())))
 
     @property
     def most_rows(self) -> int:
@@ -257,11 +258,6 @@ class Decoder(nn.Module):
         cache.reserve(positions)
         multiple = self.attention.key_multiple
         return -(-positions // multiple) * multiple
-
-
-def _bytes(linear: Linear) -> int:
-    outputs, inputs = linear.shape
-    return outputs * (inputs + 8) if isinstance(linear, Int8Linear) else outputs * inputs * 2
 
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from orthrus.cache import CacheWindow
-from orthrus.model.kernels import Linear
 from orthrus.model.layout import Part
-from orthrus.model.native import NativeInt8Linear, NativeKernels, NativeLinear
+from orthrus.model.linears import Linear
+from orthrus.model.native import NativeKernels
+from orthrus.model.native_linears import NativeInt8Linear, NativeLinear
 
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
@@ -121,10 +122,10 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _map(linear: Linear) -> list[int]:
-    """A row of the table: weights, bias, scales, shifts, inputs, outputs."""
+    """A row of the table: weights, bias, scales, shifts, inputs, outputs, how they are stored."""
     assert isinstance(linear, NativeLinear | NativeInt8Linear)
     outputs, inputs = linear.shape
     scales = [0, 0]
     if isinstance(linear, NativeInt8Linear):
         scales = [linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()]
-    return [linear.packed.data_ptr(), _address(linear.bias), *scales, inputs, outputs]
+    return [linear.packed.data_ptr(), _address(linear.bias), *scales, inputs, outputs, linear.form]

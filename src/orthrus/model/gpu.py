@@ -14,7 +14,8 @@ import triton
 from torch import Tensor
 
 from orthrus.model import gpu_kernels as device
-from orthrus.model.kernels import Int8Linear, Kernels, Linear, Places, Sight
+from orthrus.model.kernels import Kernels, Places, Sight
+from orthrus.model.linears import Int8Linear, Linear
 
 QUERIES = 32
 """Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""

@@ -1,135 +1,29 @@
-"""The one seam per fast kernel, with its slow twin beside it.
+"""The seam per fast kernel, with its slow twin beside it: the work between matrix products, and attention.
 
-`Linear` and `PackedLinear` are the matrix products, `Kernels` the work between them (its fast twin is in `native.py`),
-`attend_in_blocks` and `attend_flash` the attention. Which of them keep their promise on this machine, and under which
-`RowRule`, is found out in `probes.py`.
+The fast twins of `Kernels` are in `native.py` and `gpu.py`; the products are in `linears.py`. Which attention keeps its
+promise on this machine, and under which `RowRule`, is found out in `probes.py`.
 
-Shapes: N rows of a product (those of all sequences), I inputs, O outputs, F features; the rest as in `orthrus.config`.
+Shapes: N rows (those of all sequences), F features; the rest as in `orthrus.config`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from orthrus.config import KEY_BLOCK
+from orthrus.model.linears import Int8Linear, Linear, PackedLinear
 from orthrus.model.rope import rotate
 
 LANES = 16
 LEAST_ATTENDED = 4
 """Rows that torch's fused attention is called with at least: fewer take another path, which rounds differently, on some
 processors on few values only, so that a probe may miss it."""
-MOST_ROWS = 512
-"""The most rows that a kernel is ever probed with, and so called with."""
-
-
-@dataclass(frozen=True)
-class RowRule:
-    """How rows must be laid out for a kernel: pad to a `multiple`, call with at most `most` rows.
-
-    `exact` is False where no layout was found under which the bits hold; the rule is then only the best guess.
-    """
-
-    multiple: int
-    most: int
-    exact: bool = True
-
-
-class Linear(nn.Module):
-    """y = x W^T + b in plain torch: the slow twin, and the form in which weights are trained and saved."""
-
-    name = "torch linear"
-    least_multiple = 2
-    """A single row takes a matrix-vector path in most libraries, which rounds differently, though on some values only,
-    so that a probe may miss it: never trusted, unless a form says that it sums every row alone."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__()
-        self.shape = (outputs, inputs)
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device), requires_grad=False)
-        self.bias = (
-            nn.Parameter(torch.empty(outputs, dtype=dtype, device=device), requires_grad=False) if bias else None
-        )
-        self.rule = RowRule(2, MOST_ROWS, exact=False)
-
-    def forward(self, x_NI: Tensor) -> Tensor:
-        """y [N, O]."""
-        return self._in_pieces(lambda x: F.linear(x, self.weight, self.bias), x_NI)
-
-    def _in_pieces(self, kernel: Callable[[Tensor], Tensor], x_NI: Tensor) -> Tensor:
-        """Run `kernel` within the rule: rows padded to its multiple, at most `most` of them a call."""
-        rows, rule = len(x_NI), self.rule
-        padding = -rows % rule.multiple
-        if padding:
-            x_NI = F.pad(x_NI, (0, 0, 0, padding))
-        y_NO = kernel(x_NI) if len(x_NI) <= rule.most else torch.cat([kernel(piece) for piece in x_NI.split(rule.most)])
-        return y_NO[:rows] if padding else y_NO
-
-
-class PackedLinear(Linear):
-    """The same on weights packed once for oneDNN. (Its fused residual was measured slower than a separate addition.)"""
-
-    name = "oneDNN, packed"
-
-    def __init__(self, plain: Linear) -> None:
-        nn.Module.__init__(self)
-        self.register_parameter("weight", None)
-        self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
-
-    def forward(self, x_NI: Tensor) -> Tensor:
-        """See `Linear`."""
-        if len(x_NI) <= self.rule.most and len(x_NI) % self.rule.multiple == 0:
-            return self._kernel(x_NI)
-        return self._in_pieces(self._kernel, x_NI)
-
-    def _kernel(self, x_NI: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.default(x_NI, self._packed, self.bias, "none", [], "")
-
-
-class Int8Linear(Linear):
-    """y = s_N s_O (q w^T) + b: int8 weights with a scale per output, int8 activations with a scale per row (W8A8).
-
-    Sums of integers are exact in any order, so no row depends on its neighbours. It is another map than its plain form:
-    a quantised backbone is a model of its own. This is the slow twin, whose sums are made in float64.
-    """
-
-    name = "torch, int8"
-    least_multiple = 1
-    scales_O: Tensor
-
-    def __init__(self, plain: Linear) -> None:
-        nn.Module.__init__(self)
-        self.register_parameter("weight", None)
-        self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
-        weight_OI = plain.weight.detach().float()
-        self.scales_O = weight_OI.abs().amax(dim=1).clamp(min=1e-12) / 127
-        self.keep((weight_OI / self.scales_O[:, None]).round().to(torch.int8))
-
-    def keep(self, weight_OI: Tensor) -> None:
-        """Store the quantised weights in the form that `run` reads."""
-        self._weight_IO = weight_OI.double().T
-
-    def forward(self, x_NI: Tensor) -> Tensor:
-        """y [N, O]; see `Linear`."""
-        return self._in_pieces(self.run, x_NI)
-
-    def run(self, x_NI: Tensor) -> Tensor:
-        """The product of rows within the rule."""
-        # a number over a tensor would be computed as the number times the reciprocal, rounded twice
-        top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
-        q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
-        y_NO = self.sums(q_NI) * (self.scales_O * (top_N1 / 127))
-        return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
-
-    def sums(self, q_NI: Tensor) -> Tensor:
-        """q w^T [N, O], fp32, of whole numbers q in fp32."""
-        return (q_NI.double() @ self._weight_IO).float()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.config import DecoderConfig
-from orthrus.model.kernels import Linear
+from orthrus.model.linears import Linear
 
 ViewName = Literal["ar", "diffusion"]
 

@@ -8,18 +8,25 @@ compiler the twins in `kernels.py` run instead.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from orthrus.model import compiled
-from orthrus.model.arena import in_huge_pages
-from orthrus.model.kernels import LANES, MOST_ROWS, Int8Linear, Kernels, Linear, Places, RowRule, Sight
-
-TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
+from orthrus.model.blocks import GROUP
+from orthrus.model.kernels import LANES, Kernels, Places, Sight
+from orthrus.model.linears import MOST_ROWS, Linear, RowRule
+from orthrus.model.native_linears import (
+    PANEL_OUTPUTS,
+    TILE_OUTPUTS,
+    BlockLinear,
+    NativeInt8Linear,
+    PanelLinear,
+    TiledLinear,
+)
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -51,6 +58,11 @@ class NativeKernels(Kernels):
             self._attend = library.attend
             self._attend.argtypes = (*(_POINTER,) * 5, _INTEGER, _POINTER, _POINTER, _INTEGER)
             self._attend.restype = None
+        self._linear_blocks = None
+        if library.has_blocks():
+            self._linear_blocks = library.linear_blocks
+            self._linear_blocks.argtypes = (_POINTER,) * 6
+            self._linear_blocks.restype = None
         self._linear_int8 = None
         if library.has_linear_int8():
             self._linear_int8 = library.linear_int8
@@ -59,18 +71,29 @@ class NativeKernels(Kernels):
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
+        if self._linear_blocks and self._keeps_blocks(plain):
+            yield BlockLinear(plain, self._linear_blocks)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
         if self._linear and plain.shape[0] % form.outputs == 0 and plain.shape[1] % self._depth == 0:
             yield form(plain, self._linear)
         yield from super().packed(plain)
 
     def cheap(self, plain: Linear) -> Linear | None:
-        """In int8, where the processor has the product and the shape divides."""
-        if not self._linear_int8 or plain.shape[0] % TILE_OUTPUTS or plain.shape[1] % TILE_OUTPUTS:
+        """In int8, where the processor has the product, the shape divides, and the weights are not as few bytes."""
+        if (
+            self._keeps_blocks(plain)
+            or not self._linear_int8
+            or plain.shape[0] % TILE_OUTPUTS
+            or plain.shape[1] % TILE_OUTPUTS
+        ):
             return None
         found = NativeInt8Linear(plain, self._linear_int8)
         found.rule = RowRule(1, MOST_ROWS)
         return found
+
+    def _keeps_blocks(self, plain: Linear) -> bool:
+        (outputs, inputs), able = plain.shape, self._linear_blocks is not None
+        return able and plain.blocks is not None and outputs % PANEL_OUTPUTS == 0 and inputs % GROUP == 0
 
     def quantised(self, plain: Linear) -> Iterator[Linear]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
@@ -144,97 +167,6 @@ class NativeKernels(Kernels):
         out = gate_up_NF.new_empty(rows, size)
         self._gate(gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
         return out
-
-
-class NativeLinear(Linear):
-    """A linear map that sums every row alone, in one order, so that its bits hold for any number of rows."""
-
-    least_multiple = 1
-    packed: Tensor
-    outputs: int
-    """Of which their number must be a multiple."""
-
-    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
-        nn.Module.__init__(self)
-        self.register_parameter("weight", None)
-        self.bias, self.rule, self.shape = plain.bias, plain.rule, plain.shape
-        self._kernel = kernel
-        self.packed = in_huge_pages(self.pack(plain.weight.detach()))
-
-    @staticmethod
-    def pack(weight_OI: Tensor) -> Tensor:
-        """The weights in the order in which the kernel reads them."""
-        raise NotImplementedError
-
-    def forward(self, x_NI: Tensor) -> Tensor:
-        """See `Linear`."""
-        if len(x_NI) <= self.rule.most and len(x_NI) % self.rule.multiple == 0:
-            return self._run(x_NI)
-        return self._in_pieces(self._run, x_NI)
-
-    def _run(self, x_NI: Tensor) -> Tensor:
-        x_NI = x_NI.contiguous()
-        y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
-        bias = None if self.bias is None else self.bias.data_ptr()
-        where = (x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr())
-        self._kernel(*where, *x_NI.shape, self.shape[0], torch.get_num_threads())
-        return y_NO
-
-
-class TiledLinear(NativeLinear):
-    """In bf16, on AMX tiles, or by dot products of pairs."""
-
-    name = "native C, bf16"
-
-    outputs = TILE_OUTPUTS
-
-    @staticmethod
-    def pack(weight_OI: Tensor) -> Tensor:
-        """[outputs / 16, inputs / 2, 16 outputs, 2]."""
-        return weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 2)).transpose(1, 2)
-
-
-class PanelLinear(NativeLinear):
-    """In fp32, by fused multiply-adds."""
-
-    name = "native C, FMA panels"
-
-    outputs = PANEL_OUTPUTS
-
-    @staticmethod
-    def pack(weight_OI: Tensor) -> Tensor:
-        """[outputs / 32, inputs, 32 outputs]."""
-        return weight_OI.unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2)
-
-
-class NativeInt8Linear(Int8Linear):
-    """By dot products of four bytes (VNNI)."""
-
-    name = "native C, int8"
-    packed: Tensor
-    shifts_O: Tensor
-
-    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
-        self._kernel = kernel
-        super().__init__(plain)
-
-    def keep(self, weight_OI: Tensor) -> None:
-        """[outputs / 16, inputs / 4, 16 outputs, 4], and 128 times the sum of each output's weights."""
-        self.shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
-        self.packed = in_huge_pages(weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2))
-
-    def run(self, x_NI: Tensor) -> Tensor:
-        """See `Int8Linear`."""
-        x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
-        y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
-        scales_N = x_NI.new_empty(rows, dtype=torch.float32)
-        bias = None if self.bias is None else self.bias.data_ptr()
-        sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
-        self._kernel(
-            x_NI.data_ptr(), self.packed.data_ptr(), self.scales_O.data_ptr(), self.shifts_O.data_ptr(), bias,
-            y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
-        )  # fmt: skip
-        return y_NO
 
 
 def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels | None:

@@ -15,17 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.config import KEY_BLOCK, DecoderConfig
-from orthrus.model.kernels import (
-    LEAST_ATTENDED,
-    MOST_ROWS,
-    Attend,
-    Kernels,
-    Linear,
-    RowRule,
-    Sight,
-    attend_flash,
-    attend_in_blocks,
-)
+from orthrus.model.kernels import LEAST_ATTENDED, Attend, Kernels, Sight, attend_flash, attend_in_blocks
+from orthrus.model.linears import MOST_ROWS, Linear, RowRule
 
 TILE = 16
 MULTIPLES = (1, 2, 4, 8)
@@ -89,7 +80,8 @@ def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> 
         for name, plain in list(parent.named_children()):
             if type(plain) is not Linear:
                 continue
-            key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None)
+            stored = plain.blocks and plain.blocks.type
+            key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None, stored)
             if key in chosen:
                 form, plain.rule = chosen[key]
                 found = next((p for p in forms(plain) if type(p) is form), plain)

@@ -19,6 +19,7 @@
 #include "training.h"
 #include "tiles.h"
 #include "products.h"
+#include "blocks.h"
 #include "int8.h"
 #include "attention.h"
 #include "stack.h"

@@ -4,8 +4,8 @@
 
 int has_stack(void) { return 1; }
 
-/* A linear map as a row of the table: weights, bias, scales, shifts (where int8), inputs, outputs. */
-enum { WEIGHT, BIAS, SCALES, SHIFTS, INPUTS, OUTPUTS, MAP };
+/* A linear map as a row of the table: weights, bias, scales, shifts (where int8), inputs, outputs, how it is stored. */
+enum { WEIGHT, BIAS, SCALES, SHIFTS, INPUTS, OUTPUTS, FORM, MAP };
 /* A layer: attention norm, MLP norm, q and k norms of two views, then the maps: qkv and o of each view, gate_up, down. */
 enum { ATTENTION_NORM, MLP_NORM, HEAD_NORMS, MAPS = HEAD_NORMS + 4, LAYER = MAPS + 6 * MAP };
 /* A part: view, rows of its products (padding last), real rows, places, cos, sin, runs, count of runs, seen. */
@@ -22,39 +22,39 @@ typedef struct {
 /* Rows `first` to `last` of x [.., depth] for a map that wants them in int8. */
 static void quantize_for(const int64_t *map, const VALUE *x, Quantized to, int64_t first, int64_t last) {
     int64_t depth = map[INPUTS];
-    if (!map[SCALES]) return;
+    if (map[FORM] != INT8) return;
     for (int64_t r = first; r < last; r++) to.scales[r] = quantize(x + r * depth, to.q + r * depth, depth);
 }
 
-/* Outputs `first` to `last` of a map, for `rows` rows from row `at`. */
+/* Outputs `first` to `last` of a map, for `rows` rows from row `at`; `own` is the thread's room. */
 static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, int64_t first,
-                  int64_t last) {
-    int64_t depth = map[INPUTS], outputs = map[OUTPUTS];
-    y += at * outputs;
-    if (!map[SCALES]) {
-        multiply(x + at * depth, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last);
-        return;
-    }
-    int64_t sizes[3] = {rows, depth, outputs};
-    multiply_int8(from.q + at * depth, from.scales + at, (const int8_t *)AT(map[WEIGHT]), (const float *)AT(map[SCALES]),
-                  (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
+                  int64_t last, char *own) {
+    int64_t depth = map[INPUTS], outputs = map[OUTPUTS], sizes[3] = {rows, depth, outputs};
+    x += at * depth, y += at * outputs;
+    if (map[FORM] == PLAIN) multiply(x, AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last);
+    else if (map[FORM] == INT8)
+        multiply_int8(from.q + at * depth, from.scales + at, (const int8_t *)AT(map[WEIGHT]),
+                      (const float *)AT(map[SCALES]), (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
+    else
+        multiply_blocks(map[FORM], x, (const char *)AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last,
+                        (VALUE *)own);
 }
 
 /* Thread t's outputs of it. */
-static void apply_share(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, int64_t t,
-                        int64_t T) {
+static void apply_share(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, int64_t at, int64_t rows, char *own,
+                        int64_t t, int64_t T) {
     int64_t first, last;
     share_outputs(map[OUTPUTS], t, T, &first, &last);
-    apply(map, x, from, y, at, rows, first, last);
+    apply(map, x, from, y, at, rows, first, last, own);
 }
 
 /* Thread t's share of gated activations, from its own outputs of both halves of `both`. */
 static void gate_up_share(const int64_t *map, const VALUE *x, Quantized from, VALUE *both, VALUE *gated, int64_t rows,
-                          int64_t t, int64_t T) {
+                          char *own, int64_t t, int64_t T) {
     int64_t size = map[OUTPUTS] / 2, first, last;
     share_outputs(size, t, T, &first, &last);
-    apply(map, x, from, both, 0, rows, first, last);
-    apply(map, x, from, both, 0, rows, size + first, size + last);
+    apply(map, x, from, both, 0, rows, first, last, own);
+    apply(map, x, from, both, 0, rows, size + first, size + last, own);
     for (int64_t n = 0; n < rows; n++) gate_row(both + 2 * n * size, gated + n * size, size, first, last);
 }
 
@@ -62,14 +62,16 @@ static void gate_up_share(const int64_t *map, const VALUE *x, Quantized from, VA
 enum { LAYERS, PARTS, ROWS_N, HIDDEN, INNER, HEADS, GROUPS, HEAD, SEQUENCE_STRIDE, HEAD_STRIDE, LAYER_STRIDE, THREADS };
 enum { MOST_TOGETHER = 32 };
 
-/* What a thread needs for itself. */
-static int64_t own_bytes(const int64_t *sizes) {
-    return (room_bytes(MOST_TOGETHER * (sizes[HEADS] / sizes[GROUPS]), sizes[HEAD]) + 127) / 64 * 64;
-}
-
 static int64_t longest_row(const int64_t *sizes) {
     int64_t heads = sizes[HEADS] * sizes[HEAD], longest = sizes[HIDDEN] > sizes[INNER] ? sizes[HIDDEN] : sizes[INNER];
     return longest > heads ? longest : heads;
+}
+
+/* What a thread needs for itself, in attention or in products. */
+static int64_t own_bytes(const int64_t *sizes) {
+    int64_t attention = room_bytes(MOST_TOGETHER * (sizes[HEADS] / sizes[GROUPS]), sizes[HEAD]);
+    int64_t products = ROOM(longest_row(sizes)) * (int64_t)sizeof(VALUE);
+    return ((attention > products ? attention : products) + 127) / 64 * 64;
 }
 
 /* Bytes of memory that `stack` must be given. */
@@ -144,7 +146,7 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
                      end - first, D, eps);
             EVERY_PART quantize_own(of_view, normed, in_int8, part, at, first, end);
             done(clocks, t, NORMS, &last);
-            EVERY_PART apply_share(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], t, T);
+            EVERY_PART apply_share(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], own, t, T);
             done(clocks, t, QKV, &last);
             EVERY_PART place_share(qkv + at * wide, layer, part, q + at * H * E, keys, cached, heads, eps, t, T);
             done(clocks, t, ROTATION, &last);
@@ -153,18 +155,18 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
             done(clocks, t, ATTENTION, &last);
             EVERY_PART quantize_own(of_view + MAP, attended, in_int8, part, at, first, end);
             done(clocks, t, O, &last);
-            EVERY_PART apply_share(of_view + MAP, attended, in_int8, delta, at, part[ROWS_ALL], t, T);
+            EVERY_PART apply_share(of_view + MAP, attended, in_int8, delta, at, part[ROWS_ALL], own, t, T);
             done(clocks, t, O, &last);
             rms_norm(hidden + first * D, delta + first * D, AT(layer[MLP_NORM]), normed + first * D, end - first, D, eps);
             quantize_for(maps + 4 * MAP, normed, in_int8, first, end);
             done(clocks, t, NORMS, &last);
-            gate_up_share(maps + 4 * MAP, normed, in_int8, both, gated, N, t, T);
+            gate_up_share(maps + 4 * MAP, normed, in_int8, both, gated, N, own, t, T);
             done(clocks, t, GATE_UP, &last);
-            if (maps[5 * MAP + SCALES]) {
+            if (maps[5 * MAP + FORM] == INT8) {
                 quantize_for(maps + 5 * MAP, gated, in_int8, first, end);
                 done(clocks, t, DOWN, &last);
             }
-            apply_share(maps + 5 * MAP, gated, in_int8, delta, 0, N, t, T);
+            apply_share(maps + 5 * MAP, gated, in_int8, delta, 0, N, own, t, T);
             done(clocks, t, DOWN, &last);
         }
         rms_norm(hidden + first * D, delta + first * D, final_norm, out + first * D, end - first, D, eps);

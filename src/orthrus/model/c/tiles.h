@@ -11,11 +11,11 @@ int use_tiles = 0; /* whether products go by tiles; without, they have other ker
 /* Asks the system for tiles, once; whether it gives them. */
 int has_tiles(void) { return use_tiles = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0; }
 
+struct tiles { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; };
+
 /* Tiles 0-3 are sums (rows 0-15 and 16-31 by two groups of outputs), 4-5 activations, 6-7 weights. */
 static void configure(int64_t first, int64_t second) {
-    struct { uint8_t palette, start, reserved[14]; uint16_t width[16]; uint8_t rows[16]; } config;
-    memset(&config, 0, sizeof config);
-    config.palette = 1;
+    struct tiles config = {.palette = 1};
     int64_t rows[8] = {first, first, second, second, first, second, ROWS, ROWS};
     for (int t = 0; t < 8; t++) config.width[t] = STEP, config.rows[t] = (uint8_t)(rows[t] ? rows[t] : 1);
     _tile_loadconfig(&config);

@@ -1,0 +1,68 @@
+"""Weights in groups, as GGUF files hold them: 32 inputs of an output share a scale and, of four bits, a least value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GROUP, OUTPUTS = 32, 16
+BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+"""The types that are known here, and the bytes of a group: its scale, of Q4_1 its least value, its numbers."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix [O, I] of one of the types in `BYTES`: raw [O, I / 32, bytes of a group], as stored."""
+
+    type: str
+    raw: Tensor
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether its numbers have four bits, else eight."""
+        return self.type != "Q8_0"
+
+    @property
+    def scales(self) -> Tensor:
+        """[O, I / 32], fp16."""
+        return self.raw[..., :2].contiguous().view(torch.float16)[..., 0]
+
+    @property
+    def least(self) -> Tensor:
+        """What a number 0 stands for [O, I / 32], fp16."""
+        if self.type == "Q4_1":
+            return self.raw[..., 2:4].contiguous().view(torch.float16)[..., 0]
+        return self.scales * (-8 if self.four_bits else 0)
+
+    @property
+    def numbers(self) -> Tensor:
+        """[O, I / 32, 32], uint8 below 16 or int8."""
+        stored = self.raw[..., BYTES[self.type] - (GROUP // 2 if self.four_bits else GROUP) :]
+        return torch.cat((stored & 15, stored >> 4), dim=-1) if self.four_bits else stored.view(torch.int8)
+
+    def values(self) -> Tensor:
+        """The weights [O, I], fp32."""
+        scaled = self.numbers * self.scales.float()[..., None]
+        return (scaled + self.least.float()[..., None] if self.four_bits else scaled).flatten(1)
+
+    def packed(self) -> Tensor:
+        """[O / 32, I / 32, 2, bytes]: blocks as `c/blocks.h` reads them."""
+        scales, numbers = [self.scales], self.numbers.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
+        if self.four_bits:
+            scales.append(self.least)
+            fours = numbers.unflatten(2, (4, 4)).to(torch.int16)  # [O / 16, I / 32, 4, 4 of a word, 32]
+            numbers = fours[..., 0, :] | fours[..., 1, :] << 4 | fours[..., 2, :] << 8 | fours[..., 3, :] << 12
+        parts = [numbers, *(scale.unflatten(0, (-1, OUTPUTS)).transpose(1, 2) for scale in scales)]
+        blocks = torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=-1)
+        return blocks.unflatten(0, (-1, 2)).transpose(1, 2)
+
+    @staticmethod
+    def joined(parts: Sequence[Blocks | None]) -> Blocks | None:
+        """Matrices below one another; None where one is missing or of another type."""
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts) or len({part.type for part in found}) != 1:
+            return None
+        return Blocks(found[0].type, torch.cat([part.raw for part in found]))

@@ -1,0 +1,137 @@
+"""Matrix products in C: their weights, in the order in which a kernel reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from orthrus.model.arena import in_huge_pages
+from orthrus.model.blocks import GROUP
+from orthrus.model.linears import Int8Linear, Linear
+
+TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
+PLAIN, INT8, FOUR_BITS, EIGHT_BITS = range(4)
+"""How weights are stored, as `c/blocks.h` numbers it."""
+
+_INTEGER = ctypes.c_int64
+
+
+class NativeLinear(Linear):
+    """A linear map that sums every row alone, in one order, so that its bits hold for any number of rows."""
+
+    least_multiple = 1
+    packed: Tensor
+    form = PLAIN
+    outputs: int
+    """Of which their number must be a multiple."""
+
+    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+        self._instead_of(plain, plain.stored_bytes)
+        self._kernel = kernel
+        self.packed = in_huge_pages(self.pack(plain.weight.detach()))
+
+    @staticmethod
+    def pack(weight_OI: Tensor) -> Tensor:
+        """The weights in the order in which the kernel reads them."""
+        raise NotImplementedError
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """See `Linear`."""
+        if len(x_NI) <= self.rule.most and len(x_NI) % self.rule.multiple == 0:
+            return self._run(x_NI)
+        return self._in_pieces(self._run, x_NI)
+
+    def _run(self, x_NI: Tensor) -> Tensor:
+        x_NI = x_NI.contiguous()
+        y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
+        bias = None if self.bias is None else self.bias.data_ptr()
+        where = (x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr())
+        self._kernel(*where, *x_NI.shape, self.shape[0], torch.get_num_threads())
+        return y_NO
+
+
+class TiledLinear(NativeLinear):
+    """In bf16, on AMX tiles, or by dot products of pairs."""
+
+    name = "native C, bf16"
+
+    outputs = TILE_OUTPUTS
+
+    @staticmethod
+    def pack(weight_OI: Tensor) -> Tensor:
+        """[outputs / 16, inputs / 2, 16 outputs, 2]."""
+        return weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 2)).transpose(1, 2)
+
+
+class PanelLinear(NativeLinear):
+    """In fp32, by fused multiply-adds."""
+
+    name = "native C, FMA panels"
+
+    outputs = PANEL_OUTPUTS
+
+    @staticmethod
+    def pack(weight_OI: Tensor) -> Tensor:
+        """[outputs / 32, inputs, 32 outputs]."""
+        return weight_OI.unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2)
+
+
+class BlockLinear(NativeLinear):
+    """In bf16, on weights that stay in the groups of their file and are expanded where they are used.
+
+    The same values by the same sums as in `TiledLinear`, hence the same bits, for a third of the bytes.
+    """
+
+    outputs = TILE_OUTPUTS
+
+    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+        assert plain.blocks is not None
+        packed = plain.blocks.packed()
+        self._instead_of(plain, packed.nbytes)
+        self._kernel = kernel
+        self.name = f"native C, {plain.blocks.type} to bf16"
+        self.form = FOUR_BITS if plain.blocks.four_bits else EIGHT_BITS
+        self.packed = in_huge_pages(packed)
+
+    def _run(self, x_NI: Tensor) -> Tensor:
+        x_NI, threads = x_NI.contiguous(), torch.get_num_threads()
+        y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
+        room = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)
+        bias = None if self.bias is None else self.bias.data_ptr()
+        sizes = (_INTEGER * 5)(*x_NI.shape, self.shape[0], self.form, threads)
+        self._kernel(x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr(), room.data_ptr(), sizes)
+        return y_NO
+
+
+class NativeInt8Linear(Int8Linear):
+    """By dot products of four bytes (VNNI)."""
+
+    name = "native C, int8"
+    form = INT8
+    packed: Tensor
+    shifts_O: Tensor
+
+    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+        self._kernel = kernel
+        super().__init__(plain)
+
+    def keep(self, weight_OI: Tensor) -> None:
+        """[outputs / 16, inputs / 4, 16 outputs, 4], and 128 times the sum of each output's weights."""
+        self.shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
+        self.packed = in_huge_pages(weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2))
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """See `Int8Linear`."""
+        x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
+        y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
+        scales_N = x_NI.new_empty(rows, dtype=torch.float32)
+        bias = None if self.bias is None else self.bias.data_ptr()
+        sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
+        self._kernel(
+            x_NI.data_ptr(), self.packed.data_ptr(), self.scales_O.data_ptr(), self.shifts_O.data_ptr(), bias,
+            y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
+        )  # fmt: skip
+        return y_NO
