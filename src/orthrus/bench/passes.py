@@ -140,9 +140,9 @@ def _timed(decoder: Decoder, spent: dict[str, float]) -> Iterator[None]:
         return run
 
     kernels, attention = decoder.kernels, decoder.attention
-    stack = decoder.fused[False]  # keeps clocks of its own: only the head is outside
+    stack = decoder.fused[False]  # keeps clocks of its own
     names = {} if stack else {"add_norm": "norms", "place": "rotation and cache", "gate": "gate"}
-    linears = {"head": decoder.head} if stack else decoder.linears()
+    linears = {} if stack else decoder.linears()
     for method, label in names.items():
         setattr(kernels, method, clocked(label, getattr(kernels, method)))
     for name, linear in linears.items():

@@ -121,9 +121,11 @@ class Decoder(nn.Module):
         """
         (B, R), lengths = tokens_BR.shape, cache.lengths
         span = self._reserve(cache, max(lengths) + R)
-        (hidden_ND,) = self._layers([self._layout.ar(tokens_BR.tolist(), lengths, span)], cache, span)
-        hidden_BRD = hidden_ND[: B * R].view(B, R, -1)
-        return self.logits(hidden_BRD[:, [R - 1 - row for row in (range(R) if rows is None else rows)]])
+        rows = range(R) if rows is None else rows
+        picked = [b * R + R - 1 - row for b in range(B) for row in rows]
+        part = self._layout.ar(tokens_BR.tolist(), lengths, span)
+        logits_LV, _ = self._run([part], cache, span, picked, len(picked))
+        return logits_LV.view(B, len(rows), self.config.vocab_size)
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int | None], width: int, cache: CacheWindow, rows: int) -> Tensor:
@@ -136,9 +138,11 @@ class Decoder(nn.Module):
         span = self._reserve(cache, max(lengths) + width)
         blocks = [[] if root is None else [root] for root in roots]
         where = lengths, lambda: [block_bias(lengths, width, span, self.norm)]
-        (hidden_ND,) = self._layers([self._layout.blocks(blocks, lengths, [0], width, self._mask, where)], cache, span)
         count = sum(len(block) for block in blocks)
-        return self.logits(hidden_ND[: count * width].view(count, width, -1)[:, :rows], drafting=True)
+        picked = [start * width + row for start in range(count) for row in range(rows)]
+        part = self._layout.blocks(blocks, lengths, [0], width, self._mask, where)
+        logits_LV, _ = self._run([part], cache, span, picked, len(picked))
+        return logits_LV.view(count, rows, self.config.vocab_size)
 
     @torch.inference_mode()
     def ar_and_diffuse(
@@ -176,30 +180,31 @@ class Decoder(nn.Module):
 
             roots = [[own[row] for row in candidates[:n]] for own, n in zip(rows, counts, strict=True)]
             parts.append(self._layout.blocks(roots, lengths, candidates[:J], width, self._mask, (slots, biases)))
-        hidden_ND, *others = self._layers(parts, cache, span)
         ends = accumulate(len(own) for own in rows)
-        picked = [
+        asked = [
             [end - 1 - row for row in (range(len(own)) if wanted is None else wanted)]
             for own, end in zip(rows, ends, strict=True)
         ]
-        hidden_ND, drafted_ND = hidden_ND[list(chain.from_iterable(picked))], (others or [hidden_ND])[0]
-        found_NX = drafted_ND[: sum(counts) * width]
+        picked = list(chain.from_iterable(asked))
+        known, drafted = len(picked), sum(counts) * width
+        picked += range(len(parts[0].tokens), len(parts[0].tokens) + drafted)
+        logits_NV, found_NX = self._run(parts, cache, span, picked, len(picked) if decided else known)
         if decided:
-            logits_NV, found_NX = self.logits(torch.cat([hidden_ND, found_NX])[None])[0].split(
-                [len(hidden_ND), len(found_NX)]
-            )
-        else:
-            logits_NV = self.logits(hidden_ND[None])[0]
+            logits_NV, found_NX = logits_NV.split([known, drafted])
         found = found_NX.view(sum(counts), width, found_NX.shape[1]).split(counts)
-        return list(logits_NV.split([len(own) for own in picked])), list(found)
+        return list(logits_NV.split([len(own) for own in asked])), list(found)
 
     def logits(self, normed_BRD: Tensor, *, drafting: bool = False) -> Tensor:
         """The head [B, R, V] over final hidden states, for drafts alone or for all; of no rows where there are none."""
         B, R, D = normed_BRD.shape
         if R == 0:
             return normed_BRD.new_empty(B, 0, self.config.vocab_size)
+        return self.head_of(drafting=drafting)(normed_BRD.reshape(B * R, D)).view(B, R, -1)
+
+    def head_of(self, *, drafting: bool) -> Linear:
+        """The head of passes that only draft or of others."""
         (head,) = (drafting and self.drafting_head) or (self.head,)
-        return head(normed_BRD.reshape(B * R, D)).view(B, R, -1)
+        return head
 
     @property
     def _layout(self) -> Layout:
@@ -211,14 +216,22 @@ class Decoder(nn.Module):
             raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
         return self.diffusion.mask_token_id
 
-    def _layers(self, parts: list[Part], cache: CacheWindow, span: int) -> list[Tensor]:
-        """All layers up to the final norm, [N, D] for each part. Only the attention projections differ by view."""
-        kernels, eps, sizes = self.kernels, self.config.norm_eps, [len(part.tokens_N) for part in parts]
-        hidden_ND = self.embedding[torch.cat([part.tokens_N for part in parts])]
+    def _run(
+        self, parts: list[Part], cache: CacheWindow, span: int, picked: list[int], wanted: int
+    ) -> tuple[Tensor, Tensor]:
+        """All layers, over the rows of all parts, one after another: the logits [wanted, V] of the first of those
+        `picked`, and the final hidden states [.., D] of the others."""
         drafting = all(part.view == "diffusion" for part in parts)
         stack = self.fused[drafting]
         if stack is not None and self.attention.sees:
-            return list(stack.run(parts, hidden_ND, cache).split(sizes))
+            return stack.run(parts, cache, picked, wanted)
+        picked_PD = self._layers(parts, cache, span, drafting=drafting)[picked]
+        return self.logits(picked_PD[None, :wanted], drafting=drafting)[0], picked_PD[wanted:]
+
+    def _layers(self, parts: list[Part], cache: CacheWindow, span: int, *, drafting: bool) -> Tensor:
+        """All layers up to the final norm [N, D]. Only the attention projections differ by view."""
+        kernels, eps, sizes = self.kernels, self.config.norm_eps, [len(part.tokens_N) for part in parts]
+        hidden_ND = self.embedding[torch.cat([part.tokens_N for part in parts])]
         delta_ND = torch.zeros_like(hidden_ND)
         for layer, (keys, values) in zip(self.stack, cache.layers(span), strict=True):
             normed = kernels.add_norm(hidden_ND, delta_ND, layer.attention_norm, eps).split(sizes)
@@ -234,7 +247,7 @@ class Decoder(nn.Module):
             delta_ND = deltas[0] if len(deltas) == 1 else torch.cat(deltas)
             gate_up, down = layer.mlp(drafting=drafting)
             delta_ND = down(kernels.gate(gate_up(kernels.add_norm(hidden_ND, delta_ND, layer.mlp_norm, eps))))
-        return list(kernels.add_norm(hidden_ND, delta_ND, self.norm, eps).split(sizes))
+        return kernels.add_norm(hidden_ND, delta_ND, self.norm, eps)
 
     def _attend(self, part: Part, q_BRHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """The rows of a part over the cache [N, H * E]; with masks, in as many calls as it has."""

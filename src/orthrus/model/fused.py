@@ -1,4 +1,4 @@
-"""All layers of a pass in one call of `c/stack.h`: the same kernels as one by one, hence the same bits, without Python.
+"""A whole pass in one call of `c/stack.h`: the same kernels as one by one, hence the same bits, without Python between.
 
 Its slow twin is the loop over layers in `Decoder`.
 """
@@ -6,8 +6,9 @@ Its slow twin is the loop over layers in `Decoder`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from orthrus.model.native_linears import NativeInt8Linear, NativeLinear
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
 
-_INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
+_INTEGER, _INTEGER_BYTES, _POINTER = ctypes.c_int64, 8, ctypes.c_void_p
 VIEWS = ("ar", "diffusion")
 WORKS = (
     "norms",
@@ -33,20 +34,22 @@ WORKS = (
     "product o",
     "gated product",
     "product down",
+    "head",
 )
 """What `Stack.clocked` counts seconds of, in order."""
 
 
 class Stack:
-    """The layers of one decoder as a table of addresses, for passes that only draft or for others. Weights must stay
-    where they are."""
+    """One decoder as a table of addresses, for passes that only draft or for others. Weights must stay where they
+    are."""
 
     def __init__(self, decoder: Decoder, library: ctypes.CDLL, *, drafting: bool) -> None:
         config = decoder.config
         self._run, self._bytes = library.stack, library.stack_bytes
-        self._run.argtypes, self._run.restype = ((_POINTER,) * 10 + (ctypes.c_float,)), None
+        self._run.argtypes, self._run.restype = ((_POINTER,) * 11 + (ctypes.c_float,)), None
         self._bytes.restype = _INTEGER
-        self._norm, self._eps = decoder.norm, config.norm_eps
+        self._embedding, self._norm, self._eps = decoder.embedding, decoder.norm, config.norm_eps
+        self._rope, self._vocabulary = decoder.rope, config.vocab_size
         self._shape = config.hidden_size, config.intermediate_size, config.heads, config.kv_heads, config.head_dim
         rows = []
         for layer in decoder.stack:
@@ -57,6 +60,7 @@ class Stack:
             maps = [*[linear for view in views for linear in (view.qkv, view.o)], *layer.mlp(drafting=drafting)]
             rows += [layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), *norms]
             rows += [number for linear in maps for number in _map(linear)]
+        rows += _map(decoder.head_of(drafting=drafting))
         self._table, self._layers = torch.tensor(rows), len(decoder.stack)
         self._memory, self._lock = torch.empty(0, dtype=torch.uint8), Lock()
         self._clocks: ctypes.Array[ctypes.c_double] | None = None
@@ -89,32 +93,52 @@ class Stack:
         finally:
             self._clocks = None
 
-    def run(self, parts: list[Part], hidden_ND: Tensor, cache: CacheWindow) -> Tensor:
-        """Final hidden states [N, D] of all parts; their keys and values are left in the cache."""
-        table = []
-        for part in parts:
-            places, sight = part.places, part.sight
-            table += [
-                VIEWS.index(part.view), len(part.tokens_N), places.table_3N.shape[1], places.table_3N.data_ptr(),
-                places.cos.data_ptr(), places.sin.data_ptr(), sight.runs.data_ptr(), len(sight.runs),
-                sight.seen_N.data_ptr(),
-            ]  # fmt: skip
+    def run(self, parts: list[Part], cache: CacheWindow, picked: Sequence[int], wanted: int) -> tuple[Tensor, Tensor]:
+        """Rows of all parts, one after another: the logits [wanted, V] of the first of those `picked`, and the final
+        hidden states [.., D] of the others. Keys and values of all are left in the cache."""
+        cos_TE, sin_TE = self._rope.tables(max(position for part in parts for position in part.positions))
+        shared = (self._embedding, cos_TE, sin_TE, self._norm)
+        table, numbers = _numbers(parts)
         keys, values = cache.storage
         layer, sequence, head, _, _ = keys.stride()
-        threads = torch.get_num_threads()
-        sizes = (_INTEGER * 12)(
-            self._layers, len(parts), len(hidden_ND), *self._shape, sequence, head, layer, threads
+        sizes = (_INTEGER * 14)(
+            self._layers, len(parts), sum(len(part.tokens) for part in parts), len(picked), wanted, *self._shape,
+            sequence, head, layer, torch.get_num_threads(),
         )  # fmt: skip
-        out_ND, needed = torch.empty_like(hidden_ND), self._bytes(sizes)
+        out_PD = self._embedding.new_empty(len(picked), self._embedding.shape[1])
+        logits_LV, needed = self._embedding.new_empty(wanted, self._vocabulary), self._bytes(sizes)
         with self._lock:  # one workspace, and the call lets other Python threads run
             if len(self._memory) < needed:
                 self._memory = torch.empty(needed, dtype=torch.uint8)
             self._run(
-                self._table.data_ptr(), (_INTEGER * len(table))(*table), keys.data_ptr(), values.data_ptr(),
-                hidden_ND.data_ptr(), self._norm.data_ptr(), out_ND.data_ptr(), self._memory.data_ptr(), self._clocks,
-                sizes, self._eps,
+                self._table.data_ptr(), _integers([tensor.data_ptr() for tensor in shared]), table, _integers(picked),
+                keys.data_ptr(), values.data_ptr(), out_PD.data_ptr(), logits_LV.data_ptr(), self._memory.data_ptr(),
+                self._clocks, sizes, self._eps,
             )  # fmt: skip
-        return out_ND
+        del numbers  # what the table points at
+        return logits_LV, out_PD[wanted:]
+
+
+def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (_INTEGER * len(values))(*values)
+
+
+def _numbers(parts: list[Part]) -> tuple[ctypes.Array[ctypes.c_int64], ctypes.Array[ctypes.c_int64]]:
+    """The table of the parts, and the numbers whose addresses it holds."""
+    flat: list[int] = []
+    starts = []
+    for part in parts:
+        for values in (part.tokens, chain(*part.table), part.positions, chain(*part.runs), part.seen):
+            starts.append(len(flat))
+            flat += values
+    numbers = _integers(flat)
+    where = iter(ctypes.addressof(numbers) + _INTEGER_BYTES * start for start in starts)
+    table = []
+    for part in parts:
+        tokens, places, positions, runs, seen = (next(where) for _ in range(5))
+        rows = len(part.tokens), len(part.positions)
+        table += [VIEWS.index(part.view), *rows, tokens, places, positions, runs, len(part.runs), seen]
+    return _integers(table), numbers
 
 
 def _address(tensor: Tensor | None) -> int:

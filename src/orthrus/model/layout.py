@@ -22,21 +22,45 @@ from orthrus.model.rope import RopeTable
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of a pass that go through one view: tokens [N], padding last, and where they stand.
+    """The rows of a pass that go through one view: tokens, padding last, and where they stand, as plain numbers, of
+    which tensors are made when first asked for.
 
-    What they attend to is told twice, for two kinds of kernel: `biases` over the rectangle, several of which serve as
-    many equal runs of its rows, each in a call of its own; and `Sight`, row by row.
+    table: rows of the `attended` rectangle, sequences, slots (see `Places`); runs and seen: see `Sight`. What rows
+    attend to is told twice, for two kinds of kernel: by `Sight`, and by `biases` over the rectangle, several of which
+    serve as many equal runs of its rows, each in a call of its own.
     """
 
     view: ViewName
-    tokens_N: Tensor
-    places: Places
-    sight: Sight
+    layout: Layout
+    tokens: list[int]
+    table: list[list[int]]
+    positions: list[int]
+    attended: tuple[int, int]
+    runs: list[list[int]]
+    seen: list[int]
     make_biases: Callable[[], list[Bias]]
 
     @cached_property
+    def tokens_N(self) -> Tensor:
+        """Tokens of all rows, padding included."""
+        return torch.tensor(self.tokens, device=self.layout.like.device)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where its real rows stand."""
+        table_4N = torch.tensor([*self.table, self.positions], device=self.layout.like.device)
+        rope = self.layout.rope.rows(table_4N[3], max(self.positions))
+        return Places(table_4N[:3], *rope, self.attended, self.layout.norm_eps)
+
+    @cached_property
+    def sight(self) -> Sight:
+        """Which keys they see."""
+        device, most = self.layout.like.device, max((run[1] for run in self.runs), default=0)
+        return Sight(torch.tensor(self.runs, device=device), torch.tensor(self.seen, device=device), most)
+
+    @cached_property
     def biases(self) -> list[Bias]:
-        """Made when first asked for."""
+        """The same as masks."""
         return self.make_biases()
 
 
@@ -65,11 +89,11 @@ class Layout:
             rows += range(b * attended + R - len(own), b * attended + R)
             positions += range(length + len(own) - 1, length - 1, -1)
             flat += own[::-1]
-        places = self._places([rows, sequences, positions], positions, (len(tokens), attended))
-        sight = self._sight(runs, [position + 1 for position in positions])
-        return Part(
-            "ar", self._tokens(flat), places, sight, lambda: [causal_bias(lengths, R, attended, span, self.like)]
-        )
+        seen = [position + 1 for position in positions]
+        return self._part(
+            "ar", flat, [rows, sequences, positions], positions, (len(tokens), attended), (runs, seen),
+            lambda: [causal_bias(lengths, R, attended, span, self.like)],
+        )  # fmt: skip
 
     def blocks(
         self,
@@ -97,20 +121,22 @@ class Layout:
                 positions += range(length + candidate, length + candidate + width)
                 flat += [root, *masks]
         sequences = [run[2] for run in runs for _ in range(width)]
-        places = self._places([rows, sequences, slots], positions, (len(roots), attended))
-        return Part("diffusion", self._tokens(flat), places, self._sight(runs, seen), where[1])
+        return self._part(
+            "diffusion", flat, [rows, sequences, slots], positions, (len(roots), attended), (runs, seen), where[1]
+        )
 
-    def _tokens(self, flat: list[int]) -> Tensor:
-        """Tokens of a part, with as many after them as the matrix products want."""
-        return torch.tensor([*flat, *[0] * (-len(flat) % self.multiple)], device=self.like.device)
-
-    def _sight(self, runs: list[list[int]], seen: list[int]) -> Sight:
-        device = self.like.device
-        most = max((run[1] for run in runs), default=0)
-        return Sight(torch.tensor(runs, device=device), torch.tensor(seen, device=device), most)
-
-    def _places(self, table: list[list[int]], positions: list[int], attended: tuple[int, int]) -> Places:
+    def _part(
+        self,
+        view: ViewName,
+        flat: list[int],
+        table: list[list[int]],
+        positions: list[int],
+        attended: tuple[int, int],
+        sight: tuple[list[list[int]], list[int]],
+        make_biases: Callable[[], list[Bias]],
+    ) -> Part:
+        """With as many tokens after its own as matrix products want; rows are their own rectangle where no mask is."""
         if self.attention.sees:
             table[0], attended = list(range(len(positions))), (1, len(positions))
-        table_4N = torch.tensor([*table, positions], device=self.like.device)
-        return Places(table_4N[:3], *self.rope.rows(table_4N[3], max(positions)), attended, self.norm_eps)
+        tokens = [*flat, *[0] * (-len(flat) % self.multiple)]
+        return Part(view, self, tokens, table, positions, attended, *sight, make_biases)

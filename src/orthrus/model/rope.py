@@ -24,11 +24,16 @@ class RopeTable:
         self._cos_TE = torch.empty(0, 2 * half, device=device)
         self._sin_TE = torch.empty(0, 2 * half, device=device)
 
-    def rows(self, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine of `positions` (any shape, none beyond `last`), each [*positions, 1, E]."""
+    def tables(self, last: int) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine [T, E] of the positions from 0 on, `last` among them."""
         while len(self._cos_TE) <= last:
             self._grow()
-        return self._cos_TE[positions].unsqueeze(-2), self._sin_TE[positions].unsqueeze(-2)
+        return self._cos_TE, self._sin_TE
+
+    def rows(self, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine of `positions` (any shape, none beyond `last`), each [*positions, 1, E]."""
+        cos_TE, sin_TE = self.tables(last)
+        return cos_TE[positions].unsqueeze(-2), sin_TE[positions].unsqueeze(-2)
 
     def _grow(self) -> None:
         start = len(self._cos_TE)

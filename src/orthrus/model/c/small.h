@@ -111,15 +111,16 @@ static inline void rotate(const VALUE *x, const VALUE *norm, const float *cos, c
 }
 
 /* Split qkv [N, (H + 2G) * E]: q rotated to its row of `q` [B * A, H, E], k rotated and v copied to their places in the
- * cache. places [3][N]: row of q, sequence, slot; `cos` and signed `sin` hold a row of E values per row; sizes: H, G, E,
- * strides of sequences and heads in values. */
+ * cache. places [3][N]: row of q, sequence, slot; `cos` and signed `sin` hold a row of E values per position, or per row
+ * where there are no positions; sizes: H, G, E, strides of sequences and heads in values. */
 static void place_rows(const VALUE *qkv, const VALUE *const *norms, const float *cos, const float *sin,
-                       const int64_t *places, VALUE *q, VALUE *keys, VALUE *values, const int64_t *sizes, float eps,
+                       const int64_t *positions, const int64_t *places, VALUE *q, VALUE *keys, VALUE *values, const int64_t *sizes, float eps,
                        int64_t N, int64_t first, int64_t last) {
     int64_t H = sizes[0], G = sizes[1], E = sizes[2];
     for (int64_t n = first; n < last; n++) {
         const VALUE *from = qkv + n * (H + 2 * G) * E;
-        const float *c = cos + n * E, *s = sin + n * E;
+        int64_t angle = positions ? positions[n] : n;
+        const float *c = cos + angle * E, *s = sin + angle * E;
         VALUE *row = q + places[n] * H * E;
         for (int64_t h = 0; h < H; h++, from += E) rotate(from, norms[0], c, s, row + h * E, E, eps);
         int64_t at = places[N + n] * sizes[3] + places[2 * N + n] * E;
@@ -131,7 +132,7 @@ static void place_rows(const VALUE *qkv, const VALUE *const *norms, const float 
 void place(const VALUE *qkv, const VALUE *q_norm, const VALUE *k_norm, const float *cos, const float *sin,
            const int64_t *places, VALUE *q, VALUE *keys, VALUE *values, const int64_t *sizes, int64_t N, float eps) {
     const VALUE *norms[2] = {q_norm, k_norm};
-    place_rows(qkv, norms, cos, sin, places, q, keys, values, sizes, eps, N, 0, N);
+    place_rows(qkv, norms, cos, sin, 0, places, q, keys, values, sizes, eps, N, 0, N);
 }
 
 /* exp by range reduction and a polynomial (Cephes), accurate to 2 units in the last place, and vectorisable. */

@@ -1,5 +1,5 @@
-/* All layers of a pass in one call, by one team of threads: what happens between two products then costs a barrier instead
- * of a way back to Python. The same rows through the same functions as one by one, so the same bits. */
+/* A whole pass in one call, from tokens to logits, by one team of threads: what happens between two products then costs a
+ * barrier instead of a way back to Python. The same rows through the same functions as one by one, so the same bits. */
 #if defined(IN_PARTS) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
 
 int has_stack(void) { return 1; }
@@ -8,8 +8,10 @@ int has_stack(void) { return 1; }
 enum { WEIGHT, BIAS, SCALES, SHIFTS, INPUTS, OUTPUTS, FORM, MAP };
 /* A layer: attention norm, MLP norm, q and k norms of two views, then the maps: qkv and o of each view, gate_up, down. */
 enum { ATTENTION_NORM, MLP_NORM, HEAD_NORMS, MAPS = HEAD_NORMS + 4, LAYER = MAPS + 6 * MAP };
-/* A part: view, rows of its products (padding last), real rows, places, cos, sin, runs, count of runs, seen. */
-enum { VIEW, ROWS_ALL, ROWS_REAL, PLACES, COS, SIN, RUNS, RUN_COUNT, SEEN, PART };
+/* A part: view, rows of its products (padding last), real rows, tokens, places, positions, runs, count of runs, seen. */
+enum { VIEW, ROWS_ALL, ROWS_REAL, TOKENS, PLACES, POSITIONS, RUNS, RUN_COUNT, SEEN, PART };
+/* What all passes share: embedding [vocabulary, D], cos and signed sin [positions, E], the final norm. */
+enum { EMBEDDING, COS, SIN, FINAL_NORM };
 
 #define AT(field) ((const VALUE *)(uintptr_t)(field))
 
@@ -59,7 +61,10 @@ static void gate_up_share(const int64_t *map, const VALUE *x, Quantized from, VA
 }
 
 /* Sizes of a stack, in order. */
-enum { LAYERS, PARTS, ROWS_N, HIDDEN, INNER, HEADS, GROUPS, HEAD, SEQUENCE_STRIDE, HEAD_STRIDE, LAYER_STRIDE, THREADS };
+enum {
+    LAYERS, PARTS, ROWS_N, PICKED, WANTED, HIDDEN, INNER, HEADS, GROUPS, HEAD, SEQUENCE_STRIDE, HEAD_STRIDE, LAYER_STRIDE,
+    THREADS
+};
 enum { MOST_TOGETHER = 32 };
 
 static int64_t longest_row(const int64_t *sizes) {
@@ -76,13 +81,13 @@ static int64_t own_bytes(const int64_t *sizes) {
 
 /* Bytes of memory that `stack` must be given. */
 int64_t stack_bytes(const int64_t *sizes) {
-    int64_t each = 2 * sizes[HIDDEN] + (3 * sizes[HEADS] + 2 * sizes[GROUPS]) * sizes[HEAD] + 3 * sizes[INNER];
+    int64_t each = 3 * sizes[HIDDEN] + (3 * sizes[HEADS] + 2 * sizes[GROUPS]) * sizes[HEAD] + 3 * sizes[INNER];
     int64_t row = each * (int64_t)sizeof(VALUE) + longest_row(sizes) + (int64_t)sizeof(float);
     return sizes[ROWS_N] * row + sizes[THREADS] * own_bytes(sizes);
 }
 
 /* What time goes to, as `clocks` counts it. */
-enum { NORMS, QKV, ROTATION, ATTENTION, O, GATE_UP, DOWN, WORKS };
+enum { NORMS, QKV, ROTATION, ATTENTION, O, GATE_UP, DOWN, LOGITS, WORKS };
 
 /* All threads are done with one kind of work: seconds since the last go to it, where somebody asks. */
 static inline void done(double *clocks, int64_t t, int work, double *last) {
@@ -103,29 +108,41 @@ static void quantize_own(const int64_t *map, const VALUE *x, Quantized to, const
 }
 
 /* Thread t's rows of a part: their keys and values to the cache, their rotated queries to q. */
-static void place_share(const VALUE *qkv, const int64_t *layer, const int64_t *part, VALUE *q, VALUE *keys, VALUE *cached,
-                        const int64_t *heads, float eps, int64_t t, int64_t T) {
+static void place_share(const VALUE *qkv, const int64_t *layer, const int64_t *part, const int64_t *shared, VALUE *q,
+                        VALUE *keys, VALUE *cached, const int64_t *heads, float eps, int64_t t, int64_t T) {
     const int64_t *found = layer + HEAD_NORMS + 2 * part[VIEW];
     const VALUE *norms[2] = {AT(found[0]), AT(found[1])};
     int64_t first, last;
     share(part[ROWS_REAL], t, T, &first, &last);
-    place_rows(qkv, norms, (const float *)AT(part[COS]), (const float *)AT(part[SIN]), (const int64_t *)AT(part[PLACES]), q,
-               keys, cached, heads, eps, part[ROWS_REAL], first, last);
+    place_rows(qkv, norms, (const float *)AT(shared[COS]), (const float *)AT(shared[SIN]), (const int64_t *)AT(part[POSITIONS]),
+               (const int64_t *)AT(part[PLACES]), q, keys, cached, heads, eps, part[ROWS_REAL], first, last);
+}
+
+/* What of a part's rows, whose first is `at`, lies in a thread's: their embeddings. */
+static void embed_own(const int64_t *part, const VALUE *embedding, VALUE *hidden, int64_t D, int64_t at, int64_t first,
+                      int64_t last) {
+    const int64_t *tokens = (const int64_t *)AT(part[TOKENS]);
+    for (int64_t r = first > at ? first : at; r < last && r < at + part[ROWS_ALL]; r++)
+        memcpy(hidden + r * D, embedding + tokens[r - at] * D, D * sizeof(VALUE));
 }
 
 /* Each part in turn, its first row `at`, with the maps of its view. */
 #define EVERY_PART                                                                                                     \
     for (p = 0, at = 0; part = parts + p * PART, of_view = maps + 2 * part[VIEW] * MAP, p < count; at += part[ROWS_ALL], p++)
 
-/* hidden [N, D] of all parts, one after another, through all layers and the final norm to `out`. table [layers][LAYER];
- * parts [count][PART]; keys and values of the first layer and sequence; `clocks` [WORKS] or nothing. */
-void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *all_values, VALUE *hidden,
-           const VALUE *final_norm, VALUE *out, char *memory, double *clocks, const int64_t *sizes, float eps) {
+/* The rows of all parts, one after another, through all layers; of those `picked`, the final norms go to `out` and the
+ * logits of the first of them to `logits`. table [layers][LAYER], then the map of the head; parts [count][PART]; keys and
+ * values of the first layer and sequence; `clocks` [WORKS] or nothing. */
+void stack(const int64_t *table, const int64_t *shared, const int64_t *parts, const int64_t *picked, VALUE *all_keys,
+           VALUE *all_values, VALUE *out, VALUE *logits, char *memory, double *clocks, const int64_t *sizes, float eps) {
+    const VALUE *final_norm = AT(shared[FINAL_NORM]);
+    const int64_t *head = table + sizes[LAYERS] * LAYER;
     int64_t layers = sizes[LAYERS], count = sizes[PARTS], N = sizes[ROWS_N], D = sizes[HIDDEN], inner = sizes[INNER];
     int64_t H = sizes[HEADS], G = sizes[GROUPS], E = sizes[HEAD], wide = (H + 2 * G) * E, threads = sizes[THREADS];
     const int64_t heads[5] = {H, G, E, sizes[SEQUENCE_STRIDE], sizes[HEAD_STRIDE]};
     int64_t room = own_bytes(sizes), most = MOST_TOGETHER;
-    VALUE *normed = (VALUE *)(memory + threads * room), *delta = normed + N * D, *qkv = delta + N * D;
+    VALUE *hidden = (VALUE *)(memory + threads * room), *normed = hidden + N * D, *delta = normed + N * D;
+    VALUE *qkv = delta + N * D;
     VALUE *q = qkv + N * wide, *attended = q + N * H * E, *gated = attended + N * H * E, *both = gated + N * inner;
     Quantized in_int8 = {(uint8_t *)(both + 2 * N * inner), 0};
     in_int8.scales = (float *)(in_int8.q + N * longest_row(sizes));
@@ -138,17 +155,20 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
         done(clocks, t, WORKS, &last);
         int64_t first, end; /* this thread's rows, where every row is a thread's */
         share(N, t, T, &first, &end);
+        int64_t p, at;
+        const int64_t *maps = table + MAPS, *of_view, *part;
+        EVERY_PART embed_own(part, AT(shared[EMBEDDING]), hidden, D, at, first, end);
         for (int64_t l = 0; l < layers; l++) {
-            const int64_t *layer = table + l * LAYER, *maps = layer + MAPS, *of_view, *part;
+            const int64_t *layer = table + l * LAYER;
+            maps = layer + MAPS;
             VALUE *keys = all_keys + l * sizes[LAYER_STRIDE], *cached = all_values + l * sizes[LAYER_STRIDE];
-            int64_t p, at;
             rms_norm(hidden + first * D, l ? delta + first * D : 0, AT(layer[ATTENTION_NORM]), normed + first * D,
                      end - first, D, eps);
             EVERY_PART quantize_own(of_view, normed, in_int8, part, at, first, end);
             done(clocks, t, NORMS, &last);
             EVERY_PART apply_share(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], own, t, T);
             done(clocks, t, QKV, &last);
-            EVERY_PART place_share(qkv + at * wide, layer, part, q + at * H * E, keys, cached, heads, eps, t, T);
+            EVERY_PART place_share(qkv + at * wide, layer, part, shared, q + at * H * E, keys, cached, heads, eps, t, T);
             done(clocks, t, ROTATION, &last);
             EVERY_PART attend_share(q + at * H * E, keys, cached, attended + at * H * E, (const int64_t *)AT(part[RUNS]),
                                     part[RUN_COUNT], (const int64_t *)AT(part[SEEN]), heads, own, most, t, T);
@@ -169,7 +189,13 @@ void stack(const int64_t *table, const int64_t *parts, VALUE *all_keys, VALUE *a
             apply_share(maps + 5 * MAP, gated, in_int8, delta, 0, N, own, t, T);
             done(clocks, t, DOWN, &last);
         }
-        rms_norm(hidden + first * D, delta + first * D, final_norm, out + first * D, end - first, D, eps);
+        share(sizes[PICKED], t, T, &first, &end);
+        for (int64_t n = first; n < end; n++)
+            rms_norm(hidden + picked[n] * D, delta + picked[n] * D, final_norm, out + n * D, 1, D, eps);
+        quantize_for(head, out, in_int8, first, end < sizes[WANTED] ? end : sizes[WANTED]);
+        done(clocks, t, NORMS, &last);
+        apply_share(head, out, in_int8, logits, 0, sizes[WANTED], own, t, T);
+        done(clocks, t, LOGITS, &last);
     }
 }
 #undef EVERY_PART
