@@ -60,6 +60,18 @@ class Blocks:
         return blocks.unflatten(0, (-1, 2)).transpose(1, 2)
 
     @staticmethod
+    def rounded(weight_OI: Tensor) -> Blocks:
+        """A matrix rounded to Q4_1: in every group, sixteen values from its least to its largest."""
+        groups = weight_OI.float().unflatten(1, (-1, GROUP))
+        least, largest = groups.aminmax(dim=-1)
+        scale, least = ((largest - least) / 15).half(), least.half()
+        step = scale.float().clamp(min=1e-12)[..., None]
+        numbers = ((groups - least.float()[..., None]) / step).round().clamp(0, 15).to(torch.uint8)
+        half = GROUP // 2
+        parts = [torch.stack((scale, least), dim=-1).view(torch.uint8), numbers[..., :half] | numbers[..., half:] << 4]
+        return Blocks("Q4_1", torch.cat(parts, dim=-1))
+
+    @staticmethod
     def joined(parts: Sequence[Blocks | None]) -> Blocks | None:
         """Matrices below one another; None where one is missing or of another type."""
         found = [part for part in parts if part is not None]

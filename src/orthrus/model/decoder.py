@@ -77,8 +77,8 @@ class Decoder(nn.Module):
         head = self.kernels.cheap(self.head)
         for layer in self.stack:
             assert layer.diffusion is not None
-            layer.diffusion.qkv = self.kernels.cheap(layer.diffusion.qkv) or layer.diffusion.qkv
-            layer.diffusion.o = self.kernels.cheap(layer.diffusion.o) or layer.diffusion.o
+            layer.diffusion.qkv = self.kernels.cheap(layer.diffusion.qkv, view=True) or layer.diffusion.qkv
+            layer.diffusion.o = self.kernels.cheap(layer.diffusion.o, view=True) or layer.diffusion.o
             gate_up, down = self.kernels.cheap(layer.gate_up), self.kernels.cheap(layer.down)
             layer.drafting = (gate_up, down) if gate_up and down else None
         self.drafting_head = (head,) if head else None

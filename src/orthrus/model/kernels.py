@@ -72,8 +72,9 @@ class Kernels:
         if plain.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
             yield PackedLinear(plain)
 
-    def cheap(self, plain: Linear) -> Linear | None:
-        """A faster form for drafts, which need not be exact; None where there is none."""
+    def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
+        """A faster form for drafts, which need not be exact, of a map of the diffusion view or of a copy of another;
+        None where there is none."""
 
     def quantised(self, plain: Linear) -> Iterator[Linear]:
         """The same for its int8 form."""

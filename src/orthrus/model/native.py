@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orthrus.model import compiled
-from orthrus.model.blocks import GROUP
+from orthrus.model.blocks import GROUP, Blocks
 from orthrus.model.kernels import LANES, Kernels, Places, Sight
 from orthrus.model.linears import MOST_ROWS, Linear, RowRule
 from orthrus.model.native_linears import (
@@ -71,29 +71,33 @@ class NativeKernels(Kernels):
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
-        if self._linear_blocks and self._keeps_blocks(plain):
-            yield BlockLinear(plain, self._linear_blocks)
+        if self._linear_blocks and plain.blocks is not None and self._divides(plain):
+            yield BlockLinear(plain, self._linear_blocks, plain.blocks)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
         if self._linear and plain.shape[0] % form.outputs == 0 and plain.shape[1] % self._depth == 0:
             yield form(plain, self._linear)
         yield from super().packed(plain)
 
-    def cheap(self, plain: Linear) -> Linear | None:
-        """In int8, where the processor has the product, the shape divides, and the weights are not as few bytes."""
-        if (
-            self._keeps_blocks(plain)
-            or not self._linear_int8
-            or plain.shape[0] % TILE_OUTPUTS
-            or plain.shape[1] % TILE_OUTPUTS
-        ):
+    def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
+        """In four bits where it is the view's, else in int8, where the processor has the product, the shape divides,
+        and the weights are not as few bytes anyway."""
+        if self._keeps_blocks(plain):
             return None
-        found = NativeInt8Linear(plain, self._linear_int8)
-        found.rule = RowRule(1, MOST_ROWS)
+        found: Linear | None = None
+        if view and self._divides(plain) and self._linear_blocks:
+            found = BlockLinear(plain, self._linear_blocks, Blocks.rounded(plain.weight.detach()))
+        elif self._linear_int8 and plain.shape[0] % TILE_OUTPUTS == 0 and plain.shape[1] % TILE_OUTPUTS == 0:
+            found = NativeInt8Linear(plain, self._linear_int8)
+        if found is not None:
+            found.rule = RowRule(1, MOST_ROWS)
         return found
 
     def _keeps_blocks(self, plain: Linear) -> bool:
-        (outputs, inputs), able = plain.shape, self._linear_blocks is not None
-        return able and plain.blocks is not None and outputs % PANEL_OUTPUTS == 0 and inputs % GROUP == 0
+        return self._linear_blocks is not None and plain.blocks is not None and self._divides(plain)
+
+    @staticmethod
+    def _divides(plain: Linear) -> bool:
+        return plain.shape[0] % PANEL_OUTPUTS == 0 and plain.shape[1] % GROUP == 0
 
     def quantised(self, plain: Linear) -> Iterator[Linear]:
         """The product of `native.c` first, where the processor has it and the shape divides."""

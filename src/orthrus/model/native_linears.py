@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orthrus.model.arena import in_huge_pages
-from orthrus.model.blocks import GROUP
+from orthrus.model.blocks import GROUP, Blocks
 from orthrus.model.linears import Int8Linear, Linear
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
@@ -87,13 +87,12 @@ class BlockLinear(NativeLinear):
 
     outputs = TILE_OUTPUTS
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
-        assert plain.blocks is not None
-        packed = plain.blocks.packed()
+    def __init__(self, plain: Linear, kernel: Callable[..., None], blocks: Blocks) -> None:
+        packed = blocks.packed()
         self._instead_of(plain, packed.nbytes)
         self._kernel = kernel
-        self.name = f"native C, {plain.blocks.type} to bf16"
-        self.form = FOUR_BITS if plain.blocks.four_bits else EIGHT_BITS
+        self.name = f"native C, {blocks.type} to bf16"
+        self.form = FOUR_BITS if blocks.four_bits else EIGHT_BITS
         self.packed = in_huge_pages(packed)
 
     def _run(self, x_NI: Tensor) -> Tensor:

@@ -32,9 +32,13 @@ static inline __m512 load_lanes(const VALUE *x) {
 }
 static inline void store_lanes(VALUE *y, __m512 values) {
 #ifdef BFLOAT16
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i *)y, (__m256i)_mm512_cvtneps_pbh(values));
+#else
     __m512i bits = _mm512_castps_si512(values), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     bits = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     _mm256_storeu_si256((__m256i *)y, _mm512_cvtepi32_epi16(bits));
+#endif
 #else
     _mm512_storeu_ps(y, values);
 #endif
