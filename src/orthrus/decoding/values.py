@@ -9,6 +9,7 @@ Probabilistic Systems, vol. 2, 1971, chapter 15).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,9 @@ class Policy:
 
     def left(self, survival: Array) -> Array:
         """[m + 2]: the expected worth of what 0, 1, ... blocks leave, by the chances [m] of 1, 2, ... hits in a row."""
-        ends, usable = np.concatenate([[1.0], survival]) - np.concatenate([survival, [0.0]]), len(self.after) - 1
-        return np.array([ends @ self.after[_starts(len(survival), n, usable)] for n in range(len(survival) + 2)])
+        ends = np.concatenate([[1.0], survival, [0.0]])
+        lands = self.after[_all_starts(len(survival), len(self.after) - 1)]
+        return np.asarray(lands @ (ends[:-1] - ends[1:]))
 
 
 class States:
@@ -65,9 +67,8 @@ class States:
         self._lands[usable, 0] = 1.0
         for start in range(usable):
             self._lands[start, 1 + 2 * start], self._lands[start, 2 + 2 * start] = foresaw[start], 1 - foresaw[start]
-        moves = [ends @ self._lands[_starts(usable, blocks, usable)] for blocks in range(usable + 2)]
-        anew = np.tile(np.eye(states)[1], (states, 1))
-        self._moves = (1 - RESTART) * np.stack([*moves, anew])
+        anew = np.tile(np.eye(states)[1], (1, states, 1))
+        self._moves = (1 - RESTART) * np.concatenate([ends @ self._lands[_all_starts(usable, usable)], anew])
         self._moves[:, :, 0] += RESTART
         self._gains = np.tile(1 + survival.sum(axis=1), (usable + 3, 1))
         self._gains[-1] = 0.0
@@ -109,8 +110,10 @@ class States:
         return float(solution[0]), np.concatenate([[0.0], solution[1:]])
 
 
-def _starts(accepted: int, blocks: int, usable: int) -> NDArray[np.int64]:
-    """[accepted + 1]: the row from which the next drafts start after 0, 1, ... accepted ones; `usable`: none do."""
-    if not blocks:
-        return np.full(accepted + 1, usable)
-    return np.minimum(np.maximum(np.arange(accepted + 1) - (blocks - 1), 0) + 1, usable)
+@cache
+def _all_starts(most: int, usable: int) -> NDArray[np.int64]:
+    """[most + 2, most + 1]: the row from which the next drafts start with 0, 1, ... blocks, by how many of `most` drafts
+    were accepted; `usable`: none do."""
+    blocks, accepted = np.arange(most + 2)[:, None], np.arange(most + 1)
+    rows = np.minimum(np.maximum(accepted - (blocks - 1), 0) + 1, usable)
+    return np.where(blocks == 0, usable, rows)
