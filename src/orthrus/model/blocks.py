@@ -49,15 +49,23 @@ class Blocks:
         return (scaled + self.least.float()[..., None] if self.four_bits else scaled).flatten(1)
 
     def packed(self) -> Tensor:
-        """[O / 32, I / 32, 2, bytes]: blocks as `c/blocks.h` reads them."""
-        scales, numbers = [self.scales], self.numbers.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
+        """[O / 32, I / 32, 2, bytes]: blocks as `c/tile_blocks.h` reads them."""
+        numbers = self.numbers.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
         if self.four_bits:
-            scales.append(self.least)
-            fours = numbers.unflatten(2, (4, 4)).to(torch.int16)  # [O / 16, I / 32, 4, 4 of a word, 32]
-            numbers = fours[..., 0, :] | fours[..., 1, :] << 4 | fours[..., 2, :] << 8 | fours[..., 3, :] << 12
+            numbers = _in_words(numbers.unflatten(2, (4, 4)), 3)
+        return self._with_scales(numbers).unflatten(0, (-1, 2)).transpose(1, 2)
+
+    def packed_in_quads(self) -> Tensor:
+        """[O / 16, I / 32, bytes]: blocks as `c/blocks.h` reads them where there are no tiles."""
+        eights = self.numbers.unflatten(0, (-1, 4, 4)).unflatten(-1, (4, 8))
+        eights = eights.permute(0, 3, 4, 2, 1, 5)  # [O / 16, I / 32, 4 of a word, 4, 4 outputs, 8]
+        return self._with_scales(_in_words(eights, 2) if self.four_bits else eights)
+
+    def _with_scales(self, numbers: Tensor) -> Tensor:
+        """[O / 16, I / 32, bytes], of numbers [O / 16, I / 32, ..]."""
+        scales = [self.scales, self.least] if self.four_bits else [self.scales]
         parts = [numbers, *(scale.unflatten(0, (-1, OUTPUTS)).transpose(1, 2) for scale in scales)]
-        blocks = torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=-1)
-        return blocks.unflatten(0, (-1, 2)).transpose(1, 2)
+        return torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=-1)
 
     @staticmethod
     def rounded(weight_OI: Tensor) -> Blocks:
@@ -78,3 +86,11 @@ class Blocks:
         if len(found) < len(parts) or len({part.type for part in found}) != 1:
             return None
         return Blocks(found[0].type, torch.cat([part.raw for part in found]))
+
+
+def _in_words(numbers: Tensor, dim: int) -> Tensor:
+    """Four numbers along `dim` to a word of 16 bits."""
+    first, *others = numbers.to(torch.int16).unbind(dim)
+    for place, number in enumerate(others, start=1):
+        first = first | number << 4 * place
+    return first

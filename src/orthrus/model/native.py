@@ -20,6 +20,7 @@ from orthrus.model.blocks import GROUP, Blocks
 from orthrus.model.kernels import LANES, Kernels, Places, Sight
 from orthrus.model.linears import MOST_ROWS, Linear, RowRule
 from orthrus.model.native_linears import (
+    PAIR,
     PANEL_OUTPUTS,
     TILE_OUTPUTS,
     BlockLinear,
@@ -47,12 +48,11 @@ class NativeKernels(Kernels):
         self._sureness.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER)
         for function in (self._rms_norm, self._place, self._gate, self._sureness):
             function.restype = None
-        self._linear = None
-        self._depth = library.has_linear()
-        if self._depth:
+        self._beside, self._linear = library.beside, None
+        self._beside.argtypes, self._beside.restype = (_INTEGER,), _INTEGER
+        if self._beside(GROUP):
             self._linear = library.linear
-            self._linear.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 4)
-            self._linear.restype = None
+            self._linear.argtypes, self._linear.restype = (*(_POINTER,) * 4, *(_INTEGER,) * 4), None
         self._sees = bool(library.has_attention())
         if self._sees:
             self._attend = library.attend
@@ -71,29 +71,28 @@ class NativeKernels(Kernels):
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
+        beside = self._beside(plain.shape[1])
         if self._linear_blocks and plain.blocks is not None and self._divides(plain):
-            yield BlockLinear(plain, self._linear_blocks, plain.blocks)
+            yield BlockLinear(plain, self._linear_blocks, beside, plain.blocks)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
-        if self._linear and plain.shape[0] % form.outputs == 0 and plain.shape[1] % self._depth == 0:
-            yield form(plain, self._linear)
+        if self._linear and beside and plain.shape[0] % form.outputs == 0:
+            yield form(plain, self._linear, beside)
         yield from super().packed(plain)
 
     def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
-        """In four bits where it is the view's, else in int8, where the processor has the product, the shape divides,
-        and the weights are not as few bytes anyway."""
-        if self._keeps_blocks(plain):
-            return None
+        """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides. With
+        tiles the bytes decide: the view's in four bits; none of weights that are in groups anyway."""
         found: Linear | None = None
-        if view and self._divides(plain) and self._linear_blocks:
-            found = BlockLinear(plain, self._linear_blocks, Blocks.rounded(plain.weight.detach()))
+        beside, in_groups = self._beside(plain.shape[1]), self._linear_blocks if self._divides(plain) else None
+        if beside == PAIR and in_groups and plain.blocks is not None:
+            return None
+        if beside == PAIR and in_groups and view:
+            found = BlockLinear(plain, in_groups, beside, Blocks.rounded(plain.weight.detach()))
         elif self._linear_int8 and plain.shape[0] % TILE_OUTPUTS == 0 and plain.shape[1] % TILE_OUTPUTS == 0:
             found = NativeInt8Linear(plain, self._linear_int8)
         if found is not None:
             found.rule = RowRule(1, MOST_ROWS)
         return found
-
-    def _keeps_blocks(self, plain: Linear) -> bool:
-        return self._linear_blocks is not None and plain.blocks is not None and self._divides(plain)
 
     @staticmethod
     def _divides(plain: Linear) -> bool:

@@ -13,6 +13,8 @@ from orthrus.model.blocks import GROUP, Blocks
 from orthrus.model.linears import Int8Linear, Linear
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
+PAIR = 2
+"""How many inputs of an output lie side by side in weights for tiles."""
 PLAIN, INT8, FOUR_BITS, EIGHT_BITS = range(4)
 """How weights are stored, as `c/blocks.h` numbers it."""
 
@@ -28,14 +30,14 @@ class NativeLinear(Linear):
     outputs: int
     """Of which their number must be a multiple."""
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], beside: int) -> None:
         self._instead_of(plain, plain.stored_bytes)
         self._kernel = kernel
-        self.packed = in_huge_pages(self.pack(plain.weight.detach()))
+        self.packed = in_huge_pages(self.pack(plain.weight.detach(), beside))
 
     @staticmethod
-    def pack(weight_OI: Tensor) -> Tensor:
-        """The weights in the order in which the kernel reads them."""
+    def pack(weight_OI: Tensor, beside: int) -> Tensor:
+        """The weights in the order in which the kernel reads them, with so many inputs of an output side by side."""
         raise NotImplementedError
 
     def forward(self, x_NI: Tensor) -> Tensor:
@@ -61,9 +63,11 @@ class TiledLinear(NativeLinear):
     outputs = TILE_OUTPUTS
 
     @staticmethod
-    def pack(weight_OI: Tensor) -> Tensor:
-        """[outputs / 16, inputs / 2, 16 outputs, 2]."""
-        return weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 2)).transpose(1, 2)
+    def pack(weight_OI: Tensor, beside: int) -> Tensor:
+        """[outputs / 16, inputs / 2, 16 outputs, 2] for tiles, else [outputs / 16, inputs / 8, 4, 4 outputs, 8], the
+        four being 4 apart."""
+        panels = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, beside)).transpose(1, 2)
+        return panels if beside == PAIR else panels.unflatten(2, (4, 4)).transpose(2, 3)
 
 
 class PanelLinear(NativeLinear):
@@ -74,8 +78,9 @@ class PanelLinear(NativeLinear):
     outputs = PANEL_OUTPUTS
 
     @staticmethod
-    def pack(weight_OI: Tensor) -> Tensor:
+    def pack(weight_OI: Tensor, beside: int) -> Tensor:
         """[outputs / 32, inputs, 32 outputs]."""
+        assert beside == 1
         return weight_OI.unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2)
 
 
@@ -87,8 +92,8 @@ class BlockLinear(NativeLinear):
 
     outputs = TILE_OUTPUTS
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], blocks: Blocks) -> None:
-        packed = blocks.packed()
+    def __init__(self, plain: Linear, kernel: Callable[..., None], beside: int, blocks: Blocks) -> None:
+        packed = blocks.packed() if beside == PAIR else blocks.packed_in_quads()
         self._instead_of(plain, packed.nbytes)
         self._kernel = kernel
         self.name = f"native C, {blocks.type} to bf16"

@@ -1,6 +1,6 @@
 /* Int8 weights [outputs] x int8 activations [rows], each with a scale. Integer sums are exact, so order cannot matter. */
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-enum { WIDE = 2 * LANES, HIGH = 12, SHIFT = 128 };
+enum { WIDE = 2 * LANES, HIGH = 8, SHIFT = 128 };
 
 int has_linear_int8(void) { return 1; }
 
@@ -56,8 +56,6 @@ static inline __attribute__((always_inline)) void panel_int8(const uint8_t *q, c
 #define ROWS_OF(count)                                                                                                 \
     panel_int8(q + r * depth, row_scales + r, w + out * depth, next, scales + out, shifts + out, bias ? bias + out : 0, \
                y + r * outputs + out, count, depth, outputs)
-#undef ROW_POINTERS
-#define ROW_POINTERS
 #define FINISH_INT8(sums, row, at)                                                                                     \
     scale_out(_mm512_load_si512(sums), scales + (at), shifts + (at), row_scales[row], bias ? bias + (at) : 0,         \
               y + (row) * outputs + (at))
@@ -75,7 +73,7 @@ static void multiply_int8(const uint8_t *q, const float *row_scales, const int8_
 #endif
     for (int64_t out = first; out < last; out += WIDE) {
         int64_t next = out + LANES < last ? LANES * depth : 0;
-        EVERY_ROW
+        EVERY_ROW(HIGH, UP_TO_EIGHT)
     }
 }
 

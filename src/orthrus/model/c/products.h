@@ -1,16 +1,13 @@
 /* Matrix products, accumulated in fp32 in one fixed order over the depth for every row: whatever the number of rows, each
- * is summed alone, so nothing has to be padded or split. `has_linear` tells of what its depth must be a multiple in this build, 0 if it has none. */
+ * is summed alone, so nothing has to be padded or split. `beside` tells how many inputs of an output lie side by side in weights of a
+ * depth, 0 if there is no product for it. */
 
 #if defined(__AVX512F__)
 /* Weights come from memory once and in order; the more arithmetic there is to each, the less far the processor looks ahead
  * by itself. */
-static inline void fetch(const void *weights) { _mm_prefetch((const char *)weights + 4096, _MM_HINT_T0); }
+enum { AHEAD = 4096 };
+static inline void fetch(const void *weights) { _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0); }
 #endif
-
-/* How many of the rows that are left go through a panel together: few enough for the registers, alike where it divides. */
-static inline int64_t together(int64_t left) {
-    return left >= 24 || left == 12 ? 12 : left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-}
 
 /* Which of `count` things are thread t's of T. */
 static inline void share(int64_t count, int64_t t, int64_t T, int64_t *first, int64_t *last) {
@@ -37,84 +34,100 @@ static inline void share_outputs(int64_t outputs, int64_t t, int64_t T, int64_t 
         work;                                                                                                          \
     }
 
-#define EVERY_ROW                                                                                                      \
-    for (int64_t r = 0, taken; r < rows; r += taken) {                                                                 \
-        taken = together(rows - r);                                                                                    \
-        ROW_POINTERS                                                                                                   \
-        if (taken == 12) ROWS_OF(12);                                                                                  \
-        else if (taken == 8) ROWS_OF(8);                                                                               \
-        else if (taken == 4) ROWS_OF(4);                                                                               \
-        else if (taken == 2) ROWS_OF(2);                                                                               \
-        else ROWS_OF(1);                                                                                               \
+/* Rows in groups of about the same size, each of `most` at most, few enough for the registers: ROWS_OF(their number). */
+#define EVERY_ROW(most, CASES)                                                                                         \
+    for (int64_t r = 0, taken, groups; r < rows; r += taken) {                                                         \
+        groups = (rows - r + most - 1) / most, taken = (rows - r + groups - 1) / groups;                               \
+        switch (taken) { CASES }                                                                                       \
     }
-#define ROW_POINTERS                                                                                                   \
-    const VALUE *from = x + r * depth;                                                                                 \
-    VALUE *to = y + r * outputs + out;
+#define CASE(count) case count: ROWS_OF(count); break;
+#define UP_TO_SIX CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#define UP_TO_EIGHT UP_TO_SIX CASE(7) CASE(8)
+#define UP_TO_TWELVE UP_TO_EIGHT CASE(9) CASE(10) CASE(11) CASE(12)
 
 #if defined(BFLOAT16) && defined(__AVX512BF16__)
 #define IN_PARTS
-enum { PANEL = 2 * LANES, TALL = 12 };
+enum { PANEL = 2 * LANES, CHUNK = 8, MOST_ROWS = 6 };
 
-int has_linear(void) { return 2; }
+int64_t beside(int64_t depth) { return use_tiles && depth % 32 == 0 ? 2 : depth % CHUNK ? 0 : CHUNK; }
 
 static inline void finish(__m512 sums, const VALUE *bias, VALUE *y) {
     store_lanes(y, bias ? _mm512_add_ps(sums, load_lanes(bias)) : sums);
 }
 
-/* `rows` (a constant where this is inlined) rows by one panel of 32 outputs, whose second half lies `next` behind. */
-static inline __attribute__((always_inline)) void panel(const VALUE *x, const VALUE *w, int64_t next, const VALUE *bias,
-                                                        VALUE *y, const int rows, int64_t depth, int64_t outputs) {
-    __m512 low[TALL], high[TALL];
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < depth; k += 2, w += PANEL) {
-        if (rows > 1) fetch(w), fetch(w + next);
-        __m512bh w_low = (__m512bh)_mm512_loadu_si512(w), w_high = (__m512bh)_mm512_loadu_si512(w + next);
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            int32_t pair;
-            memcpy(&pair, x + r * depth + k, 4);
-            __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
-            low[r] = _mm512_dpbf16_ps(low[r], value, w_low);
-            high[r] = _mm512_dpbf16_ps(high[r], value, w_high);
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) {
-        finish(low[r], bias, y + r * outputs);
-        if (next) finish(high[r], bias ? bias + LANES : 0, y + r * outputs + LANES);
-    }
+/* sums[q]: four parts of the sum of each of outputs q, q + 4, q + 8, q + 12. All sixteen to y. */
+static inline __attribute__((always_inline)) void finish_parts(const __m512 *sums, const VALUE *bias, VALUE *y) {
+    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sums[0], sums[1]), _mm512_unpackhi_ps(sums[0], sums[1]));
+    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(sums[2], sums[3]), _mm512_unpackhi_ps(sums[2], sums[3]));
+    __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    a = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), b = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    finish(_mm512_add_ps(a, b), bias, y);
 }
 
-#define ROWS_OF(count) panel(from, weights, next, add, to, count, depth, outputs)
+/* Eight inputs of a row, for each of the four outputs of a vector of weights. */
+static inline __m512bh four_times(const VALUE *x) {
+    return (__m512bh)_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)x));
+}
+
+/* `rows` (a constant where this is inlined) rows by 16 outputs. Meanwhile `each` bytes come from `ahead` on at every step. */
+static inline __attribute__((always_inline)) void panel(const VALUE *x, const VALUE *w, const char *ahead, int64_t each,
+                                                        const VALUE *bias, VALUE *y, const int rows, int64_t depth,
+                                                        int64_t outputs) {
+    __m512 sums[MOST_ROWS][4];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) sums[r][q] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k += CHUNK, w += CHUNK * LANES, ahead += each) {
+        for (int64_t l = 0; l < each; l += 64) _mm_prefetch(ahead + l, _MM_HINT_T0);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            __m512bh values = four_times(x + r * depth + k);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++)
+                sums[r][q] = _mm512_dpbf16_ps(sums[r][q], values, (__m512bh)_mm512_loadu_si512(w + 4 * CHUNK * q));
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) finish_parts(sums[r], bias, y + r * outputs);
+}
+
+#define ROWS_OF(count) panel(x + r * depth, w, ahead, r ? 0 : each, bias, y + r * outputs, count, depth, outputs)
+/* All rows by 16 outputs. */
+static void multiply_panel(const VALUE *x, const VALUE *w, const char *ahead, int64_t each, const VALUE *bias, VALUE *y,
+                           int64_t rows, int64_t depth, int64_t outputs) {
+    EVERY_ROW(MOST_ROWS, UP_TO_SIX)
+}
+#undef ROWS_OF
+
 #define FINISH(sums, row, at) finish(_mm512_load_ps(sums), bias ? bias + (at) : 0, y + (row) * outputs + (at))
 /* By tiles or by dot products of pairs: outputs `first` to `last` of y [rows, outputs] = x [rows, depth] w^T + bias; w packed
- * [outputs / 16][depth / 2][16 outputs][2]. */
+ * [outputs / 16][depth / 2][16 outputs][2] for tiles, else [outputs / 16][depth / 8][4][4 outputs, 4 apart][8]. */
 static void multiply(const VALUE *x, const VALUE *w, const VALUE *bias, VALUE *y, int64_t rows, int64_t depth,
                      int64_t outputs, int64_t first, int64_t last) {
 #ifndef NO_TILES
-    if (use_tiles && depth % (STEP / 2) == 0) {
+    if (beside(depth) == 2) {
         EVERY_TILE(block_bf16, x, w, 2 * depth, FINISH);
         return;
     }
 #endif
-    for (int64_t out = first; out < last; out += PANEL) {
-        const VALUE *weights = w + out * depth, *add = bias ? bias + out : 0;
-        int64_t next = out + LANES < last ? LANES * depth : 0;
-        EVERY_ROW
+    int64_t each = rows > 1 ? CHUNK * LANES * (int64_t)sizeof(VALUE) : 0;
+    for (int64_t out = first; out < last; out += LANES) {
+        const VALUE *from = w + out * depth;
+        multiply_panel(x, from, (const char *)from + AHEAD, each, bias ? bias + out : 0, y + out, rows, depth, outputs);
     }
 }
 
 #elif !defined(BFLOAT16) && defined(__AVX512F__)
 #define IN_PARTS
-enum { PANEL = 2 * LANES, TALL = 12 };
+enum { PANEL = 2 * LANES, MOST_ROWS = 12 };
 
-int has_linear(void) { return 1; }
+int64_t beside(int64_t depth) { return depth > 0; }
 
 /* `rows` (a constant where this is inlined) rows by one panel of 32 outputs. */
 static inline __attribute__((always_inline)) void panel(const float *x, const float *w, const float *bias, float *y,
                                                         const int rows, int64_t depth, int64_t outputs) {
-    __m512 low[TALL], high[TALL];
+    __m512 low[MOST_ROWS], high[MOST_ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth; k++, w += PANEL) {
@@ -136,19 +149,19 @@ static inline __attribute__((always_inline)) void panel(const float *x, const fl
     }
 }
 
-#define ROWS_OF(count) panel(from, weights, add, to, count, depth, outputs)
+#define ROWS_OF(count) panel(x + r * depth, weights, add, y + r * outputs + out, count, depth, outputs)
 /* By fused multiply-adds: outputs `first` to `last` of y [rows, outputs] = x [rows, depth] w^T + bias; w packed
  * [outputs / 32][depth][32 outputs]. */
 static void multiply(const float *x, const float *w, const float *bias, float *y, int64_t rows, int64_t depth,
                      int64_t outputs, int64_t first, int64_t last) {
     for (int64_t out = first; out < last; out += PANEL) {
         const float *weights = w + out * depth, *add = bias ? bias + out : 0;
-        EVERY_ROW
+        EVERY_ROW(MOST_ROWS, UP_TO_TWELVE)
     }
 }
 
 #else
-int has_linear(void) { return 0; }
+int64_t beside(int64_t depth) { return 0 * depth; }
 #endif
 
 #ifdef IN_PARTS

@@ -37,9 +37,10 @@ static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, 
     else if (map[FORM] == INT8)
         multiply_int8(from.q + at * depth, from.scales + at, (const int8_t *)AT(map[WEIGHT]),
                       (const float *)AT(map[SCALES]), (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
-    else
+    else {
         multiply_blocks(map[FORM], x, (const char *)AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last,
                         (VALUE *)own);
+    }
 }
 
 /* Thread t's outputs of it. */

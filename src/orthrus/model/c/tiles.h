@@ -4,7 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, ROWS = 16, STEP = 64, TILE = 1024, AHEAD = 4 * TILE };
+enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, ROWS = 16, STEP = 64, TILE = 1024 };
 
 int use_tiles = 0; /* whether products go by tiles; without, they have other kernels */
 
@@ -22,7 +22,7 @@ static void configure(int64_t first, int64_t second) {
 }
 
 static inline void fetch_tile(const char *weights) {
-    for (int l = 0; l < TILE; l += 64) _mm_prefetch(weights + AHEAD + l, _MM_HINT_T0);
+    for (int l = 0; l < TILE; l += 64) _mm_prefetch(weights + 4 * TILE + l, _MM_HINT_T0);
 }
 
 /* sums [2][2][16][16] of up to 32 rows by 16 or 32 outputs; a row has `depth` bytes, `w` points at the tiles of the first
