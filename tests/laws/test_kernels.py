@@ -135,6 +135,31 @@ def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_i
         assert torch.equal(found(x[:count]), expected(x[:count])), count
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "rounded"])
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 32), (96, 576), (32, 1536), (48, 64)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, bias):
+    plain = Linear(inputs, outputs, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
+    weights = values(outputs, inputs) / inputs**0.5
+    plain.blocks = blocks.Blocks.rounded(weights)
+    if kind != "rounded":
+        stored = torch.from_numpy(gguf.quantize(weights.numpy(), gguf.GGMLQuantizationType[kind]))
+        plain.blocks = blocks.Blocks(kind, stored.unflatten(1, (-1, blocks.BYTES[kind])))
+    plain.weight.copy_(plain.blocks.values())
+    if bias:
+        plain.bias.copy_(values(outputs))
+    x = values(100, inputs, precision=precision)
+    x[3] = 0
+    *others, slow = fast.quantised(plain)
+    assert bool(others) == bool(fast.library.has_linear_grouped() and outputs % 32 == 0)
+    whole = slow(x)
+    error = (whole - plain(x)).float().norm() / plain(x).float().norm()
+    assert error < 0.01
+    for form in (*others, slow):
+        for count in (1, 2, 3, 5, 6, 7, 16, 31, 33, 100):
+            assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+
+
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (320, 64), (96, 576), (64, 1536), (30, 20)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_int8_forms(fast, precision, outputs, inputs, bias):

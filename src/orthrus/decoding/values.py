@@ -112,8 +112,8 @@ class States:
 
 @cache
 def _all_starts(most: int, usable: int) -> NDArray[np.int64]:
-    """[most + 2, most + 1]: the row from which the next drafts start with 0, 1, ... blocks, by how many of `most` drafts
-    were accepted; `usable`: none do."""
+    """[most + 2, most + 1]: the row from which the next drafts start with 0, 1, ... blocks, by how many of `most`
+    drafts were accepted; `usable`: none do."""
     blocks, accepted = np.arange(most + 2)[:, None], np.arange(most + 1)
     rows = np.minimum(np.maximum(accepted - (blocks - 1), 0) + 1, usable)
     return np.where(blocks == 0, usable, rows)

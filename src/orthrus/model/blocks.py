@@ -61,6 +61,12 @@ class Blocks:
         eights = eights.permute(0, 3, 4, 2, 1, 5)  # [O / 16, I / 32, 4 of a word, 4, 4 outputs, 8]
         return self._with_scales(_in_words(eights, 2) if self.four_bits else eights)
 
+    def packed_in_bytes(self) -> Tensor:
+        """[O / 32, I / 32, 2, bytes]: blocks of four bits as `c/grouped.h` reads them."""
+        fours = self.numbers.unflatten(0, (-1, OUTPUTS)).unflatten(-1, (4, 2, 4))
+        fours = fours.permute(0, 2, 3, 1, 5, 4)  # [O / 16, I / 32, 4, 16 outputs, 4, 2 of a byte]
+        return self._with_scales(fours[..., 0] | fours[..., 1] << 4).unflatten(0, (-1, 2)).transpose(1, 2)
+
     def _with_scales(self, numbers: Tensor) -> Tensor:
         """[O / 16, I / 32, bytes], of numbers [O / 16, I / 32, ..]."""
         scales = [self.scales, self.least] if self.four_bits else [self.scales]

@@ -19,13 +19,14 @@ from orthrus.cache import CacheWindow
 from orthrus.model.layout import Part
 from orthrus.model.linears import Linear
 from orthrus.model.native import NativeKernels
-from orthrus.model.native_linears import NativeInt8Linear, NativeLinear
+from orthrus.model.native_linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear
 
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
 
 _INTEGER, _INTEGER_BYTES, _POINTER = ctypes.c_int64, 8, ctypes.c_void_p
 VIEWS = ("ar", "diffusion")
+FORMS = (NativeLinear, NativeInt8Linear, NativeGroupedLinear)
 WORKS = (
     "norms",
     "product qkv",
@@ -72,7 +73,7 @@ class Stack:
         if not isinstance(kernels, NativeKernels) or not kernels.library.has_stack() or not attention.sees:
             return None
         forms = all(
-            isinstance(linear, NativeLinear | NativeInt8Linear) and linear.rule.exact and linear.rule.multiple == 1
+            isinstance(linear, FORMS) and linear.rule.exact and linear.rule.multiple == 1
             for linear in decoder.linears().values()
         )
         even = decoder.config.intermediate_size % 32 == 0  # threads take both halves of the gate in whole panels
@@ -147,7 +148,7 @@ def _address(tensor: Tensor | None) -> int:
 
 def _map(linear: Linear) -> list[int]:
     """A row of the table: weights, bias, scales, shifts, inputs, outputs, how they are stored."""
-    assert isinstance(linear, NativeLinear | NativeInt8Linear)
+    assert isinstance(linear, FORMS)
     outputs, inputs = linear.shape
     scales = [0, 0]
     if isinstance(linear, NativeInt8Linear):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orthrus.config import KEY_BLOCK
-from orthrus.model.linears import Int8Linear, Linear, PackedLinear
+from orthrus.model.linears import GroupedLinear, Int8Linear, Linear, PackedLinear
 from orthrus.model.rope import rotate
 
 LANES = 16
@@ -77,8 +77,9 @@ class Kernels:
         None where there is none."""
 
     def quantised(self, plain: Linear) -> Iterator[Linear]:
-        """The same for its int8 form."""
-        yield Int8Linear(plain)
+        """The same for its int8 form: weights that a file holds in groups of four bits stay as they are."""
+        blocks = plain.blocks
+        yield Int8Linear(plain) if blocks is None or not blocks.four_bits else GroupedLinear(plain, blocks)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm over D."""

@@ -121,12 +121,54 @@ class Int8Linear(Linear):
 
     def run(self, x_NI: Tensor) -> Tensor:
         """The product of rows within the rule."""
-        # a number over a tensor would be computed as the number times the reciprocal, rounded twice
-        top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
-        q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
-        y_NO = self.sums(q_NI) * (self.scales_O * (top_N1 / 127))
+        q_NI, scales_N1 = in_whole_numbers(x_NI)
+        y_NO = self.sums(q_NI) * (self.scales_O * scales_N1)
         return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
 
     def sums(self, q_NI: Tensor) -> Tensor:
         """q w^T [N, O], fp32, of whole numbers q in fp32."""
         return (q_NI.double() @ self._weight_IO).float()
+
+
+class GroupedLinear(Linear):
+    """The same on weights in groups of four bits, as their file has them: W4A8.
+
+    y = s_N sum over groups (s_O (q w^T) + least_O sum q) + b, the groups in order. This is the slow twin.
+    """
+
+    name = "torch, groups by int8"
+    least_multiple = 1
+
+    def __init__(self, plain: Linear, blocks: Blocks) -> None:
+        self._instead_of(plain, blocks.raw.nbytes)
+        self.keep(blocks)
+
+    def keep(self, blocks: Blocks) -> None:
+        """Store the weights in the form that `run` reads."""
+        self._numbers, self._scales, self._least = (
+            blocks.numbers.double(),
+            blocks.scales.double(),
+            blocks.least.double(),
+        )
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """y [N, O]; see `Linear`."""
+        return self._in_pieces(self.run, x_NI)
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """The product of rows within the rule."""
+        q_NI, scales_N1 = in_whole_numbers(x_NI)
+        y_NO = x_NI.new_zeros(len(x_NI), self.shape[0], dtype=torch.float32)
+        for group, q_NG in enumerate(q_NI.double().split(self._numbers.shape[2], dim=1)):
+            y_NO = (q_NG @ self._numbers[:, group].T * self._scales[:, group] + y_NO).float()
+            y_NO = (q_NG.sum(dim=1, keepdim=True) * self._least[:, group] + y_NO).float()
+        y_NO = y_NO * scales_N1
+        return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
+
+
+def in_whole_numbers(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of whole numbers from -127 to 127, in fp32, and the scale of each [N, 1]."""
+    # a number over a tensor would be computed as the number times the reciprocal, rounded twice
+    top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
+    q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
+    return q_NI, top_N1 / 127

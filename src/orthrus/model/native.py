@@ -24,6 +24,7 @@ from orthrus.model.native_linears import (
     PANEL_OUTPUTS,
     TILE_OUTPUTS,
     BlockLinear,
+    NativeGroupedLinear,
     NativeInt8Linear,
     PanelLinear,
     TiledLinear,
@@ -69,6 +70,12 @@ class NativeKernels(Kernels):
             self._linear_int8.argtypes = (_POINTER,) * 9
             self._linear_int8.restype = None
 
+        self._linear_grouped = None
+        if library.has_linear_grouped():
+            self._linear_grouped = library.linear_grouped
+            self._linear_grouped.argtypes = (_POINTER,) * 8
+            self._linear_grouped.restype = None
+
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
         beside = self._beside(plain.shape[1])
@@ -88,8 +95,9 @@ class NativeKernels(Kernels):
             return None
         if beside == PAIR and in_groups and view:
             found = BlockLinear(plain, in_groups, beside, Blocks.rounded(plain.weight.detach()))
-        elif self._linear_int8 and plain.shape[0] % TILE_OUTPUTS == 0 and plain.shape[1] % TILE_OUTPUTS == 0:
-            found = NativeInt8Linear(plain, self._linear_int8)
+        else:
+            rounded = Blocks.rounded(plain.weight.detach()) if view and self._divides(plain) else None
+            found = self._grouped(plain, plain.blocks or rounded) or self._int8(plain)
         if found is not None:
             found.rule = RowRule(1, MOST_ROWS)
         return found
@@ -100,9 +108,21 @@ class NativeKernels(Kernels):
 
     def quantised(self, plain: Linear) -> Iterator[Linear]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
-        if self._linear_int8 and plain.shape[0] % TILE_OUTPUTS == 0 and plain.shape[1] % TILE_OUTPUTS == 0:
-            yield NativeInt8Linear(plain, self._linear_int8)
+        in_groups = plain.blocks is not None and plain.blocks.four_bits
+        found = self._grouped(plain, plain.blocks) if in_groups else self._int8(plain)
+        if found is not None:
+            yield found
         yield from super().quantised(plain)
+
+    def _grouped(self, plain: Linear, blocks: Blocks | None) -> Linear | None:
+        if self._linear_grouped is None or blocks is None or not blocks.four_bits or not self._divides(plain):
+            return None
+        return NativeGroupedLinear(plain, self._linear_grouped, blocks)
+
+    def _int8(self, plain: Linear) -> Linear | None:
+        if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):
+            return None
+        return NativeInt8Linear(plain, self._linear_int8)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See `Kernels`, as for all below."""

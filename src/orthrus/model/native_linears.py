@@ -10,12 +10,12 @@ from torch import Tensor
 
 from orthrus.model.arena import in_huge_pages
 from orthrus.model.blocks import GROUP, Blocks
-from orthrus.model.linears import Int8Linear, Linear
+from orthrus.model.linears import GroupedLinear, Int8Linear, Linear
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
 PAIR = 2
 """How many inputs of an output lie side by side in weights for tiles."""
-PLAIN, INT8, FOUR_BITS, EIGHT_BITS = range(4)
+PLAIN, INT8, FOUR_BITS, EIGHT_BITS, GROUPED = range(5)
 """How weights are stored, as `c/blocks.h` numbers it."""
 
 _INTEGER = ctypes.c_int64
@@ -137,5 +137,34 @@ class NativeInt8Linear(Int8Linear):
         self._kernel(
             x_NI.data_ptr(), self.packed.data_ptr(), self.scales_O.data_ptr(), self.shifts_O.data_ptr(), bias,
             y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
+        )  # fmt: skip
+        return y_NO
+
+
+class NativeGroupedLinear(GroupedLinear):
+    """By dot products of four bytes (VNNI)."""
+
+    name = "native C, groups by int8"
+    form = GROUPED
+    packed: Tensor
+
+    def __init__(self, plain: Linear, kernel: Callable[..., None], blocks: Blocks) -> None:
+        self._kernel = kernel
+        super().__init__(plain, blocks)
+
+    def keep(self, blocks: Blocks) -> None:
+        """See `Blocks.packed_in_bytes`."""
+        self.packed = in_huge_pages(blocks.packed_in_bytes())
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """See `GroupedLinear`."""
+        x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
+        y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.int8)
+        sums, scales_N = (x_NI.new_empty(rows, n, dtype=torch.float32) for n in (depth // GROUP, 1))
+        bias = None if self.bias is None else self.bias.data_ptr()
+        sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
+        self._kernel(
+            x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr(), q_NI.data_ptr(), sums.data_ptr(),
+            scales_N.data_ptr(), sizes,
         )  # fmt: skip
         return y_NO

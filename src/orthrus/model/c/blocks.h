@@ -6,11 +6,12 @@
  * follows another, and of four bits a word holds one input of four outputs. Without them, numbers lie in the order of the
  * weights in products.h, and of four bits a word holds an output's inputs i, i + 8, i + 16, i + 24. */
 
-/* How weights are stored: as they are, in int8 with a scale for each output, in groups of four and of eight bits. */
-enum { PLAIN, INT8, FOUR, EIGHT };
+/* How weights are stored: as they are, in int8 with a scale for each output, in groups of four and of eight bits to be expanded,
+ * in groups of four to be multiplied as integers (grouped.h). */
+enum { PLAIN, INT8, FOUR, EIGHT, GROUPED };
+enum { GROUP = 32, TILE_VALUES = GROUP * LANES, FOUR_BYTES = TILE_VALUES / 2 + 4 * LANES, EIGHT_BYTES = TILE_VALUES + 2 * LANES };
 
 #if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)
-enum { GROUP = 32, TILE_VALUES = GROUP * LANES, FOUR_BYTES = TILE_VALUES / 2 + 4 * LANES, EIGHT_BYTES = TILE_VALUES + 2 * LANES };
 
 int has_blocks(void) { return GROUP; }
 

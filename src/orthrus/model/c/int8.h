@@ -76,6 +76,7 @@ static void multiply_int8(const uint8_t *q, const float *row_scales, const int8_
         EVERY_ROW(HIGH, UP_TO_EIGHT)
     }
 }
+#undef ROWS_OF
 
 /* The whole of it; `q` [rows, depth] and `row_scales` [rows] are room for the quantised rows of x. */
 void linear_int8(const VALUE *x, const int8_t *w, const float *scales, const int32_t *shifts, const VALUE *bias, VALUE *y,

@@ -21,5 +21,6 @@
 #include "products.h"
 #include "blocks.h"
 #include "int8.h"
+#include "grouped.h"
 #include "attention.h"
 #include "stack.h"

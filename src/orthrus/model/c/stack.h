@@ -18,14 +18,17 @@ enum { EMBEDDING, COS, SIN, FINAL_NORM };
 /* Rows in int8, for the maps that want them so. */
 typedef struct {
     uint8_t *q;
-    float *scales;
+    float *scales, *sums;
 } Quantized;
 
 /* Rows `first` to `last` of x [.., depth] for a map that wants them in int8. */
 static void quantize_for(const int64_t *map, const VALUE *x, Quantized to, int64_t first, int64_t last) {
     int64_t depth = map[INPUTS];
-    if (map[FORM] != INT8) return;
-    for (int64_t r = first; r < last; r++) to.scales[r] = quantize(x + r * depth, to.q + r * depth, depth);
+    if (map[FORM] == INT8)
+        for (int64_t r = first; r < last; r++) to.scales[r] = quantize(x + r * depth, to.q + r * depth, depth);
+    else if (map[FORM] == GROUPED)
+        for (int64_t r = first; r < last; r++)
+            to.scales[r] = quantize_groups(x + r * depth, (int8_t *)to.q + r * depth, to.sums + r * depth / GROUP, depth);
 }
 
 /* Outputs `first` to `last` of a map, for `rows` rows from row `at`; `own` is the thread's room. */
@@ -37,6 +40,9 @@ static void apply(const int64_t *map, const VALUE *x, Quantized from, VALUE *y, 
     else if (map[FORM] == INT8)
         multiply_int8(from.q + at * depth, from.scales + at, (const int8_t *)AT(map[WEIGHT]),
                       (const float *)AT(map[SCALES]), (const int32_t *)AT(map[SHIFTS]), AT(map[BIAS]), y, sizes, first, last);
+    else if (map[FORM] == GROUPED)
+        multiply_grouped((const int8_t *)from.q + at * depth, from.sums + at * depth / GROUP, from.scales + at,
+                         (const char *)AT(map[WEIGHT]), AT(map[BIAS]), y, sizes, first, last);
     else {
         multiply_blocks(map[FORM], x, (const char *)AT(map[WEIGHT]), AT(map[BIAS]), y, rows, depth, outputs, first, last,
                         (VALUE *)own);
@@ -83,7 +89,8 @@ static int64_t own_bytes(const int64_t *sizes) {
 /* Bytes of memory that `stack` must be given. */
 int64_t stack_bytes(const int64_t *sizes) {
     int64_t each = 3 * sizes[HIDDEN] + (3 * sizes[HEADS] + 2 * sizes[GROUPS]) * sizes[HEAD] + 3 * sizes[INNER];
-    int64_t row = each * (int64_t)sizeof(VALUE) + longest_row(sizes) + (int64_t)sizeof(float);
+    int64_t longest = longest_row(sizes);
+    int64_t row = each * (int64_t)sizeof(VALUE) + longest + (1 + longest / GROUP) * (int64_t)sizeof(float);
     return sizes[ROWS_N] * row + sizes[THREADS] * own_bytes(sizes);
 }
 
@@ -145,8 +152,8 @@ void stack(const int64_t *table, const int64_t *shared, const int64_t *parts, co
     VALUE *hidden = (VALUE *)(memory + threads * room), *normed = hidden + N * D, *delta = normed + N * D;
     VALUE *qkv = delta + N * D;
     VALUE *q = qkv + N * wide, *attended = q + N * H * E, *gated = attended + N * H * E, *both = gated + N * inner;
-    Quantized in_int8 = {(uint8_t *)(both + 2 * N * inner), 0};
-    in_int8.scales = (float *)(in_int8.q + N * longest_row(sizes));
+    Quantized in_int8 = {(uint8_t *)(both + 2 * N * inner), 0, 0};
+    in_int8.scales = (float *)(in_int8.q + N * longest_row(sizes)), in_int8.sums = in_int8.scales + N;
     memset(q, 0, 2 * N * H * E * sizeof(VALUE)); /* padding rows stay zero */
 #pragma omp parallel num_threads(threads)
     {
@@ -183,7 +190,7 @@ void stack(const int64_t *table, const int64_t *shared, const int64_t *parts, co
             done(clocks, t, NORMS, &last);
             gate_up_share(maps + 4 * MAP, normed, in_int8, both, gated, N, own, t, T);
             done(clocks, t, GATE_UP, &last);
-            if (maps[5 * MAP + FORM] == INT8) {
+            if (maps[5 * MAP + FORM] == INT8 || maps[5 * MAP + FORM] == GROUPED) {
                 quantize_for(maps + 5 * MAP, gated, in_int8, first, end);
                 done(clocks, t, DOWN, &last);
             }
