@@ -8,7 +8,9 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orthrus.decoding.propose import DECIDED, sureness
@@ -22,6 +24,7 @@ ROUNDS, REPEATS = 6, 3
 """Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them."""
 DRAFTED = (2, 4, 8, 16, 32, 64)
 Table = tuple[tuple[int, float], ...]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class Costs:
         extra = self.beside + blocks * self.block if blocks else 0.0
         return _at(self.rows, rows + blocks * width) + extra + (self.key * batch + self.block_key * blocks) * context
 
+    def grid(self, batch: int, rows: int, blocks: int, width: int, context: float) -> Array:
+        """[blocks, rows]: `ar_and_diffuse` for 1 to `rows` rows and 0 to `blocks` - 1 blocks per sequence."""
+        rows_R, blocks_J1 = batch * np.arange(1, rows + 1), batch * np.arange(blocks)[:, None]
+        extra = np.where(blocks_J1 > 0, self.beside + blocks_J1 * self.block, 0.0)
+        passes = _along(self.rows, rows_R + blocks_J1 * width)
+        return passes + extra + (self.key * batch + self.block_key * blocks_J1) * context
+
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """All cycles of one sequence, counted by shape as in `Statistics`."""
         return sum(count * self.cycle(shape, context) for shape, count in shapes.items())
@@ -86,6 +96,13 @@ def _at(table: Table, rows: int) -> float:
             return fast + (slow - fast) * (rows - low) / (high - low)
         low, fast = high, slow
     return fast * rows / low
+
+
+def _along(table: Table, rows: NDArray[np.int64]) -> Array:
+    """`_at`, for many at once."""
+    counts, seconds = np.array(table).T
+    rate = (seconds[-1] - seconds[-2]) / (counts[-1] - counts[-2]) if len(table) > 1 else seconds[0] / counts[0]
+    return np.interp(rows, counts, seconds) + rate * np.maximum(rows - counts[-1], 0)
 
 
 @torch.inference_mode()

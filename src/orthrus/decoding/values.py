@@ -14,9 +14,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decoding.costs import Costs
+from orthrus.decoding.costs import Array, Costs
 
-Array = NDArray[np.float64]
 RESTART = 0.01
 """The chance, per pass, that a sequence ends and another begins without drafts."""
 
@@ -55,31 +54,26 @@ class States:
     def __init__(self, chances: Array, width: int, costs: Costs, share: int, context: float) -> None:
         self.width, self._usable = width, min(width, chances.shape[1])
         usable, states = self._usable, 1 + 2 * self._usable
-        hits, self._held = np.zeros((states, usable)), np.zeros(states, dtype=int)
-        for start in range(usable):
-            for fell in (0, 1):
-                hits[1 + 2 * start + fell, : usable - start] = chances[fell, start:usable]
-                self._held[1 + 2 * start + fell] = usable - start
+        from_row = np.arange(usable)
+        ahead = np.concatenate([chances[:, :usable], np.zeros((2, usable))], axis=1)
+        hits = np.zeros((states, usable))  # after the state of nothing, those of each first row, foreseen or not
+        hits[1:] = ahead[:, from_row[:, None] + from_row].swapaxes(0, 1).reshape(-1, usable)
+        self._held = np.concatenate([[0], np.repeat(usable - from_row, 2)])
         survival = hits.cumprod(axis=1)
-        ends = np.pad(survival, ((0, 0), (1, 0)), constant_values=1.0) - np.pad(survival, ((0, 0), (0, 1)))
+        chain = np.concatenate([np.ones((states, 1)), survival, np.zeros((states, 1))], axis=1)
+        foresaw = np.concatenate([[1.0], chances[0, : usable - 1].cumprod()])
         self._lands = np.zeros((usable + 1, states))  # from a block whose drafts start at this row
-        foresaw = np.concatenate([[1.0], chances[0, :usable].cumprod()])
+        self._lands[from_row, 1 + 2 * from_row], self._lands[from_row, 2 + 2 * from_row] = foresaw, 1 - foresaw
         self._lands[usable, 0] = 1.0
-        for start in range(usable):
-            self._lands[start, 1 + 2 * start], self._lands[start, 2 + 2 * start] = foresaw[start], 1 - foresaw[start]
-        anew = np.tile(np.eye(states)[1], (1, states, 1))
+        ends, anew = chain[:, :-1] - chain[:, 1:], np.tile(np.eye(states)[1], (1, states, 1))
         self._moves = (1 - RESTART) * np.concatenate([ends @ self._lands[_all_starts(usable, usable)], anew])
         self._moves[:, :, 0] += RESTART
         self._gains = np.tile(1 + survival.sum(axis=1), (usable + 3, 1))
         self._gains[-1] = 0.0
         self._gains[-1, 1:3] = -1e3  # a diffusion pass after a diffusion pass is of no use
-        held = range(usable + 1)
-        times = [
-            [costs.ar_and_diffuse(share, 1 + m, blocks, width, context) / share for m in held]
-            for blocks in range(usable + 2)
-        ]
+        times = costs.grid(share, usable + 1, usable + 2, width, context)[:, self._held] / share
         drafting = costs.diffuse(share, width, context) / share
-        self._times = np.concatenate([np.array(times)[:, self._held], np.full((1, states), drafting)])
+        self._times = np.concatenate([times, np.full((1, states), drafting)])
 
     def best(self) -> Policy:
         """The best policy there is."""

@@ -56,12 +56,13 @@ class Decoder(nn.Module):
     def prepare(self, kernels: Kernels | None = None, *, int8: bool = False, cheap_drafts: bool = False) -> Decoder:
         """Choose kernels for inference: pack the weights, quantised if `int8`, probe every shape, lay out passes.
 
-        `cheap_drafts`: give passes that only draft faster forms of all their weights, where there are any.
+        `cheap_drafts`: give passes that only draft faster forms of all their weights, where there are any; in int8,
+        whose other weights are as fast, of the view.
         `exact` tells whether the probes found a layout under which all bits hold.
         """
         self.kernels = kernels or self.kernels
-        if cheap_drafts and not int8:
-            self._cheapen()
+        if cheap_drafts:
+            self._cheapen(copies=not int8)
         pack_linears(self, self.kernels, int8=int8)
         self.attention = choose_attention(self.config, self.dtype, self.device, self.kernels)
         rules = [linear.rule for linear in self.linears().values()]
@@ -70,16 +71,16 @@ class Decoder(nn.Module):
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         return self
 
-    def _cheapen(self) -> None:
-        """Faster forms of what drafts alone go through: the view, and copies of MLPs and head beside the exact."""
+    def _cheapen(self, *, copies: bool) -> None:
+        """Faster forms of what drafts alone go through: the view, and `copies` of MLPs and head beside the exact."""
         if self.diffusion is None:
             return
-        head = self.kernels.cheap(self.head)
+        head = self.kernels.cheap(self.head) if copies else None
         for layer in self.stack:
             assert layer.diffusion is not None
             layer.diffusion.qkv = self.kernels.cheap(layer.diffusion.qkv, view=True) or layer.diffusion.qkv
             layer.diffusion.o = self.kernels.cheap(layer.diffusion.o, view=True) or layer.diffusion.o
-            gate_up, down = self.kernels.cheap(layer.gate_up), self.kernels.cheap(layer.down)
+            gate_up, down = (self.kernels.cheap(linear) if copies else None for linear in (layer.gate_up, layer.down))
             layer.drafting = (gate_up, down) if gate_up and down else None
         self.drafting_head = (head,) if head else None
         extra = [linear for name, linear in self.linears().items() if ".diffusion." in name]
