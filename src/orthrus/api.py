@@ -249,8 +249,8 @@ def load(
         device: where to run.
         quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which lossless
             then refers.
-        cheap_drafts: draft by int8 copies of the weights where that is faster and memory allows: no token changes, half
-            as much memory again is taken.
+        cheap_drafts: draft by cheaper forms of the weights (the view in four bits, copies for integer products) where
+            they are faster and memory allows: no token changes.
         revision: hub revision.
         allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
 

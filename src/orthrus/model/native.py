@@ -8,9 +8,10 @@ compiler the twins in `kernels.py` run instead.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from orthrus.model.native_linears import (
     TiledLinear,
 )
 
+Kernel = Callable[..., Any] | None
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -41,40 +43,26 @@ class NativeKernels(Kernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library, self.build = library, Path(library._name).stem
         library.has_tiles()
-        self._rms_norm, self._place, self._gate = library.rms_norm, library.place, library.gate
-        self._rms_norm.argtypes = (_POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _FLOAT)
-        self._place.argtypes = (*(_POINTER,) * 10, _INTEGER, _FLOAT)
-        self._gate.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER)
-        self._sureness = library.largest_probability
-        self._sureness.argtypes = (_POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER)
-        for function in (self._rms_norm, self._place, self._gate, self._sureness):
-            function.restype = None
-        self._beside, self._linear = library.beside, None
-        self._beside.argtypes, self._beside.restype = (_INTEGER,), _INTEGER
+        self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT)
+        self._place = _bound(library.place, *(_POINTER,) * 10, _INTEGER, _FLOAT)
+        self._gate = _bound(library.gate, _POINTER, _POINTER, _INTEGER, _INTEGER)
+        self._sureness = _bound(library.largest_probability, _POINTER, _POINTER, *(_INTEGER,) * 3)
+        self._beside = _bound(library.beside, _INTEGER, gives=_INTEGER)
+        self._linear: Kernel = None
+        self._attend: Kernel = None
+        self._linear_blocks: Kernel = None
+        self._linear_int8: Kernel = None
+        self._linear_grouped: Kernel = None
         if self._beside(GROUP):
-            self._linear = library.linear
-            self._linear.argtypes, self._linear.restype = (*(_POINTER,) * 4, *(_INTEGER,) * 4), None
-        self._sees = bool(library.has_attention())
-        if self._sees:
-            self._attend = library.attend
-            self._attend.argtypes = (*(_POINTER,) * 5, _INTEGER, _POINTER, _POINTER, _INTEGER)
-            self._attend.restype = None
-        self._linear_blocks = None
+            self._linear = _bound(library.linear, *(_POINTER,) * 4, *(_INTEGER,) * 4)
+        if library.has_attention():
+            self._attend = _bound(library.attend, *(_POINTER,) * 5, _INTEGER, _POINTER, _POINTER, _INTEGER)
         if library.has_blocks():
-            self._linear_blocks = library.linear_blocks
-            self._linear_blocks.argtypes = (_POINTER,) * 6
-            self._linear_blocks.restype = None
-        self._linear_int8 = None
+            self._linear_blocks = _bound(library.linear_blocks, *(_POINTER,) * 6)
         if library.has_linear_int8():
-            self._linear_int8 = library.linear_int8
-            self._linear_int8.argtypes = (_POINTER,) * 9
-            self._linear_int8.restype = None
-
-        self._linear_grouped = None
+            self._linear_int8 = _bound(library.linear_int8, *(_POINTER,) * 9)
         if library.has_linear_grouped():
-            self._linear_grouped = library.linear_grouped
-            self._linear_grouped.argtypes = (_POINTER,) * 8
-            self._linear_grouped.restype = None
+            self._linear_grouped = _bound(library.linear_grouped, *(_POINTER,) * 8)
 
     def packed(self, plain: Linear) -> Iterator[Linear]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
@@ -163,12 +151,12 @@ class NativeKernels(Kernels):
 
     def sees(self, head_dim: int) -> bool:
         """See `Kernels`."""
-        return self._sees and head_dim % LANES == 0
+        return self._attend is not None and head_dim % LANES == 0
 
     def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
         """See `Kernels`."""
         (N, H, E), G = q_NHE.shape, keys_BGTE.shape[1]
-        assert q_NHE.is_contiguous() and keys_BGTE.stride(2) == E
+        assert self._attend is not None and q_NHE.is_contiguous() and keys_BGTE.stride(2) == E
         out = torch.empty_like(q_NHE)
         sizes = (_INTEGER * 5)(H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
         self._attend(
@@ -190,6 +178,12 @@ class NativeKernels(Kernels):
         out = gate_up_NF.new_empty(rows, size)
         self._gate(gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
         return out
+
+
+def _bound(function: Any, *takes: type, gives: type | None = None) -> Callable[..., Any]:
+    """A function of the library that knows its types."""
+    function.argtypes, function.restype = takes, gives
+    return cast(Callable[..., Any], function)
 
 
 def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels | None:
