@@ -18,6 +18,7 @@ from orthrus.decoding.autoregressive import OracleResult, autoregress
 from orthrus.decoding.costs import Costs
 from orthrus.decoding.sequence import Draft, Limits, Request
 from orthrus.model import families, native
+from orthrus.model.blocks import Blocks
 from orthrus.model.decoder import Decoder
 
 VOCAB = 320
@@ -72,6 +73,10 @@ def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="nativ
     made = randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
     if not prepared:
         return made
+    if kernels.endswith("rounded"):
+        for layer in made.stack:
+            for linear in (layer.diffusion.qkv, layer.diffusion.o):
+                linear.weight.copy_(Blocks.rounded(linear.weight).values())
     fast = native.load(DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
     return made.prepare(fast, int8=kernels.endswith("int8"), cheap_drafts=kernels.endswith("cheap"))
 

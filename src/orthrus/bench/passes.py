@@ -34,7 +34,8 @@ class Pass:
 
 @dataclass(frozen=True)
 class Roof:
-    """bandwidth: bytes a second read by all threads; arithmetic: operations a second in the model's own products.
+    """bandwidth: bytes a second read by all threads, in turn with the passes; arithmetic: operations a second in the
+    model's own products.
 
     weights: bytes of the linear maps that an AR pass reads; floor: seconds to read them.
     """
@@ -51,20 +52,28 @@ class Roof:
 
 def measure(
     decoder: Decoder, rows: list[int], contexts: list[int], n: int, track: Callable[[range], Iterator[int]]
-) -> list[Pass]:
-    """AR passes of so many rows at so many cached tokens, and a diffusion pass at each context, all of them in turn."""
+) -> tuple[list[Pass], float]:
+    """AR passes of so many rows at so many cached tokens, and a diffusion pass at each context, all of them in turn.
+
+    In every turn a large buffer is read too: the median of its bytes a second is returned beside them. A shared
+    machine's memory is faster at one minute than at another.
+    """
+    buffer = torch.ones(BUFFER // 8, dtype=torch.int64, device=decoder.device)
     cache = decoder.new_cache(1)
     cache.reserve(max(contexts) + max(rows))
     width = decoder.diffusion.block_size if decoder.diffusion else 0
     kinds = [("ar", context, count) for context in contexts for count in sorted({1, *rows})]
     kinds += [("diffuse", context, width) for context in contexts if width]
     times: dict[tuple[str, int, int], list[float]] = {kind: [] for kind in kinds}
+    reading = []
     for turn in track(range(n + 2)):
         for kind in kinds:
             seconds = _run(decoder, cache, *kind)
             if turn > 1:
                 times[kind].append(seconds)
-    return [_summary(kind, times[kind], times["ar", kind[1], 1]) for kind in kinds]
+        reading.append(min(_seconds(decoder, buffer.sum) for _ in range(3)))
+    found = [_summary(kind, times[kind], times["ar", kind[1], 1]) for kind in kinds]
+    return found, BUFFER / median(reading[2:])
 
 
 def _run(decoder: Decoder, cache: KVCache, kind: str, context: int, rows: int) -> float:
@@ -91,25 +100,22 @@ def _summary(kind: tuple[str, int, int], times: list[float], base: list[float]) 
     return Pass(*kind, middle, (low, high), ratio)
 
 
-def roof(decoder: Decoder) -> Roof:
-    """Measure the machine: reading a large buffer, and the model's own largest product over 512 rows."""
+def roof(decoder: Decoder, bandwidth: float) -> Roof:
+    """The machine's limits: its memory's, as measured in turn, and the model's own largest product over 512 rows."""
     linears = [linear for name, linear in decoder.linears().items() if ".diffusion." not in name]
     weights = sum(linear.stored_bytes for linear in linears)
-    buffer = torch.ones(BUFFER // 8, dtype=torch.int64, device=decoder.device)
     largest = max(linears, key=lambda linear: linear.shape[0] * linear.shape[1])
     x = torch.ones(512, largest.shape[1], dtype=decoder.dtype, device=decoder.device)
     operations = 2 * 512 * largest.shape[0] * largest.shape[1]
-    return Roof(BUFFER / _fastest(decoder, buffer.sum), operations / _fastest(decoder, lambda: largest(x)), weights)
+    fastest = min(_seconds(decoder, lambda: largest(x)) for _ in range(12))
+    return Roof(bandwidth, operations / fastest, weights)
 
 
-def _fastest(decoder: Decoder, call: Callable[[], Tensor]) -> float:
-    times = []
-    for _ in range(12):
-        start = perf_counter()
-        call()
-        _wait(decoder)
-        times.append(perf_counter() - start)
-    return min(times)
+def _seconds(decoder: Decoder, call: Callable[[], Tensor]) -> float:
+    start = perf_counter()
+    call()
+    _wait(decoder)
+    return perf_counter() - start
 
 
 def profile(decoder: Decoder, rows: int, context: int, n: int) -> dict[str, float]:

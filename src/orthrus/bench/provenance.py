@@ -49,7 +49,13 @@ def of_decoder(decoder: Decoder, name: str) -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "orthrus"), *sys.argv[1:]]),
         "model": name,
         "dtype": str(decoder.dtype).removeprefix("torch."),
-        "kernels": decoder.head.name,
+        "kernels": kernels(decoder),
         "device": str(decoder.device),
         "machine": machine(decoder.device),
     }
+
+
+def kernels(decoder: Decoder) -> str:
+    """The products that an AR pass runs."""
+    names = {linear.name for name, linear in decoder.linears().items() if ".diffusion." not in name}
+    return " + ".join(sorted(names))

@@ -25,7 +25,6 @@ from orthrus.cli._shared import (
 
 if TYPE_CHECKING:
     from orthrus.bench.passes import Pass, Roof
-    from orthrus.model.decoder import Decoder
 
 
 def command(
@@ -66,8 +65,8 @@ def command(
         raise ValueError(f"a pass of this model has 1 to {decoder.most_rows} rows")
     if max(contexts) + max(counts) > decoder.config.max_positions:
         raise ValueError(f"this model has {decoder.config.max_positions} positions: fewer cached tokens, please")
-    found = passes.measure(decoder, counts, contexts, n, lambda turns: progress(turns, "passes", len(turns)))
-    limits = passes.roof(decoder)
+    found, bandwidth = passes.measure(decoder, counts, contexts, n, lambda all_: progress(all_, "passes", len(all_)))
+    limits = passes.roof(decoder, bandwidth)
     profiles = {count: passes.profile(decoder, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
     if as_json:
         record = {
@@ -76,11 +75,12 @@ def command(
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return
-    _print(found, limits, decoder, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
+    _print(found, limits, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
+    Console(highlight=False).print(f"products: {provenance.kernels(decoder)}")
     _print_profiles(profiles, contexts[0])
 
 
-def _print(found: list[Pass], limits: Roof, decoder: Decoder, title: str) -> None:
+def _print(found: list[Pass], limits: Roof, title: str) -> None:
     table = Table(title=title)
     for column in ("pass", "context", "rows", "ms (quartiles)", "over one row", "over reading its weights"):
         table.add_column(column, justify="left" if column == "pass" else "right")
@@ -93,7 +93,7 @@ def _print(found: list[Pass], limits: Roof, decoder: Decoder, title: str) -> Non
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"{decoder.head.name}; to read {limits.weights / 1e6:.0f} MB of weights at {limits.bandwidth / 1e9:.1f} GB/s"
+        f"to read {limits.weights / 1e6:.0f} MB of weights at {limits.bandwidth / 1e9:.1f} GB/s (the median, in turn)"
         f" takes {1e3 * limits.floor:.2f} ms; products reach {limits.arithmetic / 1e9:,.0f} GFLOP/s"
     )
 
