@@ -143,6 +143,7 @@ static void multiply_few_turned(int64_t form, const VALUE *x, const char *w, con
 /* See multiply_blocks; w [outputs / 32][depth / 32][2] blocks. */
 static void multiply_turned(int64_t form, const VALUE *x, const char *w, const VALUE *bias, VALUE *y, int64_t rows,
                             int64_t depth, int64_t outputs, int64_t first, int64_t last, VALUE *room) {
+    if (!rows) return;
     if (rows <= 2 * ROWS) {
         multiply_few_turned(form, x, w, bias, y, rows, depth, outputs, first, last, room);
         return;
