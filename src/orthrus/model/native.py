@@ -75,17 +75,13 @@ class NativeKernels(Kernels):
         yield from super().packed(plain)
 
     def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
-        """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides. With
-        tiles the bytes decide: the view's in four bits; none of weights that are in groups anyway."""
-        found: Linear | None = None
-        beside, in_groups = self._beside(plain.shape[1]), self._linear_blocks if self._divides(plain) else None
-        if beside == PAIR and in_groups and plain.blocks is not None:
+        """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides; the view's
+        weights in four bits. None, with tiles, of weights that are in groups anyway: a copy of them costs more than their
+        arithmetic."""
+        if not view and plain.blocks is not None and self._beside(plain.shape[1]) == PAIR and self._divides(plain):
             return None
-        if beside == PAIR and in_groups and view:
-            found = BlockLinear(plain, in_groups, beside, Blocks.rounded(plain.weight.detach()))
-        else:
-            rounded = Blocks.rounded(plain.weight.detach()) if view and self._divides(plain) else None
-            found = self._grouped(plain, plain.blocks or rounded) or self._int8(plain)
+        rounded = Blocks.rounded(plain.weight.detach()) if view and self._divides(plain) else None
+        found = self._grouped(plain, plain.blocks or rounded) or self._int8(plain)
         if found is not None:
             found.rule = RowRule(1, MOST_ROWS)
         return found

@@ -1,7 +1,7 @@
 /* Weights in groups of four bits x int8 activations with a scale per row: the weights as their file has them, multiplied as
  * integers. Sums within a group are exact; groups are added in order, in fp32. */
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-enum { GROUPED_ROWS = 6 };
+enum { GROUPED_ROWS = 6, FEW_ROWS = 4 /* by vectors where there are tiles: the sums are exact, so the bits are the same */ };
 
 int has_linear_grouped(void) { return GROUP; }
 
@@ -16,6 +16,11 @@ static float quantize_groups(const VALUE *x, int8_t *q, float *sums, int64_t dep
         sums[i / GROUP] = (float)_mm512_reduce_add_epi32(_mm512_zextsi256_si512(found));
     }
     return scale;
+}
+
+static inline void finish_grouped(__m512 total, float scale, const VALUE *bias, VALUE *y) {
+    __m512 found = _mm512_mul_ps(total, _mm512_set1_ps(scale));
+    store_lanes(y, bias ? _mm512_add_ps(found, load_lanes(bias)) : found);
 }
 
 /* `rows` (a constant where this is inlined) rows by one panel of 32 outputs. */
@@ -59,11 +64,11 @@ static inline __attribute__((always_inline)) void panel_grouped(const int8_t *q,
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int g = 0; g < 2; g++) {
-            __m512 found = _mm512_mul_ps(total[r][g], _mm512_set1_ps(row_scales[r]));
-            store_lanes(y + r * outputs + g * LANES, bias ? _mm512_add_ps(found, load_lanes(bias + g * LANES)) : found);
-        }
+        for (int g = 0; g < 2; g++)
+            finish_grouped(total[r][g], row_scales[r], bias ? bias + g * LANES : 0, y + r * outputs + g * LANES);
 }
+
+#include "tile_grouped.h"
 
 #define ROWS_OF(count)                                                                                                 \
     panel_grouped(q + r * depth, sums + r * depth / GROUP, row_scales + r, from, bias ? bias + out : 0,                \
@@ -73,6 +78,12 @@ static inline __attribute__((always_inline)) void panel_grouped(const int8_t *q,
 static void multiply_grouped(const int8_t *q, const float *sums, const float *row_scales, const char *w, const VALUE *bias,
                              VALUE *y, const int64_t *sizes, int64_t first, int64_t last) {
     int64_t rows = sizes[0], depth = sizes[1], outputs = sizes[2];
+#ifndef NO_TILES
+    if (use_tiles && rows > FEW_ROWS) {
+        multiply_grouped_tiles(q, sums, row_scales, w, bias, y, sizes, first, last);
+        return;
+    }
+#endif
     for (int64_t out = first; out < last; out += 2 * LANES) {
         const char *from = w + out * depth / TILE_VALUES * FOUR_BYTES;
         EVERY_ROW(GROUPED_ROWS, UP_TO_SIX)

@@ -44,6 +44,7 @@ static inline void share_outputs(int64_t outputs, int64_t t, int64_t T, int64_t 
 #define UP_TO_SIX CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #define UP_TO_EIGHT UP_TO_SIX CASE(7) CASE(8)
 #define UP_TO_TWELVE UP_TO_EIGHT CASE(9) CASE(10) CASE(11) CASE(12)
+#define UP_TO_SIXTEEN UP_TO_TWELVE CASE(13) CASE(14) CASE(15) CASE(16)
 
 #if defined(BFLOAT16) && defined(__AVX512BF16__)
 #define IN_PARTS
