@@ -21,7 +21,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHORT, LONG = 128, 1024
 """Contexts at which passes are timed; the difference is what reading keys costs."""
 ROUNDS, REPEATS = 6, 3
-"""Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them."""
+"""Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them. That
+of more rows comes first, so that the cheapest finds its weights where running it all the time would."""
 DRAFTED = (2, 4, 8, 16, 32, 64)
 Table = tuple[tuple[int, float], ...]
 Array = NDArray[np.float64]
@@ -133,10 +134,10 @@ def measure(decoder: Decoder) -> Costs:
         sureness(decoder, found[0] if decided else decoder.logits(found[:1], drafting=True)[0])
 
     counts = [count for count in ROWS if count <= decoder.most_rows]
-    passes: dict[Any, tuple[int, Callable[[], None]]] = {count: (short, partial(plain, count)) for count in counts}
+    passes: dict[Any, tuple[int, Callable[[], None]]] = {f"blocks {n}": (short, partial(both, n)) for n in (4, 2, 1)}
+    passes |= {f"draft {count}": (short, partial(draft, count)) for count in reversed(DRAFTED)}
     passes |= {"long": (longest, partial(plain, 1))}
-    passes |= {f"draft {count}": (short, partial(draft, count)) for count in DRAFTED}
-    passes |= {f"blocks {n}": (short, partial(both, n)) for n in (1, 2, 4)}
+    passes |= {count: (short, partial(plain, count)) for count in reversed(counts)}
     times: dict[Any, list[float]] = {name: [] for name in passes}
     for turn in range(ROUNDS + 1):
         for name, (context, run) in passes.items():
@@ -151,9 +152,16 @@ def measure(decoder: Decoder) -> Costs:
     found = {
         name: sorted(values)[len(values) // 5] for name, values in times.items()
     }  # what others disturb counts less
-    key = max(0.0, found["long"] - found[1]) / (longest - short)
-    drafting = tuple((count, found[f"draft {count}"] - key * short) for count in DRAFTED)
-    bare = Costs(tuple((count, found[count] - key * short) for count in counts), drafting, 0.0, 0.0, key, key)
+    rows_R, drafting_R = (
+        [min(found[name] for name in names[n:]) for n in range(len(names))]  # no pass costs more than one of more rows
+        for names in (counts, [f"draft {count}" for count in DRAFTED])
+    )
+    key = max(0.0, found["long"] - rows_R[0]) / (longest - short)
+    tables = (
+        tuple((count, seconds - key * short) for count, seconds in zip(counted, seconds_R, strict=True))
+        for counted, seconds_R in ((counts, rows_R), (DRAFTED, drafting_R))
+    )
+    bare = Costs(*tables, 0.0, 0.0, key, key)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
     block = max(0.0, (extra[4] - extra[1]) / 3)
-    return Costs(bare.rows, drafting, max(0.0, extra[1] - block), block, key, key)
+    return Costs(bare.rows, bare.drafting, max(0.0, extra[1] - block), block, key, key)

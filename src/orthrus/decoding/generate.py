@@ -68,6 +68,7 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rul
     sequence.begin()
     cache.commit(slot, 0)
     prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
+    cache.reserve(prompt.shape[1])  # at once: to grow piece by piece is to copy all of it each time
     *pieces, last = prompt.split(decoder.most_rows, dim=1)
     window = cache.window(slot, slot + 1)
     for piece in pieces:
