@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
@@ -88,6 +88,11 @@ class Costs:
         return Costs(**{**content, **tables})
 
 
+def _table(counts: Sequence[int], seconds: Sequence[float]) -> Table:
+    """No pass costs more than one of more rows does: if it was measured to, others disturbed it."""
+    return tuple((count, min(seconds[n:])) for n, count in enumerate(counts))
+
+
 def _at(table: Table, rows: int) -> float:
     (low, fast), *more = table
     if rows <= low:
@@ -152,16 +157,10 @@ def measure(decoder: Decoder) -> Costs:
     found = {
         name: sorted(values)[len(values) // 5] for name, values in times.items()
     }  # what others disturb counts less
-    rows_R, drafting_R = (
-        [min(found[name] for name in names[n:]) for n in range(len(names))]  # no pass costs more than one of more rows
-        for names in (counts, [f"draft {count}" for count in DRAFTED])
-    )
-    key = max(0.0, found["long"] - rows_R[0]) / (longest - short)
-    tables = (
-        tuple((count, seconds - key * short) for count, seconds in zip(counted, seconds_R, strict=True))
-        for counted, seconds_R in ((counts, rows_R), (DRAFTED, drafting_R))
-    )
-    bare = Costs(*tables, 0.0, 0.0, key, key)
+    key = max(0.0, found["long"] - found[1]) / (longest - short)
+    plainly = _table(counts, [found[count] - key * short for count in counts])
+    drafting = _table(DRAFTED, [found[f"draft {count}"] - key * short for count in DRAFTED])
+    bare = Costs(plainly, drafting, 0.0, 0.0, key, key)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
     block = max(0.0, (extra[4] - extra[1]) / 3)
-    return Costs(bare.rows, bare.drafting, max(0.0, extra[1] - block), block, key, key)
+    return Costs(plainly, drafting, max(0.0, extra[1] - block), block, key, key)

@@ -75,9 +75,9 @@ class NativeKernels(Kernels):
         yield from super().packed(plain)
 
     def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
-        """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides; the view's
-        weights in four bits. None, with tiles, of weights that are in groups anyway: a copy of them costs more than their
-        arithmetic."""
+        """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides; the
+        view's weights in four bits. None, with tiles, of weights that are in groups anyway: a copy of them costs more
+        than their arithmetic."""
         if not view and plain.blocks is not None and self._beside(plain.shape[1]) == PAIR and self._divides(plain):
             return None
         rounded = Blocks.rounded(plain.weight.detach()) if view and self._divides(plain) else None
