@@ -58,6 +58,7 @@ def _probes(model: Model) -> dict[str, Any]:
     decoder, kernels = model.decoder, {}
     for name, linear in decoder.linears().items():
         label = f"{name.split('.')[-1]} [{linear.shape[0]} x {linear.shape[1]}]"
+        label = f"view's {label}" if ".diffusion." in name else label
         kernels[label] = {"kernel": linear.name, **_rule(linear.rule)}
     attention = {
         "kernel": getattr(decoder.attention.attend, "__name__", "?").replace("_", " "),

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    context: Annotated[list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: two]")] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: two]", min=1)
+    ] = None,
     model: ModelOption = "smollm2-demo",
     shape: Annotated[
         str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")

@@ -4,6 +4,8 @@
  * fp32; VALUE is how numbers are stored.
  */
 #include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -97,15 +97,42 @@ int64_t stack_bytes(const int64_t *sizes) {
 /* What time goes to, as `clocks` counts it. */
 enum { NORMS, QKV, ROTATION, ATTENTION, O, GATE_UP, DOWN, LOGITS, WORKS };
 
+/* Where the threads of a team wait for one another. */
+typedef struct {
+    _Atomic int64_t waiting, round;
+} Meeting;
+enum { PATIENCE = 1000 };
+
+/* Nobody goes on before all T are here. Whoever waits longer than a processor that is his own would make him lets others run:
+ * OpenMP's own barrier spins on, and a pass takes fifty times as long beside another program. */
+static inline void meet(Meeting *at, int64_t T) {
+    int64_t round = atomic_load_explicit(&at->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&at->waiting, 1, memory_order_acq_rel) == T - 1) {
+        atomic_store_explicit(&at->waiting, 0, memory_order_relaxed);
+        atomic_store_explicit(&at->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int turns = 0; atomic_load_explicit(&at->round, memory_order_acquire) == round; turns++)
+        if (turns < PATIENCE) _mm_pause();
+        else sched_yield();
+}
+
+/* What a thread knows of its team: where it meets, which of how many it is, and the time of the last meeting. */
+typedef struct {
+    Meeting *meeting;
+    double *clocks, last;
+    int64_t t, T;
+} Team;
+
 /* All threads are done with one kind of work: seconds since the last go to it, where somebody asks. */
-static inline void done(double *clocks, int64_t t, int work, double *last) {
-#pragma omp barrier /* binds to the team that called */
-    if (!clocks || t) return;
+static inline void done(Team *team, int work) {
+    meet(team->meeting, team->T);
+    if (!team->clocks || team->t) return;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     double seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-    if (work < WORKS) clocks[work] += seconds - *last;
-    *last = seconds;
+    if (work < WORKS) team->clocks[work] += seconds - team->last;
+    team->last = seconds;
 }
 
 /* What of a part's rows lies in a thread's. */
@@ -155,12 +182,13 @@ void stack(const int64_t *table, const int64_t *shared, const int64_t *parts, co
     Quantized in_int8 = {(uint8_t *)(both + 2 * N * inner), 0, 0};
     in_int8.scales = (float *)(in_int8.q + N * longest_row(sizes)), in_int8.sums = in_int8.scales + N;
     memset(q, 0, 2 * N * H * E * sizeof(VALUE)); /* padding rows stay zero */
+    Meeting meeting = {0, 0};
 #pragma omp parallel num_threads(threads)
     {
         WHICH_THREAD
         char *own = memory + t * room;
-        double last = 0;
-        done(clocks, t, WORKS, &last);
+        Team team = {&meeting, clocks, 0, t, T};
+        done(&team, WORKS);
         int64_t first, end; /* this thread's rows, where every row is a thread's */
         share(N, t, T, &first, &end);
         int64_t p, at;
@@ -173,37 +201,37 @@ void stack(const int64_t *table, const int64_t *shared, const int64_t *parts, co
             rms_norm(hidden + first * D, l ? delta + first * D : 0, AT(layer[ATTENTION_NORM]), normed + first * D,
                      end - first, D, eps);
             EVERY_PART quantize_own(of_view, normed, in_int8, part, at, first, end);
-            done(clocks, t, NORMS, &last);
+            done(&team, NORMS);
             EVERY_PART apply_share(of_view, normed, in_int8, qkv, at, part[ROWS_ALL], own, t, T);
-            done(clocks, t, QKV, &last);
+            done(&team, QKV);
             EVERY_PART place_share(qkv + at * wide, layer, part, shared, q + at * H * E, keys, cached, heads, eps, t, T);
-            done(clocks, t, ROTATION, &last);
+            done(&team, ROTATION);
             EVERY_PART attend_share(q + at * H * E, keys, cached, attended + at * H * E, (const int64_t *)AT(part[RUNS]),
                                     part[RUN_COUNT], (const int64_t *)AT(part[SEEN]), heads, own, most, t, T);
-            done(clocks, t, ATTENTION, &last);
+            done(&team, ATTENTION);
             EVERY_PART quantize_own(of_view + MAP, attended, in_int8, part, at, first, end);
-            done(clocks, t, O, &last);
+            done(&team, O);
             EVERY_PART apply_share(of_view + MAP, attended, in_int8, delta, at, part[ROWS_ALL], own, t, T);
-            done(clocks, t, O, &last);
+            done(&team, O);
             rms_norm(hidden + first * D, delta + first * D, AT(layer[MLP_NORM]), normed + first * D, end - first, D, eps);
             quantize_for(maps + 4 * MAP, normed, in_int8, first, end);
-            done(clocks, t, NORMS, &last);
+            done(&team, NORMS);
             gate_up_share(maps + 4 * MAP, normed, in_int8, both, gated, N, own, t, T);
-            done(clocks, t, GATE_UP, &last);
+            done(&team, GATE_UP);
             if (maps[5 * MAP + FORM] == INT8 || maps[5 * MAP + FORM] == GROUPED) {
                 quantize_for(maps + 5 * MAP, gated, in_int8, first, end);
-                done(clocks, t, DOWN, &last);
+                done(&team, DOWN);
             }
             apply_share(maps + 5 * MAP, gated, in_int8, delta, 0, N, own, t, T);
-            done(clocks, t, DOWN, &last);
+            done(&team, DOWN);
         }
         share(sizes[PICKED], t, T, &first, &end);
         for (int64_t n = first; n < end; n++)
             rms_norm(hidden + picked[n] * D, delta + picked[n] * D, final_norm, out + n * D, 1, D, eps);
         quantize_for(head, out, in_int8, first, end < sizes[WANTED] ? end : sizes[WANTED]);
-        done(clocks, t, NORMS, &last);
+        done(&team, NORMS);
         apply_share(head, out, in_int8, logits, 0, sizes[WANTED], own, t, T);
-        done(clocks, t, LOGITS, &last);
+        done(&team, LOGITS);
     }
 }
 #undef EVERY_PART
