@@ -24,6 +24,8 @@ ROUNDS, REPEATS = 6, 3
 """Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them. That
 of more rows comes first, so that the cheapest finds its weights where running it all the time would."""
 DRAFTED = (2, 4, 8, 16, 32, 64)
+AROUND = 6e-4
+"""Seconds of the work around a diffusion pass: planning it and what to verify of its drafts, learning from them."""
 Table = tuple[tuple[int, float], ...]
 Array = NDArray[np.float64]
 
@@ -32,8 +34,9 @@ Array = NDArray[np.float64]
 class Costs:
     """Seconds of a pass: a piecewise linear function of its rows, and what blocks and context add.
 
-    rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass, over a short context; beside: what blocks in
-    an AR pass add at all, and block: each of them; key: each key that one sequence's rows, or one block, attend to.
+    rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass, over a short context, the latter with the
+    work around it; beside: what blocks in an AR pass add at all, and block: each of them; key: each key that one
+    sequence's rows, or one block, attend to.
     """
 
     rows: Table
@@ -159,7 +162,7 @@ def measure(decoder: Decoder) -> Costs:
     }  # what others disturb counts less
     key = max(0.0, found["long"] - found[1]) / (longest - short)
     plainly = _table(counts, [found[count] - key * short for count in counts])
-    drafting = _table(DRAFTED, [found[f"draft {count}"] - key * short for count in DRAFTED])
+    drafting = _table(DRAFTED, [found[f"draft {count}"] - key * short + AROUND for count in DRAFTED])
     bare = Costs(plainly, drafting, 0.0, 0.0, key, key)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
     block = max(0.0, (extra[4] - extra[1]) / 3)
