@@ -25,7 +25,7 @@ ROUNDS, REPEATS = 6, 3
 of more rows comes first, so that the cheapest finds its weights where running it all the time would."""
 DRAFTED = (2, 4, 8, 16, 32, 64)
 AROUND = 6e-4
-"""Seconds of the work around a diffusion pass: planning it and what to verify of its drafts, learning from them."""
+"""Seconds of the work around a diffusion pass, or around blocks: planning them and what to verify of their drafts."""
 Table = tuple[tuple[int, float], ...]
 Array = NDArray[np.float64]
 
@@ -34,9 +34,9 @@ Array = NDArray[np.float64]
 class Costs:
     """Seconds of a pass: a piecewise linear function of its rows, and what blocks and context add.
 
-    rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass, over a short context, the latter with the
-    work around it; beside: what blocks in an AR pass add at all, and block: each of them; key: each key that one
-    sequence's rows, or one block, attend to.
+    rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass, over a short context; beside: what blocks in
+    an AR pass add at all, and block: each of them; key: each key that one sequence's rows, or one block, attend to.
+    What drafts is counted with the work around it.
     """
 
     rows: Table
@@ -142,7 +142,7 @@ def measure(decoder: Decoder) -> Costs:
         sureness(decoder, found[0] if decided else decoder.logits(found[:1], drafting=True)[0])
 
     counts = [count for count in ROWS if count <= decoder.most_rows]
-    passes: dict[Any, tuple[int, Callable[[], None]]] = {f"blocks {n}": (short, partial(both, n)) for n in (4, 2, 1)}
+    passes: dict[Any, tuple[int, Callable[[], None]]] = {f"blocks {n}": (short, partial(both, n)) for n in (3, 2, 1)}
     passes |= {f"draft {count}": (short, partial(draft, count)) for count in reversed(DRAFTED)}
     passes |= {"long": (longest, partial(plain, 1))}
     passes |= {count: (short, partial(plain, count)) for count in reversed(counts)}
@@ -164,6 +164,6 @@ def measure(decoder: Decoder) -> Costs:
     plainly = _table(counts, [found[count] - key * short for count in counts])
     drafting = _table(DRAFTED, [found[f"draft {count}"] - key * short + AROUND for count in DRAFTED])
     bare = Costs(plainly, drafting, 0.0, 0.0, key, key)
-    extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 4)}
-    block = max(0.0, (extra[4] - extra[1]) / 3)
-    return Costs(plainly, drafting, max(0.0, extra[1] - block), block, key, key)
+    extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 3)}
+    block = max(0.0, (extra[3] - extra[1]) / 2)
+    return Costs(plainly, drafting, AROUND + max(0.0, extra[1] - block), block, key, key)

@@ -140,12 +140,16 @@ static void multiply_few_turned(int64_t form, const VALUE *x, const char *w, con
     _tile_release();
 }
 
-/* See multiply_blocks; w [outputs / 32][depth / 32][2] blocks. */
+enum { MANY = 128 };
+
+/* See multiply_blocks; w [outputs / 32][depth / 32][2] blocks. Up to `MANY` rows it costs less to expand weights for every 32 of them
+ * than to turn them about, once. */
 static void multiply_turned(int64_t form, const VALUE *x, const char *w, const VALUE *bias, VALUE *y, int64_t rows,
                             int64_t depth, int64_t outputs, int64_t first, int64_t last, VALUE *room) {
-    if (!rows) return;
-    if (rows <= 2 * ROWS) {
-        multiply_few_turned(form, x, w, bias, y, rows, depth, outputs, first, last, room);
+    if (rows <= MANY) {
+        for (int64_t r = 0; r < rows; r += 2 * ROWS)
+            multiply_few_turned(form, x + r * depth, w, bias, y + r * outputs, rows - r < 2 * ROWS ? rows - r : 2 * ROWS, depth,
+                                outputs, first, last, room);
         return;
     }
     VALUE tile[TILE_VALUES];
