@@ -103,8 +103,8 @@ typedef struct {
 } Meeting;
 enum { PATIENCE = 1000 };
 
-/* Nobody goes on before all T are here. Whoever waits longer than a processor that is his own would make him lets others run:
- * OpenMP's own barrier spins on, and a pass takes fifty times as long beside another program. */
+/* Nobody goes on before all T are here. Who has waited longer than it ever takes where each has a processor lets others run:
+ * OpenMP's own barrier spins on, and beside another program a pass takes fifty times as long. */
 static inline void meet(Meeting *at, int64_t T) {
     int64_t round = atomic_load_explicit(&at->round, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&at->waiting, 1, memory_order_acq_rel) == T - 1) {
