@@ -86,7 +86,7 @@ def test_cheap_drafts_move_no_bit_of_an_ar_row_and_draft_much_the_same(family, d
     (logits, drafts), (_, with_rounded_view), (beside_cheap, made_cheaply) = found
     assert torch.equal(logits, beside_cheap)
     assert 0 < (made_cheaply - with_rounded_view).norm() / drafts.norm() < 0.08
-    assert (made_cheaply - drafts).norm() / drafts.norm() < 0.3
+    assert (made_cheaply - drafts).norm() / drafts.norm() < 0.27
 
 
 @pytest.mark.parametrize("kernels", ["native", "native int8", "native cheap"])

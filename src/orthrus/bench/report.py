@@ -92,13 +92,13 @@ def page(files: list[Path]) -> str:
 
 
 def markdown(files: list[Path]) -> str:
-    """The same tables for a README, each with its origin; what rests on one prompt, without spread, is left out."""
+    """The same tables for a README, each with its origin; parts of one prompt stay out beside larger ones."""
     parts = []
     for file in files:
         kind, content = _read(file)
         section, provenance = SECTIONS[kind], content["provenance"]
         heads = [name for name, _ in section.columns]
-        records = [record for record in content[kind] if record.get("prompts") != 1]
+        records = [record for record in content[kind] if record.get("prompts") != 1] or content[kind]
         lines = [" | ".join(cell(record) for _, cell in section.columns) for record in records]
         rule = "|".join("---" for _ in heads)
         table = "\n".join(f"| {line} |" for line in [" | ".join(heads), *lines])

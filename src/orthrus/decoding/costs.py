@@ -25,7 +25,8 @@ ROUNDS, REPEATS = 6, 3
 of more rows comes first, so that the cheapest finds its weights where running it all the time would."""
 DRAFTED = (2, 4, 8, 16, 32, 64)
 AROUND = 6e-4
-"""Seconds of the work around a diffusion pass, or around blocks: planning them and what to verify of their drafts."""
+"""Seconds of the work that comes with a diffusion pass, or with blocks: choosing what to verify of their drafts,
+entering the verdicts. What planning takes in every cycle is the planner's own figure."""
 Table = tuple[tuple[int, float], ...]
 Array = NDArray[np.float64]
 

@@ -80,8 +80,10 @@ class NativeKernels(Kernels):
         than their arithmetic."""
         if not view and plain.blocks is not None and self._beside(plain.shape[1]) == PAIR and self._divides(plain):
             return None
-        rounded = Blocks.rounded(plain.weight.detach()) if view and self._divides(plain) else None
-        found = self._grouped(plain, plain.blocks or rounded) or self._int8(plain)
+        blocks = plain.blocks
+        if view and blocks is None and self._linear_grouped and self._divides(plain):
+            blocks = Blocks.rounded(plain.weight.detach())
+        found = self._grouped(plain, blocks) or self._int8(plain)
         if found is not None:
             found.rule = RowRule(1, MOST_ROWS)
         return found

@@ -142,7 +142,7 @@ class NativeInt8Linear(Int8Linear):
 
 
 class NativeGroupedLinear(GroupedLinear):
-    """By dot products of four bytes (VNNI)."""
+    """By dot products of four bytes (VNNI), for more than a few rows by tiles, where there are any."""
 
     name = "native C, groups by int8"
     form = GROUPED
