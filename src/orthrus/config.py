@@ -197,14 +197,16 @@ class TrainConfig:
 
     block_size is K; the last row of a block is trained too where `trained_rows` equals it. sequence_length: tokens of
     a packed text; roots: blocks in each; sequences: packed texts per optimiser step, over all processes. The rate
-    rises over `warmup` (a share of all steps) and falls by a cosine to `final_rate` times its peak. Every
-    `validate_every` steps the view decodes the prompts of `held_out` records, which are never trained on.
+    rises over `warmup` (a share of all steps) and falls by a cosine to `final_rate` times its peak. Each row of a
+    block counts `offset_decay` times as much as the one before it: a draft is of use only where all before it are
+    right. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are never trained on.
     """
 
     block_size: int = 32
     trained_rows: int = 32
     mask_token_id: int = 0
     objective: str = "kl"
+    offset_decay: float = 1.0
     sequence_length: int = 2048
     roots: int = 256
     sequences: int = 4
@@ -230,6 +232,7 @@ class TrainConfig:
                 f"block_size {self.block_size} does not fit a sequence of {self.sequence_length} tokens: a block needs"
                 " its root and targets inside the text"
             )
+        _within("offset_decay", self.offset_decay, 0.0, 1.0, open_low=True)
         _within("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
         _within("warmup", self.warmup, 0.0, 1.0)
         _within("final_rate", self.final_rate, 0.0, 1.0)

@@ -243,8 +243,8 @@ def test_a_changed_backbone_is_a_defect_that_stops_the_run(bare, jsonl, tmp_path
 def test_a_bad_loss_stops_with_its_batch_saved(bare, jsonl, tmp_path, monkeypatch, value, message):
     honest, calls = trainer.step, []
 
-    def step(*arguments):
-        outcome = honest(*arguments)
+    def step(*arguments, **options):
+        outcome = honest(*arguments, **options)
         calls.append(outcome)
         return outcome if len(calls) < 6 else trainer.replace(outcome, loss=outcome.loss * 0 + value)
 

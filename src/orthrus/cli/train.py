@@ -43,6 +43,9 @@ MaskTokenOption = Annotated[
 ObjectiveOption = Annotated[
     str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the text's tokens.")
 ]
+DecayOption = Annotated[
+    float, typer.Option(help="Weight of a row's loss over that of the row before it; 0.6 favours the first drafts.")
+]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps. [default: two epochs]", min=1)]
 SequenceLengthOption = Annotated[int, typer.Option(help="Tokens of a packed text.")]
 RootsOption = Annotated[int, typer.Option(help="Blocks in each packed text.")]
@@ -69,6 +72,7 @@ def command(
     train_last_row: TrainLastRowOption = True,
     mask_token: MaskTokenOption = None,
     objective: ObjectiveOption = "kl",
+    offset_decay: DecayOption = 1.0,
     steps: StepsOption = None,
     sequence_length: SequenceLengthOption = 2048,
     roots: RootsOption = 256,
@@ -104,9 +108,9 @@ def command(
     view = decoder.diffusion
     assert view is not None
     config = TrainConfig(
-        view.block_size, view.trained_rows, view.mask_token_id, objective, sequence_length, roots, sequences,
-        steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out, validate_every,
-        save_every,
+        view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
+        sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
+        validate_every, save_every,
     )  # fmt: skip
     if begun is None:
         _print_estimate(decoder, config)

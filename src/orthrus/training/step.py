@@ -11,6 +11,7 @@ Shapes: T tokens of the packed text, S roots, K block, N = S * K rows; the rest 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ from orthrus.training.vocabulary import VocabularyLoss
 
 @dataclass(frozen=True)
 class Outcome:
-    """The mean loss per trained row (nats), their number, and by offset [M]: rows, and agreement with the teacher."""
+    """The loss per trained row (nats; the mean, weighted by offset), and by offset [M]: rows, and how many agreed with
+    the teacher."""
 
     loss: Tensor
     rows_M: Tensor
@@ -41,10 +43,12 @@ class Outcome:
         return int(self.rows_M.sum())
 
 
-def step(decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None = None) -> Outcome:
+def step(
+    decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None = None, *, decay: float = 1.0
+) -> Outcome:
     """Loss of an unprepared decoder, with gradients towards those of its parameters that require them.
 
-    `ops` are the fastest there are where None.
+    `ops` are the fastest there are where None. A row counts `decay` times as much as the one before it in its block.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
     with torch.no_grad():
@@ -55,7 +59,13 @@ def step(decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None
     targets_N = blocks.targets_SM[trained_SM]
     hidden_ND = hidden_SKD[:, : blocks.trained_rows][trained_SM]
     loss, agreed_N = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, teacher_TD, decoder.head.weight, targets_N, blocks.tokens_T, objective, ops
+        hidden_ND,
+        teacher_TD,
+        decoder.head.weight,
+        targets_N,
+        decay**offsets_N,
+        blocks.tokens_T,
+        partial(objective, ops=ops),
     )
     counts = torch.zeros(2, blocks.trained_rows, device=decoder.device)
     counts[0].index_add_(0, offsets_N, torch.ones_like(agreed_N, dtype=torch.float32))

@@ -52,7 +52,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Progress:
-    """One optimiser step: loss in nats per supervised row, agreement with the teacher per offset, rows so far."""
+    """One optimiser step: loss in nats per row, weighted by offset; agreement by offset with the teacher; rows."""
 
     step: int
     loss: float
@@ -132,7 +132,7 @@ class Trainer:
         totals = torch.zeros(2 * config.trained_rows + 1, device=self.checkpoint.decoder.device)
         for number in range(world.rank, config.sequences, world.size):
             blocks = self._packing.blocks(self.done * config.sequences + number)
-            outcome = step(self.checkpoint.decoder, blocks, self._objective)
+            outcome = step(self.checkpoint.decoder, blocks, self._objective, decay=config.offset_decay)
             self._check(outcome.loss.detach(), blocks)
             (outcome.loss / config.sequences).backward()
             totals += torch.cat((outcome.loss.detach()[None] / config.sequences, outcome.rows_M, outcome.agreed_M))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from orthrus.training.objectives import Objective
-from orthrus.training.ops import Ops
 
 CHUNK_POSITIONS = 64
 """Distinct targets whose teacher logits exist at once; up to K rows share each."""
@@ -19,7 +17,8 @@ SLICE_ROWS = 16
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """The mean objective over rows, and its gradient towards their hidden states, without storing rows x vocabulary."""
+    """The mean objective over rows by their weights, and its gradient towards their hidden states, without storing
+    rows x vocabulary."""
 
     @staticmethod
     def forward(
@@ -28,9 +27,9 @@ class VocabularyLoss(torch.autograd.Function):
         teacher_TD: Tensor,
         head_VD: Tensor,
         targets_N: Tensor,
+        weights_N: Tensor,
         tokens_T: Tensor,
-        objective: Objective,
-        ops: Ops,
+        objective: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Rows that share a target go together, so that the teacher speaks once for each."""
         order_N = targets_N.argsort(stable=True)
@@ -48,13 +47,14 @@ class VocabularyLoss(torch.autograd.Function):
                 rows = order_N[here.start + part :][: len(student)]
                 of_teacher = which_N[here.start + part :][: len(student)] - first
                 agreed[rows] = student.gather(-1, said_P[of_teacher, None])[:, 0] == student.amax(-1)
-                losses[rows], gradient = objective(student, teacher_PV[of_teacher], tokens_T[targets_N[rows]], ops)
+                losses[rows], gradient = objective(student, teacher_PV[of_teacher], tokens_T[targets_N[rows]])
                 if gradient is not student:
                     student.copy_(gradient)
             gradient_ND[order_N[here]] = student_NV @ head_VD
-        ctx.save_for_backward(gradient_ND / len(order_N))
+        shares_N = weights_N / weights_N.sum()
+        ctx.save_for_backward(gradient_ND * shares_N[:, None].to(gradient_ND.dtype))
         ctx.mark_non_differentiable(agreed)
-        return losses.mean(), agreed
+        return losses @ shares_N, agreed
 
     @staticmethod
     @once_differentiable
