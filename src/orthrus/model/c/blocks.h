@@ -47,7 +47,7 @@ static inline __attribute__((always_inline)) void expand_quad(const int64_t form
         __m512 values[4];
 #pragma GCC unroll 4
         for (int l = 0; l < 4; l++)
-            values[l] = _mm512_fmadd_ps(numbers, _mm512_set1_ps(by->scale[4 * l + q]), _mm512_set1_ps(by->least[4 * l + q]));
+            values[l] = _mm512_fmadd_ps(numbers, everywhere(by->scale + 4 * l + q), everywhere(by->least + 4 * l + q));
         __m512i low = (__m512i)_mm512_cvtne2ps_pbh(values[1], values[0]), high = (__m512i)_mm512_cvtne2ps_pbh(values[3], values[2]);
         __m512i packed = _mm512_loadu_si512(block + 64 * q);
 #pragma GCC unroll 4
@@ -70,8 +70,12 @@ static inline __attribute__((always_inline)) void expand_quad(const int64_t form
     }
 }
 
-/* `rows` (a constant where this is inlined) rows by 16 outputs; with `room` instead of rows, the weights, expanded. */
-static inline __attribute__((always_inline)) void panel_blocks(const int64_t form, const VALUE *x, const char *w,
+/* Eight inputs, four times over, written so once for all outputs: repeating them takes a shuffle on Zen 4. */
+static inline __m512bh quad(const VALUE *quads, int64_t at) { return (__m512bh)_mm512_loadu_si512(quads + 4 * at); }
+
+/* `rows` (a constant where this is inlined) rows, `quads` of them, by 16 outputs; with `room` instead of rows, the weights,
+ * expanded. */
+static inline __attribute__((always_inline)) void panel_blocks(const int64_t form, const VALUE *quads, const char *w,
                                                                const VALUE *bias, VALUE *y, const int rows, int64_t depth,
                                                                int64_t outputs, VALUE *room) {
     __m512 sums[MOST_ROWS][4];
@@ -92,7 +96,7 @@ static inline __attribute__((always_inline)) void panel_blocks(const int64_t for
                 if (!rows) _mm512_storeu_si512(room + (k + CHUNK * c) * LANES + 4 * CHUNK * q, (__m512i)weights[c]);
 #pragma GCC unroll 6
                 for (int r = 0; r < rows; r++)
-                    sums[r][q] = _mm512_dpbf16_ps(sums[r][q], four_times(x + r * depth + k + CHUNK * c), weights[c]);
+                    sums[r][q] = _mm512_dpbf16_ps(sums[r][q], quad(quads, r * depth + k + CHUNK * c), weights[c]);
             }
         }
     }
@@ -101,14 +105,14 @@ static inline __attribute__((always_inline)) void panel_blocks(const int64_t for
 }
 
 #define ROWS_OF(count)                                                                                                 \
-    panel_blocks(form, x + r * depth, w, bias, y + r * outputs, count, depth, outputs, room)
-/* All rows by 16 outputs: every weight is expanded once, in registers for few rows, else into `room`. */
+    panel_blocks(form, room + 4 * r * depth, w, bias, y + r * outputs, count, depth, outputs, room)
+/* All rows by 16 outputs: every weight is expanded once, in registers for few rows, whose quads are in `room`, else into it. */
 static inline __attribute__((always_inline)) void panel_expanded(const int64_t form, const VALUE *x, const char *w,
                                                                  const VALUE *bias, VALUE *y, int64_t rows, int64_t depth,
                                                                  int64_t outputs, VALUE *room) {
     if (rows <= MOST_ROWS) EVERY_ROW(MOST_ROWS, UP_TO_SIX)
     else {
-        panel_blocks(form, x, w, bias, y, 0, depth, outputs, room);
+        panel_blocks(form, 0, w, bias, y, 0, depth, outputs, room);
         multiply_panel(x, room, w + depth / GROUP * block_bytes(form), block_bytes(form) * CHUNK / GROUP, bias, y, rows, depth,
                        outputs);
     }
@@ -127,6 +131,8 @@ static void multiply_blocks(int64_t form, const VALUE *x, const char *w, const V
         return;
     }
 #endif
+    if (rows <= MOST_ROWS)
+        for (int64_t i = 0; i < rows * depth; i += CHUNK) _mm512_storeu_si512(room + 4 * i, (__m512i)four_times(x + i));
     for (int64_t out = first; out < last; out += LANES) {
         const char *from = w + out / LANES * (depth / GROUP) * block_bytes(form);
         const VALUE *add = bias ? bias + out : 0;

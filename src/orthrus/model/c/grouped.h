@@ -57,7 +57,7 @@ static inline __attribute__((always_inline)) void panel_grouped(const int8_t *q,
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
                 total[r][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][g]), scale, total[r][g]);
-                total[r][g] = _mm512_fmadd_ps(_mm512_set1_ps(sums[(r * depth + k) / GROUP]), least, total[r][g]);
+                total[r][g] = _mm512_fmadd_ps(everywhere(sums + (r * depth + k) / GROUP), least, total[r][g]);
             }
         }
     }

@@ -7,6 +7,13 @@
  * by itself. */
 enum { AHEAD = 4096 };
 static inline void fetch(const void *weights) { _mm_prefetch((const char *)weights + AHEAD, _MM_HINT_T0); }
+
+/* A number in all lanes, by nothing but a load: what `_mm512_set1_ps` becomes takes a shuffle as well on Zen 4. */
+static inline __m512 everywhere(const float *x) {
+    __m512i found;
+    __asm__("vpbroadcastd %1, %0" : "=v"(found) : "m"(*x));
+    return _mm512_castsi512_ps(found);
+}
 #endif
 
 /* Which of `count` things are thread t's of T. */
