@@ -6,31 +6,7 @@ enum { KEYS = 256, SLICE = 64, SCORED = 8, SUMMED = 6 };
 
 int has_attention(void) { return 1; }
 
-/* 16 x 16 words: out[16 i + j] = rows[j][i], of which there are `count` rows and `words` words; zeros for the others. */
-static inline void transpose(const int32_t *rows, int64_t stride, int64_t count, int64_t words, int32_t *out) {
-    __m512i a[16], b[16];
-    __mmask16 there = (__mmask16)(words < 16 ? (1 << words) - 1 : 0xffff);
-    for (int64_t j = 0; j < 16; j++)
-        a[j] = j < count ? _mm512_maskz_loadu_epi32(there, rows + j * stride) : _mm512_setzero_si512();
-    for (int j = 0; j < 16; j += 2) {
-        b[j] = _mm512_unpacklo_epi32(a[j], a[j + 1]);
-        b[j + 1] = _mm512_unpackhi_epi32(a[j], a[j + 1]);
-    }
-    for (int j = 0; j < 16; j += 4) {
-        a[j] = _mm512_unpacklo_epi64(b[j], b[j + 2]);
-        a[j + 1] = _mm512_unpackhi_epi64(b[j], b[j + 2]);
-        a[j + 2] = _mm512_unpacklo_epi64(b[j + 1], b[j + 3]);
-        a[j + 3] = _mm512_unpackhi_epi64(b[j + 1], b[j + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        __m512i low2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), high2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-        _mm512_storeu_si512(out + 16 * i, _mm512_shuffle_i32x4(low, low2, 0x88));
-        _mm512_storeu_si512(out + 16 * (i + 4), _mm512_shuffle_i32x4(high, high2, 0x88));
-        _mm512_storeu_si512(out + 16 * (i + 8), _mm512_shuffle_i32x4(low, low2, 0xdd));
-        _mm512_storeu_si512(out + 16 * (i + 12), _mm512_shuffle_i32x4(high, high2, 0xdd));
-    }
-}
+#include "arrange.h"
 
 /* scores[r][0..15] = q_r k_j for `rows` rows and `chunks` (constants where this is inlined) of 16 transposed keys. */
 static inline __attribute__((always_inline)) void score(const VALUE *const *q, const int32_t *keys, int64_t words,
@@ -76,7 +52,8 @@ static inline float weigh(float *weights, int64_t seen, int64_t padded, float sc
     return _mm512_reduce_add_ps(sums);
 }
 
-/* sums[r] = sums[r] * keep[r] + weights[r] v over `count` keys, one slice of 64 features. */
+/* sums[r] = sums[r] * keep[r] + weights[r] v over `count` keys, one slice of 64 features; in bf16, by pairs of keys, of narrow
+ * weights. */
 static inline __attribute__((always_inline)) void gather(const float *weights, const float *keep, const VALUE *v,
                                                          int64_t count, int64_t size, float *sums, const int rows,
                                                          const int parts) {
@@ -86,19 +63,28 @@ static inline __attribute__((always_inline)) void gather(const float *weights, c
 #pragma GCC unroll 16
         for (int p = 0; p < parts; p++)
             total[r][p] = _mm512_mul_ps(_mm512_loadu_ps(sums + r * size + p * LANES), _mm512_set1_ps(keep[r]));
+#ifdef BFLOAT16
+    for (int64_t j = 0; j < count; j += 2, v += 2 * size) {
+        __m512i pairs[2 + SLICE / LANES];
+#pragma GCC unroll 16
+        for (int p = 0; p < parts; p += 2) pair_features(v + p * LANES, count - j, size, parts > 1 ? ~0u : 0xffffu, pairs + p);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            __m512bh two = (__m512bh)everywhere(weights + r * KEYS + j / 2);
+#pragma GCC unroll 16
+            for (int p = 0; p < parts; p++) total[r][p] = _mm512_dpbf16_ps(total[r][p], two, (__m512bh)pairs[p]);
+        }
+    }
+#else
     for (int64_t j = 0; j < count; j++, v += size)
 #pragma GCC unroll 16
         for (int p = 0; p < parts; p++) {
-#ifdef BFLOAT16
-            __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(v + p * LANES)));
-            __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-#else
             __m512 value = _mm512_loadu_ps(v + p * LANES);
-#endif
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
-                total[r][p] = _mm512_fmadd_ps(_mm512_set1_ps(weights[r * KEYS + j]), value, total[r][p]);
+                total[r][p] = _mm512_fmadd_ps(everywhere(weights + r * KEYS + j), value, total[r][p]);
         }
+#endif
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
@@ -127,13 +113,16 @@ static int64_t score_block(const Room *room, int64_t rows, int64_t chunks, int64
     }
 #endif
     for (int64_t r = 0, taken; r < rows; r += taken) {
-        taken = rows - r >= 8 ? 8 : rows - r >= 4 ? 4 : rows - r >= 3 ? 3 : 1;
-        for (int64_t c = 0; c < chunks; c += taken < 8 ? 2 : 1) { /* a chunk too many finds room, and is never looked at */
+        int64_t left = rows - r; /* few sums at a time wait for one another */
+        taken = left > 9 || left == 8 ? 8 : left >= 6 ? 6 : left == 5 ? 3 : left;
+        for (int64_t c = 0; c < chunks; c += taken < 6 ? 2 : 1) { /* a chunk too many finds room, and is never looked at */
             const int32_t *keys = room->keys + 16 * c * words;
             float *scores = room->weights + r * KEYS + 16 * c;
             if (taken == 8) score(room->q + r, keys, words, scores, 8, 1);
+            else if (taken == 6) score(room->q + r, keys, words, scores, 6, 1);
             else if (taken == 4) score(room->q + r, keys, words, scores, 4, 2);
             else if (taken == 3) score(room->q + r, keys, words, scores, 3, 2);
+            else if (taken == 2) score(room->q + r, keys, words, scores, 2, 2);
             else score(room->q + r, keys, words, scores, 1, 2);
         }
     }
@@ -142,11 +131,13 @@ static int64_t score_block(const Room *room, int64_t rows, int64_t chunks, int64
 
 /* All sums of a block of `count` keys, of whose `padded` weights those that a row does not see are zero. */
 static void gather_block(const Room *room, int64_t rows, const VALUE *v, int64_t count, int64_t padded, int64_t size) {
+#ifdef BFLOAT16
+    for (int64_t r = 0; r < rows; r++) narrow(room->weights + r * KEYS, padded);
+#endif
 #ifdef BY_TILES
     if (BY_TILES(size)) {
         VALUE *pairs = (VALUE *)(room->keys + KEYS * size / 2);
         pair_values(v, pairs, count, padded, size);
-        for (int64_t r = 0; r < rows; r++) narrow(room->weights + r * KEYS, padded);
         gather_tiles(room->weights, room->keep, pairs, room->sums, rows, padded, size);
         return;
     }
@@ -253,7 +244,7 @@ static void attend_share(const VALUE *q, const VALUE *keys, const VALUE *values,
 #endif
     for (int64_t task = t; task < count * G * pieces; task += T) {
         const int64_t *run = runs + task / pieces / G * RUN;
-        int64_t g = task / pieces % G, piece = task % pieces;
+        int64_t g = task / pieces % G, piece = (task + g) % pieces; /* nobody gets the larger piece of every head */
         int64_t begin = run[1] * piece / pieces, end = run[1] * (piece + 1) / pieces, at = run[2] * sizes[3] + g * sizes[4];
         for (int64_t r = begin; r < end; r += most) {
             int64_t rows = end - r < most ? end - r : most, first = run[0] + r;

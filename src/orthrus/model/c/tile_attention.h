@@ -30,20 +30,13 @@ static void score_tiles(const VALUE *packed, const int32_t *keys, float *scores,
 
 /* v [count, size] in pairs of keys, [padded / 2][size][2], zeros for keys that are not there. */
 static void pair_values(const VALUE *v, VALUE *pairs, int64_t count, int64_t padded, int64_t size) {
-    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36,
-                                         4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16)), none = _mm512_setzero_si512();
     for (int64_t j = 0; j < padded; j += 2, v += 2 * size, pairs += 2 * size)
         for (int64_t i = 0; i < size; i += 32) {
-            __m512i a = j < count ? _mm512_loadu_si512(v + i) : none, b = j + 1 < count ? _mm512_loadu_si512(v + size + i) : none;
-            _mm512_storeu_si512(pairs + 2 * i, _mm512_permutex2var_epi16(a, low, b));
-            _mm512_storeu_si512(pairs + 2 * i + 32, _mm512_permutex2var_epi16(a, high, b));
+            __m512i found[2];
+            pair_features(v + i, count - j, size, ~0u, found);
+            _mm512_storeu_si512(pairs + 2 * i, found[0]);
+            _mm512_storeu_si512(pairs + 2 * i + 32, found[1]);
         }
-}
-
-/* A row of fp32 weights becomes bf16, in its place. */
-static inline void narrow(float *weights, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) store_lanes((VALUE *)weights + i, _mm512_loadu_ps(weights + i));
 }
 
 /* sums[r] = sums[r] * keep[r] + weights[r] v over `count` keys, a multiple of 32. */
