@@ -31,7 +31,7 @@ def print_costs(console: Console, costs: Costs) -> None:
     console.print(table)
     console.print(
         f"blocks beside AR rows add {1e3 * costs.beside:.2f} ms, and {1e3 * costs.block:.2f} ms each; 1,000 tokens of"
-        f" context {1e6 * costs.key:.2f} ms"
+        f" context {1e6 * costs.key:.2f} ms, and {1e6 * costs.row_key:.2f} ms for every row more"
     )
 
 

@@ -36,8 +36,8 @@ class Costs:
     """Seconds of a pass: a piecewise linear function of its rows, and what blocks and context add.
 
     rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass, over a short context; beside: what blocks in
-    an AR pass add at all, and block: each of them; key: each key that one sequence's rows, or one block, attend to.
-    What drafts is counted with the work around it.
+    an AR pass add at all, and block: each of them; key: each key that a row of one sequence attends to, block_key: that
+    a row of one block does; row_key: each key of each row more. What drafts is counted with the work around it.
     """
 
     rows: Table
@@ -46,14 +46,15 @@ class Costs:
     block: float
     key: float
     block_key: float
+    row_key: float = 0.0
 
     def ar(self, batch: int, rows: int, context: float) -> float:
         """An AR pass over `rows` rows of each of `batch` sequences with `context` cached tokens on average."""
-        return _at(self.rows, batch * rows) + self.key * batch * context
+        return self.ragged(batch, batch * rows, 0, 0, context)
 
     def diffuse(self, batch: int, width: int, context: float) -> float:
         """A diffusion pass over a block of `width` rows for each of `batch` sequences."""
-        return _at(self.drafting, batch * width) + self.key * batch * context
+        return _at(self.drafting, batch * width) + batch * (self.key + self.row_key * (width - 1)) * context
 
     def ar_and_diffuse(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
         """A pass over AR rows and `blocks` blocks per sequence; without blocks it is an AR pass."""
@@ -62,14 +63,16 @@ class Costs:
     def ragged(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
         """The same by what all sequences have together: `rows` AR rows and `blocks` blocks."""
         extra = self.beside + blocks * self.block if blocks else 0.0
-        return _at(self.rows, rows + blocks * width) + extra + (self.key * batch + self.block_key * blocks) * context
+        keys = self.key * batch + self.block_key * blocks + self.row_key * (rows - batch + blocks * (width - 1))
+        return _at(self.rows, rows + blocks * width) + extra + keys * context
 
     def grid(self, batch: int, rows: int, blocks: int, width: int, context: float) -> Array:
         """[blocks, rows]: `ar_and_diffuse` for 1 to `rows` rows and 0 to `blocks` - 1 blocks per sequence."""
         rows_R, blocks_J1 = batch * np.arange(1, rows + 1), batch * np.arange(blocks)[:, None]
         extra = np.where(blocks_J1 > 0, self.beside + blocks_J1 * self.block, 0.0)
         passes = _along(self.rows, rows_R + blocks_J1 * width)
-        return passes + extra + (self.key * batch + self.block_key * blocks_J1) * context
+        more = self.row_key * (rows_R - batch + blocks_J1 * (width - 1))
+        return passes + extra + (self.key * batch + self.block_key * blocks_J1 + more) * context
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """All cycles of one sequence, counted by shape as in `Statistics`."""
@@ -145,7 +148,8 @@ def measure(decoder: Decoder) -> Costs:
     counts = [count for count in ROWS if count <= decoder.most_rows]
     passes: dict[Any, tuple[int, Callable[[], None]]] = {f"blocks {n}": (short, partial(both, n)) for n in (3, 2, 1)}
     passes |= {f"draft {count}": (short, partial(draft, count)) for count in reversed(DRAFTED)}
-    passes |= {"long": (longest, partial(plain, 1))}
+    few = min(8, counts[-1])
+    passes |= {f"long {count}": (longest, partial(plain, count)) for count in (few, 1)}
     passes |= {count: (short, partial(plain, count)) for count in reversed(counts)}
     times: dict[Any, list[float]] = {name: [] for name in passes}
     for turn in range(ROUNDS + 1):
@@ -161,10 +165,15 @@ def measure(decoder: Decoder) -> Costs:
     found = {
         name: sorted(values)[len(values) // 5] for name, values in times.items()
     }  # what others disturb counts less
-    key = max(0.0, found["long"] - found[1]) / (longest - short)
-    plainly = _table(counts, [found[count] - key * short for count in counts])
-    drafting = _table(DRAFTED, [found[f"draft {count}"] - key * short + AROUND for count in DRAFTED])
-    bare = Costs(plainly, drafting, 0.0, 0.0, key, key)
+    key, keys = (max(0.0, found[f"long {count}"] - found[count]) / (longest - short) for count in (1, few))
+    more = max(0.0, keys - key) / max(1, few - 1)
+
+    def without_keys(name: Any, count: int) -> float:
+        return found[name] - (key + more * (count - 1)) * short
+
+    plainly = _table(counts, [without_keys(count, count) for count in counts])
+    drafting = _table(DRAFTED, [without_keys(f"draft {count}", count) + AROUND for count in DRAFTED])
+    bare = Costs(plainly, drafting, 0.0, 0.0, key, key, more)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 3)}
     block = max(0.0, (extra[3] - extra[1]) / 2)
-    return Costs(plainly, drafting, AROUND + max(0.0, extra[1] - block), block, key, key)
+    return Costs(plainly, drafting, AROUND + max(0.0, extra[1] - block), block, key, key, more)
