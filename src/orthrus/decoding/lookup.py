@@ -24,6 +24,11 @@ class Lookup:
             self._found = self._after.get(suffix)
             self._after[suffix] = len(self._tokens)
 
+    @property
+    def found(self) -> bool:
+        """Whether the newest tokens stood in the text before."""
+        return self._found is not None
+
     def __len__(self) -> int:
         return len(self._tokens)
 

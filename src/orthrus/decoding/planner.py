@@ -59,6 +59,10 @@ class Account:
     quiet: float = 0.0
     resting: int = 0
 
+    def read(self, sequence: Sequence) -> None:
+        """Index what was written since."""
+        self.lookup.extend(sequence.tokens[len(self.lookup) - len(sequence.request.prompt) :])
+
 
 class Planner:
     """Plans for the sequences of one decoding run.
@@ -76,6 +80,7 @@ class Planner:
     ) -> None:
         self.costs, self._width, self._alone, self._budget = costs, width, alone, budget
         self._trained = min(width, diffusion.trained_rows)
+        self._plain = Shape(width, [0], [0], ["ar"], [False])
         self._accounts: dict[int, Account] = {}
         self._before: History | None = None
         self._beginning: tuple[History | None, Policy] | None = None
@@ -91,6 +96,8 @@ class Planner:
     def choose(self, batch: list[Sequence], *, fresh: list[bool] | None = None) -> Shape:
         """The next pass; may replace a sequence's drafts by looked-up ones. `fresh`: who has just drafted anew."""
         again = fresh is not None
+        if len(batch) == 1 and not again and self._rests(batch[0]):
+            return self._plain
         wanted = fresh or [False] * len(batch)
         pairs = [(sequence, self._account(sequence, self._share(batch), again=again)) for sequence in batch]
         if not self._alone and len(batch) > 1:
@@ -114,9 +121,8 @@ class Planner:
             stopped = sequence.finish_reason is not None
             if offered:
                 account.history.observe(drafts[slot], verdict.accepted if stopped else offered, verdict.accepted)
-            price = self._price(shape, slot, sequence.length)
             plain = self.costs.ar(share, 1, sequence.length) / share
-            account.spent += price + PLANNING
+            account.spent += PLANNING + (plain if shape is self._plain else self._price(shape, slot, sequence.length))
             account.earned += len(verdict.tokens) * plain
             account.quiet = 0.0 if blocks or shape.kinds[slot] == "two-pass" else account.quiet + plain
             if stopped:
@@ -134,7 +140,7 @@ class Planner:
         if account is None:
             account = self._accounts[sequence.index] = Account(self._new_history())
             account.lookup.extend(list(sequence.request.prompt))
-        account.lookup.extend(sequence.tokens[len(account.lookup) - len(sequence.request.prompt) :])
+        account.read(sequence)
         if not again:
             if sequence.ahead.start == 1:
                 account.history.observe_agreement(met=sequence.ahead.kind == "agrees")
@@ -150,12 +156,23 @@ class Planner:
                 sequence.ahead = found
         return account
 
+    def _rests(self, sequence: Sequence) -> bool:
+        """Whether a sequence takes another plain pass without further thought: the best there was a moment ago."""
+        account = self._accounts.get(sequence.index)
+        if account is None or not account.resting or sequence.ahead.tokens:
+            return False
+        account.read(sequence)
+        if account.lookup.found:
+            return False
+        account.resting -= 1
+        return True
+
     def _single(self, pair: tuple[Sequence, Account], *, again: bool, drew: bool) -> Shape:
-        """A pass for one sequence; a plain one without further thought where one has just been the best there was."""
+        """A pass for one sequence."""
         sequence, account = pair
         if account.resting and not sequence.ahead.tokens:
             account.resting -= 1
-            return Shape(self._width, [0], [0], ["ar"], [False])
+            return self._plain
         shape = self._joint([pair], [drew], again=again)
         account.resting = 0 if sequence.ahead.tokens or shape.blocks[0] or shape.redraft[0] else RESTING
         return shape
