@@ -25,7 +25,7 @@ MAY_IMPORT = {
 }
 LIBRARIES_KEPT_OUT = {"decoding": {"transformers"}, "config": {"torch", "transformers"}, "cache": {"transformers"}}
 MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 60, 8
-MOST_CORE_LINES, MOST_LINES = 4150, 12500
+MOST_CORE_LINES, MOST_LINES = 4300, 12500
 DEVICE_CODE = ("gpu_kernels.py",)
 
 

@@ -30,6 +30,7 @@ def test_every_cycle_equals_the_oracle(family, dtype, kernels, tmp_path):
     decoder = tiny.on_device(tiny.randomise(decoder), device).prepare(fast)
     assert decoder.exact
     assert (decoder.kernels.name, decoder.attention.sees) == (kernels, kernels == "Triton")
+    assert decoder.graphs is not None
     asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
     truths = [tiny.oracle(decoder, request).tokens for request in asked]
     for name in cycles.names():

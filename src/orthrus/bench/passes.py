@@ -145,7 +145,8 @@ def _timed(decoder: Decoder, spent: dict[str, float]) -> Iterator[None]:
 
         return run
 
-    kernels, attention = decoder.kernels, decoder.attention
+    kernels, attention, graphs = decoder.kernels, decoder.attention, decoder.graphs
+    decoder.graphs = None  # what is replayed calls nothing
     stack = decoder.fused[False]  # keeps clocks of its own
     names = {} if stack else {"add_norm": "norms", "place": "rotation and cache", "gate": "gate"}
     linears = {} if stack else decoder.linears()
@@ -159,6 +160,7 @@ def _timed(decoder: Decoder, spent: dict[str, float]) -> Iterator[None]:
         with stack.clocked(spent) if stack else nullcontext():
             yield
     finally:
+        decoder.graphs = graphs
         for method in names:
             delattr(kernels, method)
         for linear in linears.values():

@@ -78,14 +78,23 @@ def simulate(
                 chances = np.stack([np.full(width, chance), np.full(width, astray * chance)])
                 states = States(chances, width, costs, batch, context)
                 limits = {f"{n}": n for n in (1, 2, 4, 8) if n <= width} | {"all": width + 1}
-                one_pass = {name: states.rate_with(n) for name, n in limits.items()}
+                one_pass = {name: _rate_with(states, n) for name, n in limits.items()}
                 points.append(
                     Point(
-                        acceptance, width, batch, batch / costs.ar(batch, 1, context), states.rate_with(0), one_pass,
+                        acceptance, width, batch, batch / costs.ar(batch, 1, context), _rate_with(states, 0), one_pass,
                         states.best().rate,
                     )
                 )  # fmt: skip
     return points
+
+
+def _rate_with(states: States, blocks: int) -> float:
+    """Tokens per second when every pass carries that many blocks, as far as it has rows; 0 is two-pass."""
+    chosen = np.minimum(blocks, states.held + 1)
+    if not blocks:
+        chosen = np.full_like(states.held, 2 + states.held.max())
+        chosen[1:3] = 0
+    return states.evaluate(chosen)[0]
 
 
 def plot(points: list[Point], title: str, path: Path) -> None:

@@ -162,9 +162,7 @@ def measure(decoder: Decoder) -> Costs:
                     torch.cuda.synchronize(decoder.device)
                 if turn and repeat:
                     times[name].append(perf_counter() - start)
-    found = {
-        name: sorted(values)[len(values) // 5] for name, values in times.items()
-    }  # what others disturb counts less
+    found = {name: sorted(each)[len(each) // 5] for name, each in times.items()}  # what others disturb counts less
     key, keys = (max(0.0, found[f"long {count}"] - found[count]) / (longest - short) for count in (1, few))
     more = max(0.0, keys - key) / max(1, few - 1)
 

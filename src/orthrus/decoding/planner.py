@@ -96,13 +96,11 @@ class Planner:
     def choose(self, batch: list[Sequence], *, fresh: list[bool] | None = None) -> Shape:
         """The next pass; may replace a sequence's drafts by looked-up ones. `fresh`: who has just drafted anew."""
         again = fresh is not None
-        if len(batch) == 1 and not again and self._rests(batch[0]):
-            return self._plain
         wanted = fresh or [False] * len(batch)
-        pairs = [(sequence, self._account(sequence, self._share(batch), again=again)) for sequence in batch]
-        if not self._alone and len(batch) > 1:
+        if self._share(batch) > 1:
+            pairs = [(sequence, self._account(sequence, len(batch), again=again)) for sequence in batch]
             return self._joint(pairs, wanted, again=again)
-        shapes = [self._single(pair, again=again, drew=drew) for pair, drew in zip(pairs, wanted, strict=True)]
+        shapes = [self._single(sequence, again=again, drew=drew) for sequence, drew in zip(batch, wanted, strict=True)]
         if len(shapes) == 1:
             return shapes[0]
         return Shape(
@@ -167,13 +165,12 @@ class Planner:
         account.resting -= 1
         return True
 
-    def _single(self, pair: tuple[Sequence, Account], *, again: bool, drew: bool) -> Shape:
+    def _single(self, sequence: Sequence, *, again: bool, drew: bool) -> Shape:
         """A pass for one sequence."""
-        sequence, account = pair
-        if account.resting and not sequence.ahead.tokens:
-            account.resting -= 1
+        if not again and self._rests(sequence):
             return self._plain
-        shape = self._joint([pair], [drew], again=again)
+        account = self._account(sequence, 1, again=again)
+        shape = self._joint([(sequence, account)], [drew], again=again)
         account.resting = 0 if sequence.ahead.tokens or shape.blocks[0] or shape.redraft[0] else RESTING
         return shape
 

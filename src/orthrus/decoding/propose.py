@@ -23,10 +23,7 @@ def propose(
     """Give each sequence that wants them fresh drafts, at most `trained_rows`: one diffusion pass over its anchor and
     width - 1 masks."""
     assert decoder.diffusion is not None
-    rows, drafting = (
-        min(width, decoder.diffusion.trained_rows),
-        [s for s, wants in zip(batch, wanted, strict=True) if wants],
-    )
+    rows, drafting = min(width, decoder.diffusion.trained_rows), [s for s, w in zip(batch, wanted, strict=True) if w]
     roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
     for s, logits_RV in zip(drafting, decoder.diffuse(roots, width, window, rows), strict=True):
         s.count_pass(width)

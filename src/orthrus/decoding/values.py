@@ -58,7 +58,7 @@ class States:
         ahead = np.concatenate([chances[:, :usable], np.zeros((2, usable))], axis=1)
         hits = np.zeros((states, usable))  # after the state of nothing, those of each first row, foreseen or not
         hits[1:] = ahead[:, from_row[:, None] + from_row].swapaxes(0, 1).reshape(-1, usable)
-        self._held = np.concatenate([[0], np.repeat(usable - from_row, 2)])
+        self.held = np.concatenate([[0], np.repeat(usable - from_row, 2)])
         survival = hits.cumprod(axis=1)
         chain = np.concatenate([np.ones((states, 1)), survival, np.zeros((states, 1))], axis=1)
         foresaw = np.concatenate([[1.0], chances[0, : usable - 1].cumprod()])
@@ -71,7 +71,7 @@ class States:
         self._gains = np.tile(1 + survival.sum(axis=1), (usable + 3, 1))
         self._gains[-1] = 0.0
         self._gains[-1, 1:3] = -1e3  # a diffusion pass after a diffusion pass is of no use
-        times = costs.grid(share, usable + 1, usable + 2, width, context)[:, self._held] / share
+        times = costs.grid(share, usable + 1, usable + 2, width, context)[:, self.held] / share
         drafting = costs.diffuse(share, width, context) / share
         self._times = np.concatenate([times, np.full((1, states), drafting)])
 
@@ -80,23 +80,18 @@ class States:
         every = np.arange(self._moves.shape[1])
         chosen = np.zeros_like(every)
         while True:
-            rate, values = self._evaluate(chosen)
+            rate, values = self.evaluate(chosen)
             worth = self._gains - rate * self._times + self._moves @ values
             better = worth.max(axis=0) > worth[chosen, every] + 1e-9
             if not better.any():
                 return Policy(rate, self.width, self._lands @ values, float(values[1]))
             chosen = np.where(better, worth.argmax(axis=0), chosen)
 
-    def rate_with(self, blocks: int) -> float:
-        """Tokens per second when every pass carries that many blocks, as far as it has rows; 0 is two-pass."""
-        chosen = np.minimum(blocks, self._held + 1)
-        if not blocks:
-            chosen = np.full_like(self._held, len(self._moves) - 1)
-            chosen[1:3] = 0
-        return self._evaluate(chosen)[0]
+    def evaluate(self, chosen: NDArray[np.int64]) -> tuple[float, Array]:
+        """Rate of gain of a policy, and the relative values of the states under it, that of state 0 being 0.
 
-    def _evaluate(self, chosen: NDArray[np.int64]) -> tuple[float, Array]:
-        """Rate of gain of a policy, and the relative values of the states under it, that of state 0 being 0."""
+        chosen: by state, how many blocks; usable + 2 is a diffusion pass.
+        """
         every = np.arange(len(chosen))
         system = np.eye(len(every)) - self._moves[chosen, every]
         system[:, 0] = self._times[chosen, every]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.fused import Stack
+from orthrus.model.graphs import Graphs, on_cuda
 from orthrus.model.kernels import Kernels, attend_in_blocks
 from orthrus.model.layers import Layer, View, scale
 from orthrus.model.layout import Layout, Part
@@ -50,6 +51,7 @@ class Decoder(nn.Module):
         self.attention = AttentionChoice(attend_in_blocks, RowRule(2, MOST_ROWS, exact=False), KEY_BLOCK)
         self.linear_multiple = 2
         self.fused: dict[bool, Stack | None] = {False: None, True: None}
+        self.graphs: Graphs | None = None
         self.drafting_head: tuple[Linear] | None = None  # in a tuple: no part of the model
         self.exact = False
 
@@ -68,6 +70,7 @@ class Decoder(nn.Module):
         rules = [linear.rule for linear in self.linears().values()]
         self.linear_multiple = max(rule.multiple for rule in rules)
         self.fused = {drafting: Stack.of(self, drafting=drafting) for drafting in (False, True)}
+        self.graphs = Graphs(self, on_cuda()) if self.device.type == "cuda" else None
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         return self
 
@@ -226,6 +229,15 @@ class Decoder(nn.Module):
         stack = self.fused[drafting]
         if stack is not None and self.attention.sees:
             return stack.run(parts, cache, picked, wanted)
+        if self.graphs is not None and self.attention.sees:
+            return self.graphs.run(parts, picked, wanted, cache)
+        return self.launch(parts, picked, wanted, cache, span)
+
+    def launch(
+        self, parts: list[Part], picked: list[int] | Tensor, wanted: int, cache: CacheWindow, span: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same, kernel by kernel, over the first `span` places of the cache."""
+        drafting = all(part.view == "diffusion" for part in parts)
         picked_PD = self._layers(parts, cache, span, drafting=drafting)[picked]
         return self.logits(picked_PD[None, :wanted], drafting=drafting)[0], picked_PD[wanted:]
 

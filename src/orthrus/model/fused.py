@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -129,7 +128,7 @@ def _numbers(parts: list[Part]) -> tuple[ctypes.Array[ctypes.c_int64], ctypes.Ar
     flat: list[int] = []
     starts = []
     for part in parts:
-        for values in (part.tokens, chain(*part.table), part.positions, chain(*part.runs), part.seen):
+        for values in part.numbers:
             starts.append(len(flat))
             flat += values
     numbers = _integers(flat)

@@ -7,8 +7,9 @@ longest sequence has, in which the rows that a sequence lacks are zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -40,23 +41,42 @@ class Part:
     seen: list[int]
     make_biases: Callable[[], list[Bias]]
 
+    @property
+    def numbers(self) -> list[list[int]]:
+        """All that tells it from other parts of its shape, in lists."""
+        return [self.tokens, [*chain(*self.table)], self.positions, [*chain(*self.runs)], self.seen]
+
+    @property
+    def most(self) -> int:
+        """Rows of its longest run."""
+        return max((run[1] for run in self.runs), default=0)
+
     @cached_property
+    def tensors(self) -> Sequence[Tensor]:
+        """The same on the device."""
+        return [torch.tensor(values, device=self.layout.like.device) for values in self.numbers]
+
+    def over(self, tensors: Sequence[Tensor]) -> Part:
+        """A part of this shape whose numbers are those in `tensors`, whatever they will be."""
+        part = replace(self)
+        vars(part)["tensors"] = tensors
+        return part
+
+    @property
     def tokens_N(self) -> Tensor:
         """Tokens of all rows, padding included."""
-        return torch.tensor(self.tokens, device=self.layout.like.device)
+        return self.tensors[0]
 
     @cached_property
     def places(self) -> Places:
         """Where its real rows stand."""
-        table_4N = torch.tensor([*self.table, self.positions], device=self.layout.like.device)
-        rope = self.layout.rope.rows(table_4N[3], max(self.positions))
-        return Places(table_4N[:3], *rope, self.attended, self.layout.norm_eps)
+        rope = self.layout.rope.rows(self.tensors[2], max(self.positions))
+        return Places(self.tensors[1].view(3, -1), *rope, self.attended, self.layout.norm_eps)
 
     @cached_property
     def sight(self) -> Sight:
         """Which keys they see."""
-        device, most = self.layout.like.device, max((run[1] for run in self.runs), default=0)
-        return Sight(torch.tensor(self.runs, device=device), torch.tensor(self.seen, device=device), most)
+        return Sight(self.tensors[3].view(-1, 5), self.tensors[4], self.most)
 
     @cached_property
     def biases(self) -> list[Bias]:

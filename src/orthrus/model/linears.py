@@ -145,11 +145,8 @@ class GroupedLinear(Linear):
 
     def keep(self, blocks: Blocks) -> None:
         """Store the weights in the form that `run` reads."""
-        self._numbers, self._scales, self._least = (
-            blocks.numbers.double(),
-            blocks.scales.double(),
-            blocks.least.double(),
-        )
+        found = blocks.numbers, blocks.scales, blocks.least
+        self._numbers, self._scales, self._least = (tensor.double() for tensor in found)
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """y [N, O]; see `Linear`."""
