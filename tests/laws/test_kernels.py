@@ -13,7 +13,7 @@ import torch
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import KEY_BLOCK
 from orthrus.model import blocks, compiled, native, native_linears
-from orthrus.model.kernels import Kernels, Places, attend_flash, attend_in_blocks
+from orthrus.model.kernels import Kernels, Places, Sight, attend_flash, attend_in_blocks
 from orthrus.model.linears import Linear, RowRule
 from orthrus.model.masks import causal_bias
 from orthrus.model.probes import choose_attention, find_row_rule
@@ -176,6 +176,35 @@ def test_int8_forms(fast, precision, outputs, inputs, bias):
     for form in (*others, slow):
         for count in (1, 2, 3, 7, 16, 31, 33, 100):
             assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 16])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 2, 16), (8, 8, 96)])
+def test_every_row_attends_to_what_it_sees_and_to_nothing_else(fast, precision, heads, kv_heads, size, rows):
+    """AR rows of two sequences and a block beside them, on both sides of a border between blocks of keys."""
+    if not fast.sees(size):
+        pytest.skip("this processor has no attention that is told what it sees in numbers")
+    T, first = 640, 255
+    q = values(rows + 6, heads, size, precision=precision)
+    keys, held = (values(2, kv_heads, T, size, precision=precision) for _ in range(2))
+    seen = [*range(first + rows, first, -1), 2, 1, *[517] * 4]
+    sight = Sight(
+        torch.tensor([[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]), torch.tensor(seen), rows
+    )
+    visible = torch.arange(T)[None] < torch.tensor(seen)[:, None]
+    visible[rows + 2 :, 600:604] = True
+    sequences = torch.tensor([0] * rows + [1] * 6)
+    found = fast.attend(q, keys, held, sight).clone()
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q[:, :, None].float(), keys[sequences].float(), held[sequences].float(), visible[:, None, None], enable_gqa=True
+    )
+    tolerance = 2e-5 if precision == "fp32" else 0.02
+    torch.testing.assert_close(found.float(), expected.flatten(1), atol=tolerance, rtol=tolerance)
+    for row, count in enumerate(seen[:rows]):
+        changed = keys.clone(), held.clone()
+        for tensor in changed:
+            tensor[0, :, count:] = 100.0  # among them keys that the rows before see
+        assert torch.equal(fast.attend(q, *changed, sight)[row], found[row])
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (8, 8, 32), (14, 2, 64)])
