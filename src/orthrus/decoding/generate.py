@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from orthrus.cache import KVCache
-from orthrus.config import DecodingConfig
+from orthrus.config import KEY_BLOCK, DecodingConfig
 from orthrus.decoding import cycles, verify
 from orthrus.decoding.costs import Costs, measure
 from orthrus.decoding.cycles import Drafting
@@ -68,7 +68,8 @@ def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rul
     sequence.begin()
     cache.commit(slot, 0)
     prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
-    cache.reserve(prompt.shape[1])  # at once: to grow piece by piece is to copy all of it each time
+    ahead = min(sequence.request.stop.max_new_tokens, KEY_BLOCK)
+    cache.reserve(prompt.shape[1] + ahead)  # at once: to grow is to copy all of it, and to record its passes anew
     *pieces, last = prompt.split(decoder.most_rows, dim=1)
     window = cache.window(slot, slot + 1)
     for piece in pieces:
