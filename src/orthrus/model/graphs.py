@@ -33,9 +33,11 @@ def on_cuda() -> Record:
     pool = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        with torch.cuda.stream(torch.cuda.Stream()):
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
             work()  # compiles what is not yet compiled for these very tensors, which a recording must not do
-        torch.cuda.synchronize()
+        current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             results = work()
@@ -49,8 +51,7 @@ class _Graph:
     numbers: Tensor
     results: Results
     replay: Callable[[], None]
-    kept: Any
-    """What its kernels read at fixed addresses."""
+    kept: Any  # what its kernels read at fixed addresses
 
 
 class Graphs:
@@ -67,7 +68,7 @@ class Graphs:
         if sum(len(part.tokens) for part in parts) > MOST_ROWS:
             return launch(parts, picked)
         shapes = [(p.view, len(p.tokens), len(p.positions), p.attended, len(p.runs), p.most) for p in parts]
-        shape = (*shapes, len(picked), wanted, keys.data_ptr(), values.data_ptr(), keys.shape)
+        shape = (*shapes, len(picked), wanted, keys.data_ptr(), values.data_ptr(), keys.shape, keys.stride())
         lists = [*chain(*(part.numbers for part in parts)), picked]
         with self._lock:
             if shape not in self._graphs:
