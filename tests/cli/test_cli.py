@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -299,8 +300,10 @@ def test_a_closed_pipe_ends_quietly(model):
 
 
 def test_ctrl_c_keeps_the_text_so_far(model):
-    slow = {**os.environ, "CC": "/nonexistent"}  # no native kernels: still busy when the signal comes
+    slow = {**os.environ, "CC": "/nonexistent"}  # no native kernels, and little room for text that nobody reads:
     process = spawn("generate", "hi", "--model", model, "--max-new-tokens", 2000, "--raw", env=slow)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # still busy, or waiting, when the signal comes, however late that is
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=120)
