@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
+from orthrus.model.float_state import denormals_kept
 from orthrus.model.fused import Stack
 from orthrus.model.graphs import Graphs, on_cuda
 from orthrus.model.kernels import Kernels, attend_in_blocks
@@ -227,11 +228,12 @@ class Decoder(nn.Module):
         `picked`, and the final hidden states [.., D] of the others."""
         drafting = all(part.view == "diffusion" for part in parts)
         stack = self.fused[drafting]
-        if stack is not None and self.attention.sees:
-            return stack.run(parts, cache, picked, wanted)
-        if self.graphs is not None and self.attention.sees:
-            return self.graphs.run(parts, picked, wanted, cache)
-        return self.launch(parts, picked, wanted, cache, span)
+        with denormals_kept():
+            if stack is not None and self.attention.sees:
+                return stack.run(parts, cache, picked, wanted)
+            if self.graphs is not None and self.attention.sees:
+                return self.graphs.run(parts, picked, wanted, cache)
+            return self.launch(parts, picked, wanted, cache, span)
 
     def launch(
         self, parts: list[Part], picked: list[int] | Tensor, wanted: int, cache: CacheWindow, span: int

@@ -80,7 +80,8 @@ class Stack:
 
     def forget(self) -> None:
         """Give the workspace back; the next pass makes its own."""
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        with self._lock:
+            self._memory = torch.empty(0, dtype=torch.uint8)
 
     @contextmanager
     def clocked(self, spent: dict[str, float]) -> Iterator[None]:

@@ -6,6 +6,8 @@ blocks of one fixed shape, because a vectorised cosine may round differently in 
 
 from __future__ import annotations
 
+from threading import Lock
+
 import torch
 from torch import Tensor
 
@@ -15,33 +17,41 @@ BLOCK = 512
 
 
 class RopeTable:
-    """Cosines and signed sines by position, in fp32, grown in blocks of 512 positions."""
+    """Cosines and signed sines by position, in fp32, grown in blocks of 512 positions.
+
+    Safe for many threads: both tables are published together, as one tuple that never changes; a lock is taken only to
+    grow them.
+    """
 
     def __init__(self, config: RopeConfig, device: torch.device) -> None:
         self._frequencies = torch.tensor(config.inverse_frequencies, dtype=torch.float32)
         self._scaling = config.scaling
-        half = len(config.inverse_frequencies)
-        self._cos_TE = torch.empty(0, 2 * half, device=device)
-        self._sin_TE = torch.empty(0, 2 * half, device=device)
+        empty_TE = torch.empty(0, 2 * len(config.inverse_frequencies), device=device)
+        self._published = empty_TE, empty_TE
+        self._growth = Lock()
 
     def tables(self, last: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine [T, E] of the positions from 0 on, `last` among them."""
-        while len(self._cos_TE) <= last:
-            self._grow()
-        return self._cos_TE, self._sin_TE
+        published = self._published
+        if len(published[0]) > last:
+            return published
+        with self._growth:
+            while len(self._published[0]) <= last:
+                self._published = self._grown(*self._published)
+            return self._published
 
     def rows(self, positions: Tensor, last: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine of `positions` (any shape, none beyond `last`), each [*positions, 1, E]."""
         cos_TE, sin_TE = self.tables(last)
         return cos_TE[positions].unsqueeze(-2), sin_TE[positions].unsqueeze(-2)
 
-    def _grow(self) -> None:
-        start = len(self._cos_TE)
+    @torch.inference_mode(mode=False)  # training reads the tables too, whoever made them
+    def _grown(self, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Both tables and one block more."""
+        start = len(cos_TE)
         angles = torch.outer(torch.arange(start, start + BLOCK, dtype=torch.float32), self._frequencies)
-        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
-        device = self._cos_TE.device
-        self._cos_TE = torch.cat((self._cos_TE, torch.cat((cos, cos), dim=-1).to(device)))
-        self._sin_TE = torch.cat((self._sin_TE, torch.cat((-sin, sin), dim=-1).to(device)))
+        cos, sin = (part.to(cos_TE.device) for part in (angles.cos() * self._scaling, angles.sin() * self._scaling))
+        return torch.cat((cos_TE, torch.cat((cos, cos), dim=-1))), torch.cat((sin_TE, torch.cat((-sin, sin), dim=-1)))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

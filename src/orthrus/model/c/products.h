@@ -29,9 +29,9 @@ static inline void share_outputs(int64_t outputs, int64_t t, int64_t T, int64_t 
 }
 
 #ifdef _OPENMP
-#define WHICH_THREAD int64_t t = omp_get_thread_num(), T = omp_get_num_threads();
+#define WHICH_THREAD DEFAULT_FLOAT_STATE int64_t t = omp_get_thread_num(), T = omp_get_num_threads();
 #else
-#define WHICH_THREAD int64_t t = 0, T = 1;
+#define WHICH_THREAD DEFAULT_FLOAT_STATE int64_t t = 0, T = 1;
 #endif
 #define EVERY_THREAD(work)                                                                                             \
     _Pragma("omp parallel num_threads(threads)") {                                                                     \

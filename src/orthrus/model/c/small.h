@@ -83,6 +83,7 @@ static inline void scale_row(const VALUE *x, float factor, const VALUE *weight, 
 
 /* x += delta where there is one; out[n, :] = x[n, :] / rms * weight */
 void rms_norm(VALUE *x, const VALUE *delta, const VALUE *weight, VALUE *out, int64_t rows, int64_t size, float eps) {
+    DEFAULT_FLOAT_STATE
     for (int64_t n = 0; n < rows; n++, x += size, out += size) {
         if (delta) add_row(x, delta + n * size, size);
         scale_row(x, inverse_rms(x, size, eps), weight, out, size);
@@ -135,6 +136,7 @@ static void place_rows(const VALUE *qkv, const VALUE *const *norms, const float 
 
 void place(const VALUE *qkv, const VALUE *q_norm, const VALUE *k_norm, const float *cos, const float *sin,
            const int64_t *places, VALUE *q, VALUE *keys, VALUE *values, const int64_t *sizes, int64_t N, float eps) {
+    DEFAULT_FLOAT_STATE
     const VALUE *norms[2] = {q_norm, k_norm};
     place_rows(qkv, norms, cos, sin, 0, places, q, keys, values, sizes, eps, N, 0, N);
 }
@@ -195,6 +197,7 @@ static inline void gate_row(const VALUE *x, VALUE *out, int64_t size, int64_t fi
 
 /* The same for every row: x [rows, 2 size], out [rows, size]. */
 void gate(const VALUE *x, VALUE *out, int64_t rows, int64_t size) {
+    DEFAULT_FLOAT_STATE
     for (int64_t n = 0; n < rows; n++) gate_row(x + 2 * n * size, out + n * size, size, 0, size);
 }
 
@@ -202,6 +205,7 @@ void gate(const VALUE *x, VALUE *out, int64_t rows, int64_t size) {
 void largest_probability(const VALUE *x, float *out, int64_t rows, int64_t size, int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
+        DEFAULT_FLOAT_STATE
         const VALUE *row = x + n * size;
         float top = -INFINITY, sum = 0;
         int64_t i = 0;

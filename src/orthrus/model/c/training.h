@@ -5,6 +5,7 @@ void rms_norm_backward(const VALUE *x, const VALUE *weight, const VALUE *grad, V
                        float eps, int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
+        DEFAULT_FLOAT_STATE
         const VALUE *a = x + n * size, *g = grad + n * size;
         float inverse = inverse_rms(a, size, eps), lanes[LANES] = {0}, dot = 0;
         int64_t i = 0;
@@ -22,6 +23,7 @@ void rms_norm_backward(const VALUE *x, const VALUE *weight, const VALUE *grad, V
 void gate_backward(const VALUE *x, const VALUE *grad, VALUE *out, int64_t rows, int64_t size, int64_t threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
+        DEFAULT_FLOAT_STATE
         const VALUE *a = x + 2 * n * size;
         VALUE *to = out + 2 * n * size;
         for (int64_t i = 0; i < size; i++) {
@@ -39,6 +41,7 @@ void rotate_rows(const VALUE *x, const float *cos, const float *sin, VALUE *out,
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++)
         for (int64_t h = 0; h < heads; h++) {
+            DEFAULT_FLOAT_STATE
             const VALUE *from = x + n * stride + h * size;
             const float *c = cos + n * size, *s = sin + n * size;
             VALUE *to = out + (n * heads + h) * size;
@@ -71,6 +74,7 @@ void forward_kl(VALUE *student, const VALUE *teacher, float *losses, int64_t row
         float *q = malloc(2 * size * sizeof(float)), *p = q + size;
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
+            DEFAULT_FLOAT_STATE
             VALUE *s = student + n * size;
             const VALUE *t = teacher + n * size;
             for (int64_t i = 0; i < size; i++) q[i] = load(s[i]), p[i] = load(t[i]);
@@ -94,6 +98,7 @@ void block_softmax(VALUE *past, VALUE *own, const int64_t *seen, const int64_t *
     int64_t blocks = sizes[1], rows = sizes[2], text = sizes[3], block = sizes[4];
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < sizes[0] * blocks * rows; n++) {
+        DEFAULT_FLOAT_STATE
         VALUE *a = past + n * text, *b = own + n * block;
         int64_t visible = seen[n / rows % blocks];
         int64_t count = (visible + block + LANES - 1) / LANES * LANES;
@@ -115,6 +120,7 @@ void block_softmax_backward(const VALUE *past, const VALUE *own, VALUE *grad_pas
     int64_t text = sizes[3], block = sizes[4];
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < sizes[0] * sizes[1] * sizes[2]; n++) {
+        DEFAULT_FLOAT_STATE
         const VALUE *a = past + n * text, *b = own + n * block;
         VALUE *da = grad_past + n * text, *db = grad_own + n * block;
         float lanes[LANES] = {0}, dot = 0;

@@ -1,0 +1,169 @@
+"""Law 1 for many threads: answers do not depend on who else decodes, on thread counts, or on floating-point settings."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import tiny
+import torch
+
+from orthrus.checkpoint.derived import cache_directory
+from orthrus.config import DecodingConfig, RopeConfig, SamplingParams
+from orthrus.decoding.generate import generate
+from orthrus.model import families, native
+from orthrus.model.rope import RopeTable
+
+CYCLES = ("auto", "one-pass", "two-pass", "ar")
+
+
+@pytest.fixture
+def frequent_switches():
+    """Let Python change threads as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def fresh(kernels="native", dtype="fp32", family="qwen3"):
+    """A decoder that no pass has run on yet, unlike the shared ones."""
+    return tiny.decoder.__wrapped__(family, dtype, 8, kernels=kernels)
+
+
+def answer(decoder, request, cycle):
+    steps = generate(decoder, [request], DecodingConfig(cycle=cycle), tiny.LIMITS, costs=tiny.COSTS["rows"])
+    (done,) = [step.sequence.tokens for step in steps if step.sequence.finish_reason]
+    return done
+
+
+def test_a_rope_table_that_many_threads_grow_is_that_of_one_thread(frequent_switches):
+    config = RopeConfig(tuple(1.0 / 10000 ** (n / 8) for n in range(8)))
+    alone = RopeTable(config, torch.device("cpu")).tables(5000)
+    for _ in range(20):
+        table, together = RopeTable(config, torch.device("cpu")), Barrier(4)
+
+        def grow(last, table=table, together=together):
+            together.wait()
+            return table.tables(last)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(grow, (700, 1500, 2600, 5000)))
+        for cos, sin in [*found, table.tables(5000)]:
+            assert len(cos) == len(sin)
+            assert torch.equal(cos, alone[0][: len(cos)])
+            assert torch.equal(sin, alone[1][: len(sin)])
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_threads_on_a_fresh_decoder_then_the_same_serially(frequent_switches, kernels):
+    requests = [tiny.request(600 + 37 * n, 8, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
+    reference = fresh(kernels)
+    truths = [tiny.oracle(reference, request).tokens for request in requests]
+    for _ in range(2):
+        decoder, together = fresh(kernels), Barrier(4)
+
+        def decode(n, decoder=decoder, together=together):
+            together.wait()
+            return answer(decoder, requests[n], CYCLES[n])
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(decode, range(4))) == truths
+        assert [answer(decoder, request, "auto") for request in requests] == truths
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch", "native int8"])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_the_number_of_threads_changes_no_bit(dtype, kernels):
+    before = torch.get_num_threads()
+    request, logits = tiny.request(530, 12), []
+    try:
+        torch.set_num_threads(2)
+        decoder = fresh(kernels, dtype)  # loaded with two threads, used with others
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            truth = tiny.oracle(decoder, request, logits=True)
+            logits.append(truth.logits_NV)
+            for cycle in CYCLES:
+                assert answer(decoder, request, cycle) == truth.tokens, (count, cycle)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found, logits[0]) for found in logits)
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_two_models_at_once(kernels):
+    decoders = [fresh(kernels), tiny.decoder("llama", "bf16", kernels=kernels)]
+    request = tiny.request(520, 20)
+    truths = [tiny.oracle(decoder, request).tokens for decoder in decoders]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: answer(decoders[n % 2], request, CYCLES[n % 4]), range(8)))
+    assert found == truths * 4
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_a_run_closed_midway_leaves_nothing_behind(family):
+    decoder, requests = tiny.decoder(family), [tiny.request(20, 30, n) for n in range(3)]
+    truths = [tiny.oracle(decoder, request).tokens for request in requests]
+    for cycle in CYCLES:
+        running = generate(
+            decoder, requests, DecodingConfig(cycle=cycle, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["rows"]
+        )
+        for _ in range(5):
+            next(running)
+        running.close()
+        assert [answer(decoder, request, cycle) for request in requests] == truths
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_an_exception_inside_a_pass_leaves_nothing_behind(monkeypatch, kernels):
+    decoder, request = tiny.decoder(kernels=kernels), tiny.request(20, 30)
+    truth = tiny.oracle(decoder, request).tokens
+    whole = type(decoder)._run
+
+    def fails_once(self, *arguments):
+        whole(self, *arguments)
+        monkeypatch.undo()
+        raise MemoryError
+
+    for cycle in CYCLES:
+        running = generate(decoder, [request], DecodingConfig(cycle=cycle), tiny.LIMITS, costs=tiny.COSTS["rows"])
+        next(running)
+        monkeypatch.setattr(type(decoder), "_run", fails_once)
+        with pytest.raises(MemoryError):
+            list(running)
+        assert answer(decoder, request, cycle) == truth
+
+
+def denormal_decoder(dtype):
+    """A decoder whose activations are denormal in the bfloat16 and float32 sense: its embeddings are 1e-39."""
+    made = tiny.decoder.__wrapped__("qwen2", dtype, 8, prepared=False)
+    with torch.no_grad():
+        made.embedding.mul_(1e-39)
+        for layer in made.stack:
+            layer.ar.qkv.bias.zero_()
+            layer.down.weight.mul_(1e-39)
+            layer.ar.o.weight.mul_(1e-39)
+    return made
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype):
+    before = torch.get_num_threads()
+    kernels = native.load(tiny.DTYPES[dtype], cache_directory())
+    if kernels is None:
+        pytest.skip("no C compiler here: the torch kernels' threads keep what their maker had set")
+    tokens, found = torch.tensor([tiny.request(24).prompt]), []
+    try:
+        torch.set_num_threads(2)
+        decoder = denormal_decoder(dtype).prepare(kernels)
+        for flush in (False, True, False):
+            torch.set_flush_denormal(flush)
+            found.append(decoder.ar(tokens, decoder.new_cache(1).window(0, 1)))
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
