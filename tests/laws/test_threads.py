@@ -1,4 +1,4 @@
-"""Law 1 for many threads: answers do not depend on who else decodes, on thread counts, or on floating-point settings."""
+"""Law 1 for many threads: no answer depends on other threads, on thread counts, or on floating-point settings."""
 
 from __future__ import annotations
 
