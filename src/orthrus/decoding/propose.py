@@ -28,7 +28,7 @@ def propose(
     for s, logits_RV in zip(drafting, decoder.diffuse(roots, width, window, rows), strict=True):
         s.count_pass(width)
         draft = rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
-        s.ahead = replace(draft, confidence=sureness(decoder, logits_RV))
+        s.ahead = replace(draft, confidence=sureness(decoder, logits_RV)[: len(draft.tokens)])
 
 
 def propose_ahead(
@@ -54,11 +54,15 @@ def propose_ahead(
         foreseen = best(logits_RV[:1]) == [s.anchor]
         draft = rule.propose(s.sampler, logits_RV[1:], s.length, 2 * root + 1)
         kind: Kind = "agrees" if foreseen else "differs"
-        drafts.append(replace(draft, kind=kind, start=start, confidence=sureness(decoder, logits_RV[1:])))
+        confidence = sureness(decoder, logits_RV[1:])[: len(draft.tokens)]
+        drafts.append(replace(draft, kind=kind, start=start, confidence=confidence))
     return drafts
 
 
 def sureness(decoder: Decoder, logits_RV: Tensor) -> list[float]:
-    """The largest probability of each row: of its distribution alone, never of the token that was drawn from it."""
-    found: list[float] = decoder.kernels.sureness(logits_RV).tolist()
+    """The largest probability of each row: of its distribution alone, never of the token that was drawn from it.
+
+    0 where the logits are no distribution.
+    """
+    found: list[float] = decoder.kernels.sureness(logits_RV).nan_to_num(nan=0.0).tolist()
     return found

@@ -95,14 +95,16 @@ class Sampler:
 
 
 def best(logits_RV: Tensor) -> list[int]:
-    """The token of each row's largest logit, the first of equals."""
+    """The token of each row's largest logit, the first of equals. No row's answer depends on the others."""
     if logits_RV.device.type == "cpu" and logits_RV.dtype == torch.float32:
         return logits_RV.numpy().argmax(axis=-1).tolist()
     if logits_RV.device.type == "cpu" and logits_RV.dtype == torch.bfloat16:
         bits_RV = logits_RV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
         tokens: list[int] = bits_RV.argmax(axis=-1).tolist()
-        if all(bits_RV[row, token] > 0 for row, token in enumerate(tokens)):
-            return tokens
+        return [
+            token if bits_RV[row, token] > 0 else int(logits_RV[row].float().numpy().argmax())
+            for row, token in enumerate(tokens)
+        ]
     return torch.argmax(logits_RV, dim=-1).tolist()
 
 

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from orthrus.model import gpu_kernels as device
-from orthrus.model.kernels import Kernels, Places, Sight
+from orthrus.model.kernels import CACHE_LIMIT, Kernels, Places, Sight
 from orthrus.model.linears import Int8Linear, Linear
 
 QUERIES = 32
@@ -81,7 +81,7 @@ class TritonKernels(Kernels):
         q_norm, k_norm = norms or (qkv_NF, qkv_NF)
         device.place_head[(N, H + 2 * G)](
             qkv_NF, q_norm, k_norm, places.cos, places.sin, places.table_3N, q, keys_BGTE, values_BGTE, N, H, G,
-            keys_BGTE.stride(0), keys_BGTE.stride(1), places.norm_eps, E, norms is not None,
+            keys_BGTE.stride(0), keys_BGTE.stride(1), places.norm_eps, E, norms is not None, CACHE_LIMIT,
         )  # fmt: skip
         return q
 

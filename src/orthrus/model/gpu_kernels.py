@@ -23,9 +23,15 @@ def norm_row(x, delta, weight, out, D, eps, SIZE: tl.constexpr, ADD: tl.constexp
 
 
 @triton.jit
+def finite(x, LIMIT: tl.constexpr):
+    """x within the limit of the cache; NaN becomes a bound too."""
+    return tl.minimum(tl.maximum(tl.where(x == x, x, -LIMIT), -LIMIT), LIMIT)
+
+
+@triton.jit
 def place_head(
     qkv, q_norm, k_norm, cos, sin, places, q, keys, values, N, H, G, per_sequence, per_head, eps,
-    E: tl.constexpr, NORM: tl.constexpr,
+    E: tl.constexpr, NORM: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: rotated to its row of q or its place in the cache, or copied there."""
     n, head, e = tl.program_id(0), tl.program_id(1), tl.arange(0, E)
@@ -35,7 +41,7 @@ def place_head(
     row, partner = tl.load(x + e).to(tl.float32), tl.load(x + other).to(tl.float32)
     slot = tl.load(places + N + n) * per_sequence + tl.load(places + 2 * N + n) * E
     if head >= H + G:
-        tl.store(values + slot + (head - H - G) * per_head + e, row.to(values.dtype.element_ty))
+        tl.store(values + slot + (head - H - G) * per_head + e, finite(row, LIMIT).to(values.dtype.element_ty))
     else:
         if NORM:
             weight = q_norm if head < H else k_norm
@@ -46,7 +52,7 @@ def place_head(
         if head < H:
             tl.store(q + (tl.load(places + n) * H + head) * E + e, turned.to(q.dtype.element_ty))
         else:
-            tl.store(keys + slot + (head - H) * per_head + e, turned.to(keys.dtype.element_ty))
+            tl.store(keys + slot + (head - H) * per_head + e, finite(turned, LIMIT).to(keys.dtype.element_ty))
 
 
 @triton.jit

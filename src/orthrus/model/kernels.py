@@ -21,6 +21,9 @@ from orthrus.model.linears import GroupedLinear, Int8Linear, Linear, PackedLinea
 from orthrus.model.rope import rotate
 
 LANES = 16
+CACHE_LIMIT = 1e15
+"""Keys and values are kept within this, NaN included: a key that a row does not see is multiplied by zero, and zero times
+what is not finite is not zero. No model comes near it."""
 LEAST_ATTENDED = 4
 """Rows that torch's fused attention is called with at least: fewer take another path, which rounds differently, on some
 processors on few values only, so that a probe may miss it."""
@@ -97,15 +100,18 @@ class Kernels:
         keys_BGTE: Tensor,
         values_BGTE: Tensor,
     ) -> Tensor:
-        """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to the cache. Returns q [B, A, H, E]."""
+        """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to the cache, within `CACHE_LIMIT`.
+
+        Returns q [B, A, H, E].
+        """
         _, G, _, E = keys_BGTE.shape
         (B, A), (rows_N, sequences_N, slots_N) = places.attended, places.table_3N
         qkv = qkv_NF.view(len(qkv_NF), -1, E)[: len(rows_N)]
         q, k, v = qkv.split((qkv.shape[1] - 2 * G, G, G), dim=1)
         if norms is not None:
             q, k = self.norm(q, norms[0], places.norm_eps), self.norm(k, norms[1], places.norm_eps)
-        keys_BGTE.transpose(1, 2)[sequences_N, slots_N] = rotate(k, places.cos, places.sin)
-        values_BGTE.transpose(1, 2)[sequences_N, slots_N] = v
+        keys_BGTE.transpose(1, 2)[sequences_N, slots_N] = _finite(rotate(k, places.cos, places.sin))
+        values_BGTE.transpose(1, 2)[sequences_N, slots_N] = _finite(v)
         attended = q.new_zeros(B * A, *q.shape[1:])
         return attended.index_copy_(0, rows_N, rotate(q, places.cos, places.sin)).unflatten(0, (B, A))
 
@@ -127,6 +133,10 @@ class Kernels:
         """silu(first half) * second half of the last dimension."""
         gate, up = gate_up_NF.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(nan=-CACHE_LIMIT).clamp_(-CACHE_LIMIT, CACHE_LIMIT)
 
 
 class Attend(Protocol):

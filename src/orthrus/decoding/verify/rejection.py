@@ -18,10 +18,14 @@ from orthrus.decoding.verify import exact
 
 
 def propose(sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
-    """See `Rule`. Each draft is drawn from its row's q, which the draft keeps."""
+    """See `Rule`. Each draft is drawn from its row's q, which the draft keeps.
+
+    Rows from the first on whose q is no distribution (the view gave NaN) draft nothing.
+    """
     if sampler.params.greedy:
         return exact.propose(sampler, logits_RV, position, block)
     q_RV = torch.stack([sampler.probabilities(logits_V) for logits_V in logits_RV])
+    q_RV = q_RV[: int(q_RV.isfinite().all(dim=-1).long().cumprod(0).sum())]
     tokens = [_draw(q_V, sampler.noise.uniform(position + row, Purpose.DRAFT, block)) for row, q_V in enumerate(q_RV)]
     return Draft(tokens, q_RV)
 

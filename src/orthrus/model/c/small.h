@@ -90,7 +90,30 @@ void rms_norm(VALUE *x, const VALUE *delta, const VALUE *weight, VALUE *out, int
     }
 }
 
-/* One head, optionally normalised, rotated by its position. */
+/* Keys and values are kept within this, NaN included: a key that a row does not see is multiplied by zero. */
+static const float CACHE_LIMIT = 1e15f;
+
+static inline float clamp_finite(float x) {
+    x = x > -CACHE_LIMIT ? x : -CACHE_LIMIT;
+    return x < CACHE_LIMIT ? x : CACHE_LIMIT;
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+static inline __m512 clamp_finite_lanes(__m512 x) { /* the second operand is what a comparison with NaN gives */
+    return _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-CACHE_LIMIT)), _mm512_set1_ps(CACHE_LIMIT));
+}
+#endif
+
+/* out = x, made finite */
+static inline void copy_finite(const VALUE *x, VALUE *out, int64_t size) {
+    int64_t i = 0;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    for (; i + LANES <= size; i += LANES) store_lanes(out + i, clamp_finite_lanes(load_lanes(x + i)));
+#endif
+    for (; i < size; i++) out[i] = store(clamp_finite(load(x[i])));
+}
+
+/* One head, optionally normalised, rotated by its position, made finite. */
 static inline void rotate(const VALUE *x, const VALUE *norm, const float *cos, const float *sin, VALUE *out, int64_t size,
                           float eps) {
     int64_t half = size / 2;
@@ -103,15 +126,15 @@ static inline void rotate(const VALUE *x, const VALUE *norm, const float *cos, c
         if (norm) a = _mm512_mul_ps(a, load_lanes(norm + i)), b = _mm512_mul_ps(b, load_lanes(norm + i + half));
         __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
         __m512 c2 = _mm512_loadu_ps(cos + i + half), s2 = _mm512_loadu_ps(sin + i + half);
-        store_lanes(out + i, _mm512_add_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s)));
-        store_lanes(out + i + half, _mm512_add_ps(_mm512_mul_ps(b, c2), _mm512_mul_ps(a, s2)));
+        store_lanes(out + i, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s))));
+        store_lanes(out + i + half, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(b, c2), _mm512_mul_ps(a, s2))));
     }
 #endif
     for (; i < half; i++) {
         float a = load(x[i]) * inverse, b = load(x[i + half]) * inverse;
         if (norm) a *= load(norm[i]), b *= load(norm[i + half]);
-        out[i] = store(a * cos[i] + b * sin[i]);
-        out[i + half] = store(b * cos[i + half] + a * sin[i + half]);
+        out[i] = store(clamp_finite(a * cos[i] + b * sin[i]));
+        out[i + half] = store(clamp_finite(b * cos[i + half] + a * sin[i + half]));
     }
 }
 
@@ -130,7 +153,7 @@ static void place_rows(const VALUE *qkv, const VALUE *const *norms, const float 
         for (int64_t h = 0; h < H; h++, from += E) rotate(from, norms[0], c, s, row + h * E, E, eps);
         int64_t at = places[N + n] * sizes[3] + places[2 * N + n] * E;
         for (int64_t g = 0; g < G; g++, from += E) rotate(from, norms[1], c, s, keys + at + g * sizes[4], E, eps);
-        for (int64_t g = 0; g < G; g++, from += E) memcpy(values + at + g * sizes[4], from, E * sizeof(VALUE));
+        for (int64_t g = 0; g < G; g++, from += E) copy_finite(from, values + at + g * sizes[4], E);
     }
 }
 
