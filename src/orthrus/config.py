@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 MAX_SEED = 2**64
+GREEDY_BELOW = 1e-5
+"""Temperatures below this are greedy: logits divided by them leave the range in which float32 tells tokens apart."""
+MAX_BIAS = 1e6
 KEY_BLOCK = 512
 """Keys are allocated and attended in multiples of this; a block that is masked whole changes no bit of the result."""
 
@@ -72,7 +75,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the AR view's token is chosen from its logits. Temperature 0 is greedy.
+    """How the AR view's token is chosen from its logits. Temperature 0 is greedy, and so is one below 1e-5.
 
     Order of effects: repetition, presence and frequency penalties, logit bias, minimum length; then temperature, top-k,
     top-p, min-p; then Gumbel noise addressed by (seed, sample index, position). Penalties count the prompt for
@@ -95,7 +98,7 @@ class SamplingParams:
         _within("temperature", self.temperature, 0.0, 100.0)
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.top_k < 0:
@@ -107,13 +110,14 @@ class SamplingParams:
         if not 0 <= self.sample_index < 2**32:
             raise ValueError(f"sample_index must lie in 0..2^32-1, not {self.sample_index}")
         for token, bias in self.logit_bias:
-            if token < 0 or not isfinite(bias):
-                raise ValueError(f"logit_bias needs token ids >= 0 and finite values, got {token}: {bias}")
+            if token < 0:
+                raise ValueError(f"logit_bias needs token ids >= 0, got {token}")
+            _within(f"logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
 
     @property
     def greedy(self) -> bool:
         """Whether the token is an argmax."""
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def penalised(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from orthrus.config import SamplingParams
 from orthrus.decoding.noise import AddressedNoise, Purpose
 from orthrus.decoding.sampling import Sampler, best, filter_scores
+from orthrus.decoding.sequence import Draft, Limits
 from orthrus.decoding.verify import rejection
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
@@ -125,12 +126,31 @@ def test_drafts_meet_the_noise_of_their_targets():
         {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0},
         {"top_p": 1.5}, {"min_p": -1}, {"top_k": -1}, {"repetition_penalty": 0.0}, {"presence_penalty": 9.0},
         {"seed": -1}, {"seed": 2**64}, {"logit_bias": ((1, float("nan")),)}, {"min_new_tokens": -1},
+        {"logit_bias": ((1, 1e39),)}, {"logit_bias": ((1, -1e7),)}, {"repetition_penalty": 1e-44},
     ],
     ids=str,
 )  # fmt: skip
 def test_absurd_values_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-20, 1e-9, 1e-6, 2e-5, 1e-4])
+@pytest.mark.parametrize("bias", [(), ((3, -1e6), (0, 1e6))])
+def test_small_temperatures_approach_greedy(temperature, bias):
+    rows = torch.randn(20, tiny.VOCAB, generator=torch.Generator().manual_seed(0)) * 5
+    greedy = Sampler(SamplingParams(logit_bias=bias), AddressedNoise(1), (), frozenset(), tiny.VOCAB)
+    expected = list(greedy.targets(rows, 4))
+    params = SamplingParams(temperature=temperature, logit_bias=bias, seed=1)
+    assert list(Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB).targets(rows, 4)) == expected
+    made = Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB)
+    found = [rejection.verify(made, row[None], Draft(), 4 + n).tokens[0] for n, row in enumerate(rows)]
+    assert found == expected
+
+
+def test_an_end_token_beyond_the_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="end token 320 is outside the vocabulary of 320"):
+        Limits(320, 64, frozenset([3, 320]))
 
 
 def test_rejection_gives_every_decision_an_address_of_its_own():

@@ -83,13 +83,15 @@ class Planner:
         self._plain = Shape(width, [0], [0], ["ar"], [False])
         self._accounts: dict[int, Account] = {}
         self._before: History | None = None
-        self._beginning: tuple[History | None, Policy] | None = None
+        self._beginning: tuple[History | None, int, Policy] | None = None
 
     def first_width(self, context: int) -> int:
         """Rows of the block that a prefill drafts with; 0 where drafting does not pay."""
-        if self._beginning is None or self._beginning[0] is not self._before:
-            self._beginning = self._before, self._solve(self._new_history(), 1, context)
-        policy = self._beginning[1]
+        # alone: for this very context, as a sequence must not draft by its predecessors'; else for one near it
+        near = context if self._alone else 1 << context.bit_length()
+        if self._beginning is None or self._beginning[0] is not self._before or self._beginning[1] != near:
+            self._beginning = self._before, near, self._solve(self._new_history(), 1, near)
+        policy = self._beginning[2]
         extra = self.costs.ar_and_diffuse(1, 1, 1, policy.width, context) - self.costs.ar(1, 1, context)
         return policy.width if policy.after[1] > policy.rate * extra else 0
 

@@ -35,6 +35,11 @@ class Limits:
     max_positions: int
     end_token_ids: frozenset[int]
 
+    def __post_init__(self) -> None:
+        for token in self.end_token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"end token {token} is outside the vocabulary of {self.vocab_size}")
+
 
 @dataclass(frozen=True)
 class Draft:

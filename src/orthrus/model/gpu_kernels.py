@@ -25,7 +25,7 @@ def norm_row(x, delta, weight, out, D, eps, SIZE: tl.constexpr, ADD: tl.constexp
 @triton.jit
 def finite(x, LIMIT: tl.constexpr):
     """x within the limit of the cache; NaN becomes a bound too."""
-    return tl.minimum(tl.maximum(tl.where(x == x, x, -LIMIT), -LIMIT), LIMIT)
+    return tl.minimum(tl.maximum(x, -LIMIT), LIMIT)
 
 
 @triton.jit

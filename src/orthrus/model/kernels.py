@@ -22,8 +22,8 @@ from orthrus.model.rope import rotate
 
 LANES = 16
 CACHE_LIMIT = 1e15
-"""Keys and values are kept within this, NaN included: a key that a row does not see is multiplied by zero, and zero times
-what is not finite is not zero. No model comes near it."""
+"""Keys and values are kept within this, NaN included: a key that a row does not see is multiplied by zero, and zero
+times what is not finite is not zero. No model comes near it."""
 LEAST_ATTENDED = 4
 """Rows that torch's fused attention is called with at least: fewer take another path, which rounds differently, on some
 processors on few values only, so that a probe may miss it."""
