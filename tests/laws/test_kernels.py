@@ -12,7 +12,7 @@ import torch
 
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import KEY_BLOCK
-from orthrus.model import blocks, compiled, native, native_linears
+from orthrus.model import blocks, native, native_linears
 from orthrus.model.kernels import Kernels, Places, Sight, attend_flash, attend_in_blocks
 from orthrus.model.linears import Linear, RowRule
 from orthrus.model.masks import causal_bias
@@ -29,8 +29,8 @@ def _precision(request):
 
 def _tiles():
     """Products by tiles and without them, on a processor that has them."""
-    library = compiled.library(torch.bfloat16, cache_directory())
-    return ["tiles", "no tiles"] if library and library.has_tiles() else ["no tiles"]
+    found = native.load(torch.bfloat16, cache_directory())
+    return ["tiles", "no tiles"] if found and found.library.has_tiles() else ["no tiles"]
 
 
 @pytest.fixture(name="fast", params=_tiles())
@@ -98,7 +98,8 @@ def test_linear_forms(precision, outputs, inputs, bias):
         plain.bias.copy_(values(outputs))
     kernels = native.load(plain.weight.dtype, cache_directory()) or Kernels()
     x = values(512, inputs, precision=precision)
-    for form in kernels.packed(plain):
+    for make in kernels.packed(plain):
+        form = make()
         torch.testing.assert_close(form(x[:40]), plain(x[:40]), **TOLERANCES[precision])
         form.rule = find_row_rule(form, x, form.least_multiple)
         assert form.rule.exact
@@ -120,9 +121,9 @@ def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_i
     plain.weight.copy_(own.values())
     if bias:
         plain.bias.copy_(values(outputs))
-    expected, *_ = fast.packed(plain)
+    expected = next(fast.packed(plain))()
     plain.blocks = own
-    found, *_ = fast.packed(plain)
+    found = next(fast.packed(plain))()
     if not fast.library.has_blocks():
         assert type(found) is type(expected)
         pytest.skip("this processor or precision has no products of groups: weights are expanded in advance")
@@ -150,7 +151,7 @@ def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, b
         plain.bias.copy_(values(outputs))
     x = values(100, inputs, precision=precision)
     x[3] = 0
-    *others, slow = fast.quantised(plain)
+    *others, slow = (make() for make in fast.quantised(plain))
     assert bool(others) == bool(fast.library.has_linear_grouped() and outputs % 32 == 0)
     whole = slow(x)
     error = (whole - plain(x)).float().norm() / plain(x).float().norm()
@@ -169,7 +170,7 @@ def test_int8_forms(fast, precision, outputs, inputs, bias):
         plain.bias.copy_(values(outputs))
     x = values(100, inputs, precision=precision)
     x[3] = 0
-    *others, slow = fast.quantised(plain)
+    *others, slow = (make() for make in fast.quantised(plain))
     whole = slow(x)
     error = (whole - plain(x)).float().norm() / plain(x).float().norm()
     assert error < 0.02

@@ -30,10 +30,16 @@ from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families, native
 from orthrus.model.blocks import Blocks
 from orthrus.model.decoder import Decoder
+from orthrus.model.linears import GroupedLinear, Int8Linear
 
 DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
 """Token 3 (`<repo_name>`) is never produced in chat; it serves as the mask token."""
 
+REFERENCES = (Int8Linear, GroupedLinear)
+SLOW_INT8 = (
+    "there are no fast int8 products here (they need a C compiler and AVX-512 VNNI): the reference implementation runs,"
+    " several times slower than bfloat16. Leave --quantize int8 (quantize=) out for speed."
+)
 NO_ADAPTER = "none"
 BUNDLED = Path(__file__).parents[1] / "bundled" / DEMO
 
@@ -92,6 +98,8 @@ def prepare(checkpoint: Checkpoint, *, int8: bool = False, cheap_drafts: bool = 
     decoder = checkpoint.decoder
     kernels = native.fastest(decoder.dtype, decoder.device, cache_directory())
     decoder.prepare(kernels, int8=int8, cheap_drafts=cheap_drafts and _have_room(decoder))
+    if any(type(linear) in REFERENCES for linear in decoder.linears().values()):
+        return replace(checkpoint, warnings=(*checkpoint.warnings, SLOW_INT8))
     return checkpoint
 
 

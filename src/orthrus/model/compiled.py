@@ -1,11 +1,13 @@
-"""The C kernels, compiled once on the user's machine and kept."""
+"""The C kernels, compiled once on the user's machine and kept, with a checksum: a truncated library ends a process."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,39 +16,96 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).with_name("c")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
+MARCH = "ORTHRUS_MARCH"
+"""Environment variable: the processor to compile for, as the compiler's -march names it; `native` where unset."""
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 """No contraction into fused multiply-adds: vector loop and scalar tail must round alike."""
 THREADING = "-fopenmp"
 """The OpenMP runtime is found by name, and torch has already loaded its own: both share one pool of threads."""
 DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
+SECONDS_TO_COMPILE = 120
+
+log = logging.getLogger(__name__)
 
 
-def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL | None:
-    """`native.c` for `dtype`, compiled into `cache_directory` on first use; None where that cannot be done."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if dtype not in DEFINES or compiler is None or platform.system() not in ("Linux", "Darwin"):
-        return None
-    key = hashlib.sha256(
-        repr(([path.read_bytes() for path in sorted(SOURCES.iterdir())], FLAGS, compiler, _processor())).encode()
-    ).hexdigest()[:16]
+class UnavailableError(RuntimeError):
+    """There are no compiled kernels here: the message says why in one line, `output` in the compiler's words."""
+
+    def __init__(self, reason: str, output: str = "") -> None:
+        super().__init__(reason)
+        self.output = output
+
+
+def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
+    """`native.c` for `dtype`, compiled into `cache_directory` on first use. Raises UnavailableError."""
+    if dtype not in DEFINES:
+        raise UnavailableError(f"there are no C kernels for {dtype}")
+    if platform.system() not in ("Linux", "Darwin"):
+        raise UnavailableError(f"the C kernels are not compiled on {platform.system()}")
+    compiler = _compiler()
+    flags = (*FLAGS, f"-march={os.environ.get(MARCH) or 'native'}")
+    sources = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
+    key = hashlib.sha256(repr((sources, flags, compiler, _processor())).encode()).hexdigest()[:16]
     target = cache_directory / f"native-{DEFINES[dtype].lower()}-{key}.so"
     try:
-        if not target.exists():
-            _compile(compiler, DEFINES[dtype], target)
+        if not _intact(target):
+            _compile([*compiler, *flags, f"-D{DEFINES[dtype]}"], target)
         return ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError):
-        return None
+    except OSError as error:
+        raise UnavailableError(f"the compiled kernels cannot be kept or loaded: {error}") from error
 
 
-def _compile(compiler: str, define: str, target: Path) -> None:
+def _compiler() -> list[str]:
+    """The command of the C compiler: $CC, else the first of cc, gcc and clang."""
+    asked = shlex.split(os.environ.get("CC", ""))
+    for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    named = f"$CC names {asked[0]!r}, which is not there" if asked else "no cc, gcc or clang was found"
+    raise UnavailableError(f"no C compiler: {named}")
+
+
+def _intact(target: Path) -> bool:
+    """Whether the library is there as it was compiled; says so where it is damaged."""
+    try:
+        expected = _checksum_of(target).read_text(encoding="ascii").strip()
+        if hashlib.sha256(target.read_bytes()).hexdigest() == expected:
+            return True
+    except (FileNotFoundError, UnicodeDecodeError):
+        if not target.exists():
+            return False
+    log.warning("%s is damaged: its checksum differs; it is compiled again", target)
+    return False
+
+
+def _checksum_of(target: Path) -> Path:
+    return target.with_suffix(".sha256")
+
+
+def _compile(command: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name
-        command = [compiler, *FLAGS, f"-D{define}", str(SOURCES / "native.c"), "-o", str(built), "-lm"]
-        threaded = subprocess.run([*command, THREADING], check=False, capture_output=True, timeout=120)
-        if threaded.returncode:  # a compiler without OpenMP: the same kernels on one thread
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+        command = [*command, str(SOURCES / "native.c"), "-o", str(built), "-lm"]
+        if _failure([*command, THREADING]):  # a compiler without OpenMP: the same kernels on one thread
+            output = _failure(command)
+            if output:
+                reason = next((line for line in output.splitlines() if "error" in line), output.splitlines()[0])
+                raise UnavailableError(f"the C compiler failed: {reason.strip()}", f"{shlex.join(command)}\n{output}")
+        checksum = _checksum_of(built)
+        checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest(), encoding="ascii")
         built.replace(target)
+        checksum.replace(_checksum_of(target))
+
+
+def _failure(command: list[str]) -> str:
+    """What a compiler says that fails; nothing of one that succeeds."""
+    try:
+        run = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS_TO_COMPILE)
+    except subprocess.TimeoutExpired:
+        return f"error: no result within {SECONDS_TO_COMPILE} seconds"
+    output = (run.stderr + run.stdout).decode(errors="replace").strip()
+    return (output or f"error: exit status {run.returncode}, without a word") if run.returncode else ""
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ Every row is computed by itself, in one fixed order, whatever the rows beside it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from orthrus.model import gpu_kernels as device
 from orthrus.model.kernels import CACHE_LIMIT, Kernels, Places, Sight
-from orthrus.model.linears import Int8Linear, Linear
+from orthrus.model.linears import Form, Int8Linear, Linear
 
 QUERIES = 32
 """Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""
@@ -45,10 +46,10 @@ class TritonKernels(Kernels):
     name = "Triton"
     build = f"triton {triton.__version__}"
 
-    def quantised(self, plain: Linear) -> Iterator[Linear]:
+    def quantised(self, plain: Linear) -> Iterator[Form]:
         """See `Kernels`, as for all below."""
         if plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
-            yield IntegerLinear(plain)
+            yield partial(IntegerLinear, plain)
         yield from super().quantised(plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:

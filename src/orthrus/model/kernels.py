@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orthrus.config import KEY_BLOCK
-from orthrus.model.linears import GroupedLinear, Int8Linear, Linear, PackedLinear
+from orthrus.model.linears import ExpandedLinear, Form, GroupedLinear, Int8Linear, Linear, PackedLinear
 from orthrus.model.rope import rotate
 
 LANES = 16
@@ -70,19 +71,27 @@ class Kernels:
     name = build = "torch"
     """build: what tells one set of kernels from another, for what was measured with them."""
 
-    def packed(self, plain: Linear) -> Iterator[Linear]:
-        """Faster forms of a linear map to try, best first; what cannot run here raises RuntimeError when called."""
+    def __init__(self, notice: str | None = None, details: str = "") -> None:
+        self.notice, self.details = notice, details
+        """Why there are no faster kernels, in a sentence, and what a compiler said of it."""
+
+    def packed(self, plain: Linear) -> Iterator[Form]:
+        """Faster forms of a linear map to try, best first; what cannot run here raises RuntimeError when it is made or
+        called."""
         if plain.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            yield PackedLinear(plain)
+            yield partial(PackedLinear, plain)
+            if plain.weight.dtype != torch.float32:
+                yield partial(ExpandedLinear, plain)
 
     def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
         """A faster form for drafts, which need not be exact, of a map of the diffusion view or of a copy of another;
         None where there is none."""
 
-    def quantised(self, plain: Linear) -> Iterator[Linear]:
+    def quantised(self, plain: Linear) -> Iterator[Form]:
         """The same for its int8 form: weights that a file holds in groups of four bits stay as they are."""
         blocks = plain.blocks
-        yield Int8Linear(plain) if blocks is None or not blocks.four_bits else GroupedLinear(plain, blocks)
+        grouped = blocks is not None and blocks.four_bits
+        yield partial(GroupedLinear, plain, blocks) if grouped and blocks else partial(Int8Linear, plain)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm over D."""

@@ -75,6 +75,10 @@ class Linear(nn.Module):
         return y_NO[:rows] if padding else y_NO
 
 
+Form = Callable[[], Linear]
+"""Makes another form of a linear map, or raises RuntimeError where it cannot be had."""
+
+
 class PackedLinear(Linear):
     """The same on weights packed once for oneDNN. (Its fused residual was measured slower than a separate addition.)"""
 
@@ -92,6 +96,26 @@ class PackedLinear(Linear):
 
     def _kernel(self, x_NI: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.default(x_NI, self._packed, self.bias, "none", [], "")
+
+
+class ExpandedLinear(Linear):
+    """The same on weights expanded to fp32, with activations in fp32 and results rounded once: for processors that have
+    no bf16 arithmetic, where emulating it is many times slower. Twice the bytes of the weights."""
+
+    name = "oneDNN, expanded to fp32"
+
+    def __init__(self, plain: Linear) -> None:
+        self._instead_of(plain, 2 * plain.stored_bytes)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach().float())
+        self._bias_fp32 = None if plain.bias is None else plain.bias.detach().float()
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """See `Linear`."""
+        return self._in_pieces(self._kernel, x_NI)
+
+    def _kernel(self, x_NI: Tensor) -> Tensor:
+        y_NO = torch.ops.mkldnn._linear_pointwise.default(x_NI.float(), self._packed, self._bias_fp32, "none", [], "")
+        return y_NO.to(x_NI.dtype)
 
 
 class Int8Linear(Linear):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from orthrus.model import compiled
 from orthrus.model.blocks import GROUP, Blocks
 from orthrus.model.kernels import LANES, Kernels, Places, Sight
-from orthrus.model.linears import MOST_ROWS, Linear, RowRule
+from orthrus.model.linears import MOST_ROWS, Form, Linear, RowRule
 from orthrus.model.native_linears import (
     PAIR,
     PANEL_OUTPUTS,
@@ -41,6 +42,7 @@ class NativeKernels(Kernels):
     name = "native C"
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__()
         self.library, self.build = library, Path(library._name).stem
         library.has_tiles()
         self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT)
@@ -64,14 +66,14 @@ class NativeKernels(Kernels):
         if library.has_linear_grouped():
             self._linear_grouped = _bound(library.linear_grouped, *(_POINTER,) * 8)
 
-    def packed(self, plain: Linear) -> Iterator[Linear]:
+    def packed(self, plain: Linear) -> Iterator[Form]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
         beside = self._beside(plain.shape[1])
         if self._linear_blocks and plain.blocks is not None and self._divides(plain):
-            yield BlockLinear(plain, self._linear_blocks, beside, plain.blocks)
+            yield partial(BlockLinear, plain, self._linear_blocks, beside, plain.blocks)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
         if self._linear and beside and plain.shape[0] % form.outputs == 0:
-            yield form(plain, self._linear, beside)
+            yield partial(form, plain, self._linear, beside)
         yield from super().packed(plain)
 
     def cheap(self, plain: Linear, *, view: bool = False) -> Linear | None:
@@ -83,32 +85,34 @@ class NativeKernels(Kernels):
         blocks = plain.blocks
         if view and blocks is None and self._linear_grouped and self._divides(plain):
             blocks = Blocks.rounded(plain.weight.detach())
-        found = self._grouped(plain, blocks) or self._int8(plain)
-        if found is not None:
-            found.rule = RowRule(1, MOST_ROWS)
-        return found
+        form = self._grouped(plain, blocks) or self._int8(plain)
+        if form is None:
+            return None
+        made = form()
+        made.rule = RowRule(1, MOST_ROWS)
+        return made
 
     @staticmethod
     def _divides(plain: Linear) -> bool:
         return plain.shape[0] % PANEL_OUTPUTS == 0 and plain.shape[1] % GROUP == 0
 
-    def quantised(self, plain: Linear) -> Iterator[Linear]:
+    def quantised(self, plain: Linear) -> Iterator[Form]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
         in_groups = plain.blocks is not None and plain.blocks.four_bits
-        found = self._grouped(plain, plain.blocks) if in_groups else self._int8(plain)
-        if found is not None:
-            yield found
+        form = self._grouped(plain, plain.blocks) if in_groups else self._int8(plain)
+        if form is not None:
+            yield form
         yield from super().quantised(plain)
 
-    def _grouped(self, plain: Linear, blocks: Blocks | None) -> Linear | None:
+    def _grouped(self, plain: Linear, blocks: Blocks | None) -> Form | None:
         if self._linear_grouped is None or blocks is None or not blocks.four_bits or not self._divides(plain):
             return None
-        return NativeGroupedLinear(plain, self._linear_grouped, blocks)
+        return partial(NativeGroupedLinear, plain, self._linear_grouped, blocks)
 
-    def _int8(self, plain: Linear) -> Linear | None:
+    def _int8(self, plain: Linear) -> Form | None:
         if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):
             return None
-        return NativeInt8Linear(plain, self._linear_int8)
+        return partial(NativeInt8Linear, plain, self._linear_int8)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See `Kernels`, as for all below."""
@@ -184,19 +188,25 @@ def _bound(function: Any, *takes: type, gives: type | None = None) -> Callable[.
     return cast(Callable[..., Any], function)
 
 
-def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels | None:
-    """The best kernels there are for a device, beside the twins; None where there are no others."""
+def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels:
+    """The best kernels there are for a device; where only the torch ones are left, `notice` says why."""
     if device.type == "cpu":
-        return load(dtype, cache_directory)
+        try:
+            return NativeKernels(compiled.library(dtype, cache_directory))
+        except compiled.UnavailableError as error:
+            return Kernels(
+                f"{error}. Passes run on torch's kernels: the same tokens, several times slower", error.output
+            )
     if device.type == "cuda":
         with suppress(ImportError):  # torch comes with Triton where it comes with CUDA
             from orthrus.model.gpu import TritonKernels
 
             return TritonKernels()
-    return None
+    return Kernels()
 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
     """The kernels for `dtype`; None where they cannot be had."""
-    found = compiled.library(dtype, cache_directory)
-    return None if found is None else NativeKernels(found)
+    with suppress(compiled.UnavailableError):
+        return NativeKernels(compiled.library(dtype, cache_directory))
+    return None

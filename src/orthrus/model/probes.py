@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.kernels import LEAST_ATTENDED, Attend, Kernels, Sight, attend_flash, attend_in_blocks
-from orthrus.model.linears import MOST_ROWS, Linear, RowRule
+from orthrus.model.linears import MOST_ROWS, Form, Linear, RowRule
 
 TILE = 16
 MULTIPLES = (1, 2, 4, 8)
@@ -28,7 +28,7 @@ VISIBLE_KEYS = (7, 60, 130, 200, 300, 400, 500, 530, 700, 1000)
 KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
 
 
-Forms = Callable[[Linear], Iterator[Linear]]
+Forms = Callable[[Linear], Iterator[Form]]
 """Forms of a linear map to try, best first."""
 
 
@@ -84,25 +84,36 @@ def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> 
             key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None, stored)
             if key in chosen:
                 form, plain.rule = chosen[key]
-                found = next((p for p in forms(plain) if type(p) is form), plain)
+                found = next((made for made in _made(plain, forms) if type(made) is form), plain)
+                found.rule = plain.rule
             else:
                 found = _choose(plain, forms)
                 chosen[key] = type(found), found.rule
             setattr(parent, name, found)
 
 
+def _made(plain: Linear, forms: Forms) -> Iterator[Linear]:
+    """The forms of a map that can be made here, one after another."""
+    for form in forms(plain):
+        try:
+            made = form()
+        except RuntimeError:  # this processor, or this build of torch, has no such kernel
+            continue
+        made.rule = RowRule(1, MOST_ROWS, exact=False)
+        yield made
+
+
 def _choose(plain: Linear, forms: Forms) -> Linear:
     """The first form whose bits hold, with its rule, else the plain one with what was found of it."""
     generator = torch.Generator().manual_seed(0)
     rows_NI = torch.randn(MOST_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
-    for form in forms(plain):
+    for made in _made(plain, forms):
         try:
-            form.rule = RowRule(1, MOST_ROWS, exact=False)
-            form.rule = find_row_rule(form, rows_NI, form.least_multiple)
-        except RuntimeError:  # this build of torch has no such kernel
+            made.rule = find_row_rule(made, rows_NI, made.least_multiple)
+        except RuntimeError:  # it can be made, but not be called
             continue
-        if form.rule.exact:
-            return form
+        if made.rule.exact:
+            return made
     plain.rule = find_row_rule(plain, rows_NI)
     return plain
 

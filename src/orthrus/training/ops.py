@@ -6,6 +6,7 @@ Products on matrix tiles are so fast that this work, done by a dozen small opera
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -107,8 +108,10 @@ class NativeOps(Ops):
 @cache
 def load(dtype: torch.dtype, device: torch.device) -> Ops:
     """The fastest there are."""
-    library = compiled.library(dtype, cache_directory()) if device.type == "cpu" else None
-    return Ops() if library is None else NativeOps(library)
+    if device.type == "cpu":
+        with suppress(compiled.UnavailableError):
+            return NativeOps(compiled.library(dtype, cache_directory()))
+    return Ops()
 
 
 class _Norm(torch.autograd.Function):

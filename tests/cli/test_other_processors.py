@@ -1,0 +1,105 @@
+"""The demo on processors and machines that lack something: AVX-512, a C compiler, one that works, an intact cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import orthrus
+from orthrus.model import compiled, native
+
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", compiled.MARCH: "x86-64-v3"}
+DEMO = """
+import logging, orthrus
+logging.basicConfig(format="log: %(message)s")
+model = orthrus.load("smollm2-demo")
+assert model.decoder.exact
+prompt = "What is 7 + 5?"
+plain = model.generate(prompt, max_new_tokens=10, cycle="ar").tokens
+for cycle in ("two-pass", "one-pass"):
+    assert model.generate(prompt, max_new_tokens=10, cycle=cycle).tokens == plain, cycle
+print(model.decoder.kernels.name, {linear.name for linear in model.decoder.linears().values()})
+print("notice:", model.decoder.kernels.notice)
+"""
+
+
+def demo(tmp_path, **environment):
+    """Load the demo model in a process of its own, and hold its cycles to plain decoding."""
+    found = subprocess.run(
+        [sys.executable, "-c", DEMO],
+        env={**os.environ, "ORTHRUS_CACHE": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout, found.stderr
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="this processor has no AVX2")
+def test_the_demo_runs_within_the_limits_of_avx2(tmp_path):
+    output, _ = demo(tmp_path, **AVX2)
+    assert "native C {'oneDNN, expanded to fp32'}\nnotice: None" in output
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="this processor has no AVX2")
+def test_the_demo_runs_without_a_compiler_and_says_so(tmp_path):
+    output, _ = demo(tmp_path, CC="no-such-compiler", **AVX2)
+    assert "torch {'oneDNN, expanded to fp32'}" in output
+    assert "notice: no C compiler: $CC names 'no-such-compiler', which is not there." in output
+
+
+def test_int8_without_fast_products_says_that_it_is_slow(tmp_path, monkeypatch):
+    checkpoint = tiny.save_checkpoint(tmp_path / "model")
+    assert orthrus.load(str(checkpoint), dtype="float32").checkpoint.warnings == ()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    warnings = orthrus.load(str(checkpoint), dtype="float32", quantize="int8").checkpoint.warnings
+    assert any("no fast int8 products here" in warning for warning in warnings)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'native.c:1: error: this is no C compiler' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    kernels = native.fastest(torch.float32, torch.device("cpu"), tmp_path)
+    assert kernels.name == "torch"
+    assert "native.c:1: error: this is no C compiler" in kernels.notice
+    assert str(compiler) in kernels.details
+    assert native.load(torch.float32, tmp_path) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no checksum", "checksum of another"])
+def test_a_damaged_library_is_compiled_again_and_that_is_said_once(tmp_path, caplog, damage):
+    if native.load(torch.float32, tmp_path) is None:
+        pytest.skip("no C compiler on this machine")
+    (built,) = tmp_path.glob("native-*.so")
+    whole = built.read_bytes()
+    (checksum,) = tmp_path.glob("native-*.sha256")
+    built.unlink()  # a library in use must not be written over
+    built.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else whole)
+    if damage == "no checksum":
+        checksum.unlink()
+    elif damage == "checksum of another":
+        checksum.write_text("0" * 64)
+    kernels = native.load(torch.float32, tmp_path)
+    assert kernels is not None
+    assert [record.message for record in caplog.records] == [
+        f"{built} is damaged: its checksum differs; it is compiled again"
+    ]
+    assert native.load(torch.float32, tmp_path) is not None
+    assert len(caplog.records) == 1
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_torch_kernels(tmp_path):
+    blocked = Path(tmp_path / "file")
+    blocked.write_text("")
+    kernels = native.fastest(torch.float32, torch.device("cpu"), blocked / "cache")
+    assert "cannot be kept or loaded" in kernels.notice
