@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from dataclasses import replace
+
 import pytest
 import tiny
 
+import orthrus
+from orthrus import api
 from orthrus.decoding import costs
 
 
@@ -45,3 +51,93 @@ def test_the_grid_is_the_price_of_every_pass_in_it(batch):
     assert one == pytest.approx(batch * 1.0)
     assert four == pytest.approx(batch * (1.0 + 3 * 0.5))
     assert priced.diffuse(batch, 4, 1000.0) - priced.diffuse(batch, 4, 0.0) == pytest.approx(four)
+
+
+TABLE = costs.Costs(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4, 0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": []}, {"rows": [[1, 1.0], [1, 2.0]]}, {"rows": [[8, 1.0], [1, 2.0]]}, {"rows": [[1, -1.0]]},
+        {"drafting": "fast"}, {"drafting": [[1]]}, {"key": "a"}, {"key": -1.0}, {"block": float("nan")},
+        {"beside": None}, {"rows": None}, {"more": 1.0}, {"spread": [0.1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_table_of_another_shape_is_refused(change):
+    content = json.loads(json.dumps(TABLE.as_dict()))
+    assert costs.Costs.of(content) == TABLE
+    with pytest.raises((ValueError, TypeError)):
+        costs.Costs.of({**content, **change})
+    for other in ([], 3, None, "table", {}):
+        with pytest.raises(ValueError, match="not a cost table"):
+            costs.Costs.of(other)
+
+
+def test_measuring_ends_in_time_on_a_slow_machine(monkeypatch):
+    now, drafted, whole = [0.0], [], type(tiny.decoder()).diffuse
+
+    def clock():
+        now[0] += 1.0
+        return now[0]
+
+    def diffuse(*arguments):
+        drafted.append(arguments)
+        return whole(*arguments)
+
+    monkeypatch.setattr(costs, "perf_counter", clock)
+    monkeypatch.setattr(type(tiny.decoder()), "diffuse", diffuse)
+    costs.measure(tiny.decoder())
+    assert len(drafted) == (1 + costs.FEWEST_ROUNDS) * costs.REPEATS * len(costs.DRAFTED)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model whose measuring is scripted: `model.tables` are given out one after another."""
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    checkpoint = str(tiny.save_checkpoint(tmp_path / "model"))
+    tables = []
+    monkeypatch.setattr(api, "measure", lambda decoder: tables.pop(0))
+
+    def load():
+        found = orthrus.load(checkpoint, dtype="float32")
+        found.tables, found.cached = tables, tmp_path / "cache" / f"{api._costs_key(found.decoder)}.json"
+        return found
+
+    return load
+
+
+def test_costs_are_measured_once(model):
+    first = model()
+    first.tables.append(TABLE)
+    assert not first.costs_known
+    assert first.costs() == first.costs() == TABLE
+    second = model()
+    assert second.costs_known
+    assert second.costs() == TABLE
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"rows": [[1, 1.0]]}', "[" * 100_000])
+def test_a_damaged_table_is_measured_again_and_that_is_said(model, caplog, damage):
+    first = model()
+    first.tables += [TABLE, replace(TABLE, block=0.5)]
+    first.costs()
+    first.cached.write_text(damage)
+    assert model().costs().block == 0.5
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert f"{first.cached} is damaged" in caplog.text
+    assert model().costs().block == 0.5
+
+
+def test_a_disturbed_table_is_measured_again_later_and_the_calmer_one_kept(model, monkeypatch):
+    worse, better = replace(TABLE, spread=0.5), replace(TABLE, spread=0.1)
+    first = model()
+    first.tables += [replace(TABLE, spread=0.3), worse, better]
+    assert first.costs().disturbed
+    assert model().costs().spread == 0.3  # not at once: the other work is likely still there
+    monkeypatch.setattr(api, "MEASURE_AGAIN_AFTER", -1.0)
+    assert model().costs().spread == 0.3
+    assert model().costs().spread == 0.1
+    assert model().costs().spread == 0.1
+    assert first.tables == []

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from math import inf
 from pathlib import Path
+from time import time
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) -> None:
@@ -70,25 +76,44 @@ def stamp(*files: Path) -> str:
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
-def cached_json(name: str, compute: Callable[[], Any], *, anew: bool = False) -> Any:
-    """A JSON value computed once, or `anew`, and kept under `name`.
+def cached_json(
+    name: str, compute: Callable[[], Any], *, read: Callable[[Any], Any] | None = None, anew: bool = False
+) -> Any:
+    """A JSON value computed once, or `anew`, and kept under `name`, as `read` reads it.
 
-    A cache that cannot be read or written is no reason to stop.
+    A cache that cannot be written is no reason to stop; one that is damaged, or of another shape than `read` expects
+    (it raises ValueError, KeyError, TypeError or AttributeError), is said so once and made again.
     """
     path = cache_directory() / f"{name}.json"
+    read = read or (lambda value: value)
     try:
         if not anew:
-            return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pass
-    value = compute()
-    try:
-        write_atomically(path.parent, {path.name: lambda staged: save_json(staged, value)})
+            return read(json.loads(path.read_text(encoding="utf-8")))
     except OSError:
-        return value
-    return value
+        pass
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s is damaged (%s: %s); it is made again", path, type(error).__name__, error)
+    value = compute()
+    with suppress(OSError):
+        write_atomically(path.parent, {path.name: lambda staged: save_json(staged, value)})
+    return read(value)
 
 
 def cached_digest(files: list[Path], compute: Callable[[], str]) -> str:
     """A digest of files, computed once per state of them."""
-    return str(cached_json(f"digest-{stamp(*files)}", compute))
+    return str(cached_json(f"digest-{stamp(*files)}", compute, read=_hex_digest))
+
+
+def _hex_digest(value: Any) -> str:
+    if not isinstance(value, str) or len(value) != len(hashlib.sha256().hexdigest()):
+        raise ValueError("not a sha256")
+    int(value, 16)
+    return value
+
+
+def age_of(name: str) -> float:
+    """Seconds since a value was kept under `name`; infinite where none is."""
+    try:
+        return time() - (cache_directory() / f"{name}.json").stat().st_mtime
+    except OSError:
+        return inf

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from math import inf
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +25,11 @@ SHORT, LONG = 128, 1024
 ROUNDS, REPEATS = 6, 3
 """Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them. That
 of more rows comes first, so that the cheapest finds its weights where running it all the time would."""
+FEWEST_ROUNDS, SECONDS = 3, 6.0
+"""Rounds after which measuring ends once it has taken this long: on a busy machine, or a slow one, it would not end."""
+DISTURBED = 0.15
+"""The spread above which other work is taken to have disturbed a table: 0.01 to 0.06 on a quiet machine, 0.23 to 0.35
+beside five busy processes on two cores, where passes seemed five times slower."""
 DRAFTED = (2, 4, 8, 16, 32, 64)
 AROUND = 6e-4
 """Seconds of the work that comes with a diffusion pass, or with blocks: choosing what to verify of their drafts,
@@ -47,6 +54,12 @@ class Costs:
     key: float
     block_key: float
     row_key: float = 0.0
+    spread: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work slowed the passes down while they were measured: better measured again later."""
+        return self.spread > DISTURBED
 
     def ar(self, batch: int, rows: int, context: float) -> float:
         """An AR pass over `rows` rows of each of `batch` sequences with `context` cached tokens on average."""
@@ -89,10 +102,19 @@ class Costs:
         return asdict(self)
 
     @staticmethod
-    def of(content: dict[str, Any]) -> Costs:
-        """The reverse of `as_dict`."""
+    def of(content: Any) -> Costs:
+        """The reverse of `as_dict`. Raises ValueError where it is none."""
+        if not isinstance(content, dict) or content.keys() != {f.name for f in fields(Costs)}:
+            raise ValueError("not a cost table")
         tables = {name: tuple((int(n), float(s)) for n, s in content[name]) for name in ("rows", "drafting")}
-        return Costs(**{**content, **tables})
+        numbers = {name: float(value) for name, value in content.items() if name not in tables}
+        for table in tables.values():
+            counts, seconds = [0, *(n for n, _ in table)], [s for _, s in table]
+            if len(table) < 1 or counts != sorted(set(counts)) or not all(0 < s < inf for s in seconds):
+                raise ValueError("the rows or seconds of a cost table make no sense")
+        if not all(0 <= value < inf for value in numbers.values()):
+            raise ValueError("the numbers of a cost table make no sense")
+        return Costs(tables["rows"], tables["drafting"], **numbers)
 
 
 def _table(counts: Sequence[int], seconds: Sequence[float]) -> Table:
@@ -152,7 +174,10 @@ def measure(decoder: Decoder) -> Costs:
     passes |= {f"long {count}": (longest, partial(plain, count)) for count in (few, 1)}
     passes |= {count: (short, partial(plain, count)) for count in reversed(counts)}
     times: dict[Any, list[float]] = {name: [] for name in passes}
+    began = perf_counter()
     for turn in range(ROUNDS + 1):
+        if turn > FEWEST_ROUNDS and perf_counter() - began > SECONDS:
+            break
         for name, (context, run) in passes.items():
             for repeat in range(REPEATS):
                 cache.commit(0, context)
@@ -163,6 +188,7 @@ def measure(decoder: Decoder) -> Costs:
                 if turn and repeat:
                     times[name].append(perf_counter() - start)
     found = {name: sorted(each)[len(each) // 5] for name, each in times.items()}  # what others disturb counts less
+    spread = median(median(each) / found[name] - 1 for name, each in times.items())
     key, keys = (max(0.0, found[f"long {count}"] - found[count]) / (longest - short) for count in (1, few))
     more = max(0.0, keys - key) / max(1, few - 1)
 
@@ -174,4 +200,4 @@ def measure(decoder: Decoder) -> Costs:
     bare = Costs(plainly, drafting, 0.0, 0.0, key, key, more)
     extra = {n: found[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 3)}
     block = max(0.0, (extra[3] - extra[1]) / 2)
-    return Costs(plainly, drafting, AROUND + max(0.0, extra[1] - block), block, key, key, more)
+    return Costs(plainly, drafting, AROUND + max(0.0, extra[1] - block), block, key, key, more, spread)
