@@ -28,7 +28,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     """A JSON object. Raises ValueError naming `where` it should have been."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also nested without end, and integers of too many digits
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: not a JSON object")  # noqa: TRY004

@@ -74,6 +74,37 @@ def test_every_module_says_what_it_is():
 def test_no_pickle_and_no_remote_code():
     for path in FILES:
         text = path.read_text()
-        assert "trust_remote_code" not in text, path
         assert "torch.load" not in text, path
         assert not {"pickle", "joblib", "dill"} & {name.split(".")[0] for name in imports_of(path)}, path
+
+
+def remote_code_of(tree):
+    """Lines that could let code of a checkpoint run: the setting with any value but False, or a loader without it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value == "trust_remote_code":
+            found.add(node.lineno)
+        if isinstance(node, ast.Call):
+            setting = [keyword.value for keyword in node.keywords if keyword.arg == "trust_remote_code"]
+            loads = ast.unparse(node.func).endswith(("AutoTokenizer.from_pretrained", "AutoConfig.from_pretrained"))
+            if not all(isinstance(value, ast.Constant) and value.value is False for value in setting or [None] * loads):
+                found.add(node.lineno)
+    return sorted(found)
+
+
+def test_code_that_comes_with_a_checkpoint_is_refused_explicitly():
+    for path in FILES:
+        assert remote_code_of(ast.parse(path.read_text())) == [], path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AutoTokenizer.from_pretrained(x)", "AutoTokenizer.from_pretrained(x, trust_remote_code=True)",
+        "AutoConfig.from_pretrained(x, trust_remote_code=y)", "load(x, trust_remote_code=None)",
+        "load(**{'trust_remote_code': True})",
+    ],
+)  # fmt: skip
+def test_the_check_of_remote_code_finds_it(text):
+    assert remote_code_of(ast.parse(text)) == [1]
+    assert remote_code_of(ast.parse("AutoConfig.from_pretrained(x, trust_remote_code=False)")) == []

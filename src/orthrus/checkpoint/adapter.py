@@ -6,23 +6,47 @@ Matrices may be stored in int8, each output row with a scale of its own in a ten
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from orthrus.checkpoint import published
 from orthrus.checkpoint.derived import save_json, write_atomically
-from orthrus.checkpoint.tensors import SafetensorFiles, save_tensors
+from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
+from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, shown
 from orthrus.config import DecoderConfig, DiffusionConfig
 
-SCALE = ".scale"
+SCALE, INT8 = ".scale", "I8"
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
 FORMAT = 1
-SHAPE_FIELDS = ("family", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim")
+SHAPES = {
+    "family": Field(str, required=True),
+    "vocab_size": BACKBONE["vocab_size"],
+    "hidden_size": BACKBONE["hidden_size"],
+    "layers": BACKBONE["num_hidden_layers"],
+    "heads": BACKBONE["num_attention_heads"],
+    "kv_heads": replace(BACKBONE["num_key_value_heads"], required=True),
+    "head_dim": replace(BACKBONE["head_dim"], required=True),
+}
+"""The shapes an adapter shares with its backbone, by our names."""
+
+IDENTITY = {
+    "id": Field(str, required=True),
+    "revision": Field(str),
+    "sha256": Field(str, required=True),
+    "tokenizer_sha256": Field(str, required=True),
+}
+FIELDS = {
+    "backbone": Field(dict, required=True),
+    "shapes": Field(dict, required=True),
+    "provenance": Field(dict, required=True),
+    **DIFFUSION,
+    "trained_rows": replace(DIFFUSION["trained_rows"], required=True),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +71,7 @@ class AdapterConfig:
 
 def shapes_of(config: DecoderConfig) -> dict[str, Any]:
     """The shapes an adapter must share with its backbone."""
-    return {name: getattr(config, name) for name in SHAPE_FIELDS}
+    return {name: getattr(config, name) for name in SHAPES}
 
 
 def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor], *, int8: bool = False) -> None:
@@ -73,20 +97,18 @@ def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor], *, 
 def read_config(directory: Path) -> AdapterConfig:
     """Read `adapter_config.json`. Raises ValueError where the directory holds no adapter or a damaged one."""
     path = directory / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{directory}: no adapter here ({CONFIG} is missing)")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path}: adapter format {content['format']}, this version reads format {FORMAT}")
-        return AdapterConfig(
-            BackboneIdentity(**content["backbone"]),
-            content["shapes"],
-            DiffusionConfig(content["block_size"], content["mask_token_id"], content["trained_rows"]),
-            content["provenance"],
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not an adapter config ({error!r})") from error
+    content = read_json(path)
+    found = content.get("format")
+    if type(found) is not int or found != FORMAT:
+        refuse(path, "format", found, f"{FORMAT}, which is what this version reads")
+    check(path, content, FIELDS)
+    check(path, content["backbone"], IDENTITY, "backbone.")
+    check(path, content["shapes"], SHAPES, "shapes.")
+    identity = BackboneIdentity(**{name: content["backbone"].get(name) for name in IDENTITY})
+    diffusion = published.diffusion_config(content, path, content["shapes"]["vocab_size"])
+    return AdapterConfig(identity, content["shapes"], diffusion, content["provenance"])
 
 
 class AdapterFile(SafetensorFiles):
@@ -94,13 +116,30 @@ class AdapterFile(SafetensorFiles):
 
     @property
     def names(self) -> list[str]:
-        """All weights, scales left out."""
-        return [name for name in super().names if not name.endswith(SCALE)]
+        """All weights; scales are left out where a weight in int8 needs them."""
+        scales = {name + SCALE for name, entry in self.entries.items() if entry.dtype == INT8}
+        return [name for name in super().names if name not in scales]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one weight. Raises ValueError where it, or its scale, is missing or of another type or shape."""
+        entry = self.entry(name)
+        if entry.dtype != INT8:
+            return super().shape(name)
+        scale = super().shape(name + SCALE)
+        if scale != entry.shape[:1]:
+            shapes = f"{list(scale)}; expected one number for each row of {list(entry.shape)}"
+            raise ValueError(f"{self.path}: tensor {name}{SCALE} has shape {shapes}")
+        return entry.shape
 
     def tensor(self, name: str) -> Tensor:
         """One weight. Raises ValueError where it, or its scale, is missing or damaged."""
         stored = super().tensor(name)
-        return stored if stored.dtype != torch.int8 else stored.float() * super().tensor(name + SCALE)[:, None]
+        if stored.dtype != torch.int8:
+            return stored
+        self.shape(name)
+        scale = super().tensor(name + SCALE)
+        refuse_non_finite(scale, f"{self.path}: tensor {name}{SCALE}")
+        return stored.float() * scale.reshape(-1, *[1] * (stored.ndim - 1))
 
 
 def _quantised(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -131,7 +170,9 @@ def check_backbone(
     shapes = shapes_of(config)
     if adapter.shapes != shapes:
         pairs = ", ".join(
-            f"{k} {adapter.shapes.get(k)} != {v}" for k, v in shapes.items() if adapter.shapes.get(k) != v
+            f"{k} {shown(adapter.shapes.get(k))} != {shapes.get(k)}"
+            for k in {**shapes, **adapter.shapes}
+            if adapter.shapes.get(k) != shapes.get(k)
         )
         raise ValueError(f"the adapter was trained on a backbone of other shapes ({adapter.backbone.id}): {pairs}")
     if adapter.backbone.tokenizer_sha256 != backbone.tokenizer_sha256:

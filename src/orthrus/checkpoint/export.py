@@ -9,7 +9,8 @@ from torch import Tensor
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
-from orthrus.checkpoint.hub import Checkpoint, split
+from orthrus.checkpoint.hub import Checkpoint
+from orthrus.checkpoint.weights import split
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.checkpoint import adapter as adapters
@@ -18,6 +17,7 @@ from orthrus.checkpoint import published
 from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.sources import (
     DEMO,
+    ModelConfig,
     Source,
     end_token_ids,
     read_config,
@@ -26,9 +26,9 @@ from orthrus.checkpoint.sources import (
     vocabulary_digest,
 )
 from orthrus.checkpoint.tensors import TensorFile
-from orthrus.config import DecoderConfig, DiffusionConfig
+from orthrus.checkpoint.weights import fill, fitting_decoder
+from orthrus.config import DiffusionConfig
 from orthrus.model import families, native
-from orthrus.model.blocks import Blocks
 from orthrus.model.decoder import Decoder
 from orthrus.model.linears import GroupedLinear, Int8Linear
 
@@ -73,12 +73,11 @@ def load(
 
     Raises ValueError naming the file, tensor, family or setting that is wrong, and what would help.
     """
-    source = resolve(name, revision)
-    files = source.files()
-    hf, content = read_config(source)
-    config = families.decoder_config(hf)
-    tokenizer = read_tokenizer(source)
-    digest = files.digest(tied_head=config.tied_head)
+    found = _find(name, revision)
+    source, config = found.source, found.config.decoder
+    tokenizer = read_tokenizer(source, found.config.hf)
+    ends = end_token_ids(source, found.config.hf, tokenizer)
+    digest = found.files.digest(tied_head=config.tied_head)
     identity = adapters.BackboneIdentity(source.id, source.revision, digest, vocabulary_digest(tokenizer))
     warnings: list[str] = []
     provenance: dict[str, Any] = {}
@@ -88,9 +87,8 @@ def load(
         provenance = chosen.provenance
         warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone or bundled)
         warnings += [warning] if warning else []
-    decoder, view = _read_decoder((source, files, content), config, adapter, dtype, device)
-    ends = end_token_ids(source, hf, tokenizer)
-    return Checkpoint(decoder, tokenizer, ends, identity, view, content, tuple(warnings), provenance)
+    decoder, view = _read_decoder(found, adapter, dtype, device)
+    return Checkpoint(decoder, tokenizer, ends, identity, view, found.config.content, tuple(warnings), provenance)
 
 
 def prepare(checkpoint: Checkpoint, *, int8: bool = False, cheap_drafts: bool = True) -> Checkpoint:
@@ -113,11 +111,25 @@ def _have_room(decoder: Decoder) -> bool:
     return sum(linear.weight.numel() for linear in decoder.linears().values()) <= available // 2
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint whose config and tensors fit one another, before any weight is read."""
+
+    source: Source
+    files: TensorFile
+    config: ModelConfig
+
+
+def _find(name: str, revision: str | None) -> _Found:
+    source = resolve(name, revision)
+    found = _Found(source, source.files(), read_config(source))
+    fitting_decoder(found.config.decoder, None, found.files)
+    return found
+
+
 def load_decoder(name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Decoder:
     """The unprepared decoder alone, for a checkpoint without a tokenizer. Raises ValueError as `load` does."""
-    source = resolve(name, None)
-    hf, content = read_config(source)
-    return _read_decoder((source, source.files(), content), families.decoder_config(hf), None, dtype, device)[0]
+    return _read_decoder(_find(name, None), None, dtype, device)[0]
 
 
 @dataclass(frozen=True)
@@ -132,45 +144,16 @@ class Description:
 
 def describe(name: str, adapter: str | Path | None = None, revision: str | None = None) -> Description:
     """Read everything but the weights. Raises ValueError as `load` does."""
-    source = resolve(name, revision)
-    files = source.files()
-    hf, content = read_config(source)
-    config = families.decoder_config(hf)
-    digests = files.digest(tied_head=config.tied_head), vocabulary_digest(read_tokenizer(source))
+    found = _find(name, revision)
+    source, hf = found.source, found.config.hf
+    tokenizer = read_tokenizer(source, hf)
+    end_token_ids(source, hf, tokenizer)
+    digests = found.files.digest(tied_head=found.config.decoder.tied_head), vocabulary_digest(tokenizer)
     chosen, _ = _chosen_adapter(source, adapter)
-    diffusion, _, view = _diffusion_view(source, content, files, chosen)
-    decoder = Decoder(config, diffusion, torch.bfloat16, torch.device("meta"))
-    found = adapters.read_config(chosen) if chosen is not None else None
-    return Description(decoder, adapters.BackboneIdentity(source.id, source.revision, *digests), view, found)
-
-
-def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile) -> None:
-    """Copy tensors into the decoder, fused and cast. Raises ValueError naming a missing or mis-shaped one."""
-    parameters = dict(decoder.named_parameters(remove_duplicate=False))
-    linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
-    if decoder.config.tied_head:
-        linears["embedding"] = decoder.head
-    with torch.no_grad():
-        for ours, theirs in sources.items():
-            target = parameters[ours]
-            for part, name in zip(split(decoder.config, ours, target), theirs, strict=True):
-                stored = files.tensor(name)
-                if stored.shape != part.shape:
-                    shapes = f"{list(stored.shape)}, the config asks for {list(part.shape)}"
-                    raise ValueError(f"{files.path}: tensor {name} has shape {shapes}")
-                part.copy_(stored)
-            if ours in linears:
-                linears[ours].blocks = Blocks.joined([files.blocks(name) for name in theirs])
-
-
-def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
-    """The pieces of a fused tensor, as views, in the order of its sources."""
-    if ".gate_up." in name:
-        return tensor.chunk(2)
-    if ".qkv." not in name:
-        return (tensor,)
-    sizes = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
-    return tensor.split(sizes)
+    diffusion, view_files, view = _diffusion_view(found, chosen)
+    decoder = fitting_decoder(found.config.decoder, diffusion, view_files)
+    config = adapters.read_config(chosen) if chosen is not None else None
+    return Description(decoder, adapters.BackboneIdentity(source.id, source.revision, *digests), view, config)
 
 
 def copy_projections(decoder: Decoder) -> None:
@@ -227,48 +210,30 @@ def _chosen_adapter(source: Source, adapter: str | Path | None) -> tuple[Path | 
 
 
 def _read_decoder(
-    found: tuple[Source, TensorFile, dict[str, Any]],
-    config: DecoderConfig,
-    adapter: Path | None,
-    dtype: torch.dtype | None,
-    device: str | torch.device,
+    found: _Found, adapter: Path | None, dtype: torch.dtype | None, device: str | torch.device
 ) -> tuple[Decoder, str]:
     """The decoder with its weights, and where its diffusion view came from."""
-    source, files, content = found
-    diffusion, view_files, view = _diffusion_view(source, content, files, adapter)
+    config = found.config.decoder
+    diffusion, view_files, view = _diffusion_view(found, adapter)
+    fitting_decoder(config, diffusion, view_files)
     decoder = Decoder(config, diffusion, dtype or torch.bfloat16, torch.device(device))
-    backbone, view_sources = families.sources(config), families.sources(config, "diffusion")
-    _refuse_unknown(files, config, {**backbone, **view_sources})
-    fill(decoder, backbone, files)
+    fill(decoder, families.sources(config), found.files)
     if view_files is not None:
-        _refuse_unknown(view_files, config, {**backbone, **view_sources})
-        fill(decoder, view_sources, view_files)
+        fill(decoder, families.sources(config, "diffusion"), view_files)
     elif diffusion is not None:
         copy_projections(decoder)
     return decoder, view
 
 
-def _refuse_unknown(files: TensorFile, config: DecoderConfig, sources: dict[str, tuple[str, ...]]) -> None:
-    """A tensor that nobody reads means that the config does not describe this model: better refused than ignored."""
-    known = {name for names in sources.values() for name in names}
-    known |= {"lm_head.weight"} if config.tied_head else set()
-    unknown = [n for n in files.names if n not in known and not n.endswith("rotary_emb.inv_freq")]
-    if unknown:
-        shown = ", ".join(sorted(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")
-        raise ValueError(
-            f"{files.path}: {len(unknown)} tensors that a {config.family} of this config has no use for: {shown}"
-        )
-
-
-def _diffusion_view(
-    source: Source, content: dict[str, Any], files: TensorFile, adapter: Path | None
-) -> tuple[DiffusionConfig | None, TensorFile | None, str]:
+def _diffusion_view(found: _Found, adapter: Path | None) -> tuple[DiffusionConfig | None, TensorFile | None, str]:
     """Which diffusion view: an adapter's, the checkpoint's own, untrained copies (demo), or none; and its weights."""
+    source, content = found.source, found.config.content
     if adapter is not None:
         name = "bundled adapter" if adapter == BUNDLED else f"adapter {adapter}"
         return adapters.read_config(adapter).diffusion, adapters.weights(adapter), name
-    if published.is_published(content, files):
-        return published.diffusion_config(content, source.path), files, "in the checkpoint"
+    if published.is_published(content, found.files):
+        view = published.diffusion_config(content, source.config_file, found.config.decoder.vocab_size)
+        return view, found.files, "in the checkpoint"
     if source.id == DEMO:
         return DEMO_DIFFUSION, None, "untrained copies of the AR projections"
     return None, None, "none"

@@ -6,7 +6,6 @@ One model: the backbone's tensors under their ordinary names and the diffusion v
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from orthrus.checkpoint.derived import save_json, write_atomically
 from orthrus.checkpoint.tensors import TensorFile, save_tensors
+from orthrus.checkpoint.validation import DIFFUSION, check, read_json, refuse
 from orthrus.config import DiffusionConfig
 
 ARCHITECTURE = "OrthrusLM"
@@ -24,13 +24,21 @@ def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
     return ARCHITECTURE in (content.get("architectures") or ()) or any("q_proj_diff." in name for name in tensors.names)
 
 
-def diffusion_config(content: dict[str, Any], path: Path) -> DiffusionConfig:
-    """Block size and mask token. The published models train every row but the last. Raises ValueError if absent."""
-    try:
-        block = int(content["block_size"])
-        return DiffusionConfig(block, int(content["mask_token_id"]), int(content.get("trained_rows", block - 1)))
-    except KeyError as error:
-        raise ValueError(f"{path}: a checkpoint with a diffusion view must name {error.args[0]}") from error
+def diffusion_config(content: dict[str, Any], where: object, vocab_size: object) -> DiffusionConfig:
+    """Block size and mask token. The published models train every row but the last.
+
+    Raises ValueError naming the file and the field that is missing or out of its range.
+    """
+    check(where, content, DIFFUSION)
+    block, mask = content["block_size"], content["mask_token_id"]
+    rows = content.get("trained_rows")
+    if block < 2:
+        raise ValueError(f"{where}: block_size must be at least 2 (a root and one mask), not {block}")
+    if isinstance(vocab_size, int) and mask >= vocab_size:
+        raise ValueError(f"{where}: mask_token_id {mask} is outside the vocabulary of {vocab_size}")
+    if rows is not None and rows > block:
+        refuse(where, "trained_rows", rows, f"at most block_size, {block}")
+    return DiffusionConfig(block, mask, block - 1 if rows is None else rows)
 
 
 def backbone_type(content: dict[str, Any]) -> str:
@@ -63,12 +71,6 @@ def save(directory: Path, content: dict[str, Any], diffusion: DiffusionConfig, t
 def read_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a checkpoint directory. Raises ValueError where it is missing or damaged."""
     path = directory / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{directory}: no config.json, so this is no checkpoint")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a JSON object")  # noqa: TRY004
-    return content
+    return read_json(path)

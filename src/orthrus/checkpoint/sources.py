@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
+import inspect
 import json
 import shutil
 import tempfile
@@ -11,15 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from orthrus.checkpoint import published
 from orthrus.checkpoint.derived import cache_directory, stamp
-from orthrus.checkpoint.gguf import GgufFile
+from orthrus.checkpoint.gguf import GgufFile, checked_header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
+from orthrus.checkpoint.validation import (
+    TYPE,
+    check,
+    check_backbone,
+    check_tokenizer,
+    clear_errors,
+    read_json,
+    token_ids,
+)
+from orthrus.config import DecoderConfig
 from orthrus.model import families
 
 DEMO = "smollm2-demo"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint says of its backbone: to transformers, as JSON, and to the decoder."""
+
+    hf: Any
+    content: dict[str, Any]
+    decoder: DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,11 @@ class Source:
     def gguf(self) -> bool:
         """Whether it is a GGUF file."""
         return self.path.is_file()
+
+    @property
+    def config_file(self) -> Path:
+        """The file that an error about its config should name."""
+        return self.path if self.gguf else self.path / "config.json"
 
     def files(self) -> TensorFile:
         """Its tensors."""
@@ -77,20 +103,40 @@ def _demo_file() -> Path:
     return files[0]
 
 
-def read_config(source: Source) -> tuple[Any, dict[str, Any]]:
-    """The transformers config, and the `config.json` it stands for."""
-    content = published.read_config(description(source))
+def read_config(source: Source) -> ModelConfig:
+    """The config. Raises ValueError naming the file and the field that is wrong, before anything is made of it."""
+    content, where = published.read_config(description(source)), source.config_file
+    check(where, content, TYPE)
     kind = published.backbone_type(content)
-    families.load(kind)
-    return AutoConfig.for_model(kind, **{k: v for k, v in content.items() if k != "model_type"}), content
+    with clear_errors(str(where)):
+        families.load(kind)
+    check_backbone(where, content)
+    with clear_errors(f"{where}: transformers refuses it"):
+        hf = _hf_config(kind, content)
+    with clear_errors(str(where)):
+        return ModelConfig(hf, content, families.decoder_config(hf))
 
 
-def read_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer. Raises ValueError where it cannot be loaded."""
-    try:
-        return AutoTokenizer.from_pretrained(description(source))
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"{source.path}: its tokenizer cannot be loaded ({str(error).splitlines()[0]})") from error
+def _hf_config(kind: str, content: dict[str, Any]) -> Any:
+    """The config class of transformers makes attributes of unknown fields: none may take the place of a method."""
+    known = CONFIG_MAPPING[kind]
+    fields = {*inspect.signature(known).parameters, "rope_scaling"}
+    kept = {name: value for name, value in content.items() if name in fields or not hasattr(known, name)}
+    return AutoConfig.for_model(kind, **copy.deepcopy(kept))
+
+
+def read_tokenizer(source: Source, hf: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, without code that may come with it. Raises ValueError where it cannot be loaded."""
+    directory = description(source)
+    check_tokenizer(directory / "tokenizer_config.json")
+    with clear_errors(f"{source.path}: its tokenizer cannot be loaded"):
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, config=hf, trust_remote_code=False)
+        template = found.chat_template
+        texts = template.values() if isinstance(template, dict) else [template or ""]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its chat template is no text")
+        vocabulary_digest(found)
+        return found
 
 
 def description(source: Source) -> Path:
@@ -102,11 +148,11 @@ def description(source: Source) -> Path:
         return source.path
     directory = cache_directory() / f"gguf-{stamp(source.path)}"
     if not (directory / "config.json").is_file():
-        where = {"pretrained_model_name_or_path": str(source.path.parent), "gguf_file": source.path.name}
-        try:
-            config, tokenizer = AutoConfig.from_pretrained(**where), AutoTokenizer.from_pretrained(**where)
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(f"{source.path}: config or tokenizer cannot be read from it ({error})") from error
+        checked_header(source.path)
+        folder, file = str(source.path.parent), source.path.name
+        with clear_errors(f"{source.path}: config or tokenizer cannot be read from it"):
+            config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
         config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent) as staged:
@@ -123,11 +169,12 @@ def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_token_ids(source: Source, hf: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end a turn, by the configs and by the tokenizer."""
-    found: list[Any] = [hf.eos_token_id, tokenizer.eos_token_id]
-    if not source.gguf and (source.path / "generation_config.json").is_file():
-        found.append(GenerationConfig.from_pretrained(source.path).eos_token_id)
-    ids: set[int] = set()
-    for item in found:
-        ids.update([item] if isinstance(item, int) else item or [])
-    return frozenset(ids)
+    """The ids that end a turn, by the configs and by the tokenizer.
+
+    Raises ValueError naming the file of one that is outside the vocabulary.
+    """
+    generation = source.path / "generation_config.json"
+    found = {source.config_file: hf.eos_token_id, f"{source.path}, its tokenizer": tokenizer.eos_token_id}
+    if not source.gguf and generation.exists():
+        found[generation] = read_json(generation).get("eos_token_id")
+    return frozenset().union(*(token_ids(w, "eos_token_id", value, hf.vocab_size) for w, value in found.items()))

@@ -7,8 +7,9 @@ tensors as stored, before any cast, fusion or quantisation.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orthrus.checkpoint.derived import cached_digest
+from orthrus.checkpoint.validation import read_json, refuse, shown
 from orthrus.model.blocks import Blocks
 
 DIFFUSION_MARK = "_diff."
+WEIGHTS = ("F64", "F32", "F16", "BF16")
+"""The types, as safetensors names them, that weights may have."""
 
 
 class TensorFile(Protocol):
@@ -31,6 +35,10 @@ class TensorFile(Protocol):
     @property
     def names(self) -> list[str]:
         """All tensor names."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor of weights, without reading it."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -46,33 +54,54 @@ class TensorFile(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: its file, and its type and shape as the header has them."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class SafetensorFiles:
     """The safetensors of a directory (one file, or shards under an index), or one file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._homes: dict[str, Path] = {}
+        self.entries: dict[str, Entry] = {}
         for file in [path] if path.is_file() else _shards(path):
-            try:
-                with safe_open(file, "pt") as opened:
-                    self._homes.update(dict.fromkeys(opened.keys(), file))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file}: cannot be read as safetensors ({error}); fetch the file again") from error
+            for name, entry in _entries(file).items():
+                if name in self.entries:
+                    both = f"{self.entries[name].file.name} and {file.name}"
+                    raise ValueError(f"{path}: tensor {shown(name)} is in {both}")
+                self.entries[name] = entry
 
     @property
     def names(self) -> list[str]:
         """All tensor names."""
-        return list(self._homes)
+        return list(self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor. Raises ValueError where it is missing or of a type that is none of weights."""
+        entry = self.entry(name)
+        if entry.dtype not in WEIGHTS:
+            raise ValueError(f"{self.path}: tensor {name} is of type {entry.dtype}; expected {', '.join(WEIGHTS)}")
+        return entry.shape
+
+    def entry(self, name: str) -> Entry:
+        """What the header says of one tensor. Raises ValueError where it is missing."""
+        if name not in self.entries:
+            raise ValueError(f"{self.path}: tensor {name} is missing")
+        return self.entries[name]
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, as stored. Raises ValueError where it is missing or damaged."""
-        if name not in self._homes:
-            raise ValueError(f"{self.path}: tensor {name} is missing")
+        file = self.entry(name).file
         try:
-            with safe_open(self._homes[name], "pt") as opened:
+            with safe_open(file, "pt") as opened:
                 return opened.get_tensor(name)
         except SafetensorError as error:
-            raise ValueError(f"{self._homes[name]}: tensor {name} cannot be read ({error})") from error
+            raise ValueError(f"{file}: tensor {name} cannot be read ({error})") from error
 
     def blocks(self, name: str) -> None:
         """None: no such files are read."""
@@ -80,14 +109,15 @@ class SafetensorFiles:
 
     def digest(self, *, tied_head: bool) -> str:
         """The sha256 of the backbone's tensors (cached by path, size and time)."""
-        return cached_digest(sorted(set(self._homes.values())), lambda: self._compute_digest(tied_head))
+        files = sorted({entry.file for entry in self.entries.values()})
+        return cached_digest(files, lambda: self._compute_digest(tied_head))
 
     def _compute_digest(self, tied_head: bool) -> str:
         kept = (n for n in self.names if DIFFUSION_MARK not in n and not (tied_head and n == "lm_head.weight"))
 
         def parts(name: str) -> tuple[str, memoryview]:
             tensor = self.tensor(name).contiguous()
-            return f"{tensor.dtype}{tuple(tensor.shape)}", tensor.view(torch.uint8).numpy().reshape(-1).data
+            return f"{tensor.dtype}{tuple(tensor.shape)}", tensor.reshape(-1).view(torch.uint8).numpy().data
 
         return digest_of(kept, parts)
 
@@ -100,6 +130,15 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         raise OSError(f"{path.name}: {error}") from error
 
 
+def _entries(file: Path) -> dict[str, Entry]:
+    try:
+        with safe_open(file, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {name: Entry(file, found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: cannot be read as safetensors ({error}); fetch the file again") from error
+
+
 def _shards(directory: Path) -> list[Path]:
     index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if single.is_file():
@@ -108,14 +147,40 @@ def _shards(directory: Path) -> list[Path]:
         raise ValueError(
             f"{directory}: no model.safetensors and no model.safetensors.index.json; only safetensors are read"
         )
-    try:
-        shards = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index}: not a safetensors index ({error!r})") from error
-    for shard in shards:
-        if not shard.is_file():
-            raise ValueError(f"{shard}: the index names this shard, but it is missing")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        refuse(index, "weight_map", weight_map, "an object of tensor names and file names")
+    for name, shard in weight_map.items():
+        if not _is_plain_name(shard):
+            refuse(index, f"weight_map[{shown(name)}]", shard, "the plain name of a file beside the index")
+    shards = [directory / shard for shard in sorted(set(weight_map.values()))]
+    for path in shards:
+        if not path.is_file():
+            raise ValueError(f"{path}: the index names this shard, but it is missing")
     return shards
+
+
+def _is_plain_name(name: object) -> bool:
+    """Whether a file name leads nowhere but beside the index; the file itself may be a link, as in the hub's cache."""
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
+        return False
+    try:
+        return len(os.fsencode(name)) <= 255
+    except UnicodeEncodeError:
+        return False
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite: one pass without a copy, since a NaN anywhere is both least and largest."""
+    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def refuse_non_finite(tensor: Tensor, what: str) -> None:
+    """Raise the ValueError of weights that are no numbers."""
+    if not finite(tensor):
+        raise ValueError(
+            f"{what} holds NaN or infinite values, with which nothing can be computed; fetch the file again"
+        )
 
 
 def digest_of(names: Iterable[str], parts: Callable[[str], tuple[str, memoryview]]) -> str:

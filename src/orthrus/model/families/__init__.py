@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from math import isfinite
 from types import ModuleType
 from typing import Any
 
@@ -78,14 +79,23 @@ def rope(hf: Any) -> RopeConfig:
         raise ValueError(f"RoPE type {kind!r} is not supported; supported types: {', '.join(ROPE_TYPES)}")
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError("partial rotary embeddings are not supported")
-    if kind == "default":
-        dim = _head_dim(hf)
-        import torch
+    try:
+        if kind == "default":
+            frequencies, scaling = _default_frequencies(_head_dim(hf), parameters["rope_theta"]), 1.0
+        else:
+            frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
+        found = RopeConfig(tuple(frequencies.tolist()), float(scaling))
+    except Exception as error:
+        raise ValueError(f"rope_parameters of type {kind!r} give no frequencies ({error!r})") from error
+    if not all(map(isfinite, (*found.inverse_frequencies, found.scaling))):
+        raise ValueError(f"rope_parameters of type {kind!r} give frequencies that are NaN or infinite")
+    return found
 
-        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-        return RopeConfig(tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()))
-    frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
-    return RopeConfig(tuple(frequencies.tolist()), float(scaling))
+
+def _default_frequencies(dim: int, theta: float) -> Any:
+    import torch
+
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
 
 
 def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...]]:
@@ -121,7 +131,11 @@ def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...
 
 
 def _head_dim(hf: Any) -> int:
-    return int(getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads)
+    found = getattr(hf, "head_dim", None)
+    if not found and hf.hidden_size % hf.num_attention_heads:
+        sizes = f"hidden_size {hf.hidden_size}", f"num_attention_heads {hf.num_attention_heads}"
+        raise ValueError(f"without a head_dim, {sizes[0]} must be a multiple of {sizes[1]}")
+    return int(found or hf.hidden_size // hf.num_attention_heads)
 
 
 def _method(quantization: Any) -> str:

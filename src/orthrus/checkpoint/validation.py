@@ -1,0 +1,210 @@
+"""What the JSON files of a checkpoint may say: tables of fields and ranges, checked before anything is made of them.
+
+The ranges are far beyond every published model; they keep numbers that cannot be from becoming allocations. Every
+error is a ValueError that names the file, the field, its value and what is accepted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, NoReturn
+
+MAX_JSON_BYTES = 64 * 2**20
+MAX_DEPTH = 32
+MAX_VOCABULARY = 2**24
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field: the type of its value, and for a number its range. A float may be written as an integer.
+
+    A list holds strings. Null stands for absent, and only a field that is not `required` may be either.
+    """
+
+    type: type[int | float | bool | str | dict[str, Any] | list[str]]
+    low: float = 0
+    high: float = 0
+    required: bool = False
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value that is not None will do. NaN lies in no range, and True is no number."""
+        if self.type in (int, float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and (self.type is float or isinstance(value, int)) and self.low <= value <= self.high  # type: ignore[operator]
+        if not isinstance(value, self.type):
+            return False
+        return not isinstance(value, list) or all(isinstance(item, str) for item in value)
+
+    def __str__(self) -> str:
+        """What is accepted, in words."""
+        if self.type in (int, float):
+            return f"{'an integer' if self.type is int else 'a number'} in {_bound(self.low)}..{_bound(self.high)}"
+        return {bool: "true or false", str: "a string", dict: "an object", list: "a list of strings"}[self.type]
+
+
+TYPE = {"model_type": Field(str, required=True)}
+BACKBONE = {
+    "vocab_size": Field(int, 1, MAX_VOCABULARY, required=True),
+    "hidden_size": Field(int, 1, 2**16, required=True),
+    "intermediate_size": Field(int, 1, 2**20, required=True),
+    "num_hidden_layers": Field(int, 1, 1024, required=True),
+    "num_attention_heads": Field(int, 1, 1024, required=True),
+    "num_key_value_heads": Field(int, 1, 1024),
+    "head_dim": Field(int, 2, 1024),
+    "max_position_embeddings": Field(int, 1, 2**27, required=True),
+    "rms_norm_eps": Field(float, 1e-12, 0.1, required=True),
+    "rope_theta": Field(float, 1, 1e12),
+    "partial_rotary_factor": Field(float, 0, 1),
+    "rope_parameters": Field(dict),
+    "rope_scaling": Field(dict),
+    "hidden_act": Field(str),
+    "layer_types": Field(list),
+    "architectures": Field(list),
+    "tie_word_embeddings": Field(bool),
+    "attention_bias": Field(bool),
+    "mlp_bias": Field(bool),
+    "use_sliding_window": Field(bool),
+    "num_labels": Field(int, 0, 2**16),
+}
+"""The fields of `config.json` that all families share, after the one that tells the family."""
+
+ROPE = {
+    "rope_type": Field(str),
+    "type": Field(str),
+    "rope_theta": BACKBONE["rope_theta"],
+    "partial_rotary_factor": BACKBONE["partial_rotary_factor"],
+    "factor": Field(float, 1e-3, 1e6),
+    "original_max_position_embeddings": Field(int, 1, 2**27),
+    "attention_factor": Field(float, 1e-3, 1e3),
+    "beta_fast": Field(float, 1e-3, 1e6),
+    "beta_slow": Field(float, 1e-3, 1e6),
+    "low_freq_factor": Field(float, 1e-3, 1e6),
+    "high_freq_factor": Field(float, 1e-3, 1e6),
+    "mscale": Field(float, 0, 1e3),
+    "mscale_all_dim": Field(float, 0, 1e3),
+    "truncate": Field(bool),
+}
+"""The fields of `rope_parameters` and of its older name `rope_scaling`."""
+
+TOKENIZER = {
+    "tokenizer_class": Field(str),
+    "model_max_length": Field(float, 1, 1e31),
+    "added_tokens_decoder": Field(dict),
+}
+"""The fields of `tokenizer_config.json` that are not left to transformers."""
+
+DIFFUSION = {
+    "block_size": Field(int, 1, 4096, required=True),
+    "mask_token_id": Field(int, 0, MAX_VOCABULARY - 1, required=True),
+    "trained_rows": Field(int, 1, 4096),
+}
+"""The fields of a diffusion view."""
+
+
+def shown(value: object) -> str:
+    """A value for an error message: never long, never deep."""
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 3
+    return short.repr(value)
+
+
+def refuse(where: object, name: str, value: object, expected: object) -> NoReturn:
+    """Raise the ValueError of a field."""
+    found = "is missing" if value is None else f"is {shown(value)}"
+    raise ValueError(f"{where}: {name} {found}; expected {expected}")
+
+
+def check(where: object, content: Mapping[str, Any], table: Mapping[str, Field], prefix: str = "") -> None:
+    """Hold the fields of a JSON object against a table. Raises ValueError naming the first that is wrong."""
+    for name, field in table.items():
+        value = content.get(name)
+        if (field.required or value is not None) and not field.accepts(value):
+            refuse(where, prefix + name, value, field)
+
+
+def check_backbone(where: object, content: dict[str, Any]) -> None:
+    """Hold a `config.json` against the tables, and its fields against one another. Raises ValueError."""
+    check(where, content, BACKBONE)
+    for name in ("rope_parameters", "rope_scaling"):
+        check(where, content.get(name) or {}, ROPE, f"{name}.")
+    heads, kv_heads = content["num_attention_heads"], content.get("num_key_value_heads")
+    if kv_heads is not None and heads % kv_heads:
+        refuse(where, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, {heads}")
+    if (content.get("head_dim") or 0) % 2:
+        refuse(where, "head_dim", content["head_dim"], "an even number: rotary embeddings turn pairs")
+    if content.get("per_layer_config") is not None:
+        refuse(where, "per_layer_config", content["per_layer_config"], "none: all layers have the same shapes here")
+    token_ids(where, "eos_token_id", content.get("eos_token_id"), content["vocab_size"])
+
+
+def check_tokenizer(path: Path) -> None:
+    """Hold a `tokenizer_config.json`, where there is one, against the table. Raises ValueError."""
+    content = read_json(path) if path.exists() else {}
+    check(path, content, TOKENIZER)
+    for token in content.get("added_tokens_decoder") or {}:
+        if not token.isdecimal() or len(token) > 9 or int(token) >= MAX_VOCABULARY:
+            refuse(path, "added_tokens_decoder", token, f"ids below {MAX_VOCABULARY} as its keys")
+
+
+def token_ids(where: object, name: str, value: object, vocab_size: int) -> frozenset[int]:
+    """The ids of a field that may hold none, one or a list. Raises ValueError for one beyond the vocabulary."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    one = Field(int, 0, vocab_size - 1)
+    if not all(one.accepts(token) for token in ids):
+        refuse(where, name, value, f"a token of the vocabulary, or a list of them: {one}")
+    return frozenset(ids)
+
+
+@contextmanager
+def clear_errors(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file into a ValueError: anybody may have written that file."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{what}: {reason}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises ValueError where it is none, too large or too deep."""
+    if not path.is_file():
+        raise ValueError(f"{path}: not a file")
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {size} bytes are too many for such a file; expected {MAX_JSON_BYTES} at most")
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid JSON (nested too deeply)") from error
+    except ValueError as error:  # JSON, UTF-8, or an integer of more digits than Python converts
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a JSON object")  # noqa: TRY004
+    _refuse_depth(path, content)
+    return content
+
+
+def _refuse_depth(path: Path, content: object) -> None:
+    """Whoever copies or prints a value recurses: the parser's own limit is not enough."""
+    level: list[object] = [content]
+    for _ in range(MAX_DEPTH):
+        level = [item for value in level for item in _items(value)]
+        if not level:
+            return
+    raise ValueError(f"{path}: not valid JSON for a checkpoint (nested more than {MAX_DEPTH} deep)")
+
+
+def _items(value: object) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _bound(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

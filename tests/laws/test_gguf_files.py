@@ -1,0 +1,236 @@
+"""GGUF files: what a good one gives, and that a header that lies is one ValueError naming file and field, at once."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import tiny_gguf
+import torch
+from tiny_gguf import field, header, string
+
+from orthrus.checkpoint import hub
+from orthrus.checkpoint.gguf import GgufFile, hf_name
+
+U8, U32, I32, F32, BOOL, TEXT, ARRAY, U64 = 0, 4, 5, 6, 7, 8, 9, 10
+Q = gguf.GGMLQuantizationType
+
+
+def load(path, **options):
+    return hub.load(str(path), **({"dtype": torch.float32} | options))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    types = {"token_embd.weight": Q.Q8_0, "blk.0.attn_v.weight": Q.Q4_1, "blk.1.ffn_up.weight": Q.Q4_0}
+    return tiny_gguf.save(tmp_path_factory.mktemp("gguf") / "good.gguf", types=types)
+
+
+def test_a_file_is_read_as_its_reader_reads_it(good):
+    """Bytes, types and shapes as the library of the format has them; q and k are unpaired for llama."""
+    ours, theirs = GgufFile(good), gguf.GGUFReader(good)
+    assert len(ours.names) == len(theirs.tensors) == 20
+    for tensor in theirs.tensors:
+        values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        index, part = tensor.name.split(".")[1:3] if tensor.name.startswith("blk.") else ("", "")
+        name = next(n for n in ours.names if n == hf_name(tensor.name))
+        assert (index == "") or f"layers.{index}." in name
+        assert ours.shape(name) == tuple(values.shape)
+        if part in ("attn_q", "attn_k"):
+            heads = 4 if part == "attn_q" else 2
+            values = values.view(heads, 8, 2, 64).transpose(1, 2).reshape(values.shape)
+        assert torch.equal(ours.tensor(name), values)
+    made = load(good)
+    assert (made.decoder.config.layers, made.decoder.config.kv_heads, made.end_token_ids) == (2, 2, {319})
+    assert hub.describe(str(good)).backbone == made.backbone
+    assert made.decoder.stack[1].gate_up.blocks is None
+    assert made.decoder.head.blocks.type == "Q8_0"
+
+
+LIES = {
+    "empty": (b"", "empty"),
+    "other": (b"\0" * 100, "GGUF"),
+    "cut": (b"GGUF\3\0\0", "ends"),
+    "version 1": (header(version=1), "version"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 1), "version"),
+    "fields": (header(fields=2**60), "fields"),
+    "tensors": (header(field("a", U32, b"\0" * 4), tensors=2**60), "tensors"),
+    "name": (header(struct.pack("<Q", 2**60), b"x" * 100), "name"),
+    "name not UTF-8": (header(field(b"\xff\xfe", U32, b"\0" * 4)), "UTF-8"),
+    "type": (header(field("llama.context_length", 13, b"\0" * 9)), r"llama\.context_length"),
+    "text": (header(field("general.name", TEXT, struct.pack("<Q", 2**62) + b"x")), r"general\.name"),
+    "text not UTF-8": (header(field("general.architecture", TEXT, string(b"\xff"))), r"general\.architecture"),
+    "twice": (header(*[field("a.b", U32, b"\0" * 4)] * 2, fields=2), r"a\.b"),
+    **{
+        f"array of {kind}": (header(field("a.list", ARRAY, struct.pack("<IQ", kind, 2**60) + b"x" * 50)), r"a\.list")
+        for kind in (U8, U32, BOOL, TEXT, ARRAY, U64, 13, 2**31)
+    },
+    "array of empty texts": (header(field("a.list", ARRAY, struct.pack("<IQ", TEXT, 2**40) + b"\0" * 800)), r"a\.list"),
+    "text in array": (header(field("a.list", ARRAY, struct.pack("<IQQ", TEXT, 1, 2**50) + b"x" * 50)), r"a\.list"),
+    "no architecture": (header(field("a", U32, b"\0" * 4)), r"general\.architecture"),
+    "architecture": (header(field("general.architecture", U32, b"\0" * 4)), r"general\.architecture"),
+}  # fmt: skip
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from orthrus.checkpoint import sources
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+for path in sorted(Path(sys.argv[1]).glob("*.gguf")):
+    for read in (sources.read_config, lambda source: source.files()):
+        try:
+            read(sources.resolve(str(path), None))
+        except ValueError as error:
+            print(path.name, str(error).replace(chr(10), " "))
+print("memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_header_that_lies_is_refused_by_field(tmp_path):
+    """In a process of its own, whose time is limited: read naively, one of these loops for ever and eats all memory."""
+    for number, (data, _) in enumerate(LIES.values()):
+        (tmp_path / f"{number:02}.gguf").write_bytes(data)
+    command = [sys.executable, "-c", READ, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    *lines, memory = ended.stdout.splitlines()
+    assert len(lines) == 2 * len(LIES)
+    for number, (name, (_, message)) in enumerate(LIES.items()):
+        for line in lines[2 * number : 2 * number + 2]:
+            assert line.startswith(f"{number:02}.gguf"), (name, line)
+            with pytest.raises(ValueError, match=message):
+                raise ValueError(line.split(" ", 1)[1])
+    assert int(memory.split()[1]) < 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *[({key.replace(".", "__"): value}, rf"llama\.{key}") for key, values in {
+            "attention.head_count": (0, -4, 2**31, 4.0, "4", [4, 4], None),
+            "attention.head_count_kv": (0, -2, 3, 2.0, [2, 2], None),
+            "block_count": (0, -1, 10**9, 2.0, "two", [2], None),
+            "embedding_length": (0, -64, 2**30, 64.5, None),
+            "feed_forward_length": (0, 10**9, [96, 96], None),
+            "context_length": (0, -5, 2**31, "long", None),
+            "vocab_size": (0, -1, 2**31, "320"),
+            "rope.dimension_count": (0, 15, 2**31, "16"),
+            "rope.freq_base": (0.0, -1.0, float("nan"), float("inf"), 1e30, "base"),
+            "attention.layer_norm_rms_epsilon": (0.0, -1e-5, float("nan"), 2.0, None),
+        }.items() for value in values],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_metadata_that_cannot_be_is_refused_by_field(tmp_path, fields, message):
+    path = tiny_gguf.save(tmp_path / "model.gguf", **fields)
+    with pytest.raises(ValueError, match=rf"model\.gguf: .*{message}"):
+        load(path)
+
+
+def test_fields_of_another_architecture_do_not_slip_through(tmp_path):
+    """transformers takes `qwen3.block_count` of a llama file for its own."""
+    path = tiny_gguf.save(tmp_path / "model.gguf")
+    data = path.read_bytes()
+    count = struct.unpack_from("<Q", data, 16)[0]
+    more = field("qwen3.block_count", U32, struct.pack("<I", 10**9))
+    padded = more + field("pad", TEXT, string(b"x" * (-(len(more) + 23) % 32)))
+    path.write_bytes(data[:16] + struct.pack("<Q", count + 2) + padded + data[24:])
+    with pytest.raises(ValueError, match=r"model\.gguf: qwen3\.block_count"):
+        load(path)
+
+
+def tensor_info(data, name):
+    """Where the description of a tensor begins: number of dimensions, dimensions, type, offset."""
+    return data.index(string(name)) + 8 + len(name)
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value"),
+    [
+        (0, "<I", 0), (0, "<I", 5), (0, "<I", 2**31), (4, "<Q", 0), (4, "<Q", 2**40), (4, "<Q", 2**63), (4, "<Q", 65),
+        (12, "<Q", 2**62), (20, "<I", 99), (20, "<I", 24), (20, "<I", 2**31), (24, "<Q", 2**40), (24, "<Q", 2**63),
+        (24, "<Q", 1), (24, "<Q", 33),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_does_not_fit_the_file_is_refused_by_name(tmp_path, offset, form, value):
+    path = tiny_gguf.save(tmp_path / "model.gguf")
+    data = bytearray(path.read_bytes())
+    struct.pack_into(form, data, tensor_info(data, "blk.1.attn_v.weight") + offset, value)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.gguf: .*(blk\.1\.attn_v|layers\.1\.self_attn\.v_proj)"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["noweight", "blk.0", "blk.", ".", "", "blk.0.attn_q", "blk.0.new.weight", "a.b.c.d"])
+def test_names_of_another_form_are_refused_by_name(tmp_path, name):
+    path = tiny_gguf.save(tmp_path / "model.gguf", tiny_gguf.tensors() | {name: np.ones(32, np.float32)})
+    with pytest.raises(ValueError, match=r"model\.gguf: ") as refusal:
+        load(path)
+    assert name in str(refusal.value)
+
+
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    weights = tiny_gguf.tensors() | {"model.norm.weight": np.ones(64, np.float32)}
+    with pytest.raises(ValueError, match=r"model\.gguf: .*model\.norm\.weight"):
+        load(tiny_gguf.save(tmp_path / "model.gguf", weights))
+
+
+@pytest.mark.parametrize("alignment", [0, 3, 48, 2**31])
+def test_an_alignment_that_cannot_be_is_refused(good, tmp_path, alignment):
+    data = good.read_bytes()
+    count = struct.unpack_from("<Q", data, 16)[0]
+    more = field("general.alignment", U32, struct.pack("<I", alignment))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data[:16] + struct.pack("<Q", count + 1) + more + data[24:])
+    with pytest.raises(ValueError, match=r"model\.gguf: .*general\.alignment"):
+        load(path)
+
+
+@pytest.mark.parametrize("token", [320, 2**31, 2**32 - 1])
+def test_an_end_token_beyond_the_vocabulary_is_refused(good, tmp_path, token):
+    data = bytearray(good.read_bytes())
+    struct.pack_into("<I", data, data.index(b"eos_token_id") + len(b"eos_token_id") + 4, token)
+    (tmp_path / "model.gguf").write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.gguf: tokenizer\.ggml\.eos_token_id"):
+        load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("kind", [None, Q.F16, Q.Q8_0, Q.Q4_1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, kind, value):
+    """Of quantised types it is the scale of a group that is no number."""
+    weights, types = tiny_gguf.tensors(), {"blk.1.ffn_up.weight": kind} if kind else None
+    path = tiny_gguf.save(tmp_path / "model.gguf", weights, types)
+    reader = gguf.GGUFReader(path)
+    tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<f" if kind is None else "<e", data, int(tensor.data_offset), value)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.gguf: tensor model\.layers\.1\.mlp\.up_proj\.weight holds"):
+        load(path)
+
+
+def test_a_type_that_cannot_hold_weights_is_refused_by_name(tmp_path):
+    weights = tiny_gguf.tensors() | {"blk.0.attn_k.weight": np.ones((32, 64), np.int32)}
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.k_proj\.weight .*I32"):
+        load(tiny_gguf.save(tmp_path / "model.gguf", weights))
+
+
+def test_a_file_that_was_cut_is_refused(good, tmp_path):
+    data = good.read_bytes()
+    for size in (20, 30, 500, 5000, len(data) - 1000):
+        (tmp_path / "model.gguf").write_bytes(data[:size])
+        with pytest.raises(ValueError, match=r"model\.gguf"):
+            load(tmp_path / "model.gguf")
+
+
+def test_shapes_that_the_file_does_not_have_are_refused_before_memory_is_asked_for(tmp_path):
+    path = tiny_gguf.save(tmp_path / "model.gguf", vocab_size=2**24, embedding_length=2**16)
+    with pytest.raises(ValueError, match=r"model\.gguf: tensor model\.embed_tokens\.weight has shape \[320, 64\]"):
+        load(path, dtype=torch.bfloat16)

@@ -1,0 +1,80 @@
+"""A tiny llama-family GGUF file that loads, with parts of it left out or changed, and raw headers that lie."""
+
+from __future__ import annotations
+
+import struct
+
+import gguf
+import numpy as np
+import tiny
+from tokenizers import pre_tokenizers
+
+FIELDS = {
+    "context_length": 2048, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96,
+    "attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 16, "vocab_size": tiny.VOCAB,
+}  # fmt: skip
+
+
+def tensors(seed=0):
+    """Names as llama.cpp has them -> fp32 arrays, the shapes of `FIELDS`."""
+    rng = np.random.default_rng(seed)
+    shapes = {"token_embd.weight": (tiny.VOCAB, 64), "output_norm.weight": (64,)}
+    for layer in range(2):
+        parts = {
+            "attn_norm": (64,), "ffn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64),
+            "attn_output": (64, 64), "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
+        }  # fmt: skip
+        shapes |= {f"blk.{layer}.{part}.weight": shape for part, shape in parts.items()}
+    return {name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()}
+
+
+def save(path, weights=None, types=None, **fields):
+    """Write the file; `fields` replace those of `FIELDS` (None leaves one out), dots written as two underscores."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in (FIELDS | {name.replace("__", "."): value for name, value in fields.items()}).items():
+        name = f"llama.{key}"
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
+        elif value is not None:
+            (writer.add_uint32 if value >= 0 else writer.add_int32)(name, value)
+    if "rope__freq_base" not in fields:
+        writer.add_rope_freq_base(10000.0)
+    if "attention__layer_norm_rms_epsilon" not in fields:
+        writer.add_layer_norm_rms_eps(1e-5)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, "ab", "cd"]
+    words += [*(f"<unused{n}>" for n in range(len(words), tiny.VOCAB - 1)), "<|end|>"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([1] * (len(letters) + 2) + [3] * (tiny.VOCAB - len(letters) - 2))
+    writer.add_token_merges(["a b", "c d"])
+    writer.add_eos_token_id(tiny.END)
+    for name, values in (tensors() if weights is None else weights).items():
+        kind = (types or {}).get(name)
+        stored = values if kind is None else gguf.quantize(values, kind)
+        writer.add_tensor(name, stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def string(text):
+    """A string as the format has it."""
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def header(*parts, tensors=0, fields=1, version=3):
+    """The beginning of a file that claims some numbers of tensors and fields, and what follows."""
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + b"".join(parts)
+
+
+def field(name, kind, data):
+    """One metadata field of a raw type number."""
+    return string(name) + struct.pack("<I", kind) + data
