@@ -28,6 +28,10 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     """A JSON object. Raises ValueError naming `where` it should have been."""
     try:
         value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: half of a surrogate pair, which is no text") from error
     except (ValueError, RecursionError) as error:  # also nested without end, and integers of too many digits
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

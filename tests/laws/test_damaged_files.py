@@ -301,6 +301,7 @@ ADAPTER_VALUES = [
     *[("backbone.tokenizer_sha256", value) for value in (None, True, ...)],
     *[("shapes", value) for value in (None, [], "x", {}, ...)],
     *[("shapes.vocab_size", value) for value in (None, "320", 320.0, -1, 10**12, ...)],
+    ("shapes.new", 3),
     *[("shapes.family", value) for value in (3, None, ...)],
     *[("shapes.layers", value) for value in (True, 0, 10**9, [])],
     *[("block_size", value) for value in (0, 10**9, 8.0, "8", True, None, ...)],
@@ -394,6 +395,18 @@ def test_code_that_comes_with_a_tokenizer_never_runs(copy, monkeypatch):
         except ValueError as error:
             assert "tokenizer" in str(error)
     assert not (copy / "ran").exists()
+
+
+def test_half_of_a_surrogate_pair_is_refused_by_line():
+    """JSON can write it; UTF-8, and so every tokenizer, cannot."""
+    assert parse_object(r'{"prompt": "\ud83d\ude00"}', "here")["prompt"] == "\U0001f600"
+    for text in (
+        r'{"prompt": "\ud83d"}',
+        r'{"messages": [{"role": "user", "content": "a \udc00 b"}]}',
+        r'{"\ud800": 1}',
+    ):
+        with pytest.raises(ValueError, match=r"here, line 3: .*surrogate"):
+            parse_object(text, "here, line 3")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '{"prompt": ' + "1" * 5000 + "}"])

@@ -14,7 +14,7 @@ import tiny_gguf
 import torch
 from tiny_gguf import field, header, string
 
-from orthrus.checkpoint import hub
+from orthrus.checkpoint import hub, sources
 from orthrus.checkpoint.gguf import GgufFile, hf_name
 
 U8, U32, I32, F32, BOOL, TEXT, ARRAY, U64 = 0, 4, 5, 6, 7, 8, 9, 10
@@ -228,6 +228,21 @@ def test_a_file_that_was_cut_is_refused(good, tmp_path):
         (tmp_path / "model.gguf").write_bytes(data[:size])
         with pytest.raises(ValueError, match=r"model\.gguf"):
             load(tmp_path / "model.gguf")
+
+
+def test_a_damaged_translation_in_the_cache_is_made_anew(good):
+    """A GGUF file's config and tokenizer are kept between runs; a full disk or a killed process may cut them."""
+    before = load(good)
+    kept = sources.description(sources.resolve(str(good), None))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        for damage in (
+            lambda file: os.truncate(file, 40),
+            lambda file: file.unlink(),
+            lambda file: file.write_text("{}"),
+        ):
+            damage(kept / name)
+            again = load(good)
+            assert (again.backbone, again.hf_config) == (before.backbone, before.hf_config)
 
 
 def test_shapes_that_the_file_does_not_have_are_refused_before_memory_is_asked_for(tmp_path):

@@ -106,6 +106,9 @@ def read_config(directory: Path) -> AdapterConfig:
     check(path, content, FIELDS)
     check(path, content["backbone"], IDENTITY, "backbone.")
     check(path, content["shapes"], SHAPES, "shapes.")
+    for name, value in content["shapes"].items():
+        if name not in SHAPES:
+            refuse(path, f"shapes.{shown(name)}", value, f"only {', '.join(SHAPES)}")
     identity = BackboneIdentity(**{name: content["backbone"].get(name) for name in IDENTITY})
     diffusion = published.diffusion_config(content, path, content["shapes"]["vocab_size"])
     return AdapterConfig(identity, content["shapes"], diffusion, content["provenance"])
@@ -167,21 +170,19 @@ def check_backbone(
     Returns a warning where only the weights differ and `allow_other` was given: the output stays exact, only acceptance
     may fall. Raises ValueError otherwise.
     """
-    shapes = shapes_of(config)
+    shapes, origin = shapes_of(config), adapter.backbone.id[:200]
     if adapter.shapes != shapes:
         pairs = ", ".join(
-            f"{k} {shown(adapter.shapes.get(k))} != {shapes.get(k)}"
-            for k in {**shapes, **adapter.shapes}
-            if adapter.shapes.get(k) != shapes.get(k)
+            f"{k} {str(adapter.shapes.get(k))[:80]} != {v}" for k, v in shapes.items() if adapter.shapes.get(k) != v
         )
-        raise ValueError(f"the adapter was trained on a backbone of other shapes ({adapter.backbone.id}): {pairs}")
+        raise ValueError(f"the adapter was trained on a backbone of other shapes ({origin}): {pairs}")
     if adapter.backbone.tokenizer_sha256 != backbone.tokenizer_sha256:
-        raise ValueError(f"the adapter was trained with another tokenizer (that of {adapter.backbone.id})")
+        raise ValueError(f"the adapter was trained with another tokenizer (that of {origin})")
     if adapter.backbone.sha256 == backbone.sha256:
         return None
     difference = (
         "the adapter was trained on other weights:\n"
-        f"  adapter's backbone {adapter.backbone.sha256} ({adapter.backbone.id})\n"
+        f"  adapter's backbone {adapter.backbone.sha256[:64]} ({origin})\n"
         f"  this backbone      {backbone.sha256} ({backbone.id})"
     )
     if not allow_other:

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from orthrus.checkpoint import published
-from orthrus.checkpoint.derived import cache_directory, stamp
+from orthrus.checkpoint.derived import cache_directory, save_json, stamp
 from orthrus.checkpoint.gguf import GgufFile, checked_header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
@@ -32,6 +32,8 @@ from orthrus.config import DecoderConfig
 from orthrus.model import families
 
 DEMO = "smollm2-demo"
+SUMS = "sums.json"
+"""The checksums of what is kept of a GGUF file between runs."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def description(source: Source) -> Path:
     if not source.gguf:
         return source.path
     directory = cache_directory() / f"gguf-{stamp(source.path)}"
-    if not (directory / "config.json").is_file():
+    if not _is_intact(directory):
         checked_header(source.path)
         folder, file = str(source.path.parent), source.path.name
         with clear_errors(f"{source.path}: config or tokenizer cannot be read from it"):
@@ -158,9 +160,24 @@ def description(source: Source) -> Path:
         with tempfile.TemporaryDirectory(dir=directory.parent) as staged:
             tokenizer.save_pretrained(staged)
             config.save_pretrained(staged)
+            save_json(Path(staged) / SUMS, _sums(Path(staged)))
             shutil.rmtree(directory, ignore_errors=True)
             shutil.copytree(staged, directory)
     return directory
+
+
+def _sums(directory: Path) -> dict[str, str]:
+    """The sha256 of each file of a translation, but of the list of them."""
+    files = sorted(path for path in directory.iterdir() if path.name != SUMS)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _is_intact(directory: Path) -> bool:
+    """Whether a translation is there, whole: a full disk or a killed process may have left a part of it."""
+    try:
+        return read_json(directory / SUMS) == _sums(directory)
+    except (ValueError, OSError):
+        return False
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orthrus.checkpoint.derived import cached_digest
-from orthrus.checkpoint.validation import read_json, refuse, shown
+from orthrus.checkpoint.validation import clear_errors, read_json, refuse, shown
 from orthrus.model.blocks import Blocks
 
 DIFFUSION_MARK = "_diff."
@@ -97,11 +97,8 @@ class SafetensorFiles:
     def tensor(self, name: str) -> Tensor:
         """One tensor, as stored. Raises ValueError where it is missing or damaged."""
         file = self.entry(name).file
-        try:
-            with safe_open(file, "pt") as opened:
-                return opened.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: tensor {name} cannot be read ({error})") from error
+        with clear_errors(f"{file}: tensor {name} cannot be read"), safe_open(file, "pt") as opened:
+            return opened.get_tensor(name)
 
     def blocks(self, name: str) -> None:
         """None: no such files are read."""
@@ -131,12 +128,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def _entries(file: Path) -> dict[str, Entry]:
-    try:
-        with safe_open(file, "pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {name: Entry(file, found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: cannot be read as safetensors ({error}); fetch the file again") from error
+    what = f"{file}: cannot be read as safetensors; fetch the file again"
+    with clear_errors(what), safe_open(file, "pt") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {name: Entry(file, found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
 
 
 def _shards(directory: Path) -> list[Path]:
