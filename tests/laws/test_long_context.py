@@ -1,0 +1,199 @@
+"""Laws 1, 3, 5 and 7 far from the first position: beyond one, two, three and more blocks of keys and of positions."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
+
+import orthrus
+from orthrus.bench import tasks
+from orthrus.cache import KVCache
+from orthrus.checkpoint import hub
+from orthrus.checkpoint.derived import cache_directory
+from orthrus.config import DecodingConfig, RopeConfig, SamplingParams, StopConditions
+from orthrus.decoding import cycles
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.generate import generate, prefill
+from orthrus.decoding.sequence import Request, Sequence
+from orthrus.decoding.verify import exact
+from orthrus.model import families, native
+from orthrus.model.kernels import attend_flash, attend_in_blocks
+from orthrus.model.masks import causal_bias
+from orthrus.model.probes import masked
+from orthrus.model.rope import RopeTable
+
+LENGTHS = (513, 700, 1025, 1100, 1537, 1600, 2049, 4000)
+LONG = 4000
+
+
+def attentions(precision, size):
+    """All that attend on a CPU, by name."""
+    found = {"flash": attend_flash, "in blocks": attend_in_blocks}
+    kernels = native.load(tiny.DTYPES[precision], cache_directory())
+    if kernels is not None and kernels.sees(size):
+        found["native"] = masked(kernels)
+    return found
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("precision", list(tiny.DTYPES))
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64)])
+def test_attention_reaches_every_key_of_a_long_context(precision, heads, kv_heads, size, length):
+    """Half of the rows look for one key each, at the borders of blocks and at the end; the others look at random."""
+    R, span = 8, -(-length // 512) * 512
+    k, v = (torch.randn(1, kv_heads, span, size).to(tiny.DTYPES[precision]) for _ in range(2))
+    q = torch.randn(1, R, heads, size).to(k)
+    wanted = [length - R, (length - R) // 512 * 512, (length - R) // 512 * 512 - 1, length // 2]
+    for row, key in enumerate(wanted):
+        k[0, :, key] *= 3
+        aimed = 2 * size**0.5 * torch.nn.functional.normalize(k[0, :, key].float(), dim=-1)
+        q[0, row] = aimed.repeat_interleave(heads // kv_heads, 0).to(q)
+    bias = causal_bias([length - R], R, R, span, q).view
+    dense = scaled_dot_product_attention(
+        q.transpose(1, 2).float(), k.float(), v.float(), bias.float().clone(), enable_gqa=True
+    )[0].transpose(0, 1)
+    tolerance = 5e-5 if precision == "fp32" else 0.02
+    for name, attend in attentions(precision, size).items():
+        found = attend(q, k, v, bias).view(R, heads, size).float()
+        torch.testing.assert_close(
+            found, dense, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def in_pieces(decoder, cache, tokens, sizes=(512,)):
+    """Logits of all rows of `tokens`, cached piece by piece; the last size repeats."""
+    found, rest = [], torch.tensor([tokens])
+    for n in range(len(tokens)):
+        if not rest.shape[1]:
+            break
+        size = sizes[min(n, len(sizes) - 1)]
+        found.append(decoder.ar(rest[:, :size], cache.window(0, 1))[0])
+        cache.commit(0, cache.lengths[0] + len(found[-1]))
+        rest = rest[:, size:]
+    return torch.cat(found)
+
+
+@pytest.fixture(scope="module", params=families.names())
+def peer(request, tmp_path_factory):
+    """A checkpoint of `transformers`, a text, and its logits there."""
+    directory, tokens = tmp_path_factory.mktemp("peer"), tiny.request(LONG).prompt
+    made = AutoModelForCausalLM.from_config(tiny.hf_config(request.param, max_position_embeddings=8192)).float().eval()
+    made.save_pretrained(directory)
+    with torch.no_grad():
+        return str(directory), tokens, made(torch.tensor([tokens])).logits[0]
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_logits_of_long_prompts_equal_those_of_transformers(peer, kernels):
+    directory, tokens, expected = peer
+    fast = native.load(torch.float32, cache_directory()) if kernels == "native" else None
+    decoder = hub.load_decoder(directory, torch.float32).prepare(fast)
+    torch.testing.assert_close(in_pieces(decoder, decoder.new_cache(1), tokens), expected, atol=1e-4, rtol=1e-4)
+    found = in_pieces(decoder, decoder.new_cache(1), tokens[:1500], (11, 512, 300))
+    torch.testing.assert_close(found, expected[:1500], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "kernels"),
+    [*((name, "native") for name in families.names()), ("qwen3", "torch"), ("llama", "native int8")],
+)
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_a_row_alone_has_the_bits_of_the_whole_prompt_at_long_positions(family, dtype, kernels):
+    decoder, tokens = tiny.decoder(family, dtype, kernels=kernels), tiny.request(2047).prompt
+    whole_cache, cache = decoder.new_cache(1), decoder.new_cache(1)
+    whole = in_pieces(decoder, whole_cache, tokens)
+    sizes = [512, 508, *[1] * 11, 499, *[1] * 16, 500, 1]  # one by one at 1020 to 1030, 1530 to 1545 and 2046
+    assert sum(sizes) == len(tokens)
+    found = in_pieces(decoder, cache, tokens, sizes)
+    different = (found != whole).any(dim=1).nonzero().flatten().tolist()
+    assert different == []
+    for one, other in ((whole_cache.keys, cache.keys), (whole_cache.values, cache.values)):
+        assert torch.equal(one[:, :, :, :2047], other[:, :, :, :2047])
+
+
+@pytest.mark.parametrize("scaling", [1.0, 1.25])
+def test_rotations_are_those_of_their_positions_however_the_table_grew(scaling):
+    frequencies = tuple(1.0 / 10000 ** (n / 32) for n in range(32))
+    config = RopeConfig(frequencies, scaling)
+    at_once, stepwise = (RopeTable(config, torch.device("cpu")) for _ in range(2))
+    whole = at_once.tables(5000)
+    for last in (0, 511, 512, 1025, 1026, 3000, 5000):
+        grown = stepwise.tables(last)
+        assert len(grown[0]) == len(grown[1]) > last
+    assert all(torch.equal(one[:5001], other[:5001]) for one, other in zip(whole, grown, strict=True))
+    positions = torch.tensor([0, 1, 511, 512, 1023, 1024, 1025, 1536, 2047, 2048, 4095, 5000])
+    cos, sin = (table[:, 0] for table in at_once.rows(positions, 5000))
+    angles = torch.outer(positions.double(), torch.tensor(frequencies, dtype=torch.float64))
+    expected_cos, expected_sin = scaling * angles.cos(), scaling * angles.sin()
+    torch.testing.assert_close(cos.double(), torch.cat((expected_cos, expected_cos), -1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(sin.double(), torch.cat((-expected_sin, expected_sin), -1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 1024, 1025, 1700])
+def test_growing_keeps_all_positions_and_moving_copies_all_of_them(dtype, length):
+    cache = KVCache(tiny.decoder("llama").config, 3, tiny.DTYPES[dtype], torch.device("cpu"))
+    cache.reserve(1700)
+    with torch.inference_mode():
+        cache.keys.copy_(torch.randn(cache.keys.shape))
+        cache.values.copy_(torch.randn(cache.values.shape))
+    before, held = (cache.keys.clone(), cache.values.clone()), cache.capacity
+    for slot, count in enumerate((900, 30, length)):
+        cache.commit(slot, count)
+    cache.reserve(held + 1)
+    assert cache.capacity == held + 512
+    cache.move(2, 0)
+    assert cache.lengths == [length, 30, length]
+    for old, new in zip(before, (cache.keys, cache.values), strict=True):
+        assert torch.equal(new[:, 0, :, :length], old[:, 2, :, :length])
+        assert torch.equal(new[:, 1:, :, :held], old[:, 1:])
+        assert not new[:, 1:, :, held:].any()
+
+
+@pytest.mark.parametrize("cycle", cycles.names())
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_long_sequences_that_change_their_slots_write_the_oracles_tokens(monkeypatch, dtype, cycle):
+    decoder, moved = tiny.decoder("qwen3", dtype), []
+    asked = [
+        tiny.request(length, new, seed, SamplingParams(temperature=0.8 * (seed % 2), seed=seed))
+        for seed, (length, new) in enumerate([(40, 3), (530, 30), (1100, 12), (1030, 26), (1015, 30), (505, 25)])
+    ]
+    truths = [tiny.oracle(decoder, request).tokens for request in asked]
+    move = KVCache.move
+
+    def spied(cache, source, target):
+        moved.append(cache.lengths[source])
+        move(cache, source, target)
+
+    monkeypatch.setattr(KVCache, "move", spied)
+    steps = generate(decoder, asked, DecodingConfig(cycle=cycle, batch_size=3), tiny.LIMITS, costs=tiny.COSTS["passes"])
+    done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
+    assert [done[n] for n in range(len(asked))] == truths
+    assert min(moved) < 1024 < max(moved), "no sequence beyond two blocks of keys changed its slot"
+
+
+def test_the_real_model_writes_the_same_up_to_the_end_of_its_context():
+    """One prefill; then every cycle from the same cache, up to the last position there is."""
+    model = orthrus.load("smollm2-demo")
+    text = " ".join(str(prompt.prompt) for prompt in tasks.load("gsm8k"))
+    most = model.limits.max_positions
+    prompt = tuple(model.tokenizer(text).input_ids[: most - 12])
+    assert len(prompt) == most - 12 == 8180
+    request = Request(prompt, SamplingParams(), StopConditions(max_new_tokens=100))
+    cache, first = model.decoder.new_cache(1), Sequence(0, request, model.limits)
+    prefill(model.decoder, cache, first, 0, exact)
+    found = {}
+    for name in ("ar", "two-pass", "one-pass"):
+        sequence = Sequence(0, request, model.limits)
+        cache.commit(0, len(prompt))
+        sequence.begin()
+        sequence.start(first.tokens[0])
+        while sequence.finish_reason is None:
+            cycles.load(name).run(model.decoder, cache, [sequence], Drafting(8), exact)
+        found[name] = sequence.tokens
+        assert sequence.finish_reason == "length" and sequence.length == most
+    assert found["two-pass"] == found["one-pass"] == found["ar"]
+    assert len(found["ar"]) == 12
