@@ -16,6 +16,7 @@ from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding.autoregressive import OracleResult, autoregress
 from orthrus.decoding.costs import Costs
+from orthrus.decoding.planner import Shape
 from orthrus.decoding.sequence import Draft, Limits, Request
 from orthrus.model import families, native
 from orthrus.model.blocks import Blocks
@@ -144,6 +145,27 @@ def scripted_ahead(quality, continuations, seed=0):
         return drafts
 
     return propose_ahead
+
+
+class RandomPlanner:
+    """Any shape there can be, with no sense in it."""
+
+    def __init__(self, seed, most):
+        self._random, self._most = random.Random(seed), most
+
+    def first_width(self, context):
+        del context
+        return self._random.choice([0, 2, self._most])
+
+    def choose(self, batch, *, fresh=None):
+        pick, width = self._random, self._random.randint(1, self._most)
+        offered = [pick.randint(0, len(s.ahead.tokens)) for s in batch]
+        blocks = [pick.randint(0, n + 1) for n in offered]
+        redraft = [fresh is None and pick.random() < 0.4 for _ in batch]
+        return Shape(width, offered, blocks, ["auto"] * len(batch), redraft)
+
+    def learn(self, batch, drafts, shape, kept):
+        pass
 
 
 TEMPLATE = (

@@ -13,32 +13,11 @@ from orthrus.decoding import cycles
 from orthrus.decoding.costs import Costs
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.generate import generate
-from orthrus.decoding.planner import Planner, Shape
+from orthrus.decoding.planner import Planner
 from orthrus.model import families
 
 generate_module = importlib.import_module("orthrus.decoding.generate")
 auto = importlib.import_module("orthrus.decoding.cycles.auto")
-
-
-class RandomPlanner:
-    """Any shape there can be, with no sense in it."""
-
-    def __init__(self, seed, most):
-        self._random, self._most = random.Random(seed), most
-
-    def first_width(self, context):
-        del context
-        return self._random.choice([0, 2, self._most])
-
-    def choose(self, batch, *, fresh=None):
-        pick, width = self._random, self._random.randint(1, self._most)
-        offered = [pick.randint(0, len(s.ahead.tokens)) for s in batch]
-        blocks = [pick.randint(0, n + 1) for n in offered]
-        redraft = [fresh is None and pick.random() < 0.4 for _ in batch]
-        return Shape(width, offered, blocks, ["auto"] * len(batch), redraft)
-
-    def learn(self, batch, drafts, shape, kept):
-        pass
 
 
 @pytest.mark.parametrize("quality", [None, 0.7, 1.0])
@@ -58,7 +37,7 @@ def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality
         monkeypatch.setattr(auto, "propose", tiny.scripted(quality, tokens, seed))
         for module in (cycles, generate_module):
             monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, tokens, seed))
-    monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, planner=RandomPlanner(seed, 8)))
+    monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
     steps = generate(decoder, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     for n, truth in enumerate(truths):

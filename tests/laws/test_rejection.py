@@ -12,13 +12,12 @@ from fractions import Fraction
 
 import pytest
 import tiny
-import torch
+from markov import MarkovDecoder, inject
 
-from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
+from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.generate import generate
 from orthrus.decoding.noise import Purpose
-from orthrus.decoding.sequence import Limits, Request, Sequence
-from orthrus.model.kernels import Kernels
+from orthrus.decoding.sequence import Limits, Request
 
 GRID = 4
 P = {0: (2, 1, 1), 1: (1, 1, 2), 2: (0, 2, 2)}
@@ -37,63 +36,11 @@ HALVED = {
 }
 
 
-class Cache:
-    """Only what the loop asks of a cache: lengths."""
-
-    def __init__(self, slots):
-        self.lengths = [0] * slots
-
-    def reserve(self, positions):
-        pass
-
-    def window(self, start, stop):
-        del start, stop
-        return self
-
-    def commit(self, slot, length):
-        self.lengths[slot] = length
-
-
-class MarkovDecoder:
-    """A decoder whose AR view follows a chain and whose diffusion view follows a drafter."""
-
-    device, most_rows, kernels = torch.device("cpu"), 512, Kernels()
-
-    def __init__(self, drafter, trained_rows, chain=P):
-        self._drafter, self._chain = drafter, chain
-        self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
-
-    def new_cache(self, slots):
-        return Cache(slots)
-
-    def diffuse(self, roots, width, cache, rows):
-        del width, cache
-        drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
-        return torch.stack([torch.stack(block) for block in drawn])
-
-    def ar_and_diffuse(self, rows, candidates, width, cache, *, blocks=None, wanted=None, decided=False):
-        """The hidden states of a block are its logits, whether that was decided or not."""
-        del decided
-        counts = [len(candidates)] * len(rows) if blocks is None else blocks
-        picked = [own if wanted is None else [own[row] for row in wanted] for own in rows]
-        roots = [[own[row] for row in candidates[:count]] for own, count in zip(rows, counts, strict=True)]
-        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in picked]
-        return logits, [self.diffuse(own, width, cache, width) if own else None for own in roots]
-
-    def logits(self, hidden, *, drafting):
-        del drafting
-        return hidden
-
-
-def _logits(quarters):
-    return torch.tensor(quarters).float().log()
-
-
 class Enumerator:
     """Noise whose values are the next choice of an enumeration; addresses must never be asked for twice."""
 
-    def __init__(self, choices):
-        self.choices, self.made, self.addresses = choices, [], set()
+    def __init__(self, choices, grid):
+        self.choices, self.grid, self.made, self.addresses = choices, grid, [], set()
 
     def uniform(self, position, purpose, block=0):
         address = (position, purpose, block if purpose is Purpose.DRAFT else None)
@@ -101,10 +48,10 @@ class Enumerator:
         self.addresses.add(address)
         index = len(self.made)
         self.made.append(self.choices[index] if index < len(self.choices) else 0)
-        return (self.made[-1] + 0.5) / GRID
+        return (self.made[-1] + 0.5) / self.grid
 
 
-def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None):
+def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None, grid=GRID):
     """All outcomes of decoding `tokens` tokens with their exact probabilities."""
     found, choices = {}, []
     limits, request = (
@@ -112,20 +59,15 @@ def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None):
         Request(prompt, SamplingParams(temperature=1.0), StopConditions(tokens)),
     )
     config = DecodingConfig(cycle=cycle, rule="rejection")
-    original = Sequence.__init__
+    use = inject(monkeypatch)
     while choices is not None:
-        noise = Enumerator(choices)
-
-        def enumerated(self, *arguments, noise=noise, **more):
-            original(self, *arguments, **more)
-            self.sampler.noise = noise
-
-        monkeypatch.setattr(Sequence, "__init__", enumerated)
+        noise = Enumerator(choices, grid)
+        use(noise)
         steps = list(generate(decoder, [request], config, limits, costs=costs))
         key = tuple(steps[-1].sequence.tokens)
-        found[key] = found.get(key, 0) + Fraction(1, GRID ** len(noise.made))
+        found[key] = found.get(key, 0) + Fraction(1, grid ** len(noise.made))
         made = noise.made
-        while made and made[-1] == GRID - 1:
+        while made and made[-1] == grid - 1:
             made.pop()
         choices = [*made[:-1], made[-1] + 1] if made else None
     return found
@@ -137,7 +79,7 @@ def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None):
     [("two-pass", 1, 3), ("two-pass", 2, 2), ("one-pass", 2, 3), ("one-pass", 3, 2), ("ar", 1, 3)],
 )
 def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, cycle, trained_rows, tokens):
-    check(outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows), tokens, cycle), tokens)
+    check(outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows, P), tokens, cycle), tokens)
 
 
 @pytest.mark.parametrize("costs", ["passes", "rows"])
@@ -145,16 +87,17 @@ def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, 
 @pytest.mark.parametrize(("trained_rows", "tokens"), [(2, 3), (3, 2)])
 def test_planned_cycles_too(monkeypatch, drafter, costs, trained_rows, tokens):
     """Planner included, with its probes and its fresh drafts."""
-    decoder = MarkovDecoder(DRAFTERS[drafter], trained_rows)
+    decoder = MarkovDecoder(DRAFTERS[drafter], trained_rows, P)
     check(outcomes(monkeypatch, decoder, tokens, "auto", costs=tiny.COSTS[costs]), tokens)
 
 
 @pytest.mark.parametrize("costs", ["passes", "rows"])
 @pytest.mark.parametrize("drafter", list(HALVED))
 def test_looked_up_drafts_too(monkeypatch, drafter, costs):
-    """Drafts from a repeating text, whose q is a point mass."""
+    """Drafts from a repeating text, whose q is a point mass. All ratios and residuals are halves."""
     decoder = MarkovDecoder(HALVED[drafter], 2, HALVES)
-    found = outcomes(monkeypatch, decoder, 3, "auto", (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1), tiny.COSTS[costs])
+    prompt = (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1)
+    found = outcomes(monkeypatch, decoder, 3, "auto", prompt, tiny.COSTS[costs], grid=2)
     check(found, 3, HALVES)
 
 

@@ -1,0 +1,174 @@
+"""Law 2 with every setting: under `rejection` too, the target is the distribution after penalties, bias and filters.
+
+Whole runs are enumerated, as in `test_rejection.py`, but by intervals: the distributions need not be rational. The
+target is computed by the definitions of the settings in plain Python (`markov.target`), token by token.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import tiny
+import torch
+from markov import Enumeration, MarkovDecoder, inject, target_texts
+
+from orthrus.config import DecodingConfig, SamplingParams, StopConditions
+from orthrus.decoding.costs import Costs
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.generate import generate
+from orthrus.decoding.noise import AddressedNoise, Purpose
+from orthrus.decoding.sequence import Limits, Request
+
+generate_module = importlib.import_module("orthrus.decoding.generate")
+
+CHAIN = {0: (5, 3, 1), 1: (0.4, 1.5, 1.2), 2: (1, 0, 4)}
+"""Weights above and below 1, so that a repetition penalty meets scores of both signs."""
+DRAFTER = {0: (3, 3, 2), 1: (2, 0.5, 1), 2: (2, 1, 0)}
+SETTINGS = {
+    "temperature": {"temperature": 0.6},
+    "repetition": {"repetition_penalty": 1.7},
+    "frequency and presence": {"frequency_penalty": 0.5, "presence_penalty": 0.8, "temperature": 1.2},
+    "negative penalties": {"presence_penalty": -1.5, "repetition_penalty": 0.6},
+    "top-k": {"top_k": 2, "temperature": 1.4},
+    "top-p": {"top_p": 0.85},
+    "min-p": {"min_p": 0.35},
+    "bias": {"logit_bias": ((0, -math.log(2)), (1, math.log(3)))},
+    "minimum": {"min_new_tokens": 2},
+    "all": {
+        "temperature": 1.3, "top_k": 2, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 0.4,
+        "frequency_penalty": 0.3, "logit_bias": ((1, 0.7), (2, -0.5)), "min_new_tokens": 1,
+    },
+}  # fmt: skip
+ENDS = {"minimum": frozenset([2]), "all": frozenset([0])}
+
+
+class Run(NamedTuple):
+    """A way of decoding: where `costs` are a number, by shapes without any sense, of that seed."""
+
+    cycle: str
+    trained_rows: int
+    prompt: tuple[int, ...]
+    tokens: int
+    costs: Costs | int | None = None
+
+    def decode(self, monkeypatch, requests, ends=frozenset(), *, rows=0, batch=1):
+        """The finished sequences, in order."""
+        decoder = MarkovDecoder(lambda root, offset: DRAFTER[(root + offset) % 3], rows or self.trained_rows, CHAIN)
+        if isinstance(self.costs, int):
+            width = decoder.diffusion.block_size
+            planner = tiny.RandomPlanner(self.costs, width)
+            monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(width, planner=planner))
+        config = DecodingConfig(cycle=self.cycle, rule="rejection", batch_size=batch)
+        steps = generate(decoder, requests, config, Limits(3, 64, ends), costs=self.costs)
+        done = {step.sequence.index: step.sequence for step in steps if step.sequence.finish_reason}
+        return [done[n] for n in range(len(requests))]
+
+
+RUNS = {
+    "ar": Run("ar", 2, (1,), 4),
+    "two-pass": Run("two-pass", 2, (1,), 3),
+    "one-pass": Run("one-pass", 3, (0, 2), 3),
+    "planned": Run("auto", 2, (1, 2, 1), 4, tiny.COSTS["passes"]),
+    "planned anew": Run("auto", 2, (1, 2, 1), 3, replace(tiny.COSTS["passes"], beside=2.0, block=1.0)),
+    "looked up": Run("auto", 2, (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1), 4, tiny.COSTS["rows"]),
+    "any shapes": Run("auto", 2, (2, 1), 4, 1),
+    "other shapes": Run("auto", 3, (2, 1, 0), 3, 7),
+}
+KINDS = {"planned": "one-pass", "planned anew": "two-pass", "looked up": "lookup"}
+"""The cycle that each run is there for, where it is not its name."""
+
+
+def outcomes(monkeypatch, name, params, stops=frozenset(), ends=frozenset()):
+    """The probability of every text, which ends as it should. Some drafts of the run's kind are accepted."""
+    run = RUNS[name]
+    request = Request(run.prompt, params, StopConditions(run.tokens, stop_token_ids=stops))
+    found, accepted, use = {}, 0, inject(monkeypatch)
+    for tree in Enumeration():
+        use(tree)
+        (sequence,) = run.decode(monkeypatch, [request], ends)
+        assert sequence.finish_reason == ("stop" if sequence.tokens[-1] in stops | ends else "length")
+        text = tuple(sequence.tokens)
+        found[text] = found.get(text, 0) + tree.probability
+        accepted += sum(sequence.statistics.accepted) * (KINDS.get(name, run.cycle) in sequence.statistics.cycles)
+    assert (accepted > 0) == (name != "ar"), "the run does not show what it is there for"
+    return found
+
+
+def check(found, run, params, ends):
+    expected = target_texts(CHAIN, params, RUNS[run].prompt, RUNS[run].tokens, ends)
+    assert sum(expected.values()) == pytest.approx(1)
+    for text in {*expected, *found}:
+        assert found.get(text, 0.0) == pytest.approx(expected.get(text, 0.0), abs=1e-5), text
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+@pytest.mark.parametrize("settings", list(SETTINGS))
+def test_every_outcome_has_its_target_probability_whatever_the_settings(monkeypatch, settings, run):
+    params, ends = SamplingParams(**{"temperature": 1.0, **SETTINGS[settings]}), ENDS.get(settings, frozenset())
+    check(outcomes(monkeypatch, run, params, ends=ends), run, params, ends)
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+def test_stop_tokens_of_the_request_cut_texts_and_nothing_else(monkeypatch, run):
+    params, stops = SamplingParams(temperature=0.9, presence_penalty=0.5), frozenset([1])
+    check(outcomes(monkeypatch, run, params, stops), run, params, stops)
+
+
+SAMPLES = 2000
+
+
+@pytest.mark.parametrize("run", list(RUNS))
+@pytest.mark.parametrize("settings", ["temperature", "frequency and presence"])
+def test_texts_drawn_with_the_real_noise_have_the_targets_distribution(monkeypatch, settings, run):
+    """Chi-square over fixed seeds: two addresses with one value, or values that depend on each other, show here."""
+    params, prompt = SamplingParams(**{"temperature": 1.0, **SETTINGS[settings]}), RUNS[run].prompt
+    requests = [
+        Request(prompt, replace(params, seed=number // 2, sample_index=number % 2), StopConditions(3))
+        for number in range(SAMPLES)
+    ]
+    texts = [tuple(sequence.tokens) for sequence in RUNS[run].decode(monkeypatch, requests, batch=16)]
+    expected = target_texts(CHAIN, params, prompt, 3, frozenset())
+    assert set(texts) <= set(expected)
+    cells = [(texts.count(text), SAMPLES * share) for text, share in expected.items()]
+    rare = [cell for cell in cells if cell[1] < 5]
+    cells = [cell for cell in cells if cell[1] >= 5] + ([tuple(map(sum, zip(*rare, strict=True)))] if rare else [])
+    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells)
+    freedom = torch.tensor((len(cells) - 1) / 2)
+    assert float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2))) > 1e-4, statistic
+
+
+def test_every_address_has_a_value_of_its_own():
+    """By seed, sample, position, purpose and, for drafts, block: none is another's, and neighbours are unrelated."""
+    addresses = list(itertools.product((0, 1, 2), (0, 1, 2), range(1, 13), Purpose, (0, 2, 3, 4)))
+    found = {a: AddressedNoise(a[0], a[1]).uniform(a[2], a[3], a[4]) for a in addresses}
+    assert all(0 <= value < 1 for value in found.values())
+    assert len(set(found.values())) == len(addresses)
+    values = torch.tensor([found[address] for address in addresses], dtype=torch.float64)
+    grid = values.view(3, 3, 12, len(Purpose), 4) - 0.5
+    for axis in range(5):
+        one, other = grid.narrow(axis, 0, grid.shape[axis] - 1), grid.narrow(axis, 1, grid.shape[axis] - 1)
+        assert abs(float((one * other).mean()) * 12) < 0.15, axis
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run != "ar"])
+def test_no_value_is_used_for_two_decisions(monkeypatch, run):
+    """Not even for two drafts of one position, of which the first was never looked at."""
+    uniform, asked = AddressedNoise.uniform, []
+
+    def spied(noise, position, purpose, block=0):
+        asked.append((noise.seed, position, purpose, uniform(noise, position, purpose, block)))
+        return asked[-1][-1]
+
+    monkeypatch.setattr(AddressedNoise, "uniform", spied)
+    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(4)]
+    requests = [Request(RUNS[run].prompt, one, StopConditions(50)) for one in params]
+    RUNS[run].decode(monkeypatch, requests, rows=6, batch=3)
+    assert len({value for *_, value in asked}) == len(asked)
+    drafted = [tuple(address) for *address, _ in asked if address[-1] is Purpose.DRAFT]
+    twice = len(drafted) - len(set(drafted))
+    assert twice or run == "looked up", "no position was drafted twice, so this test shows nothing"

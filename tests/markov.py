@@ -1,0 +1,201 @@
+"""Decoders of a few tokens whose distributions are known, and noise that enumerates all that may come of it.
+
+`Enumeration` needs no grid: a uniform value is an interval, and whatever it is compared with splits it in two. So
+distributions may be any, and a value that is used twice is known to be the same value.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from orthrus.config import DiffusionConfig
+from orthrus.decoding.sequence import Sequence
+from orthrus.model.kernels import Kernels
+
+ROUNDING = 1e-6
+"""What fp32 may leave of a probability that is 0 or 1."""
+
+
+class Cache:
+    """Only what the loop asks of a cache: lengths."""
+
+    def __init__(self, slots):
+        self.lengths = [0] * slots
+
+    def reserve(self, positions):
+        pass
+
+    def window(self, start, stop):
+        del start, stop
+        return self
+
+    def commit(self, slot, length):
+        self.lengths[slot] = length
+
+    def move(self, source, target):
+        self.lengths[target] = self.lengths[source]
+
+
+class MarkovDecoder:
+    """A decoder whose AR view follows a chain (weights of the next token, given the last one) and whose diffusion view
+    follows a drafter (weights by the root and how many tokens after it)."""
+
+    device, most_rows, kernels = torch.device("cpu"), 512, Kernels()
+
+    def __init__(self, drafter, trained_rows, chain):
+        self._drafter, self._chain = drafter, chain
+        self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
+
+    def new_cache(self, slots):
+        return Cache(slots)
+
+    def diffuse(self, roots, width, cache, rows):
+        del width, cache
+        drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
+        return torch.stack([torch.stack(block) for block in drawn])
+
+    def ar_and_diffuse(self, rows, candidates, width, cache, *, blocks=None, wanted=None, decided=False):
+        """The hidden states of a block are its logits, whether that was decided or not."""
+        del decided
+        counts = [len(candidates)] * len(rows) if blocks is None else blocks
+        picked = [own if wanted is None else [own[row] for row in wanted] for own in rows]
+        roots = [[own[row] for row in candidates[:count]] for own, count in zip(rows, counts, strict=True)]
+        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in picked]
+        return logits, [self.diffuse(own, width, cache, width) if own else None for own in roots]
+
+    def logits(self, hidden, *, drafting):
+        del drafting
+        return hidden
+
+
+def _logits(weights):
+    return torch.tensor(weights).float().log()
+
+
+def inject(monkeypatch):
+    """Make every sequence use the noise that what is returned was last called with."""
+    original, held = Sequence.__init__, [None]
+
+    def with_noise(self, *arguments, **more):
+        original(self, *arguments, **more)
+        (self.sampler.noise,) = held
+
+    monkeypatch.setattr(Sequence, "__init__", with_noise)
+    return lambda noise: held.__setitem__(0, noise)
+
+
+class Enumeration:
+    """All outcomes of something that branches, depth first: `for tree in Enumeration()` runs it once for each, and
+    `probability` is then that of the outcome."""
+
+    def __init__(self):
+        self._path, self._depth, self.probability, self._values = [], 0, 1.0, {}
+
+    def __iter__(self):
+        while True:
+            self._depth, self.probability, self._values = 0, 1.0, {}
+            yield self
+            while self._path and not self._path[-1]:
+                self._path.pop()
+            if not self._path:
+                return
+            self._path[-1] = False
+
+    def uniform(self, position, purpose, block=0):
+        """A value by its address: the same address is the same value."""
+        return self._values.setdefault((position, purpose, block), Uniform(self))
+
+    def branch(self, share):
+        """True with this probability."""
+        if self._depth == len(self._path):
+            self._path.append(True)
+        taken = self._path[self._depth]
+        self._depth += 1
+        self.probability *= share if taken else 1 - share
+        return taken
+
+
+class Uniform:
+    """A value in [0, 1) of which only what it was compared with is known."""
+
+    def __init__(self, tree):
+        self._tree, self._low, self._high = tree, 0.0, 1.0
+
+    def below(self, bound):
+        """Whether the value is below a bound: a branch, where that is not yet known."""
+        if bound <= self._low + ROUNDING or bound >= self._high - ROUNDING:
+            return bound > self._low + ROUNDING
+        below = self._tree.branch((bound - self._low) / (self._high - self._low))
+        self._low, self._high = (self._low, bound) if below else (bound, self._high)
+        return below
+
+    def __mul__(self, factor):
+        return _Scaled(self, float(factor))
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """`torch.searchsorted(borders, value, right=True)` only."""
+        del types
+        if function is not torch.searchsorted or kwargs != {"right": True}:
+            return NotImplemented
+        borders, value = args
+        return next((n for n, border in enumerate(borders.tolist()) if value.below(border)), len(borders))
+
+
+class _Scaled:
+    """A value times a factor, to be compared."""
+
+    def __init__(self, value, factor):
+        self._value, self._factor = value, factor
+
+    def __ge__(self, bound):
+        return not self._value.below(float(bound) / self._factor) if self._factor else float(bound) <= 0
+
+
+def target(weights, params, prompt, tokens, ends):
+    """The distribution of the next token by the definition of every setting, in plain Python, one after another."""
+    scores = [math.log(weight) if weight else -math.inf for weight in weights]
+    for token, score in enumerate(scores):
+        if token in (*prompt, *tokens):
+            scores[token] = score / params.repetition_penalty if score > 0 else score * params.repetition_penalty
+        count = tokens.count(token)
+        scores[token] -= params.frequency_penalty * count + params.presence_penalty * (count > 0)
+        scores[token] += dict(params.logit_bias).get(token, 0.0)
+        if len(tokens) < params.min_new_tokens and token in ends:
+            scores[token] = -math.inf
+    shares = _normalised([math.exp(score / params.temperature) for score in scores])
+    if params.top_k:
+        shares = _at_least(shares, sorted(shares, reverse=True)[params.top_k - 1])
+    if params.top_p < 1:
+        total = 0.0
+        for share in sorted(shares, reverse=True):
+            border, total = share, total + share
+            if total >= params.top_p:
+                break
+        shares = _at_least(shares, border)
+    return _at_least(shares, params.min_p * max(shares))
+
+
+def _at_least(shares, border):
+    return _normalised([share if share >= border else 0.0 for share in shares])
+
+
+def _normalised(shares):
+    return [share / sum(shares) for share in shares]
+
+
+def target_texts(chain, params, prompt, most, ends):
+    """The probability of every text of at most `most` tokens, which an end token cuts short."""
+    found, open_texts = {}, {(): 1.0}
+    for _ in range(most):
+        following = {}
+        for text, probability in open_texts.items():
+            shares = target(chain[(*prompt, *text)[-1]], params, prompt, text, ends)
+            for token, share in enumerate(shares):
+                if share:
+                    kept = found if token in ends else following
+                    kept[(*text, token)] = probability * share
+        open_texts = following
+    return found | open_texts
