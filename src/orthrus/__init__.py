@@ -29,3 +29,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Public names, those included that are not imported yet."""
+    return sorted({*globals(), *_HOMES})

@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, fields, replace
-from math import inf
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypedDict, Unpack, overload
+from types import NoneType
+from typing import Any, Unpack, overload
 
 import torch
 
-from orthrus.checkpoint import derived, hub
+from orthrus.calibration import Calibration
+from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
-from orthrus.config import DecodingConfig, SamplingParams, StopConditions
-from orthrus.decoding.costs import Costs, measure
+from orthrus.config import DecodingConfig
+from orthrus.decoding.costs import Costs
 from orthrus.decoding.generate import Step, generate
 from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
 from orthrus.model.decoder import Decoder
+from orthrus.options import Options, Settings, check_type
+from orthrus.tokenization import Message, Prompt, Tokenization, prompts_in, several
 
-Message = Mapping[str, str]
-Prompt = str | Seq[Message] | Seq[int]
-MEASURE_AGAIN_AFTER = 300.0
-"""Seconds after which a cost table that other work disturbed is measured again."""
-log = logging.getLogger(__name__)
+__all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class Options(TypedDict, total=False):
-    """All that `generate` and `stream` take besides the prompt; see `SamplingParams` and `StopConditions`."""
-
-    max_new_tokens: int
-    stop: str | Seq[str]
-    stop_token_ids: Seq[int]
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    min_new_tokens: int
-    seed: int | None
-    sample_index: int
-    cycle: str
-    rule: str
-    width: int | None
-    candidates: int | None
-    batch_size: int
-    raw: bool
-    system: str | None
-    chat_template_kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,6 +36,14 @@ class Result:
     finish_reason: str
     statistics: Statistics
     seed: int
+    prompt_tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `json.dumps` takes: what `orthrus generate --json` prints."""
+        return {
+            "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason, "seed": self.seed,
+            "prompt_tokens": self.prompt_tokens, "statistics": self.statistics.as_dict(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,15 +68,32 @@ class Chunk:
 
 
 class Model:
-    """A loaded checkpoint that generates text, losslessly."""
+    """A loaded checkpoint that generates text, losslessly. Several threads may use it at once."""
 
     def __init__(self, checkpoint: hub.Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
         config = self.decoder.config
-        self._costs: Costs | None = None
-        self._costs_lock = Lock()
+        self._calibration = Calibration(checkpoint.decoder)
+        self._tokenization = Tokenization(checkpoint.tokenizer)
         self.limits = Limits(config.vocab_size, config.max_positions, checkpoint.end_token_ids)
+
+    def __repr__(self) -> str:
+        decoder, config = self.decoder, self.decoder.config
+        sizes = Decoder(config, None, decoder.dtype, torch.device("meta")).parameters()
+        parameters = sum(parameter.numel() for parameter in sizes)
+        view = f"{self.checkpoint.view}, blocks of {decoder.diffusion.block_size}" if decoder.diffusion else "none"
+        return (
+            f"<orthrus.Model {self.checkpoint.backbone.id}: {config.family}, {config.layers} layers, hidden size"
+            f" {config.hidden_size}, {parameters / 1e6:.1f} M parameters; {str(decoder.dtype).removeprefix('torch.')}"
+            f" on {decoder.device}; diffusion view: {view}; kernels: {self.kernels}>"
+        )
+
+    @property
+    def kernels(self) -> str:
+        """The matrix products that an AR pass runs, by name."""
+        linears = self.decoder.linears().items()
+        return " + ".join(sorted({linear.name for name, linear in linears if ".diffusion." not in name}))
 
     @overload
     def generate(self, prompt: str | list[Message] | list[int], **options: Unpack[Options]) -> Result: ...
@@ -109,158 +104,129 @@ class Model:
     def generate(self, prompt: Any, **options: Unpack[Options]) -> Result | list[Result]:
         """Decode one prompt, giving a `Result`, or a list of prompts, giving a list of them in the same order.
 
-        A prompt is a string, a list of chat messages, or a list of token ids. Raises ValueError for bad settings.
+        A prompt is a string, a list of chat messages, or a list of token ids. Raises ValueError naming the option or
+        the prompt that is wrong.
         """
-        many = isinstance(prompt, list | tuple) and (not prompt or isinstance(prompt[0], str | list | tuple))
-        prompts: Seq[Prompt] = prompt if many else [prompt]
-        ordered = [result for _, result in self.results(prompts, **options)]
+        prompts, many = prompts_in(prompt)
+        ordered = [result for _, result in _in_order(self._steps(prompts, options))]
         return ordered if many else ordered[0]
 
-    def results(self, prompts: Seq[Prompt], **options: Unpack[Options]) -> Iterator[tuple[int, Result]]:
-        """Decode prompts side by side, yielding (index, result) in input order as soon as order allows."""
-        ready: dict[int, Result] = {}
-        following = 0
-        for step in self._steps(prompts, options):
-            if step.sequence.finish_reason is not None:
-                ready[step.sequence.index] = result_of(step.sequence)
-            while following in ready:
-                yield following, ready.pop(following)
-                following += 1
+    def results(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> Iterator[tuple[int, Result]]:
+        """Decode prompts side by side, yielding (index, result) in input order as soon as order allows.
+
+        Raises ValueError when called, before anything is decoded.
+        """
+        return _in_order(self._steps(several(prompts), options))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Chunk]:
-        """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`."""
-        shown = position = 0
-        for step in self._steps([prompt], options):
-            sequence, text = step.sequence, step.sequence.text
-            assert text is not None
-            done = sequence.finish_reason is not None
-            pieces: list[Piece] = []
-            first_new = len(sequence.tokens) - len(step.kept.tokens)
-            while position < len(text.ends) and (done or text.ends[position] <= text.safe):
-                end = min(text.ends[position], len(text.text))
-                drafted = first_new <= position < first_new + step.kept.accepted
-                pieces.append(Piece(text.text[shown:end], drafted))
-                shown, position = end, position + 1
-            if done and shown < len(text.text):
-                pieces.append(Piece(text.text[shown:], drafted=False))
-            yield Chunk(pieces, result_of(sequence) if done else None)
+        """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`.
+
+        Raises ValueError when called, before anything is decoded.
+        """
+        return _chunks(self._steps([prompt], options))
 
     def prompt_tokens(self, prompt: Prompt, options: Options) -> tuple[int, ...]:
         """Token ids of a prompt: through the chat template where the tokenizer has one, unless `raw`."""
-        if prompt and isinstance(prompt[0], int):
-            return tuple(prompt)  # type: ignore[arg-type]
-        raw, system = options.get("raw", False), options.get("system")
-        if isinstance(prompt, str) and (raw or not self.tokenizer.chat_template):
-            if system is not None and not raw:
-                raise ValueError("this tokenizer has no chat template, so there is no place for a system message")
-            return tuple(self.tokenizer(prompt).input_ids)
-        if isinstance(prompt, str) and not prompt.strip():
-            raise ValueError("the prompt is empty")
-        if not self.tokenizer.chat_template:
-            raise ValueError("messages need a chat template and this tokenizer has none; pass the prompt as a string")
-        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if system is not None:
-            messages = [{"role": "system", "content": system}, *messages]
-        arguments = dict(options.get("chat_template_kwargs") or {})
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments
-        )
-        return tuple(ids)
+        return self._tokenization.encode(prompt, Settings.of(options))
 
     def request(self, prompt: Prompt, options: Options) -> Request:
         """The engine's record of a prompt and its options. Raises ValueError where one of them is impossible."""
-        unknown = set(options) - set(Options.__annotations__)
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-        values: dict[str, Any] = {f.name: options[f.name] for f in fields(SamplingParams) if f.name in options}  # type: ignore[literal-required]
-        if "logit_bias" in values:
-            values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
-        stop = options.get("stop", ())
-        conditions = StopConditions(
-            options.get("max_new_tokens", StopConditions.max_new_tokens),
-            frozenset(options.get("stop_token_ids", ())),
-            (stop,) if isinstance(stop, str) else tuple(stop),
-        )
-        return Request(self.prompt_tokens(prompt, options), SamplingParams(**values), conditions)
+        settings = Settings.of(options)
+        return Request(self._tokenization.encode(prompt, settings), settings.sampling, settings.stop)
 
     def decode(self, tokens: Seq[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[return-value]
+        return self._tokenization.decode(tokens)
 
     def decoding_config(self, options: Options) -> DecodingConfig:
-        """Which cycle runs: the one asked for, else `auto`, or plain decoding where there is no diffusion view."""
-        default = DecodingConfig() if self.decoder.diffusion else DecodingConfig(cycle="ar")
-        chosen: dict[str, Any] = {
-            n: options[n] for n in ("cycle", "rule", "width", "candidates", "batch_size") if n in options
-        }
-        return replace(default, **chosen)
+        """Which cycle runs: the one asked for, else `auto`, or plain decoding where there is no diffusion view.
+
+        Raises ValueError where this checkpoint cannot be decoded so.
+        """
+        view = self.decoder.diffusion
+        config = Settings.of(options, cycle="auto" if view else "ar").decoding
+        if view is None and config.cycle != "ar":
+            raise ValueError(
+                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
+                " give it one (--adapter, or a published Orthrus checkpoint)"
+            )
+        if view is not None and config.width is not None and config.width > view.block_size:
+            raise ValueError(f"width {config.width} is beyond the block size {view.block_size} of this checkpoint")
+        return config
 
     def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
         """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
         costs = self.costs() if config.cycle == "auto" and self.decoder.diffusion else None
         return generate(self.decoder, requests, config, self.limits, self.decode, costs)
 
-    def costs(self, *, anew: bool = False) -> Costs:
-        """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
-
-        A table that other work disturbed is measured again by a later run, and the calmer of the two is kept. `anew`
-        measures now. Raises ValueError where there is no diffusion view to plan for.
-        """
-        if self.decoder.diffusion is None:
-            raise ValueError("without a diffusion view there is nothing to plan: see --adapter")
-        with self._costs_lock:
-            if self._costs is None or anew:
-                self._costs = self._measured(anew=anew)
-            return self._costs
-
     @property
     def costs_known(self) -> bool:
         """Whether `costs` can answer without measuring first."""
-        key = _costs_key(self.decoder)
-        return self._costs is not None or derived.age_of(key) < inf
+        return self._calibration.known
 
-    def _measured(self, *, anew: bool) -> Costs:
-        key = _costs_key(self.decoder)
-        fresh = anew or not self.costs_known
+    def costs(self, *, anew: bool = False) -> Costs:
+        """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
 
-        def kept(*, again: bool, compute: Callable[[], Costs]) -> Costs:
-            found: Costs = derived.cached_json(key, lambda: compute().as_dict(), read=Costs.of, anew=again)
-            return found
-
-        found = kept(again=anew, compute=lambda: measure(self.decoder))
-        if found.disturbed and not fresh and derived.age_of(key) > MEASURE_AGAIN_AFTER:
-            log.info("what passes cost was measured beside other work; it is measured again")
-            found = kept(again=True, compute=lambda: min(found, measure(self.decoder), key=lambda costs: costs.spread))
-        if found.disturbed:
-            log.info("other work disturbed the measuring of what passes cost; a later run measures again")
-        return found
+        `anew` measures again. Raises ValueError where there is no diffusion view to plan for.
+        """
+        return self._calibration.costs(anew=anew)
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
-        requests = [self.request(prompt, options) for prompt in prompts]
-        return self.run(requests, self.decoding_config(options))
-
-
-def _costs_key(decoder: Decoder) -> str:
-    """Names a cost table: the shapes, precision, device, threads and version it holds for."""
-    gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
-    parts = (
-        decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
-        torch.get_num_threads(), torch.__version__, decoder.kernels.build,
-        sorted({linear.name for linear in decoder.linears().values()}),
-        decoder.drafting_head is None,
-        [(f.name, f.type) for f in fields(Costs)],
-    )  # fmt: skip
-    return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+        """Check everything now, and decode when asked. A wrong prompt of several is named by its number."""
+        config, requests = self.decoding_config(options), []
+        for number, prompt in enumerate(prompts, 1):
+            try:
+                requests.append(self.request(prompt, options))
+                Sequence(number, requests[-1], self.limits, self.decode)
+            except ValueError as error:
+                if len(prompts) == 1:
+                    raise
+                raise ValueError(f"prompt {number} of {len(prompts)}: {error}") from error
+        return self.run(requests, config)
 
 
 def result_of(sequence: Sequence) -> Result:
     """The result of a finished sequence."""
     assert sequence.finish_reason is not None and sequence.text is not None
-    return Result(sequence.text.text, list(sequence.tokens), sequence.finish_reason, sequence.statistics, sequence.seed)
+    return Result(
+        sequence.text.text, list(sequence.tokens), sequence.finish_reason, sequence.statistics, sequence.seed,
+        len(sequence.request.prompt),
+    )  # fmt: skip
+
+
+def _in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Result]]:
+    """Finished sequences with their indices, in order."""
+    ready: dict[int, Result] = {}
+    following = 0
+    for step in steps:
+        if step.sequence.finish_reason is not None:
+            ready[step.sequence.index] = result_of(step.sequence)
+        while following in ready:
+            yield following, ready.pop(following)
+            following += 1
+
+
+def _chunks(steps: Iterator[Step]) -> Iterator[Chunk]:
+    """The text of one sequence as it becomes certain."""
+    shown = position = 0
+    for step in steps:
+        sequence, text = step.sequence, step.sequence.text
+        assert text is not None
+        done = sequence.finish_reason is not None
+        pieces: list[Piece] = []
+        first_new = len(sequence.tokens) - len(step.kept.tokens)
+        while position < len(text.ends) and (done or text.ends[position] <= text.safe):
+            end = min(text.ends[position], len(text.text))
+            drafted = first_new <= position < first_new + step.kept.accepted
+            pieces.append(Piece(text.text[shown:end], drafted))
+            shown, position = end, position + 1
+        if done and shown < len(text.text):
+            pieces.append(Piece(text.text[shown:], drafted=False))
+        yield Chunk(pieces, result_of(sequence) if done else None)
 
 
 def load(
-    name: str = DEMO,
+    name: str | Path = DEMO,
     *,
     adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
@@ -287,10 +253,15 @@ def load(
     Raises:
         ValueError: naming the file, tensor, family or setting that is wrong.
     """
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-        dtype = DTYPES[dtype]
+    check_type("name", name, (str, Path), "a string or a path")
+    check_type("adapter", adapter, (str, Path, NoneType), "a directory")
+    check_type("device", device, (str, torch.device), 'a device such as "cpu" or "cuda:1"')
+    check_type("revision", revision, (str, NoneType), "a string")
+    check_type("cheap_drafts", cheap_drafts, bool, "True or False")
+    check_type("allow_other_backbone", allow_other_backbone, bool, "True or False")
+    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if chosen not in (None, *DTYPES.values()):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be int8, not {quantize!r}")
     try:
@@ -298,6 +269,11 @@ def load(
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     checkpoint = hub.load(
-        name, adapter=adapter, dtype=dtype, device=device, revision=revision, allow_other_backbone=allow_other_backbone
+        str(name),
+        adapter=adapter,
+        dtype=chosen,
+        device=device,
+        revision=revision,
+        allow_other_backbone=allow_other_backbone,
     )
     return Model(hub.prepare(checkpoint, int8=quantize == "int8", cheap_drafts=cheap_drafts))

@@ -96,8 +96,10 @@ def test_a_cancelled_sequence_leaves_its_neighbours_alone(model):
 
 
 def test_unknown_options_raise(model):
-    with pytest.raises(TypeError, match="unknown options: temprature"):
+    with pytest.raises(ValueError, match="unknown option 'temprature'; did you mean 'temperature'"):
         model.generate("hi", temprature=1.0)
+    with pytest.raises(ValueError, match="unknown option 'zzz'; options: max_new_tokens, stop, "):
+        model.generate("hi", zzz=1.0)
     with pytest.raises(ValueError, match="dtype must be one of"):
         orthrus.load("smollm2-demo", dtype="int3")
     with pytest.raises(AttributeError, match="nothing"):

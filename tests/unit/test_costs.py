@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import orthrus
-from orthrus import api
+from orthrus import calibration
 from orthrus.decoding import costs
 
 
@@ -98,11 +98,11 @@ def model(tmp_path, monkeypatch):
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     checkpoint = str(tiny.save_checkpoint(tmp_path / "model"))
     tables = []
-    monkeypatch.setattr(api, "measure", lambda decoder: tables.pop(0))
+    monkeypatch.setattr(calibration, "measure", lambda decoder: tables.pop(0))
 
     def load():
         found = orthrus.load(checkpoint, dtype="float32")
-        found.tables, found.cached = tables, tmp_path / "cache" / f"{api._costs_key(found.decoder)}.json"
+        found.tables, found.cached = tables, tmp_path / "cache" / f"{calibration.Calibration(found.decoder).key}.json"
         return found
 
     return load
@@ -136,7 +136,7 @@ def test_a_disturbed_table_is_measured_again_later_and_the_calmer_one_kept(model
     first.tables += [replace(TABLE, spread=0.3), worse, better]
     assert first.costs().disturbed
     assert model().costs().spread == 0.3  # not at once: the other work is likely still there
-    monkeypatch.setattr(api, "MEASURE_AGAIN_AFTER", -1.0)
+    monkeypatch.setattr(calibration, "MEASURE_AGAIN_AFTER", -1.0)
     assert model().costs().spread == 0.3
     assert model().costs().spread == 0.1
     assert model().costs().spread == 0.1
