@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated. [default: both]")] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated.", show_default="both")] = None,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     cost: Annotated[bool, typer.Option("--cost", help="Also measure what exactness costs plain decoding.")] = False,

@@ -35,10 +35,12 @@ DataOption = Annotated[
     typer.Option(help="Directory written by `orthrus distill`, or JSONL of conversations; may be repeated."),
 ]
 WarmStartOption = Annotated[str | None, typer.Option(help="Adapter to begin from, instead of the AR projections.")]
-BlockSizeOption = Annotated[int | None, typer.Option(help="K, rows of a block. [default: the view's own, else 32]")]
+BlockSizeOption = Annotated[
+    int | None, typer.Option(help="K, rows of a block.", show_default="the view's own, else 32")
+]
 TrainLastRowOption = Annotated[bool, typer.Option(help="Train the last row of a block too: one draft more.")]
 MaskTokenOption = Annotated[
-    str | None, typer.Option(help="Text or id of a token never seen in chat. [default: the view's own]")
+    str | None, typer.Option(help="Text or id of a token never seen in chat.", show_default="the view's own")
 ]
 ObjectiveOption = Annotated[
     str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the text's tokens.")
@@ -46,7 +48,7 @@ ObjectiveOption = Annotated[
 DecayOption = Annotated[
     float, typer.Option(help="Weight of a row's loss over that of the row before it; 0.6 favours the first drafts.")
 ]
-StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps. [default: two epochs]", min=1)]
+StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="two epochs", min=1)]
 SequenceLengthOption = Annotated[int, typer.Option(help="Tokens of a packed text.")]
 RootsOption = Annotated[int, typer.Option(help="Blocks in each packed text.")]
 SequencesOption = Annotated[int, typer.Option(help="Packed texts per step (accumulated, and shared by processes).")]

@@ -36,7 +36,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 128,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="Variant of a peer, or the start of its name; may be repeated. [default: all]"),
+        typer.Option(help="Variant of a peer, or the start of its name; may be repeated.", show_default="all"),
     ] = None,
     install: Annotated[bool, typer.Option("--install", help="Make the peers' own environments first.")] = False,
     dtype: DtypeOption = Dtype.bfloat16,

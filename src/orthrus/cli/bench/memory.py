@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def command(
     context: Annotated[
-        list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: two]", min=1)
+        list[int] | None, typer.Option(help="Cached tokens; may be repeated.", show_default="two", min=1)
     ] = None,
     model: ModelOption = "smollm2-demo",
     shape: Annotated[

@@ -36,9 +36,11 @@ def command(
     layers: Annotated[
         int | None, typer.Option(help="Only so many layers of that shape, where all of them do not fit.", min=1)
     ] = None,
-    rows: Annotated[list[int] | None, typer.Option(help="May be repeated. [default: 1, 2, 4, ... 128]", min=1)] = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="May be repeated.", show_default="1, 2, 4, ... 128", min=1)
+    ] = None,
     context: Annotated[
-        list[int] | None, typer.Option(help="Cached tokens; may be repeated. [default: 128, 1024]", min=0)
+        list[int] | None, typer.Option(help="Cached tokens; may be repeated.", show_default="128, 1024", min=0)
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Turns; two more warm up.", min=1)] = 15,
     dtype: DtypeOption = Dtype.bfloat16,

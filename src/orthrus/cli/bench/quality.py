@@ -33,7 +33,7 @@ def command(
     adapter: AdapterOption = None,
     limit: Annotated[int | None, typer.Option(help="Prompts; all where absent.", min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 256,
-    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated. [default: ar, auto]")] = None,
+    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="ar, auto")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side.", min=1)] = 8,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run code that the model wrote; see the warning above.")

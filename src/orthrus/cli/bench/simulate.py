@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def command(
     shape: Annotated[str, typer.Option(help="qwen3-0.6b, -1.7b, -4b or -8b.")] = "qwen3-8b",
     acceptance: Annotated[
-        list[float] | None, typer.Option(help="A of two-pass at a block of 32; may be repeated. [default: 6 to 12]")
+        list[float] | None,
+        typer.Option(help="A of two-pass at a block of 32; may be repeated.", show_default="6 to 12"),
     ] = None,
-    width: Annotated[list[int] | None, typer.Option(help="Rows of a block. [default: 8, 16, 32]", min=2)] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Sequences. [default: 1, 4, 16, 64]", min=1)] = None,
+    width: Annotated[list[int] | None, typer.Option(help="Rows of a block.", show_default="8, 16, 32", min=2)] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Sequences.", show_default="1, 4, 16, 64", min=1)] = None,
     context: Annotated[int, typer.Option(help="Cached tokens of each.")] = 2048,
     astray: Annotated[
         float, typer.Option(help="What is left of a draft's chance in a block that did not foresee the bonus.")

@@ -39,7 +39,8 @@ def command(
         list[str] | None,
         typer.Option(
             help="A cycle, with candidates and width where wanted: auto, two-pass/4, one-pass:2/6; may be repeated."
-            " The first is what the others are compared with. [default: ar, two-pass, one-pass, auto]"
+            " The first is what the others are compared with.",
+            show_default="ar, two-pass, one-pass, auto",
         ),
     ] = None,
     rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
