@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     progress,
+    stderr,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +31,15 @@ if TYPE_CHECKING:
     from orthrus.bench.tasks import TaskPrompt
 
 
+TaskOption = Annotated[
+    list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated.", show_default="three tasks")
+]
+TemperatureOption = Annotated[
+    list[float] | None, typer.Option(help="May be repeated.", show_default="0 (greedy) and 0.8")
+]
+AgainstOption = Annotated[
+    str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
+]
 SamplesOption = Annotated[
     int | None, typer.Option(help="Compare distributions instead: this many samples by rejection and plainly.", min=2)
 ]
@@ -38,21 +49,15 @@ PromptOption = Annotated[str, typer.Option(help="The prompt that --samples draws
 def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated. [default: three tasks]")
-    ] = None,
+    task: TaskOption = None,
     limit: Annotated[int, typer.Option(help="Prompts per task.", min=1)] = 5,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 64,
-    temperature: Annotated[
-        list[float] | None, typer.Option(help="May be repeated. [default: 0 (greedy) and 0.8]")
-    ] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated. [default: bfloat16]")] = None,
-    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated. [default: every cycle]")] = None,
+    temperature: TemperatureOption = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated.", show_default="bfloat16")] = None,
+    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="every cycle")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side by the cycles.", min=1)] = 4,
-    against: Annotated[
-        str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
-    ] = None,
+    against: AgainstOption = None,
     samples: SamplesOption = None,
     prompt: PromptOption = "What is the capital of France?",
     device: DeviceOption = "cpu",
@@ -65,13 +70,21 @@ def command(
     With --against transformers, tokens must agree in float32; in bfloat16 two implementations round differently, so
     there the rate of agreement is reported and the exit code stays 0. With --samples, the first four tokens of a prompt
     are sampled by the rule `rejection` and plainly, and their distributions compared with what chance alone would give.
+    A backbone without a diffusion view has one cycle to compare: `ar`.
     """
     from orthrus.bench import tasks
+    from orthrus.options import Settings
 
     if against not in (None, "transformers"):
         raise ValueError(f"--against takes transformers, not {against!r}")
+    for heat, name in product(temperature or [0.0], cycle or ["ar"]):
+        Settings.of({"temperature": heat, "cycle": name, "seed": seed})
     if samples is not None:
         loaded = load_model(model, adapter, (dtype or [Dtype.bfloat16])[0], device, allow_other_backbone, quantize)
+        if loaded.decoder.diffusion is None:
+            raise ValueError(
+                "--samples compares the rule `rejection`, which needs a diffusion view; there is none here"
+            )
         heat = (temperature or [0.7])[0]
         drawn: Options = {"max_new_tokens": min(max_new_tokens, 4), "seed": seed, "temperature": heat, "batch_size": 32}
         if not compare_distributions(loaded, prompt, samples, drawn, as_json=as_json):
@@ -85,17 +98,39 @@ def command(
         if against:
             outcomes.append(_against_transformers(console, loaded, prompts, options))
             continue
+        names = _cycles(loaded, cycle)
         for heat in temperature or [0.0, 0.8]:
             options["temperature"] = heat
-            outcomes.append(_against_oracle(console, loaded, prompts, options, (cycle, batch_size)))
+            outcomes.append(_against_oracle(console, loaded, prompts, options, (names, batch_size)))
     if as_json:
         print(json.dumps([record for record, _ in outcomes], indent=2))
     if not all(passed for _, passed in outcomes):
         raise typer.Exit(1)
 
 
+def _cycles(model: Model, asked: list[str] | None) -> list[str]:
+    """The cycles to compare. Raises ValueError where one needs a view and there is none."""
+    from orthrus.decoding import cycles
+
+    if model.decoder.diffusion is not None:
+        return asked or cycles.names()
+    for name in asked or ():
+        if name != "ar":
+            _need_view(model, f"cycle {name!r}")
+    stderr.print("note: this checkpoint has no diffusion view: plain decoding alone is verified", style="yellow")
+    return ["ar"]
+
+
+def _need_view(model: Model, what: str) -> None:
+    if model.decoder.diffusion is None:
+        raise ValueError(
+            f"{what} needs a diffusion view; this checkpoint has none: verify --cycle ar, or give it one (--adapter, or"
+            " a published Orthrus checkpoint)"
+        )
+
+
 def _against_oracle(
-    console: Console, model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str] | None, int]
+    console: Console, model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str], int]
 ) -> tuple[dict[str, Any], bool]:
     """Every cycle against the oracle: the record, and whether nothing differed."""
     from orthrus.bench import provenance
@@ -135,14 +170,13 @@ def _against_transformers(
 
 
 def _run(
-    model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str] | None, int], label: str
+    model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str], int], label: str
 ) -> tuple[list[Comparison], Bits]:
     """The oracle over all prompts, then the bits of its logits in blocks, then each cycle, batched."""
     from orthrus.bench import exactness
     from orthrus.config import DecodingConfig
-    from orthrus.decoding import cycles
 
-    names, batch_size = how[0] or cycles.names(), how[1]
+    names, batch_size = how
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     comparisons, bits = [exactness.Comparison(name) for name in names], exactness.Bits()
     truths = []
