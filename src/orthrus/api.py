@@ -20,7 +20,7 @@ from orthrus.decoding.generate import Step, generate
 from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
-from orthrus.tokenization import Message, Prompt, Tokenization, prompts_in, several
+from orthrus.tokenization import Message, Prompt, Tokenization, each_named, prompts_in, several
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
 
@@ -172,17 +172,14 @@ class Model:
         return self._calibration.costs(anew=anew)
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
-        """Check everything now, and decode when asked. A wrong prompt of several is named by its number."""
-        config, requests = self.decoding_config(options), []
-        for number, prompt in enumerate(prompts, 1):
-            try:
-                requests.append(self.request(prompt, options))
-                Sequence(number, requests[-1], self.limits, self.decode)
-            except ValueError as error:
-                if len(prompts) == 1:
-                    raise
-                raise ValueError(f"prompt {number} of {len(prompts)}: {error}") from error
-        return self.run(requests, config)
+        """Check everything now, and decode when asked."""
+
+        def checked(prompt: Prompt) -> Request:
+            request = self.request(prompt, options)
+            return Sequence(0, request, self.limits, self.decode).request
+
+        config = self.decoding_config(options)
+        return self.run(each_named(prompts, checked), config)
 
 
 def result_of(sequence: Sequence) -> Result:

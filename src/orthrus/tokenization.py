@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.options import Settings, whole, whole_numbers, wrong
 
+T = TypeVar("T")
 Message = Mapping[str, Any]
 """`role` and `content`, a string or a list of OpenAI's text parts; what else it holds is for the chat template."""
 Prompt = str | Seq[Message] | Seq[int]
@@ -84,6 +85,19 @@ def several(given: Any) -> list[Prompt]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise wrong("prompts", given, "a list of prompts")
     return list(given)
+
+
+def each_named(prompts: Seq[Prompt], make: Callable[[Prompt], T]) -> list[T]:
+    """What `make` makes of every prompt; its ValueError says which of several was wrong."""
+    made = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            made.append(make(prompt))
+        except ValueError as error:
+            if len(prompts) == 1:
+                raise
+            raise ValueError(f"prompt {number} of {len(prompts)}: {error}") from error
+    return made
 
 
 def checked_prompt(prompt: Any) -> str | list[dict[str, Any]] | tuple[int, ...]:

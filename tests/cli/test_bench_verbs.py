@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import gguf
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import tiny
 from gguf import GGMLQuantizationType, GGUFReader
 
-from orthrus import cli
 from orthrus.bench import compare, quality, suite, tasks
 from orthrus.bench.peers import gguf as files
 from orthrus.checkpoint import sources
@@ -20,23 +18,6 @@ from orthrus.checkpoint import sources
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(tiny.save_checkpoint(tmp_path_factory.mktemp("bench") / "model"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["orthrus", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, " ".join(err.split())
-
-    return call
 
 
 @pytest.mark.parametrize("quantize", [[], ["--quantize", "int8"]])

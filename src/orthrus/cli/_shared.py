@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
+from threading import Timer
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -88,6 +90,34 @@ def load_model(
     for warning in model.checkpoint.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     return model
+
+
+def print_notice(model: Model) -> None:
+    """Say what keeps fast kernels from running here, where something does."""
+    notice = getattr(model.decoder.kernels, "notice", None)
+    if notice is not None:
+        stderr.print(f"note: {notice}", style="yellow", markup=False)
+
+
+def measure_costs(model: Model) -> None:
+    """Have the cost table that `--cycle auto` plans by, and say so where it has to be measured."""
+    with status("measuring what passes cost here, once (a few seconds)"):
+        model.costs()
+
+
+@contextmanager
+def status(text: str, after: float = 0.3) -> Iterator[None]:
+    """Say what takes time once it has taken `after` seconds: a spinner on a terminal, else a line on stderr."""
+    spinner = stderr.status(text)
+    timer = Timer(after, spinner.start if stderr.is_terminal else lambda: stderr.print(text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        spinner.stop()
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:

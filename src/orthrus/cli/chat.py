@@ -17,6 +17,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
+    print_notice,
     without_none,
 )
 
@@ -43,12 +44,17 @@ def command(
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Chat with a model, history included. Ctrl-C stops an answer, Ctrl-D or /exit leaves."""
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
-    if not loaded.tokenizer.chat_template:
-        raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
+    from orthrus.options import Settings
+
     options: Options = without_none(  # type: ignore[assignment]
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cycle=cycle, rule=rule
     )
+    Settings.of(options)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    if not loaded.tokenizer.chat_template:
+        raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
+    loaded.decoding_config(options)
+    print_notice(loaded)
     console = Console(highlight=False)
     console.print(f"{loaded.checkpoint.backbone.id}, diffusion view: {loaded.checkpoint.view}. {HELP}", style="dim")
     history: list[Message] = []

@@ -16,7 +16,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
-    stderr,
+    measure_costs,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def command(
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = PROMPT,
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.")] = 160,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.", min=1)] = 160,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
@@ -45,8 +45,7 @@ def command(
     console = Console(highlight=False)
     if loaded.decoder.diffusion is None:
         raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")
-    with stderr.status("measuring what passes cost here, once"):
-        loaded.costs()
+    measure_costs(loaded)
     _introduce(console, loaded, prompt)
     fast = _stream(console, loaded, prompt, "auto", max_new_tokens)
     console.rule("the same prompt by plain decoding: one token per pass")

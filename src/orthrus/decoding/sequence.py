@@ -66,7 +66,7 @@ class Verdict:
 
 @dataclass
 class Statistics:
-    """What a sequence cost. `passes` are full-depth forward passes, the prefill counted once.
+    """What a sequence cost. `passes` are full-depth forward passes, the prefill counted once. `seconds` include it.
 
     `shapes` counts cycles by (kind, drafts offered, blocks, width of a block).
     """
@@ -78,6 +78,7 @@ class Statistics:
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    prefill_seconds: float = 0.0
     shapes: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
 
     @property
@@ -121,6 +122,7 @@ class Statistics:
             "tokens_per_cycle": self.acceptance_length + 1 if self.cycles else 0.0,
             "tpf": self.tpf,
             "seconds": self.seconds,
+            "prefill_seconds": self.prefill_seconds,
             "rows_per_pass": self.rows_per_pass,
             "acceptance_by_offset": self.acceptance_by_offset,
             "cycles_by_kind": dict(self.cycles),
@@ -167,6 +169,7 @@ class Sequence:
     def start(self, token: int) -> None:
         """Commit the token that the prefill gave."""
         self.statistics.passes += 1
+        self.statistics.prefill_seconds = perf_counter() - self._started
         self._commit([token])
 
     def commit(self, verdict: Verdict, kind: str, drafted: int) -> Verdict:

@@ -1,0 +1,79 @@
+"""What generating cost, for the lines that `orthrus generate` writes under the text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from orthrus.api import Model, Result
+
+
+class Clock:
+    """Wall time of a run, from when the clock was made, and of its first token."""
+
+    def __init__(self) -> None:
+        self._started = perf_counter()
+        self.first: float | None = None
+        """Seconds until the first token, where one was seen to come."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return perf_counter() - self._started
+
+    def token(self) -> None:
+        """Enter that a token came."""
+        if self.first is None:
+            self.first = self.seconds
+
+
+def print_footer(console: Console, results: list[Result], clock: Clock, *, sampled: bool) -> None:
+    """Prompt and answer: tokens, seconds, speed. Several prompts are taken together."""
+    alone, found = len(results) == 1, [result.statistics for result in results]
+    prompt, prefill = sum(result.prompt_tokens for result in results), sum(s.prefill_seconds for s in found)
+    first = f", first token after {clock.first:.2f} s" if clock.first is not None else ""
+    console.print(
+        f"{f'{len(results)} prompts' if not alone else 'prompt'}: {prompt} tokens read in {prefill:.2f} s"
+        f" ({_rate(prompt, prefill)}){first}",
+        style="dim",
+    )
+    generated, passes = sum(s.generated for s in found), sum(s.passes for s in found)
+    seconds = found[0].seconds if alone else clock.seconds
+    ended = Counter(result.finish_reason for result in results)
+    how = ", ".join(reason if alone else f"{reason} {count}" for reason, count in sorted(ended.items()))
+    seed = f", seed {results[0].seed}" if sampled and alone else ""
+    console.print(
+        f"{generated} tokens in {passes} passes ({generated / passes:.2f} per pass), {seconds:.2f} s,"
+        f" {_rate(generated, seconds)}, ended by {how}{seed}",
+        style="dim",
+    )
+
+
+def print_details(console: Console, model: Model, results: list[Result], load_seconds: float) -> None:
+    """What ran, for `--verbose`: model, kernels, threads, cycles by kind, acceptance by offset."""
+    import torch
+
+    cycles, drafted, accepted = Counter[str](), Counter[int](), Counter[int]()
+    for result in results:
+        cycles.update(result.statistics.cycles)
+        drafted.update(dict(enumerate(result.statistics.drafted)))
+        accepted.update(dict(enumerate(result.statistics.accepted)))
+    kinds = ", ".join(f"{kind} {count}" for kind, count in cycles.most_common()) or "none"
+    shares = " ".join(f"{accepted[offset] / count:.2f}" for offset, count in sorted(drafted.items()) if count)
+    average = sum(accepted.values()) / max(1, sum(cycles.values()))
+    for name, value in (
+        ("model", repr(model)),
+        ("loaded", f"in {load_seconds:.2f} s; {torch.get_num_threads()} threads; context {model.limits.max_positions}"),
+        ("between products", model.decoder.kernels.name),
+        ("cycles", kinds),
+        ("accepted", f"{average:.2f} drafts per cycle; by offset {shares or '-'}"),
+    ):
+        console.print(f"{name}: {value}", style="dim", markup=False, soft_wrap=True)
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    return f"{tokens / seconds:.1f} tokens/s" if seconds else "- tokens/s"

@@ -1,0 +1,150 @@
+"""Options of `orthrus generate`, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from orthrus.api import Model, Prompt
+
+MOST_THREADS = 1024
+NOTHING_PLANNED = "--explain-plan explains the cycle auto, which needs a diffusion view; nothing is planned here"
+
+PromptArgument = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(help="JSONL, one object a line with `prompt`, `messages` or `conversations`; `-` is standard input."),
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", "--max-tokens", "-n", help="Stop after this many tokens.")
+]
+MinNewTokensOption = Annotated[int, typer.Option(help="No end token before this many tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
+TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")]
+TopKOption = Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")]
+MinPOption = Annotated[float, typer.Option(help="Keep tokens at least this likely relative to the best.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1 discourages tokens already in the text.")]
+PresencePenaltyOption = Annotated[float, typer.Option(help="Subtracted from the logits of generated tokens, once.")]
+FrequencyPenaltyOption = Annotated[float, typer.Option(help="The same for every time they were generated.")]
+LogitBiasOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ID_OR_TEXT=VALUE", help="Add a value to the logit of a token; may be repeated."),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed for sampling; drawn and reported where absent.")]
+StopOption = Annotated[list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.")]
+StopTokenOption = Annotated[
+    list[str] | None, typer.Option(help="Further end token, by text (`<|im_end|>`) or id; may be repeated.")
+]
+SystemOption = Annotated[str | None, typer.Option(help="System message for the chat template.")]
+ChatTemplateKwargsOption = Annotated[
+    str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
+]
+RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+RuleOption = Annotated[
+    str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain-plan", help="Print the planner's costs, choices and predictions after the text.")
+]
+NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
+WidthOption = Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded side by side.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", "-t", help="Threads of a pass.", show_default="torch's")
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option("--ctx-size", "-c", help="Most tokens, prompt included.", show_default="the model's context"),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", help="Say more on stderr: kernels, cycles, acceptance by offset, seconds of loading."),
+]
+AsJsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON line per prompt, in input order, and nothing else on stdout.")
+]
+
+
+def check(
+    options: Mapping[str, Any], prompts: list[Prompt], biases: list[tuple[str, float]], *, explain_plan: bool
+) -> None:
+    """All that can be told before a model is loaded. Raises ValueError."""
+    from orthrus.options import Settings
+    from orthrus.tokenization import checked_prompt, each_named
+
+    settings = Settings.of(options)
+    for token, value in biases:
+        try:
+            Settings.of({"logit_bias": {int(token) if token.isdecimal() else 0: value}})
+        except ValueError as error:
+            raise ValueError(f"--logit-bias {token}={value:g}: {error}") from error
+    if explain_plan and settings.decoding.cycle != "auto":
+        raise ValueError(NOTHING_PLANNED)
+
+    def check_one(prompt: Prompt) -> None:
+        found = checked_prompt(prompt)
+        if isinstance(found, str) and not found.strip():
+            raise ValueError("the prompt is empty")
+        if isinstance(found, list) and settings.raw:
+            raise ValueError("--raw continues a text as it is, and messages need the chat template: drop one of them")
+
+    each_named(prompts, check_one)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let passes run on so many threads. Raises ValueError where the number is impossible."""
+    if threads is None:
+        return
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"--threads must lie in 1..{MOST_THREADS}, not {threads}")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def check_context(size: int | None) -> None:
+    """Raises ValueError where no text fits."""
+    if size is not None and size < 1:
+        raise ValueError(f"--ctx-size must be at least 1, not {size}")
+
+
+def cap_context(model: Model, size: int | None) -> None:
+    """Let no sequence grow beyond `size` tokens. Raises ValueError where the model's context is smaller."""
+    if size is None:
+        return
+    if size > model.limits.max_positions:
+        raise ValueError(f"--ctx-size {size} is beyond the model's context of {model.limits.max_positions} tokens")
+    model.limits = replace(model.limits, max_positions=size)
+
+
+def biases(given: list[str] | None) -> list[tuple[str, float]]:
+    """Tokens, as they were named, and values. Raises ValueError where one is not ID_OR_TEXT=VALUE."""
+    found = []
+    for item in given or ():
+        token, _, value = item.rpartition("=")
+        try:
+            found.append((token, float(value)))
+        except ValueError:
+            token = ""
+        if not token:
+            raise ValueError(f"--logit-bias takes ID_OR_TEXT=VALUE, such as 42=-5 or '<|im_end|>=2', not {item!r}")
+    return found
+
+
+def token_id(model: Model, text: str, what: str) -> int:
+    """The id of a token given by id, by its entry in the vocabulary, or by text that is one token."""
+    if text.isdecimal():
+        return int(text)
+    found = model.tokenizer.get_vocab().get(text)
+    if found is not None:
+        return int(found)
+    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    if len(ids) != 1 or model.decode(ids) != text:
+        raise ValueError(f"{what} {text!r} is not in the vocabulary; give its exact text or its id")
+    return int(ids[0])

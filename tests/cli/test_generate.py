@@ -1,0 +1,240 @@
+"""The options of `orthrus generate`: what they do, what is said under the text, and what is refused before loading."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+
+import pytest
+import tiny
+import torch
+from rich.console import Console
+
+import orthrus
+from orthrus import api
+from orthrus.cli import _shared
+from orthrus.model.kernels import Kernels
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(tiny.save_checkpoint(tmp_path_factory.mktemp("generate") / "model"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return str(tiny.save_checkpoint(tmp_path_factory.mktemp("generate") / "bare", view=False))
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return orthrus.load(path)
+
+
+@pytest.fixture(autouse=True)
+def _own_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def tokens(run, path, *options):
+    code, out, err = run("generate", "--model", path, "--json", "--cycle", "two-pass", *options)
+    assert code == 0, err
+    return json.loads(out)["tokens"]
+
+
+def test_short_names_are_names(run, path, model):
+    truth = model.generate("hi", max_new_tokens=7).tokens
+    for options in (["hi", "-n", 7], ["-p", "hi", "--max-tokens", 7], ["--prompt", "hi", "--max-new-tokens", 7]):
+        assert tokens(run, path, *options) == truth
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (["--presence-penalty", 1.5], {"presence_penalty": 1.5}),
+        (["--frequency-penalty", 1.5], {"frequency_penalty": 1.5}),
+        (["--logit-bias", "65=100"], {"logit_bias": {65: 100}}),
+        (["--logit-bias", "A=100", "--logit-bias", "<unused300>=-2"], {"logit_bias": {32: 100, 300: -2}}),
+        (["--min-new-tokens", 30, "--stop-token", "A", "--logit-bias", "A=100"],
+         {"min_new_tokens": 30, "stop_token_ids": [32], "logit_bias": {32: 100}}),
+    ],
+)  # fmt: skip
+def test_penalties_bias_and_least_length(run, path, model, options, given):
+    assert model.tokenizer("A").input_ids == [32]
+    truth = model.generate("hi", max_new_tokens=40, **given).tokens
+    assert tokens(run, path, "hi", "-n", 40, *options) == truth
+    assert truth != model.generate("hi", max_new_tokens=40).tokens
+
+
+def test_the_context_can_be_smaller(run, path, model):
+    prompt = len(model.prompt_tokens("hi", {}))
+    assert len(tokens(run, path, "hi", "-c", prompt + 3)) == 3
+    code, _, err = run("generate", "hi", "--model", path, "--ctx-size", 2049)
+    assert (code, "--ctx-size 2049 is beyond the model's context of 2048 tokens" in err) == (2, True)
+
+
+def test_threads_are_set(run, path):
+    tokens(run, path, "hi", "-n", 3, "-t", 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_the_footer_tells_prompt_and_answer_apart(run, path, tmp_path):
+    code, _, err = run("generate", "hi", "--model", path, "-n", 5, "--temperature", 1, "--seed", 7)
+    assert code == 0
+    number, speed = r"\d+\.\d\d s", r"\d+\.\d tokens/s"
+    assert re.search(rf"prompt: \d+ tokens read in {number} \({speed}\), first token after {number}", err)
+    assert re.search(rf"5 tokens in \d+ passes \(\d\.\d\d per pass\), {number}, {speed}, ended by length, seed 7", err)
+    assert "kernels" not in err
+    file = tmp_path / "two.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}')
+    code, out, err = run("generate", "--file", file, "--model", path, "-n", 5)
+    assert (code, out.count("---")) == (0, 2)
+    assert "2 prompts: " in err
+    assert "10 tokens in " in err
+    assert "ended by length 2" in err
+
+
+def test_verbose_says_what_ran(run, path):
+    for options in ([], ["--json"]):
+        code, _, err = run("generate", "hi", "--model", path, "-n", 30, "--cycle", "two-pass", "--verbose", *options)
+        assert code == 0
+        for words in ("model: <orthrus.Model ", "kernels: ", "context 2048", "between products: ", "cycles: two-pass "):
+            assert words in err
+        assert re.search(r"loaded: in \d+\.\d\d s; \d+ threads", err)
+        assert re.search(r"accepted: \d\.\d\d drafts per cycle; by offset [01]\.\d\d ", err)
+
+
+BAD = [
+    (["", "-p", "x"], "give the prompt once"),
+    (["hi", "-n", "0"], "max_new_tokens must be at least 1"),
+    (["hi", "--temperature", "-1"], "temperature must lie in"),
+    (["hi", "--top-p", "0"], "top_p must lie in"),
+    (["hi", "--top-k", "-1"], "top_k must be 0 (off) or positive"),
+    (["hi", "--min-p", "2"], "min_p must lie in"),
+    (["hi", "--repetition-penalty", "0"], "repetition_penalty must lie in"),
+    (["hi", "--presence-penalty", "9"], "presence_penalty must lie in"),
+    (["hi", "--frequency-penalty", "9"], "frequency_penalty must lie in"),
+    (["hi", "--min-new-tokens", "-1"], "min_new_tokens must not be negative"),
+    (["hi", "--seed", "-1"], "seed must lie in"),
+    (["hi", "--logit-bias", "x"], "--logit-bias takes ID_OR_TEXT=VALUE, such as 42=-5 or '<|im_end|>=2', not 'x'"),
+    (["hi", "--logit-bias", "=2"], "--logit-bias takes ID_OR_TEXT=VALUE"),
+    (["hi", "--logit-bias", "2="], "--logit-bias takes ID_OR_TEXT=VALUE"),
+    (["hi", "--logit-bias", "a=inf"], "--logit-bias a=inf: "),
+    (["hi", "--stop", ""], "stop string must not be empty"),
+    (["hi", "--cycle", "three-pass"], "cycles: ar, auto, one-pass, two-pass"),
+    (["hi", "--rule", "majority"], "rules: exact, rejection"),
+    (["hi", "--width", "1"], "width must be at least 2"),
+    (["hi", "--batch-size", "0"], "batch_size must be at least 1"),
+    (["hi", "-t", "0"], "--threads must lie in 1..1024, not 0"),
+    (["hi", "-t", "99999"], "--threads must lie in 1..1024, not 99999"),
+    (["hi", "-c", "0"], "--ctx-size must be at least 1, not 0"),
+    (["hi", "--explain-plan", "--cycle", "ar"], "--explain-plan explains the cycle auto"),
+    (["hi", "--chat-template-kwargs", '{"tokenize": 1}'], "chat_template_kwargs may not hold 'tokenize'"),
+    (["hi", "--chat-template-kwargs", '{"messages": 1}'], "chat_template_kwargs may not hold 'messages'"),
+    (["hi", "--chat-template-kwargs", "[1]"], "--chat-template-kwargs: not a JSON object"),
+    (["hi", "--chat-template-kwargs", ""], "--chat-template-kwargs: not valid JSON"),
+    (["hi", "--raw", "--system", "s"], "raw leaves the chat template out, so there is no place for system"),
+    (["hi", "--raw", "--chat-template-kwargs", '{"a": 1}'], "no place for chat_template_kwargs"),
+    (["--file", "missing.jsonl"], "missing.jsonl"),
+    (["--file", "roles.jsonl"], "prompt 2 of 2: message 1 of 1 has the role 'alien'; roles: system, user, assistant"),
+    (["--file", "roles.jsonl", "--raw"], "prompt 2 of 2: "),
+    (["--file", "empty.jsonl"], "prompt 2 of 2: the prompt is empty"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:50])
+def test_settings_are_checked_before_a_model_loads(run, monkeypatch, tmp_path, arguments, message):
+    def load(*_args, **_kwargs):
+        raise AssertionError("it loads before it checks")
+
+    monkeypatch.setattr(api, "load", load)
+    monkeypatch.chdir(tmp_path)
+    alien = {"messages": [{"role": "alien", "content": "x"}]}
+    (tmp_path / "roles.jsonl").write_text(f'{{"prompt": "a"}}\n{json.dumps(alien)}')
+    (tmp_path / "empty.jsonl").write_text('{"prompt": "a"}\n{"prompt": " "}')
+    code, out, err = run("generate", *arguments)
+    assert code in (1, 2)
+    assert message in err
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chat", "--temperature", "-1"], "temperature must lie in"),
+        (["chat", "--cycle", "x"], "cycles: ar, auto"),
+        (["chat", "--rule", "x"], "rules: exact"),
+        (["verify", "--cycle", "x"], "cycles: ar, auto"),
+        (["verify", "--temperature", "-1"], "temperature must lie in"),
+        (["verify", "--seed", "-1"], "seed must lie in"),
+        (["verify", "--task", "gsm9k"], "no task 'gsm9k'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_other_verbs_check_before_a_model_loads_too(run, monkeypatch, arguments, message):
+    def load(*_args, **_kwargs):
+        raise AssertionError("it loads before it checks")
+
+    monkeypatch.setattr(api, "load", load)
+    code, _, err = run(*arguments)
+    assert (code, message in err) == (2, True)
+
+
+def test_a_token_that_is_none_is_named(run, path):
+    code, _, err = run("generate", "hi", "--model", path, "--logit-bias", "hello=1")
+    assert (code, "token 'hello' is not in the vocabulary; give its exact text or its id" in err) == (2, True)
+
+
+def test_what_keeps_fast_kernels_away_is_said_once(run, path, monkeypatch):
+    monkeypatch.setattr(Kernels, "notice", "no C compiler was found", raising=False)
+    for verb, options in (("generate", ["hi", "-n", 3]), ("chat", [])):
+        _, _, err = run(verb, *options, "--model", path)
+        assert err.count("note: no C compiler was found") == 1
+    monkeypatch.setattr(Kernels, "notice", None, raising=False)
+    assert "note:" not in run("generate", "hi", "-n", 3, "--model", path)[2]
+
+
+def test_measuring_costs_is_said_while_it_lasts(run, path, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(_shared, "stderr", Console(file=shown))
+    honest = api.Model.costs
+
+    def slow(model, **options):
+        for _ in range(1000):  # ten seconds at most; the words come after a third of one
+            if "measuring what passes cost here, once (a few seconds)" in shown.getvalue():
+                return honest(model, **options)
+            time.sleep(0.01)
+        raise AssertionError("nothing was said")
+
+    monkeypatch.setattr(api.Model, "costs", slow)
+    assert run("generate", "hi", "-n", 3, "--model", path)[0] == 0
+    monkeypatch.setattr(api.Model, "costs", lambda *_, **__: pytest.fail("there is nothing to plan"))
+    assert run("generate", "hi", "-n", 3, "--model", path, "--cycle", "two-pass")[0] == 0
+
+
+def test_help_tells_defaults(run):
+    for verb, default in (("generate", "(torch's)"), ("verify", "(three tasks)"), ("train", "(two epochs)")):
+        out = run(verb, "--help")[1]
+        assert default in " ".join(out.replace("│", " ").split())
+
+
+def test_verify_without_a_view_verifies_plain_decoding(run, bare, tmp_path):
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"prompt": "number"}')
+    options = ["verify", "--model", bare, "--task", task, "--max-new-tokens", 12]
+    for more in ([], ["--cycle", "ar"]):
+        code, out, err = run(*options, "--json", *more)
+        assert code == 0, err
+        assert "no diffusion view: plain decoding alone is verified" in err
+        for part in json.loads(out):
+            (comparison,) = part["comparisons"]
+            assert (comparison["name"], comparison["identical"], comparison["tokens"]) == ("ar", 1, 12)
+            assert part["bits"]["equal"] == part["bits"]["rows"] == 11
+    code, _, err = run(*options, "--cycle", "ar", "--cycle", "one-pass")
+    assert (code, "cycle 'one-pass' needs a diffusion view; this checkpoint has none" in err) == (2, True)
+    code, _, err = run("verify", "--model", bare, "--samples", 4)
+    assert (code, "--samples compares the rule `rejection`, which needs a diffusion view" in err) == (2, True)
