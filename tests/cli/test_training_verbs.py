@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 
 from orthrus import cli
 from orthrus.checkpoint import adapter as adapters
+from orthrus.cli import _progress
 
 TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
 
@@ -85,6 +87,64 @@ def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
     code, _, err = run(train.replace("--steps 4", "--steps 9"))
     assert code == 2
     assert "recipe.steps was 4, is 9" in err
+
+
+def test_a_distillation_says_how_far_it_is_and_goes_on(run, bare, tmp_path, monkeypatch):
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(10)))
+    monkeypatch.setattr(_progress, "LINE_SECONDS", 0)
+    speed = r"\d+ tokens/s, ETA (-|\d+:\d\d:\d\d)"
+    code, out, err = distill(run, bare, "--data prompts.jsonl --shard-size 4")
+    assert code == 0, err
+    for done in (1, 3, 7, 9):
+        assert re.search(rf"(^| ){done} of 10 prompts, {speed}", err)
+    for shard, done in enumerate((4, 8, 10)):
+        assert re.search(
+            rf"shard-0000{shard}.jsonl: \d+ records, \d+ answer tokens; {done} of 10 prompts, {speed}", err
+        )
+    code, _, err = distill(run, bare, "--data prompts.jsonl --shard-size 5")
+    assert (code, "begun with other settings (shard_size was 4)" in err) == (2, True)
+
+    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    whole = (tmp_path / "data/manifest.json").read_bytes()
+    del manifest["shards"][1:]
+    (tmp_path / "data/manifest.json").write_text(json.dumps(manifest))
+    code, _, err = run(f"train -o run --data data --model {bare} --inspect {TOY} --held-out 1")
+    assert code == 0, err
+    assert "data holds 4 of 10 prompts: the distillation is unfinished; run the same `orthrus distill` to go on" in err
+
+    code, again, err = distill(run, bare, "--data prompts.jsonl")
+    assert code == 0, err
+    assert "4 of 10 prompts are done already: the run goes on" in err
+    assert "shard-00000" not in err
+    assert again.split(" in ")[0] == out.split(" in ")[0]
+    assert (tmp_path / "data/manifest.json").read_bytes() == whole
+    code, _, err = run(f"train -o run --data data --model {bare} --inspect {TOY} --held-out 1")
+    assert (code, "unfinished" in err) == (0, False)
+
+
+def test_shards_are_small_enough_to_be_of_use_when_stopped(run, bare, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "say it"}))
+    code, _, err = distill(run, bare, "--data prompts.jsonl")
+    assert code == 0, err
+    assert json.loads((tmp_path / "data/manifest.json").read_text())["settings"]["shard_size"] == 64
+
+
+def test_an_interrupted_distillation_says_what_is_kept(run, bare, tmp_path, monkeypatch):
+    from orthrus.training import distill as module
+
+    honest, asked = module.Distillation._write, []
+
+    def interrupted(self, *arguments):
+        asked.append(self)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return honest(self, *arguments)
+
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(10)))
+    monkeypatch.setattr(module.Distillation, "_write", interrupted)
+    code, out, err = distill(run, bare, "--data prompts.jsonl --shard-size 4")
+    assert (code, out) == (130, "")
+    assert "interrupted: 8 of 10 prompts are in complete shards; the same command goes on" in err
 
 
 def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):

@@ -8,11 +8,11 @@ import random
 import pytest
 import tiny
 
-from orthrus.config import DistillConfig
-from orthrus.training import chat
+from orthrus.config import DistillConfig, TrainConfig
+from orthrus.training import chat, data
 from orthrus.training.distill import Distillation, Reply, seed_of
 from orthrus.training.prompts import Conversation, conversations_in, word_runs
-from orthrus.training.shards import DamagedShardError, read_manifest, read_shard
+from orthrus.training.shards import DamagedShardError, read_manifest, read_shard, unfinished
 
 TOKENIZER = tiny.tokenizer(tiny.CHAT)
 ENDS = frozenset([tiny.END])
@@ -92,6 +92,62 @@ def test_a_shard_cut_in_half_is_named_and_written_again(tmp_path):
     assert files(tmp_path) == whole
 
 
+@pytest.mark.parametrize("prompts", ["given", "self-written"])
+def test_progress_counts_prompts(tmp_path, prompts):
+    """Whatever becomes of a prompt, it is counted once, and shards say where they end and who wrote them."""
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "system", "content": "c"}]
+    asked = [*given(8), given(1)[0], Conversation("long", [{"role": "user", "content": "x" * 200}])]
+    asked[3] = Conversation("two", turns)
+    told = []
+    run = distillation(tmp_path)
+    run.progressed = told.append
+    shards = list(run.run(asked if prompts == "given" else None, 10))
+    assert told == sorted(told)
+    assert len(set(told)) > 4
+    assert told[-1] == 10
+    assert [(shard.prompts, shard.found) for shard in shards] == [(4, False), (8, False), (10, False)]
+    (tmp_path / "shard-00001.jsonl").unlink()
+    again = list(distillation(tmp_path).run(asked if prompts == "given" else None, 10))
+    assert [shard.found for shard in again] == [True, False, True]
+    assert [shard.entry for shard in again] == [shard.entry for shard in shards]
+
+
+def test_an_unfinished_run_is_told(tmp_path):
+    run = distillation(tmp_path).run(given(), 10)
+    for done in (4, 8):
+        next(run)
+        assert unfinished(read_manifest(tmp_path)) == (done, 10)
+        held = TrainConfig(held_out=1)
+        assert data.load([tmp_path], TOKENIZER, ENDS, held).notices[0] == (
+            f"{tmp_path} holds {done} of 10 prompts: the distillation is unfinished; run the same `orthrus distill` to"
+            " go on"
+        )
+    next(run)
+    assert unfinished(read_manifest(tmp_path)) is None
+    assert data.load([tmp_path], TOKENIZER, ENDS, held).notices == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": [{"file": "../x.jsonl", "sha256": ""}]},
+        {"shards": [{"file": 5, "sha256": ""}]},
+        {"shards": [{}]},
+        {"shards": 5},
+        {"settings": []},
+        {"backbone": {}},
+        {"format": 2},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_the_wrong_shape_is_named(tmp_path, change):
+    list(distillation(tmp_path).run(given(3), 3))
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"manifest.json: not a manifest of distilled shards"):
+        read_manifest(tmp_path)
+
+
 def test_records_carry_their_tokens_and_spans(tmp_path):
     list(distillation(tmp_path).run(given(3), 3))
     for record in records(tmp_path):
@@ -128,7 +184,8 @@ def test_what_is_left_out_is_counted(tmp_path):
     asked = [Conversation(f"r{n}", [{"role": "user", "content": text}]) for n, text in enumerate(prompts)]
     excluded = word_runs("Zero one two three, four five six seven eight nine ten eleven twelve thirteen fourteen")
     run = distillation(tmp_path, lambda q: respond(q, silent=[len(q) - 1]), excluded, shard_size=9)
-    (entry,) = run.run(asked, len(asked))
+    (shard,) = run.run(asked, len(asked))
+    entry = shard.entry
     assert entry["dropped"] == {"duplicate": 1, "excluded": 1, "unanswered or too long": 2}
     assert entry["records"] == len(records(tmp_path)) == 1
 

@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orthrus import records
-from orthrus.cli._shared import DeviceOption, Dtype, DtypeOption, ModelOption, load_model, progress, stderr
+from orthrus.cli._progress import DistillProgress
+from orthrus.cli._shared import DeviceOption, Dtype, DtypeOption, ModelOption, load_model, stderr
 
 if TYPE_CHECKING:
     from orthrus.api import Model
-    from orthrus.training.distill import Question, Reply
+    from orthrus.training.distill import Question, Reply, Shard
 
+SHARD = 64
+"""A minute or two of work on a laptop."""
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards and their manifest.")]
 DataOption = Annotated[
@@ -41,7 +43,13 @@ PromptTemperatureOption = Annotated[float, typer.Option(help="Of self-written us
 TopPOption = Annotated[float, typer.Option(help="Of both.")]
 MaxNewTokensOption = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
 MaxPromptTokensOption = Annotated[int, typer.Option(help="Longer prompts are dropped.")]
-ShardSizeOption = Annotated[int, typer.Option(help="Prompts per shard; what is lost at most when the run is killed.")]
+ShardSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Prompts per shard; what is lost at most when the run is killed.",
+        show_default=f"{SHARD}, or the run's own",
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the run; every record's own follows from it and its id.")]
 BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded side by side; changes no record.", min=1)]
 
@@ -59,7 +67,7 @@ def command(
     top_p: TopPOption = 1.0,
     max_new_tokens: MaxNewTokensOption = 256,
     max_prompt_tokens: MaxPromptTokensOption = 512,
-    shard_size: ShardSizeOption = 256,
+    shard_size: ShardSizeOption = None,
     seed: SeedOption = 0,
     batch_size: BatchSizeOption = 32,
     dtype: DtypeOption = Dtype.bfloat16,
@@ -77,8 +85,9 @@ def command(
     if data and (words or system is not None):
         raise ValueError("--topics and --system are for self-written prompts; leave them or --data out")
     config = DistillConfig(
-        temperature, prompt_temperature, top_p, max_new_tokens, max_prompt_tokens, seed, shard_size, system, words
-    )
+        temperature, prompt_temperature, top_p, max_new_tokens, max_prompt_tokens, seed,
+        _begun_with(output) if shard_size is None else shard_size, system, words,
+    )  # fmt: skip
     several = len(data or ()) > 1
     given = [
         replace(item, id=f"{file.stem}/{item.id}") if several else item
@@ -87,32 +96,43 @@ def command(
     ]
     excluded = frozenset(_excluded(exclude or []))
     loaded = load_model(model, None, dtype, device)
+    total = min(count or len(given), len(given)) if data else count or 1000
+    done = DistillProgress(total)
     run = Distillation(
         output, config, loaded.tokenizer, loaded.checkpoint.end_token_ids, _backbone(loaded, dtype),
-        lambda questions: _respond(loaded, questions, batch_size), excluded,
+        lambda questions: done.replies(_respond(loaded, questions, batch_size)), excluded, done.prompts,
     )  # fmt: skip
-    total = min(count or len(given), len(given)) if data else count or 1000
-    _report(run.run(given if data else None, total), -(-total // shard_size), output)
+    _follow(run.run(given if data else None, total), done, output)
 
 
-def _report(shards: Iterator[dict[str, Any]], number: int, output: Path) -> None:
-    entries, start = [], perf_counter()
+def _begun_with(output: Path) -> int:
+    """The shard size that a run in this directory was begun with."""
+    from orthrus.training.shards import MANIFEST, read_manifest
+
+    begun = read_manifest(output)["settings"].get("shard_size") if (output / MANIFEST).exists() else None
+    return begun if isinstance(begun, int) else SHARD
+
+
+def _follow(shards: Iterator[Shard], done: DistillProgress, output: Path) -> None:
+    kept = tokens = 0
     try:
-        for entry in progress(shards, "shards", number):
-            entries.append(entry)
-            lost = ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items())
-            stderr.print(
-                f"{entry['file']}: {entry['records']} records, {entry['answer_tokens']} answer tokens"
-                + (f"; left out: {lost}" if lost else ""),
-                markup=False,
-            )
+        with done:
+            for shard in shards:
+                entry = shard.entry
+                kept, tokens = kept + entry["records"], tokens + entry["answer_tokens"]
+                lost = ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items())
+                done.shard(
+                    shard,
+                    f"{entry['file']}: {entry['records']} records, {entry['answer_tokens']} answer tokens"
+                    + (f"; left out: {lost}" if lost else ""),
+                )
     except KeyboardInterrupt:
         stderr.print(
-            f"interrupted: {len(entries)} of {number} shards are complete; the same command goes on", style="yellow"
+            f"interrupted: {done.kept} of {done.total} prompts are in complete shards; the same command goes on",
+            style="yellow",
         )
         raise typer.Exit(130) from None
-    kept, tokens = (sum(entry[name] for entry in entries) for name in ("records", "answer_tokens"))
-    print(f"{kept} records with {tokens} answer tokens in {output} ({perf_counter() - start:.0f} s)")
+    print(f"{kept} records with {tokens} answer tokens in {output} ({done.seconds:.0f} s)")
 
 
 def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterator[tuple[int, Reply]]:

@@ -18,7 +18,7 @@ from orthrus.checkpoint.tensors import save_tensors
 from orthrus.config import TrainConfig
 from orthrus.training import chat
 from orthrus.training.anchors import candidates
-from orthrus.training.shards import MANIFEST, read_manifest, read_shard
+from orthrus.training.shards import MANIFEST, read_manifest, read_shard, unfinished
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def load(
     both are counted in `notices`. Raises ValueError where nothing remains or a file is wrong.
     """
     found: list[Document] = []
-    sources = []
+    sources, notices, kept = [], [], []
     for path in paths:
-        documents, source = _read(path, tokenizer, end_token_ids)
+        documents, source, notice = _read(path, tokenizer, end_token_ids)
         sources.append({"path": path.name, "documents": len(documents), **source})
+        notices += [notice] if notice else []
         found += documents
-    notices, kept = [], []
     long = sum(len(d.tokens) > config.sequence_length for d in found)
     if long:
         notices.append(f"{long} of {len(found)} records are longer than {config.sequence_length} tokens: cut there")
@@ -89,21 +89,29 @@ def load(
 
 def _read(
     path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]
-) -> tuple[list[Document], dict[str, object]]:
+) -> tuple[list[Document], dict[str, object], str | None]:
+    """The documents of a file or directory, what it is, and what is to be said of it."""
     if path.is_dir():
         manifest = read_manifest(path)
         content = [record for entry in manifest["shards"] for record in read_shard(path, entry)]
         documents = [Document(r["id"], r["tokens"], [(a, b) for a, b in r["spans"]]) for r in content]
-        return documents, {"manifest_sha256": hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()}
+        source: dict[str, object] = {"manifest_sha256": hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()}
+        begun = unfinished(manifest)
+        notice = begun and (
+            f"{path} holds {begun[0]} of {begun[1]} prompts: the distillation is unfinished; run the same `orthrus"
+            " distill` to go on"
+        )
+        return documents, source, notice or None
     if not path.is_file():
         raise ValueError(f"{path}: no such file or directory of shards")
     data = path.read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     vocabulary = json.dumps([tokenizer.chat_template, sorted(tokenizer.get_vocab().items()), sorted(end_token_ids)])
     key = hashlib.sha256(f"{sha256}{vocabulary}".encode()).hexdigest()[:16]
-    return _cached(
+    documents = _cached(
         cache_directory() / f"tokens-{key}.safetensors", lambda: _encode(data, path, tokenizer, end_token_ids)
-    ), {"sha256": sha256}
+    )
+    return documents, {"sha256": sha256}, None
 
 
 def _encode(

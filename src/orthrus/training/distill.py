@@ -49,11 +49,22 @@ Respond = Callable[[list[Question]], Iterable[tuple[int, Reply]]]
 """Decodes questions side by side, giving (index, reply) in any order."""
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A complete shard: its entry in the manifest, the prompts dealt with up to its end, and whether an earlier run
+    wrote it."""
+
+    entry: dict[str, Any]
+    prompts: int
+    found: bool
+
+
 @dataclass
 class Distillation:
     """One run into `directory`, from given conversations or, without any, from user turns the backbone writes.
 
-    `backbone` is what the manifest says of it; `excluded` are runs of 13 words that no prompt may contain.
+    `backbone` is what the manifest says of it; `excluded` are runs of 13 words that no prompt may contain; `progressed`
+    is told how many prompts are dealt with as they are, those of an unfinished shard included.
     """
 
     directory: Path
@@ -63,22 +74,25 @@ class Distillation:
     backbone: dict[str, Any]
     respond: Respond
     excluded: frozenset[tuple[str, ...]] = frozenset()
+    progressed: Callable[[int], None] = lambda _: None
     _seen: set[str] = field(default_factory=set)
+    _done: int = 0
 
-    def run(self, given: list[Conversation] | None, count: int) -> Iterator[dict[str, Any]]:
-        """Write all shards that are missing or damaged, yielding each one's entry in the manifest, finished ones too.
+    def run(self, given: list[Conversation] | None, count: int) -> Iterator[Shard]:
+        """Write all shards that are missing or damaged, yielding each one as it is complete, finished ones too.
 
         `count` is the number of prompts tried. Raises ValueError where the directory was begun with other settings.
         """
         manifest = self._open(given, count)
         for index, start in enumerate(range(0, count, self.config.shard_size)):
             numbers = range(start, min(start + self.config.shard_size, count))
-            entry = self._finished(manifest["shards"][index : index + 1])
+            self._done = numbers.start
+            found = entry = self._finished(manifest["shards"][index : index + 1])
             if entry is None:
                 entry = self._write(index, self._ask(numbers) if given is None else [given[n] for n in numbers])
                 manifest["shards"][index : index + 1] = [entry]
                 write_atomically(self.directory, {MANIFEST: lambda path: save_json(path, manifest)})
-            yield entry
+            yield Shard(entry, numbers.stop, found is not None)
 
     def _finished(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
         """The entry of a shard that is there and whole; its prompts are then known."""
@@ -134,6 +148,7 @@ class Distillation:
 
     def _write(self, index: int, conversations: list[Conversation]) -> dict[str, Any]:
         kept, dropped = self._select(conversations)
+        self._deal_with(len(conversations) - len(kept))
         answered = self._answer(kept)
         dropped["unanswered or too long"] = len(kept) - len(answered)
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in answered).encode()
@@ -175,6 +190,7 @@ class Distillation:
                 prompt = chat.encode(self.tokenizer, history, self.end_token_ids, reply=True)
                 if len(prompt.tokens) > config.max_prompt_tokens:
                     turns.clear()
+                    self._deal_with(1)
                     continue
                 state["messages"] = history
                 seed = seed_of(config.seed, state["id"], len(history))
@@ -193,6 +209,12 @@ class Distillation:
                     states[number]["messages"].pop()
                 if reply.finish_reason != "stop":
                     ahead[number].clear()
+                if not any(message["role"] == "user" for message in ahead[number]):
+                    self._deal_with(1)
+
+    def _deal_with(self, prompts: int) -> None:
+        self._done += prompts
+        self.progressed(self._done)
 
 
 def _until_user(turns: list[Message]) -> list[Message]:

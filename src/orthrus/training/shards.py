@@ -23,11 +23,26 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != 1 or not {"backbone", "settings", "shards"} <= content.keys():
             raise ValueError("not of format 1")  # noqa: TRY301
+        settings, shards = content["settings"], content["shards"]
+        if not isinstance(settings, dict) or not isinstance(content["backbone"]["sha256"], str):
+            raise ValueError("`settings` or `backbone` is wrong")  # noqa: TRY004, TRY301
+        for entry in shards:
+            if Path(entry["file"]).name != entry["file"] or not isinstance(entry["sha256"], str):
+                raise ValueError(f"the shard {entry['file']!r} is no file beside it")  # noqa: TRY301
     except FileNotFoundError:
         raise ValueError(f"{directory}: no {MANIFEST} here; `orthrus distill --output` writes one") from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a manifest of distilled shards ({error})") from error
     return content
+
+
+def unfinished(manifest: dict[str, Any]) -> tuple[int, int] | None:
+    """Of how many prompts a run has written shards, and how many it was to; None where it is complete."""
+    size, count = (manifest["settings"].get(name) for name in ("shard_size", "count"))
+    if not isinstance(size, int) or not isinstance(count, int):
+        return None
+    done = size * len(manifest["shards"])
+    return None if done >= count else (done, count)
 
 
 def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
