@@ -1,4 +1,4 @@
-"""The cost table of a model on this machine: measured on first use, kept on disk, measured again where it is no good."""
+"""The cost table of a model on this machine: measured on first use, kept on disk, measured again where it is bad."""
 
 from __future__ import annotations
 
