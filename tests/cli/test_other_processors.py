@@ -76,6 +76,21 @@ def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     assert native.load(torch.float32, tmp_path) is None
 
 
+def test_doctor_shows_what_the_compiler_said_and_generate_its_first_error(run, tmp_path, monkeypatch):
+    checkpoint = tiny.save_checkpoint(tmp_path / "model")
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'first line' >&2\necho 'native.c:1: error: no' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    code, out, _ = run("doctor", "--model", checkpoint, "--dtype", "float32")
+    assert code == 0
+    assert "the C compiler failed: native.c:1: error: no." in out
+    assert "first line\nnative.c:1: error: no" in out
+    options = ["--model", checkpoint, "--dtype", "float32", "--max-new-tokens", 2, "--cycle", "two-pass"]
+    assert run("generate", "hi", *options)[2].count("native.c:1: error: no") == 1
+
+
 @pytest.mark.parametrize("damage", ["truncated", "no checksum", "checksum of another"])
 def test_a_damaged_library_is_compiled_again_and_that_is_said_once(tmp_path, caplog, damage):
     if native.load(torch.float32, tmp_path) is None:

@@ -68,6 +68,9 @@ def _probes(model: Model) -> dict[str, Any]:
         "exact": decoder.exact,
         "keys rounded to": decoder.attention.key_multiple,
         "between products": decoder.kernels.name,
+        "notice": decoder.kernels.notice,
+        "compiler": decoder.kernels.details or None,
+        "warnings": list(model.checkpoint.warnings),
         "kernels": {**kernels, "attention": attention},
     }
 
@@ -96,6 +99,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
             table.add_row(label.replace("[", r"\["), row["kernel"], str(row["pad to"]), str(row["at most"]), held)
         console.print(table)
         console.print(f"between products: {part['between products']}; keys rounded up to {part['keys rounded to']}")
+        for note in filter(None, (part["notice"], part["compiler"])):
+            console.print(note, style="yellow", markup=False)
         verdict = (
             "output is bit-identical to plain decoding" if part["exact"] else "no layout found whose bits hold here"
         )
