@@ -14,6 +14,7 @@ from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import DecodingConfig, RopeConfig, SamplingParams
 from orthrus.decoding.generate import generate
 from orthrus.model import families, native
+from orthrus.model.kernels import Kernels
 from orthrus.model.rope import RopeTable
 
 CYCLES = ("auto", "one-pass", "two-pass", "ar")
@@ -149,14 +150,15 @@ def denormal_decoder(dtype):
     return made
 
 
+@pytest.mark.parametrize("kernels", ["native", "torch"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype):
+def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype, kernels):
     before = torch.get_num_threads()
-    kernels = native.load(tiny.DTYPES[dtype], cache_directory())
-    if kernels is None:
-        pytest.skip("no C compiler here: the torch kernels' threads keep what their maker had set")
+    fast = native.load(tiny.DTYPES[dtype], cache_directory()) if kernels == "native" else Kernels()
+    if fast is None:
+        pytest.skip("no C compiler here")
     tokens, found = torch.tensor([tiny.request(24).prompt]), []
-    decoder = denormal_decoder(dtype).prepare(kernels)
+    decoder = denormal_decoder(dtype).prepare(fast)
 
     def logits(flush, early):
         """In a thread of its own, whose pool of workers inherits what is set before the pool is made."""
@@ -166,8 +168,11 @@ def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype):
         torch.set_flush_denormal(flush)
         return decoder.ar(tokens, decoder.new_cache(1).window(0, 1))
 
+    settings = [(False, False), (True, False), (False, False)]
+    if kernels == "native":
+        settings.append((True, True))  # torch's own workers keep for ever what was set when they were made
     try:
-        for flush, early in ((False, False), (True, False), (True, True), (False, False)):
+        for flush, early in settings:
             with ThreadPoolExecutor(1) as pool:
                 found.append(pool.submit(logits, flush, early).result())
     finally:
