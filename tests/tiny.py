@@ -89,6 +89,27 @@ COSTS = {
 }
 """Cost tables for the planner: where a pass is dear, where rows are, and where drafting cannot pay."""
 
+
+def random_costs(seed):
+    """A cost table of any machine: rows, blocks, diffusion passes and keys may each be nearly free or very dear."""
+    rng = random.Random(seed)
+
+    def price(low, high):
+        return 10 ** rng.uniform(low, high)
+
+    row, drafting, key = price(-4, 0), price(-2, 0.5), price(-5, -2)
+    rows = tuple((count, 1 + row * (count - 1)) for count in (1, 2, 4, 8, 16, 32, 64, 128))
+    return Costs(
+        rows,
+        tuple((count, drafting * seconds) for count, seconds in rows[1:]),
+        beside=rng.choice([0.0, price(-3, 0)]),
+        block=rng.choice([0.0, price(-3, 0)]),
+        key=key,
+        block_key=key * rng.choice([0.0, price(-1, 2)]),
+        row_key=key * rng.choice([0.0, price(-1, 1)]),
+    )
+
+
 LIMITS = Limits(VOCAB, 2048, frozenset([END]))
 
 

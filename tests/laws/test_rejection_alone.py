@@ -1,0 +1,53 @@
+"""Law 6 under `rejection`: a sequence's tokens do not depend on what was decoded before it or beside it.
+
+There that is harder than under `exact`: the planner's choices reach the tokens, so each must be that of a sequence
+alone. In fp32, where a diffusion row is the same in every batch up to rounding.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tiny
+
+from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
+from orthrus.decoding.generate import generate
+from orthrus.decoding.planner import Planner
+
+LENGTHS = (5, 300, 1, 600, 70, 520)
+SEEDS = (1, 5, 7, 11, 17, 19, 23)
+"""Cost tables by which drafting pays, with five of them only in short or only in long contexts."""
+
+
+def decode(asked, cycle, batch, costs):
+    config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
+    steps = generate(tiny.decoder(), asked, config, tiny.LIMITS, costs=costs)
+    done = {step.sequence.index: step.sequence.tokens for step in steps if step.sequence.finish_reason}
+    return [done[n] for n in range(len(asked))]
+
+
+@pytest.mark.parametrize(("cycle", "seed"), [("one-pass", 0), ("two-pass", 0), *(("auto", seed) for seed in SEEDS)])
+def test_tokens_are_those_of_the_sequence_alone_whatever_passes_cost(cycle, seed):
+    costs, rng = tiny.random_costs(seed), random.Random(seed)
+    asked = [
+        tiny.request(length, rng.randint(4, 24), n, SamplingParams(temperature=rng.uniform(0.5, 1.1), seed=n))
+        for n, length in enumerate(LENGTHS)
+    ]
+    alone = [decode([request], cycle, 1, costs)[0] for request in asked]
+    for batch in (1, 3):
+        order = list(range(len(asked)))
+        rng.shuffle(order)
+        found = decode([asked[n] for n in order], cycle, batch, costs)
+        assert [found[order.index(n)] for n in range(len(asked))] == alone, (batch, order)
+
+
+def test_the_first_block_of_a_prompt_is_planned_by_its_own_length():
+    diffusion, contexts, varied = DiffusionConfig(8, tiny.MASK, 7), (5, 300, 1, 600, 70, 5), 0
+    for seed in range(24):
+        costs = tiny.random_costs(seed)
+        alone = [Planner(diffusion, 8, costs, alone=True).first_width(context) for context in contexts]
+        together = Planner(diffusion, 8, costs, alone=True)
+        assert [together.first_width(context) for context in contexts] == alone, seed
+        varied += len(set(alone)) > 1
+    assert varied > 2, "by none of these tables does the width depend on the length, so this test shows nothing"
