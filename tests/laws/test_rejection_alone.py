@@ -14,6 +14,7 @@ import tiny
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding.generate import generate
 from orthrus.decoding.planner import Planner
+from orthrus.decoding.sequence import Draft, Sequence, Verdict
 
 LENGTHS = (5, 300, 1, 600, 70, 520)
 SEEDS = (1, 5, 7, 11, 17, 19, 23)
@@ -51,3 +52,23 @@ def test_the_first_block_of_a_prompt_is_planned_by_its_own_length():
         assert [together.first_width(context) for context in contexts] == alone, seed
         varied += len(set(alone)) > 1
     assert varied > 2, "by none of these tables does the width depend on the length, so this test shows nothing"
+
+
+def test_a_neighbour_that_drafts_anew_does_not_make_a_sequence_plan_again():
+    """Plan by plan, over a text of which most passes are plain ones that are not weighed."""
+    diffusion, costs, request = DiffusionConfig(8, tiny.MASK, 7), tiny.random_costs(11), tiny.request(1, 200)
+    alone, together = (Planner(diffusion, 8, costs, alone=True) for _ in range(2))
+    single, beside, neighbour = (Sequence(n, request, tiny.LIMITS) for n in (0, 0, 1))
+    for sequence in (single, beside, neighbour):
+        sequence.start(5)
+    plans = []
+    for token in range(60, 120):
+        shape = alone.choose([single])
+        together.choose([beside, neighbour])
+        other = together.choose([beside, neighbour], fresh=[False, True])
+        plans.append((shape.offered[0], shape.blocks[0], shape.kinds[0]))
+        assert (other.offered[0], other.blocks[0], other.kinds[0]) == plans[-1], len(plans)
+        for planner, batch, own in ((alone, [single], shape), (together, [beside, neighbour], other)):
+            verdicts = [sequence.commit(Verdict([token], 0), "ar", 0) for sequence in batch]
+            planner.learn(batch, [Draft()] * len(batch), own, verdicts)
+    assert len(set(plans)) > 1, "all plans are alike, so this test shows nothing"
