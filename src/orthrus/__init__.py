@@ -2,7 +2,7 @@
 
 >>> import orthrus
 >>> model = orthrus.load("smollm2-demo")
->>> print(model.generate("Why is the sky blue?", max_new_tokens=64).text)
+>>> print(model.generate("There are 5 shelves with 9 books each. How many books are there in total?").text)
 """
 
 from __future__ import annotations

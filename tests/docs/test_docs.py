@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-import json
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
+import orthrus
 from orthrus import api, cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [path for folder in ("src", "tests", "docs") for path in (ROOT / folder).rglob("*.*")]
+CODE = re.compile(r"[\w/]*\w\.(?:py|c|h)\b")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -27,10 +32,14 @@ def blocks(language):
 
 
 def commands():
+    """Every `orthrus` command, with the lines of its block before it that write the files it reads."""
     for parameter in blocks("bash"):
+        writes = []
         for line in parameter.values[0].replace("\\\n", " ").splitlines():
+            if line.startswith(("echo ", "printf ")):
+                writes.append(line)
             if line.startswith("orthrus "):
-                yield pytest.param(line, id=f"{parameter.id}: {line[:50]}")
+                yield pytest.param(line, writes[:], id=f"{parameter.id}: {line[:50]}")
 
 
 @functools.cache
@@ -52,8 +61,6 @@ TOY = {
 def _loaded_once(monkeypatch, tmp_path):
     monkeypatch.setattr(api, "load", _load_once)
     monkeypatch.chdir(tmp_path)
-    Path("topics.txt").write_text("Count to\nName\n")
-    Path("prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"What is {n} plus {n}?"}) for n in range(3)))
 
 
 @pytest.mark.parametrize("code", list(blocks("python")))
@@ -61,16 +68,21 @@ def test_python_block(code):
     exec(compile(code, "<docs>", "exec"), {"__name__": "docs"})
 
 
-@pytest.mark.parametrize("line", [p for p in commands() if not p.id.startswith("train.md")])
-def test_command(line, monkeypatch, capsys):
+@pytest.mark.parametrize(("line", "writes"), [p for p in commands() if not p.id.startswith("train.md")])
+def test_command(line, writes, monkeypatch, capsys):
+    """A reader needs nothing but what the page itself writes."""
+    for write in writes:
+        subprocess.run(["sh", "-c", write], check=True)
     assert run(line, monkeypatch, capsys)
 
 
 def test_the_commands_of_the_training_page_in_their_order(monkeypatch, capsys):
     """From a bare backbone to generated text: each command finds what those before it left."""
-    lines = [p.values[0] for p in commands() if p.id.startswith("train.md")]
+    lines = [p.values for p in commands() if p.id.startswith("train.md")]
     assert len(lines) >= 8
-    for line in lines:
+    for line, writes in lines:
+        for write in writes:
+            subprocess.run(["sh", "-c", write], check=True)
         assert run(line, monkeypatch, capsys), line
 
 
@@ -87,6 +99,56 @@ def run(line, monkeypatch, capsys):
     for name, handler in handlers.items():
         signal.signal(name, handler)
     return capsys.readouterr().out
+
+
+def test_the_first_prompt_is_one_where_drafting_pays():
+    """Of the README, in Python and on the command line, and of the package's docstring."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    prompt = re.search(r'orthrus generate "([^"]+)"', readme)[1]
+    assert re.search(r'model\.generate\("([^"]+)"', readme)[1] == prompt
+    assert prompt in orthrus.__doc__
+    result = _load_once().generate(prompt, max_new_tokens=64, cycle="two-pass")
+    assert result.finish_reason == "stop"
+    assert result.statistics.tpf > 1.5
+
+
+def test_the_example_of_processes_works(tmp_path):
+    """On a tiny model: every process that `spawn` starts loads it anew."""
+    (code,) = [p.values[0] for p in blocks("python") if "get_context" in p.values[0]]
+    path = tiny.save_checkpoint(tmp_path / "model")
+    assert '"smollm2-demo"' in code
+    (tmp_path / "example.py").write_text(code.replace('"smollm2-demo"', repr(str(path))))
+    found = subprocess.run([sys.executable, "example.py"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    model = _load(path)
+    prompts = re.findall(r'answer, \["(.+)", "(.+)"\]', code)[0]
+    assert found.stdout == f"{[model.generate(prompt, max_new_tokens=16).text for prompt in prompts]}\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page):
+    """Relative links, and words that look like a file of this repository."""
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not link.startswith(("http:", "https:"))]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:src|tests|docs)/[^`\s]*)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [name for name in CODE.findall(text) if not known(name)] == []
+
+
+def test_files_that_docstrings_name_exist():
+    missing = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                named = CODE.findall(ast.get_docstring(node) or "")
+                missing += [f"{path.name}: {name}" for name in named if not known(name)]
+    assert missing == []
+
+
+def known(name):
+    """Whether there is a file whose path ends so."""
+    return any(str(path).endswith(f"/{name}") for path in FILES)
 
 
 def test_the_docs_have_blocks_to_run():
