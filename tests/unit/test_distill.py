@@ -236,6 +236,10 @@ def test_prompts_are_read_in_every_form():
         ('{"text": "a"}', "line 1: needs `prompt`"),
         ('{"prompt": "  "}', "line 1: there is no user turn with text"),
         ('{"messages": [{"role": "user"}]}', "turn 1: needs `role` and `content`"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "alien", "content": "b"}]}',
+            "line 1: the role 'alien'",
+        ),
         ('{"conversations": [{"from": "alien", "value": "x"}]}', "`from` is 'alien'"),
         ("[1]", "not a JSON object"),
         ("", "no records"),

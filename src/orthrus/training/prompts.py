@@ -13,6 +13,7 @@ from orthrus import records
 from orthrus.training.chat import Message
 
 SHARED_WORDS = 13
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ def conversations_in(data: bytes, where: str) -> list[Conversation]:
     found = []
     for number, record in records.lines(data, where):
         messages = records.messages_of(record, f"{where}, line {number}")
+        strange = next((message["role"] for message in messages if message["role"] not in ROLES), None)
+        if strange is not None:
+            raise ValueError(f"{where}, line {number}: the role {strange!r} is unknown; roles: {', '.join(ROLES)}")
         identity = record.get("id")
         found.append(
             Conversation(
