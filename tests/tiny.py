@@ -178,11 +178,11 @@ class RandomPlanner:
         del context
         return self._random.choice([0, 2, self._most])
 
-    def choose(self, batch, *, fresh=None):
+    def choose(self, batch, *, after=None):
         pick, width = self._random, self._random.randint(1, self._most)
         offered = [pick.randint(0, len(s.ahead.tokens)) for s in batch]
         blocks = [pick.randint(0, n + 1) for n in offered]
-        redraft = [fresh is None and pick.random() < 0.4 for _ in batch]
+        redraft = [after is None and pick.random() < 0.4 for _ in batch]
         return Shape(width, offered, blocks, ["auto"] * len(batch), redraft)
 
     def learn(self, batch, drafts, shape, kept):

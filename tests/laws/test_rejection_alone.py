@@ -7,6 +7,7 @@ alone. In fp32, where a diffusion row is the same in every batch up to rounding.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -64,8 +65,8 @@ def test_a_neighbour_that_drafts_anew_does_not_make_a_sequence_plan_again():
     plans = []
     for token in range(60, 120):
         shape = alone.choose([single])
-        together.choose([beside, neighbour])
-        other = together.choose([beside, neighbour], fresh=[False, True])
+        planned = together.choose([beside, neighbour])
+        other = together.choose([beside, neighbour], after=replace(planned, redraft=[False, True]))
         plans.append((shape.offered[0], shape.blocks[0], shape.kinds[0]))
         assert (other.offered[0], other.blocks[0], other.kinds[0]) == plans[-1], len(plans)
         for planner, batch, own in ((alone, [single], shape), (together, [beside, neighbour], other)):

@@ -95,14 +95,22 @@ class Planner:
         extra = self.costs.ar_and_diffuse(1, 1, 1, policy.width, context) - self.costs.ar(1, 1, context)
         return policy.width if policy.after[1] > policy.rate * extra else 0
 
-    def choose(self, batch: list[Sequence], *, fresh: list[bool] | None = None) -> Shape:
-        """The next pass; may replace a sequence's drafts by looked-up ones. `fresh`: who has just drafted anew."""
-        again = fresh is not None
-        wanted = fresh or [False] * len(batch)
+    def choose(self, batch: list[Sequence], *, after: Shape | None = None) -> Shape:
+        """The next pass; may replace a sequence's drafts by looked-up ones.
+
+        `after`: the plan by which some sequences have just drafted anew. Those plan again; each of the others too where
+        all share one pass, but not where each plans alone: who its neighbours are must not reach it.
+        """
+        drew = after.redraft if after else [False] * len(batch)
         if self._share(batch) > 1:
-            pairs = [(sequence, self._account(sequence, len(batch), again=again)) for sequence in batch]
-            return self._joint(pairs, wanted, again=again)
-        shapes = [self._single(sequence, again=again, drew=drew) for sequence, drew in zip(batch, wanted, strict=True)]
+            pairs = [(sequence, self._account(sequence, len(batch), again=after is not None)) for sequence in batch]
+            return self._joint(pairs, drew, again=after is not None)
+        shapes = [
+            self._single(sequence, again=after is not None, drew=fresh)
+            if after is None or fresh
+            else Shape(after.width, [after.offered[slot]], [after.blocks[slot]], [after.kinds[slot]], [False])
+            for slot, (sequence, fresh) in enumerate(zip(batch, drew, strict=True))
+        ]
         if len(shapes) == 1:
             return shapes[0]
         return Shape(

@@ -20,7 +20,7 @@ def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Draft
     shape = planner.choose(batch)
     if any(shape.redraft):
         propose(decoder, cache.window(0, len(batch)), batch, shape.width, rule, shape.redraft)
-        shape = planner.choose(batch, fresh=shape.redraft)
+        shape = planner.choose(batch, after=shape)
     drafts = [sequence.ahead for sequence in batch]
     kept = verify_and_draft(decoder, cache, batch, shape, rule)
     planner.learn(batch, drafts, shape, kept)
