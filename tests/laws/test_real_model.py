@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 
 import orthrus
 from orthrus.bench import exactness, replay, tasks
 from orthrus.bench.peers import transformers as peer
 from orthrus.checkpoint import hub
-from orthrus.config import DecodingConfig
+from orthrus.config import DecodingConfig, StopConditions
 from orthrus.decoding import cycles
+from orthrus.decoding.generate import generate
+from orthrus.decoding.sequence import Request
 
 PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_bench") for prompt in tasks.load(name, 4)]
 
@@ -62,6 +65,25 @@ def test_greedy_tokens_equal_those_of_transformers(model):
     else:  # two implementations round bfloat16 differently: most answers agree, and gaps are small where not
         assert comparison.identical >= len(PROMPTS) // 2
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
+
+
+def test_a_long_answer_is_the_greedy_choices_of_transformers(model):
+    """An oracle that shares nothing but the weights: every token must be the argmax of the logits that `transformers`
+    gives after the tokens before it, in one forward pass without a cache."""
+    if model.decoder.dtype.itemsize != 4:
+        pytest.skip("two implementations round bfloat16 differently")
+    prompt = model.prompt_tokens("Explain step by step how a bill becomes a law, in detail.", {})
+    request = Request(prompt, stop=StopConditions(max_new_tokens=300))
+    steps = generate(model.decoder, [request], DecodingConfig(), model.limits, model.decode, tiny.COSTS["passes"])
+    *_, tokens = (step.sequence.tokens for step in steps)
+    assert len(tokens) == 300
+    with torch.inference_mode():
+        logits = peer.load(model)(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    best = logits.topk(2)
+    different = (best.indices[:, 0] != torch.tensor(tokens)).nonzero().flatten().tolist()
+    if different:  # two implementations may round a tie to either side; after it, they write different texts
+        assert different[0] >= 200
+        assert best.values[different[0]].diff().abs() < 1e-4
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
