@@ -262,7 +262,7 @@ def load(
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be int8, not {quantize!r}")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
     checkpoint = hub.load(

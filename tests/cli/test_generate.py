@@ -15,6 +15,7 @@ from rich.console import Console
 import orthrus
 from orthrus import api
 from orthrus.cli import _shared
+from orthrus.cli._footer import Clock, print_footer
 from orthrus.model.kernels import Kernels
 
 
@@ -96,6 +97,13 @@ def test_the_footer_tells_prompt_and_answer_apart(run, path, tmp_path):
     assert "2 prompts: " in err
     assert "10 tokens in " in err
     assert "ended by length 2" in err
+
+
+def test_a_footer_is_two_lines_however_narrow_the_pipe(model):
+    shown = io.StringIO()
+    results = model.generate(["a", "b"], max_new_tokens=3, cycle="ar")
+    print_footer(Console(file=shown, width=40), results, Clock(), sampled=True)
+    assert [len(line) > 40 for line in shown.getvalue().splitlines()] == [True, True]
 
 
 def test_verbose_says_what_ran(run, path):

@@ -239,6 +239,7 @@ def test_a_model_says_what_it_is(model, tmp_path):
         ({"quantize": "int3"}, "quantize must be int8, not 'int3'"),
         ({"quantize": 8}, "quantize must be int8, not 8"),
         ({"device": []}, "device must be a device such as"),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"device": "moon"}, "device 'moon' cannot be used here"),
         ({"revision": 1}, "revision must be a string, not 1 (int)"),
         ({"cheap_drafts": "no"}, "cheap_drafts must be True or False, not 'no' (str)"),

@@ -40,6 +40,7 @@ def print_footer(console: Console, results: list[Result], clock: Clock, *, sampl
         f"{f'{len(results)} prompts' if not alone else 'prompt'}: {prompt} tokens read in {prefill:.2f} s"
         f" ({_rate(prompt, prefill)}){first}",
         style="dim",
+        soft_wrap=True,
     )
     generated, passes = sum(s.generated for s in found), sum(s.passes for s in found)
     seconds = found[0].seconds if alone else clock.seconds
@@ -50,6 +51,7 @@ def print_footer(console: Console, results: list[Result], clock: Clock, *, sampl
         f"{generated} tokens in {passes} passes ({generated / passes:.2f} per pass), {seconds:.2f} s,"
         f" {_rate(generated, seconds)}, ended by {how}{seed}",
         style="dim",
+        soft_wrap=True,
     )
 
 
