@@ -4,18 +4,20 @@
 
 Every case is a function of seed and index: what fails is printed with both, and `--start INDEX --count 1 --keep DIR`
 writes its files. A case fails where it raises anything but ValueError or OSError, where the ValueError does not name
-a file of the case, takes more than 20 seconds, or adds a gibibyte to the memory of the process.
+a file of the case, takes more than 20 seconds of processor time, or adds a gibibyte to the memory of the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import faulthandler
 import json
 import os
 import random
 import resource
 import shutil
+import signal
 import struct
 import sys
 import tempfile
@@ -35,7 +37,7 @@ from safetensors.torch import load_file, save_file
 
 from orthrus.checkpoint import export, hub
 
-MOST_SECONDS, MOST_BYTES = 20, 2**30
+MOST_SECONDS, MOST_BYTES, FAILURES = 20, 2**30, 3
 NESTED, DELETED = "@nested@", "@deleted@"
 VALUES = [
     0, -1, 1, 2, 3, 7, 10**9, 2**31, 2**63, 2**64 - 1, -(2**63), 0.5, 1e308, -1e308, 1e-320, float("nan"), float("inf"),
@@ -62,27 +64,28 @@ def paths_of(value, path=()):
 
 
 def mutate_json(rng, value):
-    """Replace, delete, double or move something, as text."""
+    """Replace, delete, double or rename something, as text."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        # places near the top matter most, and there are few of them
         places = list(paths_of(value))
-        places = [p for p in places if len(p) <= 2] if rng.random() < 0.7 else places
-        *above, last = rng.choice(places) or (None,)
-        if last is None:
-            value = rng.choice(VALUES) if rng.random() < 0.1 else Twice(value) if isinstance(value, dict) else value
+        if rng.random() < 0.7:  # places near the top matter most, and there are few of them
+            places = [place for place in places if len(place) <= 2]
+        place = rng.choice(places)
+        if not place:
+            twice = isinstance(value, dict) and rng.random() < 0.9
+            value = Twice(value) if twice else copy.deepcopy(rng.choice(VALUES))
             continue
-        holder = value
-        for key in above:
+        holder, last = value, place[-1]
+        for key in place[:-1]:
             holder = holder[key]
-        new = rng.choice(VALUES) if rng.random() < 0.8 else near(rng, holder[last])
+        new = copy.deepcopy(rng.choice(VALUES)) if rng.random() < 0.8 else near(rng, holder[last])
         if new == DELETED:
             del holder[last]
-        elif rng.random() < 0.1 and isinstance(holder, dict):
+        elif isinstance(holder, dict) and rng.random() < 0.1:
             holder[f"{last}{rng.choice(('', 'x', '.weight', '_diff'))}"] = holder.pop(last)
+        elif isinstance(holder[last], dict) and rng.random() < 0.1:
+            holder[last] = Twice(holder[last])
         else:
-            holder[last] = Twice(holder[last]) if isinstance(holder[last], dict) and rng.random() < 0.1 else new
-        if not isinstance(value, dict | list):
-            break
+            holder[last] = new
     return json.dumps(value).replace(f'"{NESTED}"', "[" * 100_000 + "]" * 100_000).encode()
 
 
@@ -256,6 +259,7 @@ class Report:
 
     counts: dict[str, Counter] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    added_bytes: int = 0
 
     def __str__(self):
         lines = [f"{'':34}{'loaded':>8}{'ValueError':>12}{'OSError':>9}{'failed':>8}"]
@@ -280,15 +284,16 @@ def run(root, seed, start, count, keep=None, progress=None):
         if progress is not None:
             os.pwrite(progress, f"{index:12}\n".encode(), 0)
         kind, checkpoint, adapter = write_case(rng, homes, where)
-        began = time.monotonic()
-        faulthandler.dump_traceback_later(3 * MOST_SECONDS, exit=True)
+        began = time.process_time()
+        faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)  # a hang, on the busiest of machines
         outcome = outcome_of(checkpoint, adapter, rng.choice((torch.float32, torch.bfloat16)), where)
         faulthandler.cancel_dump_traceback_later()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - first_memory
-        if time.monotonic() - began > MOST_SECONDS:
-            outcome = f"took {time.monotonic() - began:.0f} seconds"
+        if time.process_time() - began > MOST_SECONDS:
+            outcome = f"took {time.process_time() - began:.0f} seconds"
         elif memory > MOST_BYTES:
             outcome, first_memory = f"added {memory >> 20} MiB", first_memory + memory
+        report.added_bytes = max(report.added_bytes, memory)
         failed = outcome not in ("loaded", "ValueError", "OSError")
         report.counts.setdefault(kind, Counter())["failed" if failed else outcome] += 1
         if failed:
@@ -316,9 +321,10 @@ def main():
         worker = os.fork()  # so that somebody is left to say which case ended the process
         if not worker:
             os._exit(work(Path(folder), options, file.fileno()))
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(worker, signal.SIGTERM))
         code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-        if code not in (0, 1):
-            print(f"--seed {options.seed} --start {int(os.pread(file.fileno(), 13, 0))} --count 1: ended by {code}")
+        if code not in (0, FAILURES):
+            print(f"--seed {options.seed} --start {int(os.pread(file.fileno(), 13, 0))} --count 1: ended with {code}")
     sys.exit(code)
 
 
@@ -335,8 +341,9 @@ def work(root, options, progress):
     for failure in report.failures:
         print(failure)
     print(report)
-    print(f"{options.count} cases in {time.monotonic() - began:.0f} s, {len(report.failures)} failures", flush=True)
-    return int(bool(report.failures))
+    seconds, memory = time.monotonic() - began, report.added_bytes >> 20
+    print(f"{options.count} cases in {seconds:.0f} s, {len(report.failures)} failures, {memory} MiB added", flush=True)
+    return FAILURES if report.failures else 0
 
 
 if __name__ == "__main__":
