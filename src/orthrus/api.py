@@ -159,11 +159,6 @@ class Model:
         costs = self.costs() if config.cycle == "auto" and self.decoder.diffusion else None
         return generate(self.decoder, requests, config, self.limits, self.decode, costs)
 
-    @property
-    def costs_known(self) -> bool:
-        """Whether `costs` can answer without measuring first."""
-        return self._calibration.known
-
     def costs(self, *, anew: bool = False) -> Costs:
         """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
 

@@ -180,7 +180,7 @@ class DistillConfig:
     max_new_tokens: int = 256
     max_prompt_tokens: int = 512
     seed: int = 0
-    shard_size: int = 256
+    shard_size: int = 64
     system: str | None = None
     topics: tuple[str, ...] = ()
 

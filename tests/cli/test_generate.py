@@ -16,7 +16,6 @@ import orthrus
 from orthrus import api
 from orthrus.cli import _shared
 from orthrus.cli._footer import Clock, print_footer
-from orthrus.model.kernels import Kernels
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +197,11 @@ def test_a_token_that_is_none_is_named(run, path):
 
 
 def test_what_keeps_fast_kernels_away_is_said_once(run, path, monkeypatch):
-    monkeypatch.setattr(Kernels, "notice", "no C compiler was found", raising=False)
+    monkeypatch.setenv("CC", "no-such-compiler")
     for verb, options in (("generate", ["hi", "-n", 3]), ("chat", [])):
         _, _, err = run(verb, *options, "--model", path)
-        assert err.count("note: no C compiler was found") == 1
-    monkeypatch.setattr(Kernels, "notice", None, raising=False)
+        assert err.count("note: no C compiler: $CC names 'no-such-compiler'") == 1
+    monkeypatch.delenv("CC")
     assert "note:" not in run("generate", "hi", "-n", 3, "--model", path)[2]
 
 

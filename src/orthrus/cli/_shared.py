@@ -94,9 +94,8 @@ def load_model(
 
 def print_notice(model: Model) -> None:
     """Say what keeps fast kernels from running here, where something does."""
-    notice = getattr(model.decoder.kernels, "notice", None)
-    if notice is not None:
-        stderr.print(f"note: {notice}", style="yellow", markup=False)
+    if model.decoder.kernels.notice is not None:
+        stderr.print(f"note: {model.decoder.kernels.notice}", style="yellow", markup=False)
 
 
 def measure_costs(model: Model) -> None:
