@@ -74,6 +74,7 @@ LIES = {
     "text in array": (header(field("a.list", ARRAY, struct.pack("<IQQ", TEXT, 1, 2**50) + b"x" * 50)), r"a\.list"),
     "no architecture": (header(field("a", U32, b"\0" * 4)), r"general\.architecture"),
     "architecture": (header(field("general.architecture", U32, b"\0" * 4)), r"general\.architecture"),
+    "mamba": (header(field("general.architecture", TEXT, string("mamba"))), r"family 'mamba' is not supported.*llama"),
 }  # fmt: skip
 
 

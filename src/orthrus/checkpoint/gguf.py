@@ -15,7 +15,8 @@ from orthrus.checkpoint import validation
 from orthrus.checkpoint.derived import cached_digest
 from orthrus.checkpoint.gguf_header import ArrayOf, Header, TensorInfo, read_header
 from orthrus.checkpoint.tensors import digest_of
-from orthrus.checkpoint.validation import refuse, shown
+from orthrus.checkpoint.validation import clear_errors, refuse, shown
+from orthrus.model import families
 from orthrus.model.blocks import BYTES, Blocks
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -142,6 +143,8 @@ def checked_header(path: Path) -> Header:
     fields, architecture = header.fields, header.fields.get("general.architecture")
     if not isinstance(architecture, str):
         refuse(path, "general.architecture", architecture, "a string")
+    with clear_errors(str(path)):
+        families.load(architecture)
     for key, name in METADATA.items():
         field = validation.BACKBONE[name]
         if key not in OPTIONAL and f"{architecture}.{key}" not in fields:

@@ -24,7 +24,7 @@ def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
     return ARCHITECTURE in (content.get("architectures") or ()) or any("q_proj_diff." in name for name in tensors.names)
 
 
-def diffusion_config(content: dict[str, Any], where: object, vocab_size: object) -> DiffusionConfig:
+def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) -> DiffusionConfig:
     """Block size and mask token. The published models train every row but the last.
 
     Raises ValueError naming the file and the field that is missing or out of its range.
@@ -34,7 +34,7 @@ def diffusion_config(content: dict[str, Any], where: object, vocab_size: object)
     rows = content.get("trained_rows")
     if block < 2:
         raise ValueError(f"{where}: block_size must be at least 2 (a root and one mask), not {block}")
-    if isinstance(vocab_size, int) and mask >= vocab_size:
+    if mask >= vocab_size:
         raise ValueError(f"{where}: mask_token_id {mask} is outside the vocabulary of {vocab_size}")
     if rows is not None and rows > block:
         refuse(where, "trained_rows", rows, f"at most block_size, {block}")

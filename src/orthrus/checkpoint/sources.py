@@ -137,7 +137,6 @@ def read_tokenizer(source: Source, hf: Any) -> PreTrainedTokenizerBase:
         texts = template.values() if isinstance(template, dict) else [template or ""]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("its chat template is no text")
-        vocabulary_digest(found)
         return found
 
 
