@@ -99,9 +99,9 @@ def cached_json(
     return read(value)
 
 
-def cached_digest(files: list[Path], compute: Callable[[], str]) -> str:
-    """A digest of files, computed once per state of them."""
-    return str(cached_json(f"digest-{stamp(*files)}", compute, read=_hex_digest))
+def cached_digest(files: list[Path], compute: Callable[[], str], kind: str = "digest") -> str:
+    """A digest of files, computed once per state of them and `kind` of digest."""
+    return str(cached_json(f"{kind}-{stamp(*files)}", compute, read=_hex_digest))
 
 
 def _hex_digest(value: Any) -> str:

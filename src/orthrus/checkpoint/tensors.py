@@ -107,7 +107,8 @@ class SafetensorFiles:
     def digest(self, *, tied_head: bool) -> str:
         """The sha256 of the backbone's tensors (cached by path, size and time)."""
         files = sorted({entry.file for entry in self.entries.values()})
-        return cached_digest(files, lambda: self._compute_digest(tied_head))
+        kind = "digest-tied" if tied_head else "digest"
+        return cached_digest(files, lambda: self._compute_digest(tied_head), kind)
 
     def _compute_digest(self, tied_head: bool) -> str:
         kept = (n for n in self.names if DIFFUSION_MARK not in n and not (tied_head and n == "lm_head.weight"))
