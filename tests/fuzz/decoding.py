@@ -1,0 +1,150 @@
+"""Fuzz of decoding: random cases for a given time, each of which can be run again by its seed and number.
+
+    python tests/fuzz/decoding.py --seconds 60 --seed 0
+    python tests/fuzz/decoding.py --seed 0 --case 17
+
+Cases run in a child process, which is replaced after some of them: so memory stays bounded, and a crash or a case that
+hangs is a finding like any other. Exit status 1 where there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import json
+import queue
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import cases
+import checks
+
+CASES_PER_PROCESS = 60
+PATIENCE = 240.0
+"""Seconds after which a case counts as hung."""
+EVERY = 10.0
+"""Seconds between two lines of progress."""
+MOST_FAILURES = 20
+
+
+def main(arguments=None):
+    """Run as told; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Fuzz of decoding against the oracle.")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="run this one case, here, and say all about it")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.worker:
+        return work(chosen.seed, chosen.first)
+    if chosen.case is not None:
+        case = cases.make(chosen.seed, chosen.case)
+        print(case.setup, *case.jobs, f"together: {case.together}", sep="\n")
+        failures = checks.run(case).failures
+        print(*failures, f"{len(failures)} failures", sep="\n")
+        return int(bool(failures))
+    return Run(chosen.seed, chosen.first).until(time.monotonic() + chosen.seconds)
+
+
+def work(seed, first):
+    """The child: a line of JSON before and after every case."""
+    faulthandler.enable()
+    for number in range(first, first + CASES_PER_PROCESS):
+        print(json.dumps({"begins": number}), flush=True)
+        found = checks.run(cases.make(seed, number))
+        print(json.dumps({"counts": found.counts, "failures": found.failures}), flush=True)
+    return 0
+
+
+class Run:
+    """All cases from `first` on, in children one after another."""
+
+    def __init__(self, seed, first):
+        self._seed, self._next, self._current = seed, first, first
+        self._counts, self._failures = Counter(), 0
+        self._began = self._told = time.monotonic()
+
+    def until(self, end):
+        """Run until this time, or until there are too many failures. Returns the exit status."""
+        while time.monotonic() < end and self._failures < MOST_FAILURES:
+            self._child(end)
+        print(f"\n{self._line()}")
+        for name, count in sorted(self._counts.items()):
+            print(f"  {count:8} {name}")
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        print(f"  {peak:8} MiB of memory in the largest child")
+        return int(self._failures > 0)
+
+    def _child(self, end):
+        command = [sys.executable, __file__, "--worker", "--seed", str(self._seed), "--first", str(self._next)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            lines, errors = queue.Queue(), []
+            readers = [
+                threading.Thread(target=_read, args=(child.stdout, lines.put)),
+                threading.Thread(target=_read, args=(child.stderr, errors.append)),
+            ]
+            for reader in readers:
+                reader.start()
+            self._current = None
+            try:
+                while (line := lines.get(timeout=PATIENCE)) is not None:
+                    self._enter(json.loads(line))
+                    if time.monotonic() > end or self._failures >= MOST_FAILURES:
+                        self._current = None
+                        break
+                else:
+                    child.wait(timeout=PATIENCE)
+            except queue.Empty:
+                self._fail(f"hung for {PATIENCE:.0f} seconds")
+                self._current = None
+            finally:
+                child.kill()
+                for reader in readers:
+                    reader.join()
+        if self._current is not None:
+            self._fail(f"the process died with status {child.returncode}\n{''.join(filter(None, errors))[-4000:]}")
+
+    def _enter(self, record):
+        if "begins" in record:
+            self._current, self._next = record["begins"], record["begins"] + 1
+            return
+        self._counts.update(record["counts"])
+        for failure in record["failures"]:
+            self._fail(failure)
+        self._current = None
+        if time.monotonic() - self._told > EVERY:
+            self._told = time.monotonic()
+            print(self._line(), flush=True)
+
+    def _fail(self, text):
+        self._failures += 1
+        number = self._next - 1
+        print(f"\nFAILED: python tests/fuzz/decoding.py --seed {self._seed} --case {number}\n{text}\n", flush=True)
+
+    def _line(self):
+        counts, seconds = self._counts, time.monotonic() - self._began
+        return (
+            f"{seconds:6.0f} s: {counts['cases']} cases, {counts['decodings']} decodings, {counts['tokens']} tokens,"
+            f" {self._failures} failures"
+        )
+
+
+def _read(stream, take):
+    """Pass on the lines of a stream, and None at its end."""
+    with contextlib.suppress(ValueError):
+        for line in stream:
+            take(line)
+    take(None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

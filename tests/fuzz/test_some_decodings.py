@@ -1,0 +1,48 @@
+"""A few cases of the fuzz of decoding, always the same ones; and those that torch alone decodes, without a compiler."""
+
+from __future__ import annotations
+
+import cases
+import checks
+import decoding
+import pytest
+import tiny
+
+QUICK = (1, 2, 5, 7, 14, 16, 19, 20, 29, 32)
+"""Cases of seed 0 that take little time: every kind of kernels, Python threads, poisoned views."""
+WITHOUT_COMPILER = ("torch", "torch in blocks", "torch unpacked")
+
+
+@pytest.mark.parametrize("number", QUICK)
+def test_a_case_of_the_fuzz(number):
+    findings = checks.run(cases.make(0, number))
+    assert findings.failures == []
+    assert findings.counts["decodings"] > 0
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("kernels", WITHOUT_COMPILER)
+@pytest.mark.parametrize("number", range(2))
+def test_torch_alone_writes_the_oracles_tokens_too(kernels, dtype, number):
+    case = cases.make(1, f"{number} {kernels} {dtype}", kernels=[kernels], dtypes=[dtype], longest=600, poison=False)
+    findings = checks.run(case)
+    assert findings.failures == []
+    assert findings.counts["decodings"] > 0
+
+
+def test_a_wrong_answer_is_a_finding_with_a_line_that_shows_it_again(monkeypatch, capsys):
+    truth = checks.autoregress
+
+    def off_by_one(*arguments):
+        found = truth(*arguments)
+        return type(found)([token + 1 for token in found.tokens], found.finish_reason, None)
+
+    monkeypatch.setattr(checks, "autoregress", off_by_one)
+    assert decoding.main(["--case", "2"]) == 1
+    assert "expected" in capsys.readouterr().out
+    run = decoding.Run(0, 2)
+    run._enter({"begins": 2})
+    run._enter({"counts": {"cases": 1}, "failures": ["wrong"]})
+    assert "python tests/fuzz/decoding.py --seed 0 --case 2\nwrong" in capsys.readouterr().out
+    assert run.until(0) == 1
+    assert "1 cases" in capsys.readouterr().out
