@@ -136,13 +136,14 @@ def scripted(quality, continuations, seed=0):
 
     def propose(decoder, window, batch, width, rule, wanted):
         del window, rule
+        vocab = decoder.config.vocab_size
         for sequence, wants in zip(batch, wanted, strict=True):
             if wants:
                 sequence.count_pass(width)
                 truth = continuations[sequence.index][len(sequence.tokens) :]
                 rows = min(width, decoder.diffusion.trained_rows)
                 padded = (truth + [1] * rows)[:rows]
-                sequence.ahead = Draft([t if rng.random() < share(sequence) else (t + 1) % VOCAB for t in padded])
+                sequence.ahead = Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded])
 
     return propose
 
@@ -157,12 +158,12 @@ def scripted_ahead(quality, continuations, seed=0):
 
     def propose_ahead(decoder, batch, blocks, roots, rule, *, decided):
         del rule, decided
-        drafts = []
+        drafts, vocab = [], decoder.config.vocab_size
         for sequence, block, root in zip(batch, blocks, roots, strict=True):
             rows = max(0, min(len(block), decoder.diffusion.trained_rows) - (sequence.length - 1 - root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
             padded = (truth + [1] * rows)[:rows]
-            drafts.append(Draft([t if rng.random() < share(sequence) else (t + 1) % VOCAB for t in padded]))
+            drafts.append(Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded]))
         return drafts
 
     return propose_ahead
