@@ -33,6 +33,7 @@ PATIENCE = 240.0
 EVERY = 10.0
 """Seconds between two lines of progress."""
 MOST_FAILURES = 20
+"""Cases that failed, after which it ends."""
 
 
 def main(arguments=None):
@@ -118,8 +119,8 @@ class Run:
             self._current, self._next = record["begins"], record["begins"] + 1
             return
         self._counts.update(record["counts"])
-        for failure in record["failures"]:
-            self._fail(failure)
+        if found := record["failures"]:
+            self._fail(found[0] + (f"\nand {len(found) - 1} more" if len(found) > 1 else ""))
         self._current = None
         if time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
@@ -134,7 +135,7 @@ class Run:
         counts, seconds = self._counts, time.monotonic() - self._began
         return (
             f"{seconds:6.0f} s: {counts['cases']} cases, {counts['decodings']} decodings, {counts['tokens']} tokens,"
-            f" {self._failures} failures"
+            f" {self._failures} failed cases"
         )
 
 
