@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -17,7 +16,6 @@ import pytest
 import tiny
 import torch
 
-from orthrus import cli
 from orthrus.checkpoint import adapter as adapters
 from orthrus.cli import _progress
 
@@ -30,23 +28,11 @@ def bare(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process, in a directory of its own: (exit code, stdout, stderr)."""
+def run(run, monkeypatch, tmp_path):
+    """Run a line of the shell in this process, in a directory of its own: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(line, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["orthrus", *shlex.split(line)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        out, err = capsys.readouterr()
-        return code, out, " ".join(err.split())
-
-    yield call
+    yield lambda line, stdin="": run(*shlex.split(line), stdin=stdin)
     for name, handler in handlers.items():
         signal.signal(name, handler)
 
