@@ -29,6 +29,7 @@ class IntegerLinear(Int8Linear):
     """By the integer product of torch, which wants more than 16 rows and multiples of 8."""
 
     name = "torch._int_mm"
+    probed = True
 
     def keep(self, weight_OI: Tensor) -> None:
         """[inputs, outputs], outputs outermost in memory."""

@@ -37,6 +37,8 @@ class Linear(nn.Module):
     """y = x W^T + b in plain torch: the slow twin, and the form in which weights are trained and saved."""
 
     name = "torch linear"
+    probed = True
+    """Whether its rule must be found out; not where every sum is exact in any order."""
     least_multiple = 2
     """A single row takes a matrix-vector path in most libraries, which rounds differently, though on some values only,
     so that a probe may miss it: never trusted, unless a form says that it sums every row alone."""
@@ -126,6 +128,7 @@ class Int8Linear(Linear):
     """
 
     name = "torch, int8"
+    probed = False
     least_multiple = 1
     scales_O: Tensor
 
@@ -161,6 +164,7 @@ class GroupedLinear(Linear):
     """
 
     name = "torch, groups by int8"
+    probed = False
     least_multiple = 1
 
     def __init__(self, plain: Linear, blocks: Blocks) -> None:

@@ -114,6 +114,7 @@ class NativeInt8Linear(Int8Linear):
     """By dot products of four bytes (VNNI)."""
 
     name = "native C, int8"
+    probed = True
     form = INT8
     packed: Tensor
     shifts_O: Tensor
@@ -145,6 +146,7 @@ class NativeGroupedLinear(GroupedLinear):
     """By dot products of four bytes (VNNI), for more than a few rows by tiles, where there are any."""
 
     name = "native C, groups by int8"
+    probed = True
     form = GROUPED
     packed: Tensor
 

@@ -108,6 +108,9 @@ def _choose(plain: Linear, forms: Forms) -> Linear:
     generator = torch.Generator().manual_seed(0)
     rows_NI = torch.randn(MOST_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
     for made in _made(plain, forms):
+        if not made.probed:
+            made.rule = RowRule(1, MOST_ROWS)
+            return made
         try:
             made.rule = find_row_rule(made, rows_NI, made.least_multiple)
         except RuntimeError:  # it can be made, but not be called
