@@ -83,7 +83,7 @@ def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), longest=12
     longest_prompt = max(len(request.prompt) for request in requests)
     positions = rng.choice([2048, 2048, 2048, longest_prompt + rng.randint(1, 30)])
     limits = Limits(vocab, positions, frozenset([vocab - 1] if rng.random() < 0.8 else []))
-    jobs = tuple(_job(rng, setup, requests, serial=together == 1) for _ in range(rng.randint(3, 6)))
+    jobs = tuple(_job(rng, setup, requests, serial=together == 1) for _ in range(rng.randint(4, 9)))
     return Case(setup, requests, limits, jobs, together)
 
 
@@ -140,7 +140,7 @@ class _Unpacked(Kernels):
 
 
 def _request(rng, vocab, longest):
-    length = min(longest, int(10 ** rng.uniform(0, 3.08)) if rng.random() < 0.4 else rng.randint(1, 60))
+    length = min(longest, int(10 ** rng.uniform(0, 3.08)) if rng.random() < 0.25 else rng.randint(1, 60))
     prompt = [rng.randrange(vocab) for _ in range(length)]
     if rng.random() < 0.4:  # a text that repeats itself
         period = rng.randint(1, max(1, min(length, 40)))
@@ -180,7 +180,10 @@ def _sampling(rng, vocab):
 
 def _job(rng, setup, requests, *, serial):
     cycle = rng.choice([*cycles.names(), "auto"])
-    by_rejection = rng.random() < 0.3 and setup.poison is None and setup.dtype == "fp32" and "int8" not in setup.kernels
+    rounds = setup.dtype != "fp32" or setup.kernels.endswith(
+        ("int8", "cheap")
+    )  # what diffusion rows differ by, further
+    by_rejection = rng.random() < 0.5 and setup.poison is None and not rounds
     order = list(range(len(requests)))
     rng.shuffle(order)
     block = setup.diffusion.block_size
@@ -194,7 +197,7 @@ def _job(rng, setup, requests, *, serial):
     costs = None
     if cycle == "auto":
         costs = rng.choice([*tiny.COSTS.values(), *(tiny.random_costs(rng.randrange(10**6)) for _ in range(4))])
-    job = Job(config, tuple(order), rng.choice([1, 2, 2, 3, 7]), costs)
+    job = Job(config, tuple(order), rng.choice([1, 1, 2, 2, 2, 2, 3, 7]), costs)
     scripted = serial and not by_rejection
     if scripted and cycle != "ar" and rng.random() < 0.4:
         job = replace(job, quality=rng.choice([0.5, 0.9, 1.0]))

@@ -8,7 +8,7 @@ import decoding
 import pytest
 import tiny
 
-QUICK = (1, 2, 5, 7, 14, 16, 19, 20, 29, 32)
+QUICK = (1, 2, 7, 14, 16, 20, 28, 82, 106, 146)
 """Cases of seed 0 that take little time: every kind of kernels, Python threads, poisoned views."""
 WITHOUT_COMPILER = ("torch", "torch in blocks", "torch unpacked")
 
@@ -22,9 +22,8 @@ def test_a_case_of_the_fuzz(number):
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("kernels", WITHOUT_COMPILER)
-@pytest.mark.parametrize("number", range(2))
-def test_torch_alone_writes_the_oracles_tokens_too(kernels, dtype, number):
-    case = cases.make(1, f"{number} {kernels} {dtype}", kernels=[kernels], dtypes=[dtype], longest=600, poison=False)
+def test_torch_alone_writes_the_oracles_tokens_too(kernels, dtype):
+    case = cases.make(2, f"{kernels} {dtype}", kernels=[kernels], dtypes=[dtype], longest=600, poison=False)
     findings = checks.run(case)
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
