@@ -24,6 +24,7 @@ KERNELS = (
 """As in `tiny.decoder`; `in blocks` and `unpacked` are for where torch lacks its fast attention or products."""
 SHAPES = ((4, 2, 16), (2, 2, 32), (3, 1, 16), (6, 2, 64), (4, 1, 48), (5, 5, 8), (8, 2, 24))
 """Query heads, key/value heads, size of a head."""
+THREADS = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 7)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Case:
     together: int
 
 
-def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), longest=1200, poison=True):
+def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), threads=THREADS, longest=1200, poison=True):
     """The case of this number; the rest narrows what it may be."""
     rng = random.Random(f"{seed} {number}")
     setup = _setup(rng, rng.choice(kernels), rng.choice(dtypes), poison=poison)
@@ -83,7 +84,9 @@ def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), longest=12
     longest_prompt = max(len(request.prompt) for request in requests)
     positions = rng.choice([2048, 2048, 2048, longest_prompt + rng.randint(1, 30)])
     limits = Limits(vocab, positions, frozenset([vocab - 1] if rng.random() < 0.8 else []))
-    jobs = tuple(_job(rng, setup, requests, serial=together == 1) for _ in range(rng.randint(4, 9)))
+    if together > 1:
+        threads = (1, 2)  # of each Python thread: more would mostly wait for one another
+    jobs = tuple(_job(rng, setup, requests, threads, serial=together == 1) for _ in range(rng.randint(4, 9)))
     return Case(setup, requests, limits, jobs, together)
 
 
@@ -178,7 +181,7 @@ def _sampling(rng, vocab):
     return SamplingParams(**settings)
 
 
-def _job(rng, setup, requests, *, serial):
+def _job(rng, setup, requests, threads, *, serial):
     cycle = rng.choice([*cycles.names(), "auto"])
     rounds = setup.dtype != "fp32" or setup.kernels.endswith(
         ("int8", "cheap")
@@ -197,7 +200,7 @@ def _job(rng, setup, requests, *, serial):
     costs = None
     if cycle == "auto":
         costs = rng.choice([*tiny.COSTS.values(), *(tiny.random_costs(rng.randrange(10**6)) for _ in range(4))])
-    job = Job(config, tuple(order), rng.choice([1, 1, 2, 2, 2, 2, 3, 7]), costs)
+    job = Job(config, tuple(order), rng.choice(threads), costs)
     scripted = serial and not by_rejection
     if scripted and cycle != "ar" and rng.random() < 0.4:
         job = replace(job, quality=rng.choice([0.5, 0.9, 1.0]))

@@ -28,7 +28,7 @@ import cases
 import checks
 
 CASES_PER_PROCESS = 60
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds after which a case counts as hung."""
 EVERY = 10.0
 """Seconds between two lines of progress."""

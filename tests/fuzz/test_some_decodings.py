@@ -15,7 +15,7 @@ WITHOUT_COMPILER = ("torch", "torch in blocks", "torch unpacked")
 
 @pytest.mark.parametrize("number", QUICK)
 def test_a_case_of_the_fuzz(number):
-    findings = checks.run(cases.make(0, number))
+    findings = checks.run(cases.make(0, number, threads=(1, 2)))
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
 
@@ -23,8 +23,8 @@ def test_a_case_of_the_fuzz(number):
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("kernels", WITHOUT_COMPILER)
 def test_torch_alone_writes_the_oracles_tokens_too(kernels, dtype):
-    case = cases.make(2, f"{kernels} {dtype}", kernels=[kernels], dtypes=[dtype], longest=600, poison=False)
-    findings = checks.run(case)
+    only = {"kernels": [kernels], "dtypes": [dtype], "threads": (1, 2), "longest": 600, "poison": False}
+    findings = checks.run(cases.make(2, f"{kernels} {dtype}", **only))
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
 
