@@ -34,14 +34,16 @@ class Recorder:
 
 
 @pytest.fixture(name="recording")
-def _recording():
+def _recording(monkeypatch):
+    """A decoder whose passes are recorded, for one test: others share it, and its stand-in keeps caches that grow."""
+
     def made(family, dtype="fp32"):
         decoder = tiny.decoder(family, dtype)
         if not decoder.attention.sees:
             pytest.skip("this processor has no attention that is told what it sees in numbers")
         recorder = Recorder()
-        decoder.fused = {False: None, True: None}
-        decoder.graphs = graphs.Graphs(decoder, recorder)
+        monkeypatch.setattr(decoder, "fused", {False: None, True: None})
+        monkeypatch.setattr(decoder, "graphs", graphs.Graphs(decoder, recorder))
         return decoder, recorder
 
     return made
