@@ -15,6 +15,7 @@ import faulthandler
 import json
 import queue
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -112,7 +113,9 @@ class Run:
                 for reader in readers:
                     reader.join()
         if self._current is not None:
-            self._fail(f"the process died with status {child.returncode}\n{''.join(filter(None, errors))[-4000:]}")
+            reason = " (killed from outside, or for want of memory)" if child.returncode == -signal.SIGKILL else ""
+            said = "".join(filter(None, errors))[-4000:]
+            self._fail(f"the process died with status {child.returncode}{reason}\n{said}")
 
     def _enter(self, record):
         if "begins" in record:
