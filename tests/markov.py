@@ -10,9 +10,9 @@ import math
 
 import torch
 
+from orthrus.backends.torch import Kernels
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.sequence import Sequence
-from orthrus.model.kernels import Kernels
 
 ROUNDING = 1e-6
 """What fp32 may leave of a probability that is 0 or 1."""

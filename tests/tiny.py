@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import export, published
-from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
-from orthrus.decoding.autoregressive import OracleResult, autoregress
-from orthrus.decoding.costs import Costs
-from orthrus.decoding.planner import Shape
+from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.planner import Shape
+from orthrus.decoding.reference import OracleResult, autoregress
 from orthrus.decoding.sequence import Draft, Limits, Request
-from orthrus.model import families, native
-from orthrus.model.blocks import Blocks
+from orthrus.file_cache import cache_directory
+from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.quantization import Blocks
 
 VOCAB = 320
 MASK = 300

@@ -11,12 +11,12 @@ from typing import Any, Unpack, overload
 
 import torch
 
-from orthrus.calibration import Calibration
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
-from orthrus.decoding.costs import Costs
-from orthrus.decoding.generate import Step, generate
+from orthrus.decoding.engine import Step, generate
+from orthrus.decoding.planning.calibration import Calibration
+from orthrus.decoding.planning.cost_model import Costs
 from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, TypedDict
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
-from orthrus.decoding import cycles, verify
+from orthrus.decoding import cycles, rules
 
 
 class Options(TypedDict, total=False):
@@ -61,7 +61,7 @@ class Settings:
         given = _checked(options)
         decoding = DecodingConfig(**{"cycle": cycle, **_part(given, DecodingConfig)})
         cycles.load(decoding.cycle)
-        verify.load(decoding.rule)
+        rules.load(decoding.rule)
         stop = StopConditions(
             given.get("max_new_tokens", StopConditions.max_new_tokens),
             frozenset(given.get("stop_token_ids", ())),

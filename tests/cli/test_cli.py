@@ -14,7 +14,7 @@ import tiny
 
 import orthrus
 from orthrus.bench import distribution, measure, tasks
-from orthrus.decoding.costs import Costs
+from orthrus.decoding.planning.cost_model import Costs
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
     assert all(c["identical"] == 3 for part in report for c in part["comparisons"])
     assert all(part["bits"]["equal"] == part["bits"]["rows"] > 0 for part in report)
 
-    from orthrus.decoding.verify import exact
+    from orthrus.decoding.rules import exact
 
     honest = exact.verify
 
@@ -324,7 +324,7 @@ def test_a_plan_explains_itself(run, model):
 
 
 def test_a_collapse_is_told(run, model, monkeypatch):
-    from orthrus.decoding.planner import Planner, Shape
+    from orthrus.decoding.planning.planner import Planner, Shape
 
     def plainly(_planner, batch, **_):
         nothing = [0] * len(batch)

@@ -12,9 +12,10 @@ import tiny
 import torch
 
 import orthrus
-from orthrus.model import compiled, native
+from orthrus.backends.native import build
+from orthrus.backends.native import kernels as native
 
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", compiled.MARCH: "x86-64-v3"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", build.MARCH: "x86-64-v3"}
 DEMO = """
 import logging, orthrus
 logging.basicConfig(format="log: %(message)s")

@@ -9,14 +9,16 @@ from unittest import mock
 import tiny
 import torch
 
-from orthrus.checkpoint.derived import cache_directory
+from orthrus.backends import invariance as probes
+from orthrus.backends.native import kernels as native
+from orthrus.backends.torch import Kernels
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles
-from orthrus.decoding.costs import Costs
+from orthrus.decoding.planning.cost_model import Costs
 from orthrus.decoding.sequence import Limits, Request
-from orthrus.model import families, native, probes
+from orthrus.file_cache import cache_directory
+from orthrus.model import families
 from orthrus.model.decoder import Decoder
-from orthrus.model.kernels import Kernels
 
 KERNELS = (
     "native", "native", "native int8", "native cheap", "torch", "torch int8", "torch in blocks", "torch unpacked",

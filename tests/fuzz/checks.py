@@ -16,11 +16,11 @@ import tiny
 import torch
 
 from orthrus.decoding import cycles
-from orthrus.decoding.autoregressive import autoregress
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
+from orthrus.decoding.reference import autoregress
 
-generate_module = importlib.import_module("orthrus.decoding.generate")
+generate_module = importlib.import_module("orthrus.decoding.engine")
 OTHER_SEEDS = 12
 """Runs of which one must show a difference under `rejection` again. One that never comes back was rounding: a diffusion
 row in a batch is that of a sequence alone only up to that."""

@@ -6,10 +6,11 @@ import pytest
 import tiny
 import torch
 
+from orthrus.backends.native import kernels as native
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding import cycles
-from orthrus.decoding.generate import generate
-from orthrus.model import families, native
+from orthrus.decoding.engine import generate
+from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.training import objectives
 from orthrus.training.blocks import Blocks

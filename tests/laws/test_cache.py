@@ -12,10 +12,10 @@ from orthrus.bench.memory import PeakBytes
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.generate import generate, prefill
+from orthrus.decoding.engine import generate, prefill
 from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Sequence
-from orthrus.decoding.verify import exact
 from orthrus.model import families
 
 pytestmark = pytest.mark.parametrize("family", families.names())

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from orthrus.checkpoint import export, hub, validation
-from orthrus.records import parse_object
+from orthrus.prompt_files import parse_object
 
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -11,7 +11,7 @@ import torch
 
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
 from orthrus.model import families
 
 SAMPLINGS = {
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case.values())))
 
 
-generate_module = importlib.import_module("orthrus.decoding.generate")
+generate_module = importlib.import_module("orthrus.decoding.engine")
 
 
 def script(monkeypatch, quality, truths):

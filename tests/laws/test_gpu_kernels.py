@@ -6,12 +6,12 @@ import pytest
 import tiny
 import torch
 
-from orthrus.model.kernels import Kernels, Places, Sight
-from orthrus.model.linears import MOST_ROWS, Linear, RowRule
-from orthrus.model.probes import AttentionChoice, masked
+from orthrus.backends.invariance import AttentionChoice, masked
+from orthrus.backends.linears import MOST_ROWS, Linear, RowRule
+from orthrus.backends.torch import Kernels, Places, Sight
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for CUDA, and with the extra `dev`")
-from orthrus.model import gpu
+from orthrus.backends.triton import kernels as gpu
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, tests/gpu runs them compiled")
 

@@ -11,8 +11,9 @@ import torch
 
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
-from orthrus.decoding.generate import generate
-from orthrus.model import families, graphs
+from orthrus.decoding.engine import generate
+from orthrus.model import families
+from orthrus.runner import cuda_graphs as graphs
 
 
 class Recorder:

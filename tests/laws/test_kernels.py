@@ -10,13 +10,15 @@ import pytest
 import tiny
 import torch
 
-from orthrus.checkpoint.derived import cache_directory
+from orthrus import quantization as blocks
+from orthrus.backends.invariance import choose_attention, find_row_rule
+from orthrus.backends.linears import Linear, RowRule
+from orthrus.backends.native import kernels as native
+from orthrus.backends.native import linears as native_linears
+from orthrus.backends.torch import Kernels, Places, Sight, attend_flash, attend_in_blocks
 from orthrus.config import KEY_BLOCK
-from orthrus.model import blocks, native, native_linears
-from orthrus.model.kernels import Kernels, Places, Sight, attend_flash, attend_in_blocks
-from orthrus.model.linears import Linear, RowRule
-from orthrus.model.masks import causal_bias
-from orthrus.model.probes import choose_attention, find_row_rule
+from orthrus.file_cache import cache_directory
+from orthrus.masks import causal_bias
 from orthrus.model.rope import RopeTable
 
 TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}

@@ -9,20 +9,21 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 import orthrus
+from orthrus.backends.invariance import masked
+from orthrus.backends.native import kernels as native
+from orthrus.backends.torch import attend_flash, attend_in_blocks
 from orthrus.bench import tasks
 from orthrus.cache import KVCache
 from orthrus.checkpoint import hub
-from orthrus.checkpoint.derived import cache_directory
 from orthrus.config import DecodingConfig, RopeConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.generate import generate, prefill
+from orthrus.decoding.engine import generate, prefill
+from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Request, Sequence
-from orthrus.decoding.verify import exact
-from orthrus.model import families, native
-from orthrus.model.kernels import attend_flash, attend_in_blocks
-from orthrus.model.masks import causal_bias
-from orthrus.model.probes import masked
+from orthrus.file_cache import cache_directory
+from orthrus.masks import causal_bias
+from orthrus.model import families
 from orthrus.model.rope import RopeTable
 
 LENGTHS = (513, 700, 1025, 1100, 1537, 1600, 2049, 4000)

@@ -10,13 +10,13 @@ import tiny
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding import cycles
-from orthrus.decoding.costs import Costs
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.generate import generate
-from orthrus.decoding.planner import Planner
+from orthrus.decoding.engine import generate
+from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.planner import Planner
 from orthrus.model import families
 
-generate_module = importlib.import_module("orthrus.decoding.generate")
+generate_module = importlib.import_module("orthrus.decoding.engine")
 auto = importlib.import_module("orthrus.decoding.cycles.auto")
 
 

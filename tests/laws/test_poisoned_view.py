@@ -8,12 +8,12 @@ import pytest
 import tiny
 import torch
 
-from orthrus.checkpoint.derived import cache_directory
+from orthrus.backends.native import kernels as native
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
 from orthrus.decoding.sampling import best
-from orthrus.model import native
+from orthrus.file_cache import cache_directory
 
 POISONS = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38}
 

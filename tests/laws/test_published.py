@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from orthrus.checkpoint import hub, published
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
-from orthrus.decoding.autoregressive import autoregress
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
+from orthrus.decoding.reference import autoregress
 from orthrus.decoding.sequence import Limits, Request
 
 PLACES = [

@@ -12,7 +12,7 @@ from orthrus.bench.peers import transformers as peer
 from orthrus.checkpoint import hub
 from orthrus.config import DecodingConfig, StopConditions
 from orthrus.decoding import cycles
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
 from orthrus.decoding.sequence import Request
 
 PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_bench") for prompt in tasks.load(name, 4)]

@@ -15,7 +15,7 @@ import tiny
 from markov import MarkovDecoder, inject
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
 from orthrus.decoding.noise import Purpose
 from orthrus.decoding.sequence import Limits, Request
 

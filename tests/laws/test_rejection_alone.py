@@ -13,8 +13,8 @@ import pytest
 import tiny
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
-from orthrus.decoding.generate import generate
-from orthrus.decoding.planner import Planner
+from orthrus.decoding.engine import generate
+from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
 
 LENGTHS = (5, 300, 1, 600, 70, 520)

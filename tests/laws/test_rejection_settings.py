@@ -18,13 +18,13 @@ import torch
 from markov import Enumeration, MarkovDecoder, inject, target_texts
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
-from orthrus.decoding.costs import Costs
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
 from orthrus.decoding.noise import AddressedNoise, Purpose
+from orthrus.decoding.planning.cost_model import Costs
 from orthrus.decoding.sequence import Limits, Request
 
-generate_module = importlib.import_module("orthrus.decoding.generate")
+generate_module = importlib.import_module("orthrus.decoding.engine")
 
 CHAIN = {0: (5, 3, 1), 1: (0.4, 1.5, 1.2), 2: (1, 0, 4)}
 """Weights above and below 1, so that a repetition penalty meets scores of both signs."""

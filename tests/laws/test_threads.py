@@ -10,11 +10,12 @@ import pytest
 import tiny
 import torch
 
-from orthrus.checkpoint.derived import cache_directory
+from orthrus.backends.native import kernels as native
+from orthrus.backends.torch import Kernels
 from orthrus.config import DecodingConfig, RopeConfig, SamplingParams
-from orthrus.decoding.generate import generate
-from orthrus.model import families, native
-from orthrus.model.kernels import Kernels
+from orthrus.decoding.engine import generate
+from orthrus.file_cache import cache_directory
+from orthrus.model import families
 from orthrus.model.rope import RopeTable
 
 CYCLES = ("auto", "one-pass", "two-pass", "ar")

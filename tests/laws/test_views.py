@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
+from orthrus.masks import beside_bias, block_bias, causal_bias, sees
 from orthrus.model import families
-from orthrus.model.masks import beside_bias, block_bias, causal_bias, sees
 
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},

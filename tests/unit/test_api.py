@@ -7,7 +7,7 @@ import tiny
 
 import orthrus
 from orthrus.config import DecodingConfig, StopConditions
-from orthrus.decoding.generate import generate
+from orthrus.decoding.engine import generate
 from orthrus.decoding.sequence import Request, Sequence
 
 

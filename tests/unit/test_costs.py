@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 import orthrus
-from orthrus import calibration
-from orthrus.decoding import costs
+from orthrus.decoding.planning import calibration
+from orthrus.decoding.planning import cost_model as costs
 
 
 def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):

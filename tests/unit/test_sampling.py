@@ -11,9 +11,9 @@ import torch
 
 from orthrus.config import SamplingParams
 from orthrus.decoding.noise import AddressedNoise, Purpose
+from orthrus.decoding.rules import rejection
 from orthrus.decoding.sampling import Sampler, best, filter_scores
 from orthrus.decoding.sequence import Draft, Limits
-from orthrus.decoding.verify import rejection
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
 

@@ -23,8 +23,8 @@ from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.peers import gguf, transformers, workers
 from orthrus.bench.tasks import TaskPrompt
-from orthrus.checkpoint.derived import cache_directory
 from orthrus.decoding.sequence import Request
+from orthrus.file_cache import cache_directory
 
 OURS = ("ar", "auto")
 Run = tuple[list[int], float, float]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from orthrus.api import Model, Options, Prompt
-from orthrus.decoding.autoregressive import OracleResult, autoregress
+from orthrus.decoding.reference import OracleResult, autoregress
 from orthrus.decoding.sequence import Request
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from orthrus.api import Model, Options
+from orthrus.backends.torch import attend_flash, attend_flash_ungrouped
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.decoding.sequence import Statistics
-from orthrus.model.kernels import attend_flash, attend_flash_ungrouped
 
 RESAMPLES = 2000
 

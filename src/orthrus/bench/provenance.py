@@ -15,7 +15,7 @@ import transformers
 
 import orthrus
 from orthrus.api import Model
-from orthrus.checkpoint.derived import processor_name
+from orthrus.file_cache import processor_name
 from orthrus.model.decoder import Decoder
 
 

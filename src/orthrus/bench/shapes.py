@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig
 
-from orthrus.checkpoint.derived import cache_directory
+from orthrus.backends.native import kernels as native
 from orthrus.config import DiffusionConfig
-from orthrus.model import families, native
+from orthrus.file_cache import cache_directory
+from orthrus.model import families
 from orthrus.model.decoder import Decoder
 
 QWEN3 = {

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from orthrus.bench.shapes import QWEN3
-from orthrus.decoding.costs import Costs
-from orthrus.decoding.values import States
+from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.policy import States
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BLOCK = 32

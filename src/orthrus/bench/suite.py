@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from orthrus.bench import report
-from orthrus.checkpoint.derived import save_bytes, save_json, write_atomically
+from orthrus.file_cache import save_bytes, save_json, write_atomically
 
 Step = tuple[str, tuple[str, ...]]
 TASKS = ("--task", "gsm8k", "--task", "humaneval", "--task", "spec_bench")

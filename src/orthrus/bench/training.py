@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthrus.backends.linears import Linear
 from orthrus.config import TrainConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import View
-from orthrus.model.linears import Linear
 from orthrus.model.rope import rotate
 from orthrus.training import objectives
 from orthrus.training.anchors import choose

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from orthrus.checkpoint import published
-from orthrus.checkpoint.derived import save_json, write_atomically
 from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
 from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, shown
 from orthrus.config import DecoderConfig, DiffusionConfig
+from orthrus.file_cache import save_json, write_atomically
 
 SCALE, INT8 = ".scale", "I8"
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from orthrus.checkpoint import validation
-from orthrus.checkpoint.derived import cached_digest
 from orthrus.checkpoint.gguf_header import ArrayOf, Header, TensorInfo, read_header
 from orthrus.checkpoint.tensors import digest_of
 from orthrus.checkpoint.validation import clear_errors, refuse, shown
+from orthrus.file_cache import cached_digest
 from orthrus.model import families
-from orthrus.model.blocks import BYTES, Blocks
+from orthrus.quantization import BYTES, Blocks
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = {

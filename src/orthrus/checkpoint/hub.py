@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from orthrus.backends.linears import GroupedLinear, Int8Linear
+from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
-from orthrus.checkpoint.derived import cache_directory
 from orthrus.checkpoint.sources import (
     DEMO,
     ModelConfig,
@@ -28,9 +29,9 @@ from orthrus.checkpoint.sources import (
 from orthrus.checkpoint.tensors import TensorFile
 from orthrus.checkpoint.weights import fill, fitting_decoder
 from orthrus.config import DiffusionConfig
-from orthrus.model import families, native
+from orthrus.file_cache import cache_directory
+from orthrus.model import families
 from orthrus.model.decoder import Decoder
-from orthrus.model.linears import GroupedLinear, Int8Linear
 
 DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
 """Token 3 (`<repo_name>`) is never produced in chat; it serves as the mask token."""

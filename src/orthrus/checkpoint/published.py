@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from orthrus.checkpoint.derived import save_json, write_atomically
 from orthrus.checkpoint.tensors import TensorFile, save_tensors
 from orthrus.checkpoint.validation import DIFFUSION, check, read_json, refuse
 from orthrus.config import DiffusionConfig
+from orthrus.file_cache import save_json, write_atomically
 
 ARCHITECTURE = "OrthrusLM"
 

@@ -16,7 +16,6 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from orthrus.checkpoint import published
-from orthrus.checkpoint.derived import cache_directory, save_json, stamp
 from orthrus.checkpoint.gguf import GgufFile, checked_header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
@@ -29,6 +28,7 @@ from orthrus.checkpoint.validation import (
     token_ids,
 )
 from orthrus.config import DecoderConfig
+from orthrus.file_cache import cache_directory, save_json, stamp
 from orthrus.model import families
 
 DEMO = "smollm2-demo"

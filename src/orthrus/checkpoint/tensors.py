@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from orthrus.checkpoint.derived import cached_digest
 from orthrus.checkpoint.validation import clear_errors, read_json, refuse, shown
-from orthrus.model.blocks import Blocks
+from orthrus.file_cache import cached_digest
+from orthrus.quantization import Blocks
 
 DIFFUSION_MARK = "_diff."
 WEIGHTS = ("F64", "F32", "F16", "BF16")

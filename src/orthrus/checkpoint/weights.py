@@ -12,8 +12,8 @@ from torch import Tensor
 from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families
-from orthrus.model.blocks import Blocks
 from orthrus.model.decoder import Decoder
+from orthrus.quantization import Blocks
 
 
 def fitting_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:

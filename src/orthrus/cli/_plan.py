@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from orthrus.decoding.costs import Costs
+    from orthrus.decoding.planning.cost_model import Costs
     from orthrus.decoding.sequence import Statistics
 
 FEW = 32

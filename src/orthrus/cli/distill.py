@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orthrus import records
+from orthrus import prompt_files
 from orthrus.cli._progress import DistillProgress
 from orthrus.cli._shared import DeviceOption, Dtype, DtypeOption, ModelOption, load_model, stderr
 
@@ -138,7 +138,7 @@ def _follow(shards: Iterator[Shard], done: DistillProgress, output: Path) -> Non
 def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterator[tuple[int, Reply]]:
     """Plain batched decoding of questions, each with its own seed."""
     from orthrus.config import DecodingConfig, SamplingParams, StopConditions
-    from orthrus.decoding.generate import generate
+    from orthrus.decoding.engine import generate
     from orthrus.decoding.sequence import Request
     from orthrus.training.distill import Reply
 
@@ -170,7 +170,7 @@ def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
 
     for name in names:
         if Path(name).is_file():
-            values: list[Any] = [record for _, record in records.lines(Path(name).read_bytes(), name)]
+            values: list[Any] = [record for _, record in prompt_files.lines(Path(name).read_bytes(), name)]
         else:
             values = [prompt.prompt for prompt in tasks.load(name)]
         for text in texts_of(json.loads(json.dumps(values))):

@@ -86,7 +86,7 @@ def _cost(model: Model) -> list[dict[str, Any]]:
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
-    from orthrus.decoding.costs import Costs
+    from orthrus.decoding.planning.cost_model import Costs
 
     machine = report.pop("machine")
     console.print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), "\n")

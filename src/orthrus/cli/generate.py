@@ -28,7 +28,7 @@ from orthrus.cli._shared import (
     stderr,
     without_none,
 )
-from orthrus.records import decode_utf8, parse_object, prompts_in
+from orthrus.prompt_files import decode_utf8, parse_object, prompts_in
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Options, Prompt, Result

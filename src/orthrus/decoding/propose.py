@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from orthrus.cache import CacheWindow
+from orthrus.decoding.rules import Rule
 from orthrus.decoding.sampling import best
 from orthrus.decoding.sequence import Draft, Kind, Sequence
-from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 DECIDED = 32

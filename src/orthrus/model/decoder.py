@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orthrus.backends.invariance import AttentionChoice, choose_attention, pack_linears
+from orthrus.backends.linears import MOST_ROWS, Linear, RowRule
+from orthrus.backends.torch import Kernels, attend_in_blocks
 from orthrus.cache import CacheWindow, KVCache
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
-from orthrus.model.float_state import denormals_kept
-from orthrus.model.fused import Stack
-from orthrus.model.graphs import Graphs, on_cuda
-from orthrus.model.kernels import Kernels, attend_in_blocks
+from orthrus.masks import Bias, beside_bias, block_bias
 from orthrus.model.layers import Layer, View, scale
-from orthrus.model.layout import Layout, Part
-from orthrus.model.linears import MOST_ROWS, Linear, RowRule
-from orthrus.model.masks import Bias, beside_bias, block_bias
-from orthrus.model.probes import AttentionChoice, choose_attention, pack_linears
 from orthrus.model.rope import RopeTable
+from orthrus.runner.cuda_graphs import Graphs, on_cuda
+from orthrus.runner.float_state import denormals_kept
+from orthrus.runner.layout import Layout, Part
+from orthrus.runner.native import Stack
 
 
 class Decoder(nn.Module):

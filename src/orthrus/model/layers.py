@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from orthrus.backends.linears import Linear
 from orthrus.config import DecoderConfig
-from orthrus.model.linears import Linear
 
 ViewName = Literal["ar", "diffusion"]
 

@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
-from orthrus import records
-from orthrus.checkpoint.derived import cache_directory, write_atomically
+from orthrus import prompt_files
 from orthrus.checkpoint.tensors import save_tensors
 from orthrus.config import TrainConfig
+from orthrus.file_cache import cache_directory, write_atomically
 from orthrus.training import chat
 from orthrus.training.anchors import candidates
 from orthrus.training.shards import MANIFEST, read_manifest, read_shard, unfinished
@@ -118,9 +118,9 @@ def _encode(
     data: bytes, path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]
 ) -> list[Document]:
     documents = []
-    for number, record in records.lines(data, str(path)):
+    for number, record in prompt_files.lines(data, str(path)):
         where = f"{path}, line {number}"
-        messages = records.messages_of(record, where)
+        messages = prompt_files.messages_of(record, where)
         if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
             raise ValueError(f"{where}: the assistant says nothing in it; let the model answer first: orthrus distill")
         encoded = chat.encode(tokenizer, messages, end_token_ids, reply=False)

@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from orthrus.checkpoint.derived import save_bytes, save_json, write_atomically
 from orthrus.config import DistillConfig
+from orthrus.file_cache import save_bytes, save_json, write_atomically
 from orthrus.training import chat
 from orthrus.training.chat import Message
 from orthrus.training.prompts import Conversation, digest, fingerprint, word_runs

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from orthrus.checkpoint.derived import save_bytes, write_atomically
+from orthrus.file_cache import save_bytes, write_atomically
 
 LINES, CURVES = "metrics.jsonl", "curves.png"
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orthrus.checkpoint.derived import cache_directory
-from orthrus.model import compiled
+from orthrus.backends.native import build
+from orthrus.file_cache import cache_directory
 from orthrus.model.rope import rotate
 
 LANES = 16
@@ -109,8 +109,8 @@ class NativeOps(Ops):
 def load(dtype: torch.dtype, device: torch.device) -> Ops:
     """The fastest there are."""
     if device.type == "cpu":
-        with suppress(compiled.UnavailableError):
-            return NativeOps(compiled.library(dtype, cache_directory()))
+        with suppress(build.UnavailableError):
+            return NativeOps(build.library(dtype, cache_directory()))
     return Ops()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orthrus import records
+from orthrus import prompt_files
 from orthrus.training.chat import Message
 
 SHARED_WORDS = 13
@@ -27,8 +27,8 @@ class Conversation:
 def conversations_in(data: bytes, where: str) -> list[Conversation]:
     """The records of a JSONL text, assistant turns left out (the backbone answers itself). Raises ValueError."""
     found = []
-    for number, record in records.lines(data, where):
-        messages = records.messages_of(record, f"{where}, line {number}")
+    for number, record in prompt_files.lines(data, where):
+        messages = prompt_files.messages_of(record, f"{where}, line {number}")
         strange = next((message["role"] for message in messages if message["role"] not in ROLES), None)
         if strange is not None:
             raise ValueError(f"{where}, line {number}: the role {strange!r} is unknown; roles: {', '.join(ROLES)}")

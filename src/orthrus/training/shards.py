@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orthrus import records
+from orthrus import prompt_files
 
 MANIFEST = "manifest.json"
 
@@ -57,4 +57,4 @@ def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
             f"{path}: missing or damaged (its sha256 is not the manifest's); run the same `orthrus distill` again: it"
             " writes it anew"
         )
-    return [record for _, record in records.lines(data, str(path))]
+    return [record for _, record in prompt_files.lines(data, str(path))]

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from orthrus.checkpoint.derived import write_atomically
 from orthrus.checkpoint.tensors import save_tensors
+from orthrus.file_cache import write_atomically
 
 STATE = "state.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")

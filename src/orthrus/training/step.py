@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthrus.backends.linears import Linear
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import Layer, View
-from orthrus.model.linears import Linear
 from orthrus.training.attention import BlockAttention
 from orthrus.training.blocks import Blocks
 from orthrus.training.objectives import Objective

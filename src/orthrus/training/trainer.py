@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from orthrus.checkpoint.derived import save_json, write_atomically
 from orthrus.checkpoint.export import export_adapter
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.checkpoint.tensors import digest_of
 from orthrus.config import TrainConfig
+from orthrus.file_cache import save_json, write_atomically
 from orthrus.model.decoder import Decoder
 from orthrus.training import objectives, state
 from orthrus.training.blocks import Blocks

@@ -15,7 +15,7 @@ from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint import export, hub, published
-from orthrus.decoding.autoregressive import OracleResult
+from orthrus.decoding.reference import OracleResult
 from orthrus.decoding.sequence import Request
 
 

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from orthrus.records import lines, prompt_of
+from orthrus.prompt_files import lines, prompt_of
 
 ANSWER = "# the answer goes here"
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from orthrus.cache import KVCache
-from orthrus.decoding.planner import Planner, Shape
+from orthrus.decoding.planning.planner import Planner, Shape
 from orthrus.decoding.propose import DECIDED, propose_ahead
+from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
-from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 

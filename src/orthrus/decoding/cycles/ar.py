@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from orthrus.cache import KVCache
 from orthrus.decoding.cycles import Drafting, verify_and_draft
-from orthrus.decoding.planner import Shape
+from orthrus.decoding.planning.planner import Shape
+from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Sequence, Verdict
-from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 NAME = "ar"

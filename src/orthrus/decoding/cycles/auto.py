@@ -5,8 +5,8 @@ from __future__ import annotations
 from orthrus.cache import KVCache
 from orthrus.decoding.cycles import Drafting, verify_and_draft
 from orthrus.decoding.propose import propose
+from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Sequence, Verdict
-from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 NAME = "auto"

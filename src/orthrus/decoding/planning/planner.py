@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orthrus.config import DiffusionConfig
-from orthrus.decoding.costs import Array, Costs
-from orthrus.decoding.history import History
-from orthrus.decoding.lookup import LONGEST, Lookup
+from orthrus.decoding.planning.acceptance import History
+from orthrus.decoding.planning.cost_model import Array, Costs
+from orthrus.decoding.planning.policy import Policy, States
+from orthrus.decoding.planning.prompt_lookup import LONGEST, Lookup
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
-from orthrus.decoding.values import Policy, States
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_LOOKED_UP = 8

@@ -11,8 +11,8 @@ from threading import Lock
 
 import torch
 
-from orthrus.checkpoint import derived
-from orthrus.decoding.costs import Costs, measure
+from orthrus import file_cache
+from orthrus.decoding.planning.cost_model import Costs, measure
 from orthrus.model.decoder import Decoder
 
 MEASURE_AGAIN_AFTER = 300.0
@@ -33,7 +33,7 @@ class Calibration:
         decoder = self._decoder
         gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
         parts = (
-            decoder.config, decoder.diffusion, str(decoder.dtype), gpu or derived.processor_name(),
+            decoder.config, decoder.diffusion, str(decoder.dtype), gpu or file_cache.processor_name(),
             torch.get_num_threads(), torch.__version__, decoder.kernels.build,
             sorted({linear.name for linear in decoder.linears().values()}),
             decoder.drafting_head is None,
@@ -44,7 +44,7 @@ class Calibration:
     @property
     def known(self) -> bool:
         """Whether there is a table already."""
-        return self._costs is not None or derived.age_of(self.key) < inf
+        return self._costs is not None or file_cache.age_of(self.key) < inf
 
     def costs(self, *, anew: bool = False) -> Costs:
         """The table, measured in seconds where there is none yet, or `anew`.
@@ -62,7 +62,7 @@ class Calibration:
     def _measured(self, *, anew: bool) -> Costs:
         fresh = anew or not self.known
         found = self._kept(lambda: measure(self._decoder), anew=anew)
-        if found.disturbed and not fresh and derived.age_of(self.key) > MEASURE_AGAIN_AFTER:
+        if found.disturbed and not fresh and file_cache.age_of(self.key) > MEASURE_AGAIN_AFTER:
             log.info("what passes cost was measured beside other work; it is measured again")
             found = self._kept(lambda: min(found, measure(self._decoder), key=lambda costs: costs.spread), anew=True)
         if found.disturbed:
@@ -70,5 +70,5 @@ class Calibration:
         return found
 
     def _kept(self, compute: Callable[[], Costs], *, anew: bool) -> Costs:
-        found: Costs = derived.cached_json(self.key, lambda: compute().as_dict(), read=Costs.of, anew=anew)
+        found: Costs = file_cache.cached_json(self.key, lambda: compute().as_dict(), read=Costs.of, anew=anew)
         return found

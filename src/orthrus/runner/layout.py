@@ -14,10 +14,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from orthrus.model.kernels import Places, Sight
+from orthrus.backends.invariance import AttentionChoice
+from orthrus.backends.torch import Places, Sight
+from orthrus.masks import Bias, causal_bias
 from orthrus.model.layers import ViewName
-from orthrus.model.masks import Bias, causal_bias
-from orthrus.model.probes import AttentionChoice
 from orthrus.model.rope import RopeTable
 
 

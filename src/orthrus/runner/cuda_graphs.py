@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from orthrus.cache import CacheWindow
-from orthrus.model.layout import Part
+from orthrus.runner.layout import Part
 
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder

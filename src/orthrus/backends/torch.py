@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthrus.backends.linears import ExpandedLinear, Form, GroupedLinear, Int8Linear, Linear, PackedLinear
 from orthrus.config import KEY_BLOCK
-from orthrus.model.linears import ExpandedLinear, Form, GroupedLinear, Int8Linear, Linear, PackedLinear
 from orthrus.model.rope import rotate
 
 LANES = 16

@@ -17,11 +17,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from orthrus.model import compiled
-from orthrus.model.blocks import GROUP, Blocks
-from orthrus.model.kernels import LANES, Kernels, Places, Sight
-from orthrus.model.linears import MOST_ROWS, Form, Linear, RowRule
-from orthrus.model.native_linears import (
+from orthrus.backends.linears import MOST_ROWS, Form, Linear, RowRule
+from orthrus.backends.native import build
+from orthrus.backends.native.linears import (
     PAIR,
     PANEL_OUTPUTS,
     TILE_OUTPUTS,
@@ -31,6 +29,8 @@ from orthrus.model.native_linears import (
     PanelLinear,
     TiledLinear,
 )
+from orthrus.backends.torch import LANES, Kernels, Places, Sight
+from orthrus.quantization import GROUP, Blocks
 
 Kernel = Callable[..., Any] | None
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -192,14 +192,14 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
     """The best kernels there are for a device; where only the torch ones are left, `notice` says why."""
     if device.type == "cpu":
         try:
-            return NativeKernels(compiled.library(dtype, cache_directory))
-        except compiled.UnavailableError as error:
+            return NativeKernels(build.library(dtype, cache_directory))
+        except build.UnavailableError as error:
             return Kernels(
                 f"{error}. Passes run on torch's kernels: the same tokens, several times slower", error.output
             )
     if device.type == "cuda":
         with suppress(ImportError):  # torch comes with Triton where it comes with CUDA
-            from orthrus.model.gpu import TritonKernels
+            from orthrus.backends.triton.kernels import TritonKernels
 
             return TritonKernels()
     return Kernels()
@@ -207,6 +207,6 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
     """The kernels for `dtype`; None where they cannot be had."""
-    with suppress(compiled.UnavailableError):
-        return NativeKernels(compiled.library(dtype, cache_directory))
+    with suppress(build.UnavailableError):
+        return NativeKernels(build.library(dtype, cache_directory))
     return None

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from orthrus.backends.linears import Linear
+from orthrus.backends.native.kernels import NativeKernels
+from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear
 from orthrus.cache import CacheWindow
-from orthrus.model.layout import Part
-from orthrus.model.linears import Linear
-from orthrus.model.native import NativeKernels
-from orthrus.model.native_linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear
+from orthrus.runner.layout import Part
 
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from orthrus.model.arena import in_huge_pages
-from orthrus.model.blocks import GROUP, Blocks
-from orthrus.model.linears import GroupedLinear, Int8Linear, Linear
+from orthrus.backends.linears import GroupedLinear, Int8Linear, Linear
+from orthrus.backends.native.huge_pages import in_huge_pages
+from orthrus.quantization import GROUP, Blocks
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
 PAIR = 2

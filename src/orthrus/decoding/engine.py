@@ -10,14 +10,14 @@ import torch
 
 from orthrus.cache import KVCache
 from orthrus.config import KEY_BLOCK, DecodingConfig
-from orthrus.decoding import cycles, verify
-from orthrus.decoding.costs import Costs, measure
+from orthrus.decoding import cycles, rules
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.planner import Planner
+from orthrus.decoding.planning.cost_model import Costs, measure
+from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.propose import propose_ahead
+from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Draft, Limits, Request, Sequence, Verdict
 from orthrus.decoding.text import Decode
-from orthrus.decoding.verify import Rule
 from orthrus.model.decoder import Decoder
 
 
@@ -43,7 +43,7 @@ def generate(
     they are missing. Close the iterator, or set `finish("cancelled")` on a sequence,
     to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
     """
-    cycle, rule = cycles.load(config.cycle), verify.load(config.rule)
+    cycle, rule = cycles.load(config.cycle), rules.load(config.rule)
     drafting = _drafting(decoder, config, costs)
     waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
     cache = decoder.new_cache(min(config.batch_size, len(waiting)))

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from orthrus.model import gpu_kernels as device
-from orthrus.model.kernels import CACHE_LIMIT, Kernels, Places, Sight
-from orthrus.model.linears import Form, Int8Linear, Linear
+from orthrus.backends.linears import Form, Int8Linear, Linear
+from orthrus.backends.torch import CACHE_LIMIT, Kernels, Places, Sight
+from orthrus.backends.triton import device
 
 QUERIES = 32
 """Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""

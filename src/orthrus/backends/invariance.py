@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from orthrus.backends.linears import MOST_ROWS, Form, Linear, RowRule
+from orthrus.backends.torch import LEAST_ATTENDED, Attend, Kernels, Sight, attend_flash, attend_in_blocks
 from orthrus.config import KEY_BLOCK, DecoderConfig
-from orthrus.model.kernels import LEAST_ATTENDED, Attend, Kernels, Sight, attend_flash, attend_in_blocks
-from orthrus.model.linears import MOST_ROWS, Form, Linear, RowRule
 
 TILE = 16
 MULTIPLES = (1, 2, 4, 8)

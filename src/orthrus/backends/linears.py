@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from orthrus.model.blocks import Blocks
+from orthrus.quantization import Blocks
 
 MOST_ROWS = 512
 """The most rows that a kernel is ever probed with, and so called with."""

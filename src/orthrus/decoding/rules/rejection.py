@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from orthrus.decoding.noise import Purpose
+from orthrus.decoding.rules import exact
 from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.sequence import Draft, Verdict
-from orthrus.decoding.verify import exact
 
 
 def propose(sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decoding.costs import Array, Costs
+from orthrus.decoding.planning.cost_model import Array, Costs
 
 RESTART = 0.01
 """The chance, per pass, that a sequence ends and another begins without drafts."""

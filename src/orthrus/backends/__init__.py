@@ -1,0 +1,1 @@
+"""How fast: kernels behind one interface, their invariance probes, and the place that selects them."""

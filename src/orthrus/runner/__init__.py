@@ -1,0 +1,1 @@
+"""How a forward pass is laid out and which executor runs it."""
