@@ -1,4 +1,4 @@
-"""Decoders of a few tokens whose distributions are known, and noise that enumerates all that may come of it.
+"""Runners of a few tokens whose distributions are known, and noise that enumerates all that may come of it.
 
 `Enumeration` needs no grid: a uniform value is an interval, and whatever it is compared with splits it in two. So
 distributions may be any, and a value that is used twice is known to be the same value.
@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from orthrus.backends.torch import Kernels
+from orthrus.backends.torch import TorchKernels
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.sequence import Sequence
 
@@ -38,11 +38,11 @@ class Cache:
         self.lengths[target] = self.lengths[source]
 
 
-class MarkovDecoder:
-    """A decoder whose AR view follows a chain (weights of the next token, given the last one) and whose diffusion view
+class MarkovRunner:
+    """A runner whose AR view follows a chain (weights of the next token, given the last one) and whose diffusion view
     follows a drafter (weights by the root and how many tokens after it)."""
 
-    device, most_rows, kernels = torch.device("cpu"), 512, Kernels()
+    device, max_rows, kernels = torch.device("cpu"), 512, TorchKernels()
 
     def __init__(self, drafter, trained_rows, chain):
         self._drafter, self._chain = drafter, chain
@@ -51,23 +51,24 @@ class MarkovDecoder:
     def new_cache(self, slots):
         return Cache(slots)
 
-    def diffuse(self, roots, width, cache, rows):
+    def diffuse(self, roots, width, cache, *, rows):
         del width, cache
         drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
         return torch.stack([torch.stack(block) for block in drawn])
 
-    def ar_and_diffuse(self, rows, candidates, width, cache, *, blocks=None, wanted=None, decided=False):
-        """The hidden states of a block are its logits, whether that was decided or not."""
-        del decided
-        counts = [len(candidates)] * len(rows) if blocks is None else blocks
-        picked = [own if wanted is None else [own[row] for row in wanted] for own in rows]
-        roots = [[own[row] for row in candidates[:count]] for own, count in zip(rows, counts, strict=True)]
-        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in picked]
-        return logits, [self.diffuse(own, width, cache, width) if own else None for own in roots]
+    def ar_and_diffuse(self, rows, block_roots, width, cache, *, logit_rows=None, eager_logits=False):
+        """The hidden states of a block are its logits, with `eager_logits` and without."""
+        del eager_logits
+        wanted = [own if logit_rows is None else [own[row] for row in logit_rows] for own in rows]
+        roots = [[own[row] for row in chosen] for own, chosen in zip(rows, block_roots, strict=True)]
+        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in wanted]
+        return logits, [self.diffuse(own, width, cache, rows=width) if own else None for own in roots]
 
-    def logits(self, hidden, *, drafting):
-        del drafting
+    def draft_logits(self, hidden):
         return hidden
+
+    def top1_probability(self, logits):
+        return self.kernels.top1_probability(logits)
 
 
 def _logits(weights):

@@ -27,7 +27,7 @@ def forward(decoder, tokens, *, root=None, block=0):
         for j in range(total):
             sees[i, j] = (j <= i) if i < n else True
     cos, sin = decoder.rope.rows(index, total)
-    for layer in decoder.stack:
+    for layer in decoder.decoder_layers:
         normed = F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm.float(), config.norm_eps)
         parts = [_qkv(layer.ar, normed[:n], config)]
         if block:

@@ -14,7 +14,7 @@ from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import export, published
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Shape
 from orthrus.decoding.reference import OracleResult, autoregress
 from orthrus.decoding.sequence import Draft, Limits, Request
@@ -22,6 +22,7 @@ from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.quantization import Blocks
+from orthrus.runner.runner import Runner
 
 VOCAB = 320
 MASK = 300
@@ -69,24 +70,36 @@ def on_device(made, device):
     return moved
 
 
-@functools.cache
-def decoder(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native"):
+def decoder(family="qwen3", dtype="fp32", block=8):
+    """Plain weights with a view."""
     config = families.decoder_config(hf_config(family))
-    made = randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
+    return randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
+
+
+@functools.cache
+def runner(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native"):
+    """A runner of such a decoder, which all tests share."""
+    made = decoder(family, dtype, block)
     if not prepared:
-        return made
+        return Runner(made)
     if kernels.endswith("rounded"):
-        for layer in made.stack:
+        for layer in made.decoder_layers:
             for linear in (layer.diffusion.qkv, layer.diffusion.o):
                 linear.weight.copy_(Blocks.rounded(linear.weight).values())
     fast = native.load(DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
-    return made.prepare(fast, int8=kernels.endswith("int8"), cheap_drafts=kernels.endswith("cheap"))
+    return Runner.prepare(made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision"))
+
+
+def ar(made, tokens, window, rows=None):
+    """Logits [B, R, V] of an AR pass over tokens [B, R], a tensor or lists of one length."""
+    lists = tokens.tolist() if isinstance(tokens, torch.Tensor) else [list(own) for own in tokens]
+    return torch.stack(made.ar(lists, window, logit_rows=rows))
 
 
 COSTS = {
-    "passes": Costs(((1, 1.0), (8, 1.1), (128, 3.0)), ((1, 1.05), (8, 1.15), (128, 3.05)), 0.2, 0.01, 0.0, 0.0),
-    "rows": Costs(((1, 1.0), (8, 2.0), (128, 30.0)), ((1, 1.0), (8, 2.0), (128, 30.0)), 0.1, 0.3, 0.001, 0.001),
-    "hopeless": Costs(((1, 1.0), (8, 4.0), (128, 60.0)), ((1, 4.0), (8, 7.0), (128, 63.0)), 3.0, 3.0, 0.0, 0.0),
+    "passes": CostModel(((1, 1.0), (8, 1.1), (128, 3.0)), ((1, 1.05), (8, 1.15), (128, 3.05)), 0.2, 0.01, 0.0, 0.0),
+    "rows": CostModel(((1, 1.0), (8, 2.0), (128, 30.0)), ((1, 1.0), (8, 2.0), (128, 30.0)), 0.1, 0.3, 0.001, 0.001),
+    "hopeless": CostModel(((1, 1.0), (8, 4.0), (128, 60.0)), ((1, 4.0), (8, 7.0), (128, 63.0)), 3.0, 3.0, 0.0, 0.0),
 }
 """Cost tables for the planner: where a pass is dear, where rows are, and where drafting cannot pay."""
 
@@ -100,10 +113,10 @@ def random_costs(seed):
 
     row, drafting, key = price(-4, 0), price(-2, 0.5), price(-5, -2)
     rows = tuple((count, 1 + row * (count - 1)) for count in (1, 2, 4, 8, 16, 32, 64, 128))
-    return Costs(
+    return CostModel(
         rows,
         tuple((count, drafting * seconds) for count, seconds in rows[1:]),
-        beside=rng.choice([0.0, price(-3, 0)]),
+        block_overhead=rng.choice([0.0, price(-3, 0)]),
         block=rng.choice([0.0, price(-3, 0)]),
         key=key,
         block_key=key * rng.choice([0.0, price(-1, 2)]),
@@ -135,14 +148,14 @@ def scripted(quality, continuations, seed=0):
     continuation."""
     rng, share = random.Random(seed), _share(quality)
 
-    def propose(decoder, window, batch, width, rule, wanted):
+    def propose(runner, window, batch, width, rule, wanted):
         del window, rule
-        vocab = decoder.config.vocab_size
+        vocab = runner.config.vocab_size
         for sequence, wants in zip(batch, wanted, strict=True):
             if wants:
                 sequence.count_pass(width)
                 truth = continuations[sequence.index][len(sequence.tokens) :]
-                rows = min(width, decoder.diffusion.trained_rows)
+                rows = min(width, runner.diffusion.trained_rows)
                 padded = (truth + [1] * rows)[:rows]
                 sequence.ahead = Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded])
 
@@ -157,11 +170,11 @@ def scripted_ahead(quality, continuations, seed=0):
     """The same for `propose_ahead`: as many drafts as the block has rows left."""
     rng, share = random.Random(seed), _share(quality)
 
-    def propose_ahead(decoder, batch, blocks, roots, rule, *, decided):
+    def propose_ahead(runner, batch, blocks, roots, rule, *, decided):
         del rule, decided
-        drafts, vocab = [], decoder.config.vocab_size
+        drafts, vocab = [], runner.config.vocab_size
         for sequence, block, root in zip(batch, blocks, roots, strict=True):
-            rows = max(0, min(len(block), decoder.diffusion.trained_rows) - (sequence.length - 1 - root))
+            rows = max(0, min(len(block), runner.diffusion.trained_rows) - (sequence.length - 1 - root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
             padded = (truth + [1] * rows)[:rows]
             drafts.append(Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded]))

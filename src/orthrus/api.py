@@ -16,10 +16,12 @@ from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
 from orthrus.decoding.engine import Step, generate
 from orthrus.decoding.planning.calibration import Calibration
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
+from orthrus.runner import prepare
+from orthrus.runner.runner import Runner
 from orthrus.tokenization import Message, Prompt, Tokenization, each_named, prompts_in, several
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
@@ -70,11 +72,11 @@ class Chunk:
 class Model:
     """A loaded checkpoint that generates text, losslessly. Several threads may use it at once."""
 
-    def __init__(self, checkpoint: hub.Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: hub.Checkpoint, runner: Runner) -> None:
+        self.checkpoint, self.runner = checkpoint, runner
         self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
         config = self.decoder.config
-        self._calibration = Calibration(checkpoint.decoder)
+        self._calibration = Calibration(runner)
         self._tokenization = Tokenization(checkpoint.tokenizer)
         self.limits = Limits(config.vocab_size, config.max_positions, checkpoint.end_token_ids)
 
@@ -90,10 +92,14 @@ class Model:
         )
 
     @property
+    def warnings(self) -> list[str]:
+        """What a user of this model should know: another backbone, slow kernels."""
+        return [*self.checkpoint.warnings, *prepare.warnings(self.runner)]
+
+    @property
     def kernels(self) -> str:
         """The matrix products that an AR pass runs, by name."""
-        linears = self.decoder.linears().items()
-        return " + ".join(sorted({linear.name for name, linear in linears if ".diffusion." not in name}))
+        return " + ".join(self.runner.linear_kernels)
 
     @overload
     def generate(self, prompt: str | list[Message] | list[int], **options: Unpack[Options]) -> Result: ...
@@ -157,9 +163,9 @@ class Model:
     def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
         """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
         costs = self.costs() if config.cycle == "auto" and self.decoder.diffusion else None
-        return generate(self.decoder, requests, config, self.limits, self.decode, costs)
+        return generate(self.runner, requests, config, self.limits, self.decode, costs)
 
-    def costs(self, *, anew: bool = False) -> Costs:
+    def costs(self, *, anew: bool = False) -> CostModel:
         """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
 
         `anew` measures again. Raises ValueError where there is no diffusion view to plan for.
@@ -224,7 +230,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
-    cheap_drafts: bool = True,
+    low_precision_drafts: bool = True,
     revision: str | None = None,
     allow_other_backbone: bool = False,
 ) -> Model:
@@ -237,8 +243,8 @@ def load(
         device: where to run.
         quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which lossless
             then refers.
-        cheap_drafts: draft by cheaper forms of the weights (the view in four bits, copies for integer products) where
-            they are faster and memory allows: no token changes.
+        low_precision_drafts: draft by low-precision weights (the diffusion view in four bits, int8 copies of the
+            others) where they are faster and memory allows: no token changes.
         revision: hub revision.
         allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
 
@@ -249,7 +255,7 @@ def load(
     check_type("adapter", adapter, (str, Path, NoneType), "a directory")
     check_type("device", device, (str, torch.device), 'a device such as "cpu" or "cuda:1"')
     check_type("revision", revision, (str, NoneType), "a string")
-    check_type("cheap_drafts", cheap_drafts, bool, "True or False")
+    check_type("low_precision_drafts", low_precision_drafts, bool, "True or False")
     check_type("allow_other_backbone", allow_other_backbone, bool, "True or False")
     chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if chosen not in (None, *DTYPES.values()):
@@ -268,4 +274,5 @@ def load(
         revision=revision,
         allow_other_backbone=allow_other_backbone,
     )
-    return Model(hub.prepare(checkpoint, int8=quantize == "int8", cheap_drafts=cheap_drafts))
+    runner = prepare.prepare(checkpoint.decoder, int8=quantize == "int8", low_precision_drafts=low_precision_drafts)
+    return Model(checkpoint, runner)

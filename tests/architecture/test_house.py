@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "src" / "orthrus"
 FILES = sorted(ROOT.rglob("*.py"))
-COMPUTING = {"config", "file_cache", "quantization", "masks", "cache", "model", "backends", "runner"}
+COMPUTING = {"config", "file_cache", "quantization", "masks", "cache", "batch", "model", "backends", "runner"}
 MAY_IMPORT = {
     "config": set(),
     "file_cache": set(),
     "quantization": set(),
     "masks": set(),
     "cache": {"config"},
+    "batch": {"cache"},
     "model": COMPUTING,
     "backends": COMPUTING,
     "runner": COMPUTING,

@@ -14,7 +14,7 @@ import tiny
 
 import orthrus
 from orthrus.bench import distribution, measure, tasks
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 
 
 @pytest.fixture(scope="module")
@@ -306,11 +306,10 @@ def test_demo_tells_drafts_apart_and_compares(run, model):
 def test_measuring_the_cost_of_exactness_leaves_the_model_exact(tmp_path):
     model = orthrus.load(str(tiny.save_checkpoint(tmp_path / "model")), dtype="float32")
     before = model.generate("hi", max_new_tokens=30, cycle="two-pass").tokens
-    layout = model.decoder.linear_multiple, model.decoder.attention, [m.rule for m in model.decoder.linears().values()]
+    rules = [linear.rule for linear in model.decoder.linears().values()]
     cost = measure.exactness_cost(model, context=20, n=3)
     assert cost["ratio"] > 0
-    assert layout[:2] == (model.decoder.linear_multiple, model.decoder.attention)
-    assert layout[2] == [m.rule for m in model.decoder.linears().values()]
+    assert rules == [linear.rule for linear in model.decoder.linears().values()]
     assert model.generate("hi", max_new_tokens=30, cycle="ar").tokens == before
 
 
@@ -340,7 +339,7 @@ def test_calibration_is_shown_and_kept(run, model):
     report = json.loads(run("doctor", "--model", model, "--dtype", "float32", "--calibrate", "--json")[1])
     passes = report["float32"]["passes"]
     assert [rows for rows, _ in passes["rows"]][:4] == [1, 2, 4, 8]
-    assert orthrus.load(str(model), dtype="float32").costs().as_dict() == Costs.of(passes).as_dict()
+    assert orthrus.load(str(model), dtype="float32").costs().as_dict() == CostModel.of(passes).as_dict()
 
 
 def test_speed_has_every_setting_in_turn_and_a_plot(run, model, tmp_path):

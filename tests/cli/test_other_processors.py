@@ -20,13 +20,13 @@ DEMO = """
 import logging, orthrus
 logging.basicConfig(format="log: %(message)s")
 model = orthrus.load("smollm2-demo")
-assert model.decoder.exact
+assert model.runner.exact
 prompt = "What is 7 + 5?"
 plain = model.generate(prompt, max_new_tokens=10, cycle="ar").tokens
 for cycle in ("two-pass", "one-pass"):
     assert model.generate(prompt, max_new_tokens=10, cycle=cycle).tokens == plain, cycle
-print(model.decoder.kernels.name, {linear.name for linear in model.decoder.linears().values()})
-print("notice:", model.decoder.kernels.notice)
+print(model.runner.kernels.name, {linear.name for linear in model.decoder.linears().values()})
+print("notice:", model.runner.kernels.notice)
 """
 
 
@@ -59,9 +59,9 @@ def test_the_demo_runs_without_a_compiler_and_says_so(tmp_path):
 
 def test_int8_without_fast_products_says_that_it_is_slow(tmp_path, monkeypatch):
     checkpoint = tiny.save_checkpoint(tmp_path / "model")
-    assert orthrus.load(str(checkpoint), dtype="float32").checkpoint.warnings == ()
+    assert orthrus.load(str(checkpoint), dtype="float32").warnings == []
     monkeypatch.setenv("CC", "no-such-compiler")
-    warnings = orthrus.load(str(checkpoint), dtype="float32", quantize="int8").checkpoint.warnings
+    warnings = orthrus.load(str(checkpoint), dtype="float32", quantize="int8").warnings
     assert any("no fast int8 products here" in warning for warning in warnings)
 
 

@@ -9,21 +9,23 @@ from unittest import mock
 import tiny
 import torch
 
-from orthrus.backends import invariance as probes
+from orthrus.backends import select
 from orthrus.backends.native import kernels as native
-from orthrus.backends.torch import Kernels
+from orthrus.backends.torch import TorchKernels
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
 KERNELS = (
-    "native", "native", "native int8", "native cheap", "torch", "torch int8", "torch in blocks", "torch unpacked",
+    "native", "native", "native int8", "native low precision",
+    "torch", "torch int8", "torch in blocks", "torch unpacked",
 )  # fmt: skip
-"""As in `tiny.decoder`; `in blocks` and `unpacked` are for where torch lacks its fast attention or products."""
+"""As in `tiny.runner`; `in blocks` and `unpacked` are for where torch lacks its fast attention or products."""
 SHAPES = ((4, 2, 16), (2, 2, 32), (3, 1, 16), (6, 2, 64), (4, 1, 48), (5, 5, 8), (8, 2, 24))
 """Query heads, key/value heads, size of a head."""
 THREADS = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 7)
@@ -51,7 +53,7 @@ class Job:
     config: DecodingConfig
     order: tuple[int, ...]
     threads: int
-    costs: Costs | None = None
+    costs: CostModel | None = None
     quality: float | None = None
     shapes: int | None = None
     cancel: tuple[int, int] | None = None
@@ -115,7 +117,7 @@ def _setup(rng, kernels, dtype, *, poison):
 
 
 def build(setup):
-    """The decoder, prepared."""
+    """The runner."""
     config = families.decoder_config(tiny.hf_config(setup.family, **setup.overrides))
     made = Decoder(config, setup.diffusion, tiny.DTYPES[setup.dtype], torch.device("cpu"))
     tiny.randomise(made, setup.seed)
@@ -129,14 +131,14 @@ def build(setup):
     kind = setup.kernels
     fast = native.load(made.dtype, cache_directory()) if kind.startswith("native") else None
     if kind == "torch in blocks":
-        with mock.patch.object(probes, "attend_flash", side_effect=RuntimeError("as if torch had no such kernel")):
-            return made.prepare()
+        with mock.patch.object(select, "attend_flash", side_effect=RuntimeError("as if torch had no such kernel")):
+            return Runner.prepare(made)
     if kind == "torch unpacked":
-        return made.prepare(_Unpacked())
-    return made.prepare(fast, int8=kind.endswith("int8"), cheap_drafts=kind.endswith("cheap"))
+        return Runner.prepare(made, _Unpacked())
+    return Runner.prepare(made, fast, int8=kind.endswith("int8"), low_precision=kind.endswith("low precision"))
 
 
-class _Unpacked(Kernels):
+class _Unpacked(TorchKernels):
     """The kernels of a torch that cannot pack weights."""
 
     def packed(self, plain):

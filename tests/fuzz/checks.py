@@ -38,23 +38,23 @@ def run(case):
     """All jobs of a case."""
     findings, before = Findings(), torch.get_num_threads()
     try:
-        decoder = cases.build(case.setup)
+        runner = cases.build(case.setup)
         _count_case(findings.counts, case)
-        if not decoder.exact:
+        if not runner.exact:
             findings.counts["models whose bits the probes do not promise"] += 1
             return findings
-        judge = cases.build(case.setup) if case.together > 1 else decoder
+        judge = cases.build(case.setup) if case.together > 1 else runner
         if case.together > 1:  # before anything else ran on this decoder
-            answers = _together(decoder, case)
+            answers = _together(runner, case)
         truths = [
             autoregress(judge, request, case.limits, request.sampling.seed, tiny.text_of) for request in case.requests
         ]
         if case.together == 1:
-            answers = [_attempt(decoder, case, job, truths) for job in case.jobs]
+            answers = [_attempt(runner, case, job, truths) for job in case.jobs]
         for job, answer in zip(case.jobs, answers, strict=True):
-            _judge(decoder, case, job, answer, truths, findings)
+            _judge(runner, case, job, answer, truths, findings)
         again = replace(case.jobs[0], quality=None, shapes=None)
-        _judge(decoder, case, again, _attempt(decoder, case, again, truths), truths, findings)
+        _judge(runner, case, again, _attempt(runner, case, again, truths), truths, findings)
     except Exception:
         findings.failures.append(f"{case.setup}\n{traceback.format_exc()}")
     finally:
@@ -62,40 +62,40 @@ def run(case):
     return findings
 
 
-def _together(decoder, case):
+def _together(runner, case):
     """Jobs from several Python threads, which begin at once."""
     start = Barrier(case.together)
 
     def several(n):
         start.wait(timeout=60)
-        return [(i, _attempt(decoder, case, case.jobs[i])) for i in range(n, len(case.jobs), case.together)]
+        return [(i, _attempt(runner, case, case.jobs[i])) for i in range(n, len(case.jobs), case.together)]
 
     with ThreadPoolExecutor(case.together) as pool:
         found = dict(answer for answers in pool.map(several, range(case.together)) for answer in answers)
     return [found[n] for n in range(len(case.jobs))]
 
 
-def _attempt(decoder, case, job, truths=None):
+def _attempt(runner, case, job, truths=None):
     """What a job gives, or the exception that it raised."""
     torch.set_num_threads(job.threads)
     try:
-        return _decode(decoder, case, job, truths)
+        return _decode(runner, case, job, truths)
     except Exception:
         return traceback.format_exc()
 
 
-def _decode(decoder, case, job, truths=None):
+def _decode(runner, case, job, truths=None):
     """By request: tokens, reason, text."""
     found = {}
     with contextlib.ExitStack() as patches:
         if job.quality is not None:
             _script(patches, job.quality, [truths[n].tokens for n in job.order])
         if job.shapes is not None:
-            width = job.config.width or decoder.diffusion.block_size
+            width = job.config.width or runner.diffusion.block_size
             drafting = Drafting(width, planner=tiny.RandomPlanner(job.shapes, width))
             patches.enter_context(mock.patch.object(generate_module, "_drafting", lambda *_: drafting))
         asked = [case.requests[n] for n in job.order]
-        for step in generate(decoder, asked, job.config, case.limits, tiny.text_of, job.costs):
+        for step in generate(runner, asked, job.config, case.limits, tiny.text_of, job.costs):
             sequence, number = step.sequence, job.order[step.sequence.index]
             if job.cancel is not None and sequence.finish_reason is None:
                 which, after = job.cancel
@@ -114,7 +114,7 @@ def _script(patches, quality, truths):
         patches.enter_context(mock.patch.object(user, "propose_ahead", tiny.scripted_ahead(quality, truths)))
 
 
-def _judge(decoder, case, job, answer, truths, findings):
+def _judge(runner, case, job, answer, truths, findings):
     """Enter what a job gave, and whatever is wrong with it."""
     _count_job(findings.counts, job)
     if isinstance(answer, str):
@@ -129,7 +129,7 @@ def _judge(decoder, case, job, answer, truths, findings):
         findings.counts["tokens"] += len(tokens)
         wanted = truths[number].tokens, truths[number].finish_reason
         if job.config.rule == "rejection" and not request.sampling.greedy:
-            wanted = _alone(decoder, case, job, number)
+            wanted = _alone(runner, case, job, number)
         expected = wanted
         if reason == "cancelled":
             expected = wanted[0][: len(tokens)], reason
@@ -137,7 +137,7 @@ def _judge(decoder, case, job, answer, truths, findings):
             if (
                 job.config.rule == "rejection"
                 and not request.sampling.greedy
-                and not _recurs(decoder, case, job, number)
+                and not _recurs(runner, case, job, number)
             ):
                 findings.counts["differences under rejection that no other seed shows (rounding)"] += 1
                 continue
@@ -157,20 +157,20 @@ def _text(case, request, tokens):
     return text[: min(cuts)] if cuts else text
 
 
-def _alone(decoder, case, job, number):
+def _alone(runner, case, job, number):
     """Tokens and reason of a request that is decoded by itself."""
     alone = replace(job, config=replace(job.config, batch_size=1), order=(number,), cancel=None)
-    tokens, reason, _ = _decode(decoder, case, alone)[number]
+    tokens, reason, _ = _decode(runner, case, alone)[number]
     return tokens, reason
 
 
-def _recurs(decoder, case, job, number):
+def _recurs(runner, case, job, number):
     """Whether a difference under `rejection` shows with other seeds too."""
     for seed in range(OTHER_SEEDS):
         requests = [replace(r, sampling=replace(r.sampling, seed=seed)) for r in case.requests]
         other = replace(case, requests=tuple(requests))
-        found = _decode(decoder, other, replace(job, cancel=None))
-        if found[number][:2] != _alone(decoder, other, job, number):
+        found = _decode(runner, other, replace(job, cancel=None))
+        if found[number][:2] != _alone(runner, other, job, number):
             return True
     return False
 

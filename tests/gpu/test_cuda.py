@@ -6,12 +6,14 @@ import pytest
 import tiny
 import torch
 
-from orthrus.backends.native import kernels as native
+from orthrus.backends import select
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding import cycles
 from orthrus.decoding.engine import generate
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.runner.cuda_graphs import CUDAGraphs
+from orthrus.runner.runner import Runner
 from orthrus.training import objectives
 from orthrus.training.blocks import Blocks
 from orthrus.training.step import step
@@ -25,18 +27,18 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 @pytest.mark.parametrize("family", families.names())
 def test_every_cycle_equals_the_oracle(family, dtype, kernels, tmp_path):
     device = torch.device("cuda")
-    fast = native.fastest(tiny.DTYPES[dtype], device, tmp_path) if kernels == "Triton" else None
+    fast = select.fastest(tiny.DTYPES[dtype], device, tmp_path) if kernels == "Triton" else None
     config = families.decoder_config(tiny.hf_config(family))
-    decoder = Decoder(config, DiffusionConfig(8, tiny.MASK, 7), tiny.DTYPES[dtype], torch.device("cpu"))
-    decoder = tiny.on_device(tiny.randomise(decoder), device).prepare(fast)
-    assert decoder.exact
-    assert (decoder.kernels.name, decoder.attention.sees) == (kernels, kernels == "Triton")
-    assert decoder.graphs is not None
+    made = Decoder(config, DiffusionConfig(8, tiny.MASK, 7), tiny.DTYPES[dtype], torch.device("cpu"))
+    runner = Runner.prepare(tiny.on_device(tiny.randomise(made), device), fast)
+    assert runner.exact
+    assert (runner.kernels.name, runner.attention.ragged) == (kernels, kernels == "Triton")
+    assert isinstance(runner.executors[0], CUDAGraphs) == (kernels == "Triton")
     asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
-    truths = [tiny.oracle(decoder, request).tokens for request in asked]
+    truths = [tiny.oracle(runner, request).tokens for request in asked]
     for name in cycles.names():
         steps = generate(
-            decoder, asked, DecodingConfig(cycle=name, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["passes"]
+            runner, asked, DecodingConfig(cycle=name, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["passes"]
         )
         found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [found[n] for n in range(len(asked))] == truths
@@ -48,7 +50,7 @@ def test_a_training_step_is_that_of_the_cpu(family):
     blocks = Blocks(tokens, (0, 17), torch.tensor([3, 9, 26]), torch.tensor([17, 12, 40]), 8, 8)
     losses, gradients = [], []
     for device in ("cpu", "cuda"):
-        decoder = tiny.on_device(tiny.decoder(family, prepared=False), torch.device(device))
+        decoder = tiny.on_device(tiny.decoder(family), torch.device(device))
         parameters = trainable(decoder)
         outcome = step(decoder, blocks, objectives.load("kl"))
         outcome.loss.backward()

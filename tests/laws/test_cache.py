@@ -21,13 +21,13 @@ from orthrus.model import families
 pytestmark = pytest.mark.parametrize("family", families.names())
 
 
-def prefilled(decoder, tokens, pieces=(), slots=1, slot=0):
-    cache = decoder.new_cache(slots)
+def prefilled(runner, tokens, pieces=(), slots=1, slot=0):
+    cache = runner.new_cache(slots)
     rest = torch.tensor([tokens])
     for size in (*pieces, rest.shape[1]):
         piece, rest = rest[:, :size], rest[:, size:]
         if piece.shape[1]:
-            decoder.ar(piece, cache.window(slot, slot + 1), rows=[])
+            tiny.ar(runner, piece, cache.window(slot, slot + 1), rows=[])
             cache.commit(slot, cache.lengths[slot] + piece.shape[1])
     return cache
 
@@ -39,27 +39,27 @@ def committed(cache, slot=0):
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_diffuse_leaves_the_cache_untouched(family, dtype):
-    decoder = tiny.decoder(family, dtype)
-    cache = prefilled(decoder, tiny.request(70).prompt)
+    runner = tiny.runner(family, dtype)
+    cache = prefilled(runner, tiny.request(70).prompt)
     before, lengths = committed(cache), list(cache.lengths)
-    decoder.diffuse([5], 8, cache.window(0, 1), rows=7)
+    runner.diffuse([5], 8, cache.window(0, 1), rows=7)
     assert cache.lengths == lengths
     assert all(torch.equal(a, b) for a, b in zip(before, committed(cache), strict=True))
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype):
-    decoder, request = tiny.decoder(family, dtype), tiny.request(530, new=40)
+    runner, request = tiny.runner(family, dtype), tiny.request(530, new=40)
     sequence = Sequence(0, request, tiny.LIMITS)
-    cache = decoder.new_cache(1)
-    prefill(decoder, cache, sequence, 0, exact)
+    cache = runner.new_cache(1)
+    prefill(runner, cache, sequence, 0, exact)
     run = cycles.load("two-pass").run
     while sequence.finish_reason is None:
-        run(decoder, cache, [sequence], Drafting(8), exact)
+        run(runner, cache, [sequence], Drafting(8), exact)
     tokens = (*request.prompt, *sequence.tokens[:-1])
     assert cache.lengths[0] == len(tokens)
     for pieces in ((), (1, 2, 3, 500), (512,), (37,) * 10):
-        fresh = prefilled(decoder, tokens, pieces)
+        fresh = prefilled(runner, tokens, pieces)
         for kept, recomputed in zip(committed(cache), committed(fresh), strict=True):
             assert torch.equal(kept, recomputed), f"pieces {pieces}"
 
@@ -67,16 +67,16 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
 @pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype, cycle):
-    decoder = tiny.decoder(family, dtype)
+    runner = tiny.runner(family, dtype)
     asked = [
         tiny.request(3 + 60 * n, 10 + 5 * n, n, SamplingParams(temperature=0.9 * (n % 2), seed=n)) for n in range(6)
     ]
-    alone = [tiny.oracle(decoder, request).tokens for request in asked]
+    alone = [tiny.oracle(runner, request).tokens for request in asked]
     for seed, batch in ((1, 2), (2, 3), (3, 6)):
         order = list(range(6))
         random.Random(seed).shuffle(order)
         config = DecodingConfig(cycle=cycle, batch_size=batch)
-        steps = generate(decoder, [asked[n] for n in order], config, tiny.LIMITS, costs=tiny.COSTS["rows"])
+        steps = generate(runner, [asked[n] for n in order], config, tiny.LIMITS, costs=tiny.COSTS["rows"])
         done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [done[order.index(n)] for n in range(6)] == alone
 
@@ -84,12 +84,12 @@ def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype, cycle)
 @pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
 def test_nor_do_they_by_rejection(family, cycle):
     """In fp32, where a diffusion row too is the same in every batch up to rounding."""
-    decoder = tiny.decoder(family)
+    runner = tiny.runner(family)
     asked = [tiny.request(5 + 40 * n, 24, n, SamplingParams(temperature=0.7, seed=n)) for n in range(4)]
     found = []
     for batch in (1, 2, 4):
         config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
-        steps = generate(decoder, asked, config, tiny.LIMITS, costs=tiny.COSTS["rows"])
+        steps = generate(runner, asked, config, tiny.LIMITS, costs=tiny.COSTS["rows"])
         done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         found.append([done[n] for n in range(4)])
     assert found[0] == found[1] == found[2]
@@ -98,13 +98,13 @@ def test_nor_do_they_by_rejection(family, cycle):
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_two_pass_cycles_equal_their_replay(family, temperature):
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
-    decoder, request = tiny.decoder(family), tiny.request(20, new=200, sampling=params)
-    kept = [s.kept for s in generate(decoder, [request], DecodingConfig(cycle="two-pass"), tiny.LIMITS)]
+    runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
+    kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="two-pass"), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     position, replayed = len(request.prompt), []
     while position < len(text) - 1:
-        cache = prefilled(decoder, text[:position])
-        logits = decoder.diffuse([text[position]], 8, cache.window(0, 1), rows=7)[0]
+        cache = prefilled(runner, text[:position])
+        logits = runner.diffuse([text[position]], 8, cache.window(0, 1), rows=7)[0]
         if temperature:
             shared = [noise.gumbel(position + 1 + row, tiny.VOCAB) for row in range(7)]
             logits = logits / temperature + torch.stack(shared)
@@ -120,13 +120,13 @@ def test_two_pass_cycles_equal_their_replay(family, temperature):
 def test_one_pass_cycles_equal_their_replay(family, temperature):
     """Full width, every candidate: the drafts of a cycle are those of the block rooted at the last accepted token."""
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
-    decoder, request = tiny.decoder(family), tiny.request(20, new=200, sampling=params)
-    kept = [s.kept for s in generate(decoder, [request], DecodingConfig(cycle="one-pass"), tiny.LIMITS)]
+    runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
+    kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="one-pass"), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     length, root, replayed = len(request.prompt) + 1, len(request.prompt) - 1, []
     while length < len(text):
-        cache = prefilled(decoder, text[:root])
-        logits = decoder.diffuse([text[root]], 8, cache.window(0, 1), rows=7)[0][length - 1 - root :]
+        cache = prefilled(runner, text[:root])
+        logits = runner.diffuse([text[root]], 8, cache.window(0, 1), rows=7)[0][length - 1 - root :]
         if temperature:
             shared = [noise.gumbel(length + row, tiny.VOCAB) for row in range(len(logits))]
             logits = logits / temperature + torch.stack(shared)
@@ -141,15 +141,15 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
 
 
 def test_extra_memory_of_drafting_does_not_grow_with_context(family):
-    decoder, extra = tiny.decoder(family, "fp32", 8, prepared=False), {}
+    runner, extra = tiny.runner(family, "fp32", 8, prepared=False), {}
     for context in (612, 1636):  # both beyond one key block, at the same place in one
         peaks = {}
         for name in ("ar", "two-pass", "one-pass"):
             sequence = Sequence(0, tiny.request(context, new=50), tiny.LIMITS)
-            cache = decoder.new_cache(1)
-            prefill(decoder, cache, sequence, 0, exact, 8 if name == "one-pass" else 0)
+            cache = runner.new_cache(1)
+            prefill(runner, cache, sequence, 0, exact, 8 if name == "one-pass" else 0)
             with PeakBytes() as counted:
-                cycles.load(name).run(decoder, cache, [sequence], Drafting(8), exact)
+                cycles.load(name).run(runner, cache, [sequence], Drafting(8), exact)
             peaks[name] = counted.peak + cache.bytes
         extra[context] = [peaks[name] - peaks["ar"] for name in ("two-pass", "one-pass")]
     assert extra[612] == extra[1636]

@@ -69,18 +69,18 @@ def script(monkeypatch, quality, truths):
         monkeypatch.setattr(user, "propose_ahead", tiny.scripted_ahead(quality, truths))
 
 
-def run(decoder, requests, case, monkeypatch, truths):
+def run(runner, requests, case, monkeypatch, truths):
     if case["quality"] is not None:
         script(monkeypatch, case["quality"], truths)
     config = DecodingConfig(cycle=case["cycle"], batch_size=case["batch"])
-    steps = generate(decoder, requests, config, tiny.LIMITS, tiny.text_of, tiny.COSTS[case["costs"]])
+    steps = generate(runner, requests, config, tiny.LIMITS, tiny.text_of, tiny.COSTS[case["costs"]])
     finished = {s.sequence.index: s.sequence for s in steps}
     return [finished[index] for index in range(len(requests))]
 
 
 def test_every_cycle_equals_the_oracle(case, monkeypatch):
-    decoder = tiny.decoder(case["family"], case["dtype"], case["block"], kernels=case["kernels"])
-    assert decoder.exact, "the probes found no layout whose bits hold here"
+    runner = tiny.runner(case["family"], case["dtype"], case["block"], kernels=case["kernels"])
+    assert runner.exact, "the probes found no layout whose bits hold here"
     requests = [
         tiny.request(length, new, seed, SamplingParams(seed=seed, **SAMPLINGS[case["sampling"]]), **stop)
         for seed, (length, new, stop) in enumerate(
@@ -92,8 +92,8 @@ def test_every_cycle_equals_the_oracle(case, monkeypatch):
             ]
         )
     ]
-    truths = [tiny.oracle(decoder, request) for request in requests]
-    sequences = run(decoder, requests, case, monkeypatch, [truth.tokens for truth in truths])
+    truths = [tiny.oracle(runner, request) for request in requests]
+    sequences = run(runner, requests, case, monkeypatch, [truth.tokens for truth in truths])
     for sequence, truth in zip(sequences, truths, strict=True):
         assert sequence.tokens == truth.tokens
         assert sequence.finish_reason == truth.finish_reason
@@ -104,25 +104,25 @@ def test_every_cycle_equals_the_oracle(case, monkeypatch):
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family, dtype, kernels):
-    decoder, request = tiny.decoder(family, dtype, 32, kernels=kernels), tiny.request(length=500, new=31)
-    truth = tiny.oracle(decoder, request, logits=True)
-    cache = decoder.new_cache(1)
+    runner, request = tiny.runner(family, dtype, 32, kernels=kernels), tiny.request(length=500, new=31)
+    truth = tiny.oracle(runner, request, logits=True)
+    cache = runner.new_cache(1)
     prompt = torch.tensor([request.prompt])
-    decoder.ar(prompt, cache.window(0, 1), rows=[0])
+    tiny.ar(runner, prompt, cache.window(0, 1), rows=[0])
     cache.commit(0, prompt.shape[1])
-    rows = decoder.ar(torch.tensor([truth.tokens[:-1]]), cache.window(0, 1))[0]
+    rows = tiny.ar(runner, torch.tensor([truth.tokens[:-1]]), cache.window(0, 1))[0]
     assert torch.equal(rows, truth.logits_NV[1:])
 
 
 @pytest.mark.parametrize(("width", "new"), [(8, 40), (8, 44), (2, 9), (5, 31)])
 def test_perfect_drafts_take_exactly_the_fewest_passes(monkeypatch, width, new):
     """One pass: the prefill and ceil((N - 1) / (m + 1)); two passes: twice as many cycles."""
-    decoder, request = tiny.decoder("qwen3"), tiny.request(11, new)
-    truth = tiny.oracle(decoder, request).tokens
+    runner, request = tiny.runner("qwen3"), tiny.request(11, new)
+    truth = tiny.oracle(runner, request).tokens
     script(monkeypatch, 1.0, [truth])
     for name in ("one-pass", "two-pass"):
         config = DecodingConfig(cycle=name, width=width)
-        (done,) = [s.sequence for s in generate(decoder, [request], config, tiny.LIMITS) if s.sequence.finish_reason]
+        (done,) = [s.sequence for s in generate(runner, [request], config, tiny.LIMITS) if s.sequence.finish_reason]
         assert done.tokens == truth
         offered = min(width, 7) - (name == "one-pass")
         cycles_needed = -(-(len(truth) - 1) // (offered + 1))

@@ -48,7 +48,7 @@ def test_a_file_is_read_as_its_reader_reads_it(good):
     made = load(good)
     assert (made.decoder.config.layers, made.decoder.config.kv_heads, made.end_token_ids) == (2, 2, {319})
     assert hub.describe(str(good)).backbone == made.backbone
-    assert made.decoder.stack[1].gate_up.blocks is None
+    assert made.decoder.decoder_layers[1].gate_up.blocks is None
     assert made.decoder.head.blocks.type == "Q8_0"
 
 

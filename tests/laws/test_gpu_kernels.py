@@ -1,4 +1,4 @@
-"""The kernels for GPUs against their slow twins, in Triton's interpreter: what they compute, not how fast."""
+"""The kernels for GPUs against the reference implementation, in Triton's interpreter: results, not speed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import pytest
 import tiny
 import torch
 
-from orthrus.backends.invariance import AttentionChoice, masked
-from orthrus.backends.linears import MOST_ROWS, Linear, RowRule
-from orthrus.backends.torch import Kernels, Places, Sight
+from orthrus.backends.interface import MAX_ROWS, AttentionChoice, RowRule
+from orthrus.backends.select import masked
+from orthrus.backends.torch import TorchKernels
+from orthrus.batch import AttentionMetadata, SlotMapping
+from orthrus.model.layers import Linear
+from orthrus.runner.runner import Runner
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for CUDA, and with the extra `dev`")
 from orthrus.backends.triton import kernels as gpu
@@ -16,7 +19,7 @@ from orthrus.backends.triton import kernels as gpu
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, tests/gpu runs them compiled")
 
 TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}
-FAST, SLOW = gpu.TritonKernels(), Kernels()
+FAST, SLOW = gpu.TritonKernels(), TorchKernels()
 
 
 @pytest.fixture(params=list(tiny.DTYPES), name="precision")
@@ -32,7 +35,7 @@ def values(*shape, precision):
 def test_norm_and_gate(precision, size):
     x, delta, weight = (values(*shape, precision=precision) for shape in ((5, size), (5, size), (size,)))
     ours, theirs = x.clone(), x.clone()
-    found, expected = FAST.add_norm(ours, delta, weight, 1e-5), SLOW.add_norm(theirs, delta, weight, 1e-5)
+    (_, found), (_, expected) = FAST.add_norm(ours, delta, weight, 1e-5), SLOW.add_norm(theirs, delta, weight, 1e-5)
     torch.testing.assert_close(ours, theirs, **TOLERANCES[precision])
     torch.testing.assert_close(found, expected, **TOLERANCES[precision])
     torch.testing.assert_close(FAST.norm(x, weight, 1e-5), SLOW.norm(x, weight, 1e-5), **TOLERANCES[precision])
@@ -53,18 +56,18 @@ def test_the_integer_product_is_exact(precision, bias):
 
 
 @pytest.mark.parametrize("with_norms", [True, False])
-def test_place(precision, with_norms):
+def test_rope_and_cache_write(precision, with_norms):
     H, G, E, N = 4, 2, 16, 5
     qkv = values(N, (H + 2 * G) * E, precision=precision)
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     angles = torch.rand(N, 1, E // 2)
     cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
     table = torch.tensor([[0, 2, 3, 4, 7], [0, 0, 1, 1, 1], [9, 4, 0, 1, 30]])
-    places = Places(table, cos, sin, (2, 4), 1e-6)
+    places = SlotMapping(table, cos, sin, (2, 4), 1e-6)
     outcomes = []
     for kernels in (FAST, SLOW):
         keys, held = (torch.zeros(3, 2, G, 32, E, dtype=qkv.dtype)[1] for _ in range(2))  # as a layer of a cache
-        outcomes.append((kernels.place(qkv, norms, places, keys, held), keys, held))
+        outcomes.append((kernels.rope_and_cache_write(qkv, norms, places, keys, held), keys, held))
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCES[precision])
 
@@ -78,7 +81,7 @@ def test_attention_over_what_each_row_sees(dtype, heads, kv_heads, size, rows):
     keys, held = (torch.randn(2, kv_heads, T, size).to(dtype) for _ in range(2))
     runs = [[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]
     seen = [*range(300 + rows, 300, -1), 2, 1, *[517] * 4]
-    found = FAST.attend(q, keys, held, Sight(torch.tensor(runs), torch.tensor(seen), rows))
+    found = FAST.attend(q, keys, held, AttentionMetadata(torch.tensor(runs), torch.tensor(seen), rows))
     visible = torch.arange(T)[None] < torch.tensor(seen)[:, None]
     visible[rows + 2 :, 600:604] = True
     sequences = torch.tensor([0] * rows + [1] * 6)
@@ -89,7 +92,7 @@ def test_attention_over_what_each_row_sees(dtype, heads, kv_heads, size, rows):
         found.float(), expected.flatten(1), atol=2e-5 if dtype == torch.float32 else 4e-3, rtol=1e-3
     )
     alone = FAST.attend(
-        q[rows + 2 :], keys, held, Sight(torch.tensor([[0, 4, 1, 600, 604]]), torch.tensor([517] * 4), 4)
+        q[rows + 2 :], keys, held, AttentionMetadata(torch.tensor([[0, 4, 1, 600, 604]]), torch.tensor([517] * 4), 4)
     )
     assert torch.equal(alone, found[rows + 2 :])
 
@@ -97,22 +100,21 @@ def test_attention_over_what_each_row_sees(dtype, heads, kv_heads, size, rows):
 @torch.inference_mode()
 def test_a_pass_of_both_views():
     """Without the probe of attention, which takes an hour in the interpreter."""
-    rule = RowRule(1, MOST_ROWS)
+    rule = RowRule(1, MAX_ROWS)
     rows, outcomes = [[5, 6, 7], [9]], []
     for kernels in (FAST, None):
-        decoder = tiny.decoder("qwen3", "fp32", prepared=False)
-        if kernels is not None:
-            decoder.kernels, decoder.attention = (
-                FAST,
-                AttentionChoice(masked(FAST), rule, 64, single_row=True, sees=True),
-            )
-        cache = decoder.new_cache(2)
+        decoder, attention = (
+            tiny.decoder("qwen3"),
+            AttentionChoice(masked(FAST), rule, 64, single_row=True, ragged=True),
+        )
+        runner = Runner(decoder) if kernels is None else Runner(decoder, FAST, attention)
+        cache = runner.new_cache(2)
         cache.reserve(64)
         generator = torch.Generator().manual_seed(0)
         for stored in (cache.keys, cache.values):
             stored[:, :, :, :20] = torch.randn(stored[:, :, :, :20].shape, generator=generator)
         cache.commit(0, 20)
         cache.commit(1, 3)
-        outcomes.append(decoder.ar_and_diffuse(rows, (0, 2), 3, cache.window(0, 2), blocks=(2, 1)))
+        outcomes.append(runner.ar_and_diffuse(rows, [(0, 2), (0,)], 3, cache.window(0, 2)))
     for ours, theirs in zip(*(logits + blocks for logits, blocks in outcomes), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

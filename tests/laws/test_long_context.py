@@ -25,6 +25,7 @@ from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
 from orthrus.model import families
 from orthrus.model.rope import RopeTable
+from orthrus.runner.runner import Runner
 
 LENGTHS = (513, 700, 1025, 1100, 1537, 1600, 2049, 4000)
 LONG = 4000
@@ -34,7 +35,7 @@ def attentions(precision, size):
     """All that attend on a CPU, by name."""
     found = {"flash": attend_flash, "in blocks": attend_in_blocks}
     kernels = native.load(tiny.DTYPES[precision], cache_directory())
-    if kernels is not None and kernels.sees(size):
+    if kernels is not None and kernels.supports_ragged_attention(size):
         found["native"] = masked(kernels)
     return found
 
@@ -52,7 +53,7 @@ def test_attention_reaches_every_key_of_a_long_context(precision, heads, kv_head
         k[0, :, key] *= 3
         aimed = 2 * size**0.5 * torch.nn.functional.normalize(k[0, :, key].float(), dim=-1)
         q[0, row] = aimed.repeat_interleave(heads // kv_heads, 0).to(q)
-    bias = causal_bias([length - R], R, R, span, q).view
+    bias = causal_bias([length - R], R, R, span, q)
     dense = scaled_dot_product_attention(
         q.transpose(1, 2).float(), k.float(), v.float(), bias.float().clone(), enable_gqa=True
     )[0].transpose(0, 1)
@@ -64,14 +65,14 @@ def test_attention_reaches_every_key_of_a_long_context(precision, heads, kv_head
         )
 
 
-def in_pieces(decoder, cache, tokens, sizes=(512,)):
+def in_pieces(runner, cache, tokens, sizes=(512,)):
     """Logits of all rows of `tokens`, cached piece by piece; the last size repeats."""
     found, rest = [], torch.tensor([tokens])
     for n in range(len(tokens)):
         if not rest.shape[1]:
             break
         size = sizes[min(n, len(sizes) - 1)]
-        found.append(decoder.ar(rest[:, :size], cache.window(0, 1))[0])
+        found.append(tiny.ar(runner, rest[:, :size], cache.window(0, 1))[0])
         cache.commit(0, cache.lengths[0] + len(found[-1]))
         rest = rest[:, size:]
     return torch.cat(found)
@@ -91,9 +92,9 @@ def peer(request, tmp_path_factory):
 def test_logits_of_long_prompts_equal_those_of_transformers(peer, kernels):
     directory, tokens, expected = peer
     fast = native.load(torch.float32, cache_directory()) if kernels == "native" else None
-    decoder = hub.load_decoder(directory, torch.float32).prepare(fast)
-    torch.testing.assert_close(in_pieces(decoder, decoder.new_cache(1), tokens), expected, atol=1e-4, rtol=1e-4)
-    found = in_pieces(decoder, decoder.new_cache(1), tokens[:1500], (11, 512, 300))
+    runner = Runner.prepare(hub.load_decoder(directory, torch.float32), fast)
+    torch.testing.assert_close(in_pieces(runner, runner.new_cache(1), tokens), expected, atol=1e-4, rtol=1e-4)
+    found = in_pieces(runner, runner.new_cache(1), tokens[:1500], (11, 512, 300))
     torch.testing.assert_close(found, expected[:1500], atol=1e-4, rtol=1e-4)
 
 
@@ -103,12 +104,12 @@ def test_logits_of_long_prompts_equal_those_of_transformers(peer, kernels):
 )
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_a_row_alone_has_the_bits_of_the_whole_prompt_at_long_positions(family, dtype, kernels):
-    decoder, tokens = tiny.decoder(family, dtype, kernels=kernels), tiny.request(2047).prompt
-    whole_cache, cache = decoder.new_cache(1), decoder.new_cache(1)
-    whole = in_pieces(decoder, whole_cache, tokens)
+    runner, tokens = tiny.runner(family, dtype, kernels=kernels), tiny.request(2047).prompt
+    whole_cache, cache = runner.new_cache(1), runner.new_cache(1)
+    whole = in_pieces(runner, whole_cache, tokens)
     sizes = [512, 508, *[1] * 11, 499, *[1] * 16, 500, 1]  # one by one at 1020 to 1030, 1530 to 1545 and 2046
     assert sum(sizes) == len(tokens)
-    found = in_pieces(decoder, cache, tokens, sizes)
+    found = in_pieces(runner, cache, tokens, sizes)
     different = (found != whole).any(dim=1).nonzero().flatten().tolist()
     assert different == []
     for one, other in ((whole_cache.keys, cache.keys), (whole_cache.values, cache.values)):
@@ -136,7 +137,7 @@ def test_rotations_are_those_of_their_positions_however_the_table_grew(scaling):
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 1024, 1025, 1700])
 def test_growing_keeps_all_positions_and_moving_copies_all_of_them(dtype, length):
-    cache = KVCache(tiny.decoder("llama").config, 3, tiny.DTYPES[dtype], torch.device("cpu"))
+    cache = KVCache(tiny.runner("llama").config, 3, tiny.DTYPES[dtype], torch.device("cpu"))
     cache.reserve(1700)
     with torch.inference_mode():
         cache.keys.copy_(torch.randn(cache.keys.shape))
@@ -157,12 +158,12 @@ def test_growing_keeps_all_positions_and_moving_copies_all_of_them(dtype, length
 @pytest.mark.parametrize("cycle", cycles.names())
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_long_sequences_that_change_their_slots_write_the_oracles_tokens(monkeypatch, dtype, cycle):
-    decoder, moved = tiny.decoder("qwen3", dtype), []
+    runner, moved = tiny.runner("qwen3", dtype), []
     asked = [
         tiny.request(length, new, seed, SamplingParams(temperature=0.8 * (seed % 2), seed=seed))
         for seed, (length, new) in enumerate([(40, 3), (530, 30), (1100, 12), (1030, 26), (1015, 30), (505, 25)])
     ]
-    truths = [tiny.oracle(decoder, request).tokens for request in asked]
+    truths = [tiny.oracle(runner, request).tokens for request in asked]
     move = KVCache.move
 
     def spied(cache, source, target):
@@ -170,7 +171,7 @@ def test_long_sequences_that_change_their_slots_write_the_oracles_tokens(monkeyp
         move(cache, source, target)
 
     monkeypatch.setattr(KVCache, "move", spied)
-    steps = generate(decoder, asked, DecodingConfig(cycle=cycle, batch_size=3), tiny.LIMITS, costs=tiny.COSTS["passes"])
+    steps = generate(runner, asked, DecodingConfig(cycle=cycle, batch_size=3), tiny.LIMITS, costs=tiny.COSTS["passes"])
     done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
     assert [done[n] for n in range(len(asked))] == truths
     assert min(moved) < 1024 < max(moved), "no sequence beyond two blocks of keys changed its slot"
@@ -184,7 +185,7 @@ def test_the_real_model_writes_the_same_up_to_the_end_of_its_context():
     prompt = tuple(model.tokenizer(text).input_ids[: most - 12])
     assert len(prompt) == most - 12 == 8180
     request = Request(prompt, SamplingParams(), StopConditions(max_new_tokens=100))
-    cache, first = model.decoder.new_cache(1), Sequence(0, request, model.limits)
+    cache, first = model.runner.new_cache(1), Sequence(0, request, model.limits)
     prefill(model.decoder, cache, first, 0, exact)
     found = {}
     for name in ("ar", "two-pass", "one-pass"):

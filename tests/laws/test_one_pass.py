@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from orthrus.model import families
+from orthrus.runner.native import NativeForward
 
 LENGTHS = (20, 0, 33)
 CANDIDATES = [0, 2, 5]
@@ -16,13 +17,13 @@ CANDIDATES = [0, 2, 5]
 ROWS, WIDTH = 6, 4
 
 
-def prepared(decoder):
+def prepared(runner):
     """Tokens of the AR rows, and a cache in which the sequences have different lengths."""
     texts = [tiny.request(length + ROWS, seed=n).prompt for n, length in enumerate(LENGTHS)]
-    cache = decoder.new_cache(len(texts))
+    cache = runner.new_cache(len(texts))
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         if length:
-            decoder.ar(torch.tensor([text[:length]]), cache.window(slot, slot + 1), rows=[])
+            tiny.ar(runner, torch.tensor([text[:length]]), cache.window(slot, slot + 1), rows=[])
         cache.commit(slot, length)
     return texts, torch.tensor([text[-ROWS:] for text in texts]), cache
 
@@ -31,10 +32,10 @@ def prepared(decoder):
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
-    decoder = tiny.decoder(family, dtype, kernels=kernels)
-    (_, rows, plain), (_, _, shared) = prepared(decoder), prepared(decoder)
-    expected = decoder.ar(rows, plain.window(0, 3))
-    found, _ = decoder.ar_and_diffuse(rows.tolist(), CANDIDATES, WIDTH, shared.window(0, 3))
+    runner = tiny.runner(family, dtype, kernels=kernels)
+    (_, rows, plain), (_, _, shared) = prepared(runner), prepared(runner)
+    expected = tiny.ar(runner, rows, plain.window(0, 3))
+    found, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared.window(0, 3))
     assert torch.equal(torch.stack(found), expected)
     assert shared.lengths == list(LENGTHS)
     for slot, length in enumerate(LENGTHS):
@@ -47,72 +48,71 @@ def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
 @pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize(("counts", "blocks"), [((6, 1, 3), (2, 0, 3)), ((1, 5, 2), (0, 0, 0)), ((1, 1, 1), (1, 1, 0))])
 def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dtype, kernels, counts, blocks):
-    decoder = tiny.decoder(family, dtype, kernels=kernels)
-    texts, rows, cache = prepared(decoder)
+    runner = tiny.runner(family, dtype, kernels=kernels)
+    texts, rows, cache = prepared(runner)
     held = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
-    logits, found = decoder.ar_and_diffuse(held, range(3), WIDTH, cache.window(0, 3), blocks=blocks)
+    logits, found = runner.ar_and_diffuse(held, [range(count) for count in blocks], WIDTH, cache.window(0, 3))
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
-        alone = decoder.new_cache(1)
+        alone = runner.new_cache(1)
         if length:
-            decoder.ar(torch.tensor([text[:length]]), alone.window(0, 1), rows=[])
+            tiny.ar(runner, torch.tensor([text[:length]]), alone.window(0, 1), rows=[])
         alone.commit(0, length)
         row = torch.tensor([held[slot]])
-        expected = decoder.ar(row, alone.window(0, 1))[0]
+        expected = tiny.ar(runner, row, alone.window(0, 1))[0]
         assert torch.equal(logits[slot], expected)
         assert torch.equal(
             cache.keys[:, slot, :, : length + counts[slot]], alone.keys[:, 0, :, : length + counts[slot]]
         )
         assert found[slot].shape[:2] == (blocks[slot], WIDTH)
         if blocks[slot]:
-            _, (beside,) = decoder.ar_and_diffuse([held[slot]], range(blocks[slot]), WIDTH, alone.window(0, 1))
+            _, (beside,) = runner.ar_and_diffuse([held[slot]], [range(blocks[slot])], WIDTH, alone.window(0, 1))
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(found[slot], beside, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_cheap_drafts_move_no_bit_of_an_ar_row_and_draft_much_the_same(family, dtype):
+def test_low_precision_drafts_move_no_bit_of_an_ar_row_and_stay_close(family, dtype):
     """The view is rounded to four bits, all else at most to eight."""
-    forms = ("native", "native rounded", "native cheap")
-    full, rounded, cheap = (tiny.decoder(family, dtype, kernels=kernels) for kernels in forms)
-    if cheap.drafting_head is None:
-        pytest.skip("this processor has no cheaper form")
+    forms = ("native", "native rounded", "native low precision")
+    full, rounded, low = (tiny.runner(family, dtype, kernels=kernels) for kernels in forms)
+    if low.draft_weights.head is None:
+        pytest.skip("this processor has no low-precision form")
     found = []
-    for decoder in (full, rounded, cheap):
-        _, rows, cache = prepared(decoder)
-        logits, _ = decoder.ar_and_diffuse(rows.tolist(), range(3), WIDTH, cache.window(0, 3))
-        drafts = decoder.diffuse(rows[:, 0].tolist(), WIDTH, cache.window(0, 3), rows=WIDTH)
+    for runner in (full, rounded, low):
+        _, rows, cache = prepared(runner)
+        logits, _ = runner.ar_and_diffuse(rows.tolist(), [range(3)] * 3, WIDTH, cache.window(0, 3))
+        drafts = runner.diffuse(rows[:, 0].tolist(), WIDTH, cache.window(0, 3), rows=WIDTH)
         found.append((torch.stack(logits), drafts.float()))
-    (logits, drafts), (_, with_rounded_view), (beside_cheap, made_cheaply) = found
-    assert torch.equal(logits, beside_cheap)
-    assert 0 < (made_cheaply - with_rounded_view).norm() / drafts.norm() < 0.08
-    assert (made_cheaply - drafts).norm() / drafts.norm() < 0.27
+    (logits, drafts), (_, with_rounded_view), (low_logits, low_drafts) = found
+    assert torch.equal(logits, low_logits)
+    assert 0 < (low_drafts - with_rounded_view).norm() / drafts.norm() < 0.08
+    assert (low_drafts - drafts).norm() / drafts.norm() < 0.27
 
 
-@pytest.mark.parametrize("kernels", ["native", "native int8", "native cheap"])
+@pytest.mark.parametrize("kernels", ["native", "native int8", "native low precision"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_all_layers_in_one_call_have_the_bits_of_one_by_one(monkeypatch, family, dtype, kernels):
-    decoder = tiny.decoder(family, dtype, kernels=kernels)
-    if decoder.fused[False] is None:
-        pytest.skip("this processor has no fused kernel")
+def test_the_native_executor_has_the_bits_of_the_eager_one(family, dtype, kernels):
+    native = tiny.runner(family, dtype, kernels=kernels)
+    if not isinstance(native.executors[0], NativeForward):
+        pytest.skip("this processor has no native executor")
     found = []
-    for fused in (decoder.fused, {False: None, True: None}):
-        monkeypatch.setattr(decoder, "fused", fused)
-        _, rows, cache = prepared(decoder)
+    for runner in (native, native.eager()):
+        _, rows, cache = prepared(runner)
         held = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]
-        logits, blocks = decoder.ar_and_diffuse(held, range(3), WIDTH, cache.window(0, 3), blocks=(3, 0, 2))
-        drafts = decoder.diffuse([5, None, 7], WIDTH, cache.window(0, 3), rows=WIDTH)
+        logits, blocks = runner.ar_and_diffuse(held, [range(3), (), range(2)], WIDTH, cache.window(0, 3))
+        drafts = runner.diffuse([5, None, 7], WIDTH, cache.window(0, 3), rows=WIDTH)
         found.append([*logits, *blocks, drafts, cache.keys.clone(), cache.values.clone()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_only_sequences_with_a_root_draft():
-    decoder = tiny.decoder("qwen3")
-    _, rows, cache = prepared(decoder)
+    runner = tiny.runner("qwen3")
+    _, rows, cache = prepared(runner)
     roots = rows[:, 0].tolist()
-    whole = decoder.diffuse(roots, WIDTH, cache.window(0, 3), rows=WIDTH)
-    some = decoder.diffuse([roots[0], None, roots[2]], WIDTH, cache.window(0, 3), rows=WIDTH)
+    whole = runner.diffuse(roots, WIDTH, cache.window(0, 3), rows=WIDTH)
+    some = runner.diffuse([roots[0], None, roots[2]], WIDTH, cache.window(0, 3), rows=WIDTH)
     torch.testing.assert_close(some, whole[[0, 2]], atol=1e-5, rtol=1e-5)
 
 
@@ -120,28 +120,28 @@ def test_only_sequences_with_a_root_draft():
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, width):
-    decoder = tiny.decoder(family, dtype)
-    texts, rows, cache = prepared(decoder)
-    _, blocks = decoder.ar_and_diffuse(rows.tolist(), CANDIDATES, width, cache.window(0, 3))
+    runner = tiny.runner(family, dtype)
+    texts, rows, cache = prepared(runner)
+    _, blocks = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, width, cache.window(0, 3))
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         for number, row in enumerate(CANDIDATES):
-            fresh = decoder.new_cache(1)
+            fresh = runner.new_cache(1)
             if length + row:
-                decoder.ar(torch.tensor([text[: length + row]]), fresh.window(0, 1), rows=[])
+                tiny.ar(runner, torch.tensor([text[: length + row]]), fresh.window(0, 1), rows=[])
             fresh.commit(0, length + row)
-            expected = decoder.diffuse([text[length + row]], width, fresh.window(0, 1), rows=width)
-            found = decoder.logits(blocks[slot][number][None])
+            expected = runner.diffuse([text[length + row]], width, fresh.window(0, 1), rows=width)
+            found = runner.logits(blocks[slot][number])[None]
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_threads_may_share_a_decoder():
     """The native call lets go of the interpreter: two passes at once must not share its workspace."""
-    decoder = tiny.decoder("qwen3", "bf16")
+    runner = tiny.runner("qwen3", "bf16")
     prompts = [torch.tensor([tiny.request(60, seed=n).prompt]) for n in range(4)]
 
     def run(prompt):
-        return [decoder.ar(prompt, decoder.new_cache(1).window(0, 1)) for _ in range(30)]
+        return [tiny.ar(runner, prompt, runner.new_cache(1).window(0, 1)) for _ in range(30)]
 
     expected = [run(prompt)[0] for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
@@ -150,17 +150,18 @@ def test_threads_may_share_a_decoder():
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_a_decided_pass_has_the_logits_that_would_be_made_later(dtype):
-    decoder = tiny.decoder("qwen3", dtype)
+def test_eager_logits_are_those_computed_later(dtype):
+    runner = tiny.runner("qwen3", dtype)
     outcomes = []
-    for decided in (False, True):
-        _, rows, cache = prepared(decoder)
+    for eager in (False, True):
+        _, rows, cache = prepared(runner)
         outcomes.append(
-            decoder.ar_and_diffuse(
-                rows.tolist(), CANDIDATES, WIDTH, cache.window(0, 3), blocks=(3, 0, 2), decided=decided
+            runner.ar_and_diffuse(
+                rows.tolist(), [CANDIDATES, (), CANDIDATES[:2]], WIDTH, cache.window(0, 3), eager_logits=eager
             )
         )
     (late, hidden), (early, logits) = outcomes
     assert all(torch.equal(a, b) for a, b in zip(late, early, strict=True))
     assert [block.shape[0] for block in logits] == [3, 0, 2]
-    assert all(torch.equal(decoder.logits(a), b) for a, b in zip(hidden, logits, strict=True) if len(a))
+    for late_block, early_block in zip(hidden, logits, strict=True):
+        assert torch.equal(runner.logits(late_block.flatten(0, 1)), early_block.flatten(0, 1))

@@ -12,7 +12,7 @@ from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
 from orthrus.model import families
 
@@ -25,20 +25,20 @@ auto = importlib.import_module("orthrus.decoding.cycles.auto")
 @pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize("seed", range(3))
 def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality, seed):
-    decoder, rng = tiny.decoder(family, dtype), random.Random(seed)
+    runner, rng = tiny.runner(family, dtype), random.Random(seed)
     requests = []
     for n in range(5):
         sampling = SamplingParams(temperature=rng.choice([0.0, 0.8]), seed=n)
         stop = {"stop_token_ids": frozenset(rng.sample(range(tiny.VOCAB), rng.choice([0, 9])))}
         requests.append(tiny.request(rng.randint(1, 70), rng.randint(1, 45), n, sampling, **stop))
-    truths = [tiny.oracle(decoder, request) for request in requests]
+    truths = [tiny.oracle(runner, request) for request in requests]
     if quality is not None:
         tokens = [truth.tokens for truth in truths]
         monkeypatch.setattr(auto, "propose", tiny.scripted(quality, tokens, seed))
         for module in (cycles, generate_module):
             monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, tokens, seed))
     monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
-    steps = generate(decoder, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
+    steps = generate(runner, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     for n, truth in enumerate(truths):
         assert done[n].tokens == truth.tokens
@@ -47,12 +47,12 @@ def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality
 
 def decode(monkeypatch, quality, costs, new=200, **config):
     """One long answer with scripted drafts: its statistics, and the seconds it and plain decoding take by the table."""
-    decoder, request = tiny.decoder(), tiny.request(20, new, 3)
-    truth = tiny.oracle(decoder, request).tokens
+    runner, request = tiny.runner(), tiny.request(20, new, 3)
+    truth = tiny.oracle(runner, request).tokens
     monkeypatch.setattr(auto, "propose", tiny.scripted(quality, [truth]))
     for module in (cycles, generate_module):
         monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, [truth]))
-    steps = generate(decoder, [request], DecodingConfig(**config), tiny.LIMITS, costs=costs)
+    steps = generate(runner, [request], DecodingConfig(**config), tiny.LIMITS, costs=costs)
     (done,) = [s.sequence for s in steps if s.sequence.finish_reason]
     assert done.tokens == truth
     context = 20 + len(truth) / 2
@@ -70,7 +70,7 @@ def test_good_drafts_are_used_the_cheapest_way(monkeypatch):
     statistics, planned, plain = decode(monkeypatch, 0.9, costs)
     assert planned < plain / 2.3
     assert statistics.cycles["one-pass"] > 0.5 * sum(statistics.cycles.values())
-    dear_blocks = Costs(costs.rows, costs.drafting, 2.0, 1.0, costs.key, costs.block_key)
+    dear_blocks = CostModel(costs.rows, costs.drafting, 2.0, 1.0, costs.key, costs.block_key)
     statistics, planned, plain = decode(monkeypatch, 0.9, dear_blocks)
     assert planned < plain / 1.8
     assert statistics.cycles["two-pass"] > 0.5 * sum(statistics.cycles.values())
@@ -83,12 +83,12 @@ def test_it_falls_back_where_drafting_cannot_pay(monkeypatch):
 
 
 def test_in_a_batch_each_sequence_is_drafted_as_far_as_its_own_drafts_are_worth(monkeypatch):
-    decoder, requests = tiny.decoder(), [tiny.request(20, 120, n) for n in range(4)]
-    truths, quality = [tiny.oracle(decoder, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
+    runner, requests = tiny.runner(), [tiny.request(20, 120, n) for n in range(4)]
+    truths, quality = [tiny.oracle(runner, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
     monkeypatch.setattr(auto, "propose", tiny.scripted(quality, truths))
     for module in (cycles, generate_module):
         monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, truths))
-    steps = generate(decoder, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
+    steps = generate(runner, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     assert [done[n].tokens for n in range(4)] == truths
     rows = [done[n].statistics.rows / done[n].statistics.passes for n in range(4)]

@@ -14,35 +14,36 @@ from orthrus.decoding import cycles
 from orthrus.decoding.engine import generate
 from orthrus.decoding.sampling import best
 from orthrus.file_cache import cache_directory
+from orthrus.runner.runner import Runner
 
 POISONS = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38}
 
 
 @functools.cache
 def poisoned(poison, dtype, kernels, where):
-    """A decoder whose view has weights that are not finite: all that make keys and values, some of them, or those after
+    """A runner whose view has weights that are not finite: all that make keys and values, some of them, or those after
     its attention, so that its logits are no distribution."""
-    made = tiny.decoder.__wrapped__("qwen3", dtype, 8, prepared=False)
+    made = tiny.decoder("qwen3", dtype)
     with torch.no_grad():
-        for layer in made.stack[:: 1 if where == "everywhere" else 2]:
+        for layer in made.decoder_layers[:: 1 if where == "everywhere" else 2]:
             maps = layer.diffusion.o if where == "output" else layer.diffusion.qkv
             maps.weight[:, :: 7 if where == "in part" else 1] = POISONS[poison]
     fast = native.load(tiny.DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
-    return made.prepare(fast, int8=kernels.endswith("int8"), cheap_drafts=kernels.endswith("cheap"))
+    return Runner.prepare(made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision"))
 
 
 @pytest.mark.parametrize("where", ["everywhere", "in part", "output"])
-@pytest.mark.parametrize("kernels", ["native", "torch", "native int8", "torch int8", "native cheap"])
+@pytest.mark.parametrize("kernels", ["native", "torch", "native int8", "torch int8", "native low precision"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("poison", list(POISONS))
 def test_tokens_and_bits_are_those_of_plain_decoding(poison, dtype, kernels, where):
-    decoder = poisoned(poison, dtype, kernels, where)
+    runner = poisoned(poison, dtype, kernels, where)
     sampled = SamplingParams(temperature=0.7, seed=5)
     requests = [tiny.request(30, 24, 0), tiny.request(505, 16, 1, sampled), tiny.request(7, 20, 2)]
-    truths = [tiny.oracle(decoder, request).tokens for request in requests]
+    truths = [tiny.oracle(runner, request).tokens for request in requests]
     for cycle in cycles.names():
         config = DecodingConfig(cycle=cycle, batch_size=3)
-        steps = generate(decoder, requests, config, tiny.LIMITS, costs=tiny.COSTS["passes"])
+        steps = generate(runner, requests, config, tiny.LIMITS, costs=tiny.COSTS["passes"])
         done = {step.sequence.index: step.sequence.tokens for step in steps if step.sequence.finish_reason}
         assert [done[n] for n in range(3)] == truths, cycle
 
@@ -50,10 +51,10 @@ def test_tokens_and_bits_are_those_of_plain_decoding(poison, dtype, kernels, whe
 @pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
 def test_rejection_draws_nothing_from_what_is_no_distribution(cycle):
     """A draft without a distribution must not be proposed: comparing with NaN would accept it."""
-    decoder = poisoned("nan", "fp32", "native", "output")
+    runner = poisoned("nan", "fp32", "native", "output")
     request = tiny.request(30, 24, 0, SamplingParams(temperature=0.7, seed=5))
     config = DecodingConfig(cycle=cycle, rule="rejection")
-    steps = list(generate(decoder, [request], config, tiny.LIMITS, costs=tiny.COSTS["passes"]))
+    steps = list(generate(runner, [request], config, tiny.LIMITS, costs=tiny.COSTS["passes"]))
     sequence = steps[-1].sequence
     offered = sequence.statistics.drafted
     assert sum(offered) == 0 or set(sequence.statistics.cycles) == {"lookup"}

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.engine import generate
 from orthrus.decoding.reference import autoregress
 from orthrus.decoding.sequence import Limits, Request
+from orthrus.runner.runner import Runner
 
 PLACES = [
     Path(__file__).parents[1] / "data" / "published",
@@ -27,40 +29,40 @@ FOLDERS = sorted({f.name: f for p in PLACES for f in p.iterdir() if (f / "expect
 
 @pytest.fixture(params=[folder for _, folder in FOLDERS], ids=[name for name, _ in FOLDERS], scope="module")
 def case(request):
-    decoder, end = _load(request.param)
-    return decoder, end, load_file(request.param / "expected.safetensors")
+    runner, end = _load(request.param)
+    return runner, end, load_file(request.param / "expected.safetensors")
 
 
 def _load(folder):
     content = published.read_config(folder)
-    decoder = hub.load_decoder(str(folder), dtype=torch.float32).prepare()
+    runner = Runner.prepare(hub.load_decoder(str(folder), dtype=torch.float32))
     end = content.get("eos_token_id")
-    return decoder, frozenset([end] if isinstance(end, int) else end or [])
+    return runner, frozenset([end] if isinstance(end, int) else end or [])
 
 
 def test_logits_of_both_views_agree(case):
-    decoder, _, expected = case
+    runner, _, expected = case
     prompt, block = expected["prompt"], expected["block_ids"]
-    cache = decoder.new_cache(1)
-    logits = decoder.ar(prompt, cache.window(0, 1))
+    cache = runner.new_cache(1)
+    logits = tiny.ar(runner, prompt, cache.window(0, 1))
     torch.testing.assert_close(logits, expected["prefill_logits"], atol=1e-4, rtol=1e-4)
     cache.commit(0, prompt.shape[1])
 
-    assert (block[0, 1:] == decoder.diffusion.mask_token_id).all()
+    assert (block[0, 1:] == runner.diffusion.mask_token_id).all()
     width = block.shape[1]
-    logits = decoder.diffuse([int(block[0, 0])], width, cache.window(0, 1), rows=width)
+    logits = runner.diffuse([int(block[0, 0])], width, cache.window(0, 1), rows=width)
     torch.testing.assert_close(logits, expected["diffusion_logits"], atol=1e-4, rtol=1e-4)
 
-    logits = decoder.ar(expected["verify_ids"], cache.window(0, 1))
+    logits = tiny.ar(runner, expected["verify_ids"], cache.window(0, 1))
     torch.testing.assert_close(logits, expected["verify_logits"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cycle", ["two-pass", "ar"])
 def test_generated_tokens_are_equal(case, cycle):
-    decoder, ends, expected = case
+    runner, ends, expected = case
     prompt = tuple(expected["prompt"][0].tolist())
-    limits = Limits(decoder.config.vocab_size, decoder.config.max_positions, ends)
+    limits = Limits(runner.config.vocab_size, runner.config.max_positions, ends)
     request = Request(prompt, SamplingParams(), StopConditions(max_new_tokens=48))
-    steps = list(generate(decoder, [request], DecodingConfig(cycle=cycle), limits))
+    steps = list(generate(runner, [request], DecodingConfig(cycle=cycle), limits))
     assert list(prompt) + steps[-1].sequence.tokens == expected["generated"][0].tolist()
-    assert autoregress(decoder, request, limits, seed=0).tokens == steps[-1].sequence.tokens
+    assert autoregress(runner, request, limits, seed=0).tokens == steps[-1].sequence.tokens

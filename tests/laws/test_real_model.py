@@ -14,6 +14,7 @@ from orthrus.config import DecodingConfig, StopConditions
 from orthrus.decoding import cycles
 from orthrus.decoding.engine import generate
 from orthrus.decoding.sequence import Request
+from orthrus.runner import prepare
 
 PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_bench") for prompt in tasks.load(name, 4)]
 
@@ -24,7 +25,7 @@ def model(request):
 
 
 def test_every_cycle_equals_the_oracle_and_logits_have_its_bits(model):
-    assert model.decoder.exact
+    assert model.runner.exact
     prompts = [p.prompt for p in PROMPTS[::3]]
     for temperature in (0.0, 0.8):
         requests = exactness.requests(model, prompts, {"max_new_tokens": 24, "temperature": temperature, "seed": 7})
@@ -45,15 +46,18 @@ def test_weights_kept_as_their_file_holds_them_change_no_bit(model):
     checkpoint = hub.load("smollm2-demo", dtype=model.decoder.dtype)
     for linear in checkpoint.decoder.linears().values():
         linear.blocks = None
-    expanded = hub.prepare(checkpoint).decoder
+    expanded = prepare.prepare(checkpoint.decoder)
     tokens = torch.randint(0, 40_000, (1, 60), generator=torch.Generator().manual_seed(1))
     found = []
-    for decoder in (model.decoder, expanded):
-        cache = decoder.new_cache(1)
-        decoder.ar(tokens[:, :7], cache.window(0, 1), rows=[])  # as all but the last piece of a long prompt
-        pieces = [decoder.ar(tokens[:, :40], cache.window(0, 1))]
+    for runner in (model.runner, expanded):
+        cache = runner.new_cache(1)
+        tiny.ar(runner, tokens[:, :7], cache.window(0, 1), rows=[])  # as all but the last piece of a long prompt
+        pieces = [tiny.ar(runner, tokens[:, :40], cache.window(0, 1))]
         cache.commit(0, 40)
-        pieces += [decoder.ar(tokens[:, 40:41], cache.window(0, 1)), decoder.ar(tokens[:, 40:57], cache.window(0, 1))]
+        pieces += [
+            tiny.ar(runner, tokens[:, 40:41], cache.window(0, 1)),
+            tiny.ar(runner, tokens[:, 40:57], cache.window(0, 1)),
+        ]
         found.append(torch.cat(pieces, dim=1))
     assert torch.equal(*found)
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import pytest
 import tiny
-from markov import MarkovDecoder, inject
+from markov import MarkovRunner, inject
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.engine import generate
@@ -51,7 +51,7 @@ class Enumerator:
         return (self.made[-1] + 0.5) / self.grid
 
 
-def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None, grid=GRID):
+def outcomes(monkeypatch, runner, tokens, cycle, prompt=(1,), costs=None, grid=GRID):
     """All outcomes of decoding `tokens` tokens with their exact probabilities."""
     found, choices = {}, []
     limits, request = (
@@ -63,7 +63,7 @@ def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None, grid=
     while choices is not None:
         noise = Enumerator(choices, grid)
         use(noise)
-        steps = list(generate(decoder, [request], config, limits, costs=costs))
+        steps = list(generate(runner, [request], config, limits, costs=costs))
         key = tuple(steps[-1].sequence.tokens)
         found[key] = found.get(key, 0) + Fraction(1, grid ** len(noise.made))
         made = noise.made
@@ -79,7 +79,7 @@ def outcomes(monkeypatch, decoder, tokens, cycle, prompt=(1,), costs=None, grid=
     [("two-pass", 1, 3), ("two-pass", 2, 2), ("one-pass", 2, 3), ("one-pass", 3, 2), ("ar", 1, 3)],
 )
 def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, cycle, trained_rows, tokens):
-    check(outcomes(monkeypatch, MarkovDecoder(DRAFTERS[drafter], trained_rows, P), tokens, cycle), tokens)
+    check(outcomes(monkeypatch, MarkovRunner(DRAFTERS[drafter], trained_rows, P), tokens, cycle), tokens)
 
 
 @pytest.mark.parametrize("costs", ["passes", "rows"])
@@ -87,17 +87,17 @@ def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, 
 @pytest.mark.parametrize(("trained_rows", "tokens"), [(2, 3), (3, 2)])
 def test_planned_cycles_too(monkeypatch, drafter, costs, trained_rows, tokens):
     """Planner included, with its probes and its fresh drafts."""
-    decoder = MarkovDecoder(DRAFTERS[drafter], trained_rows, P)
-    check(outcomes(monkeypatch, decoder, tokens, "auto", costs=tiny.COSTS[costs]), tokens)
+    runner = MarkovRunner(DRAFTERS[drafter], trained_rows, P)
+    check(outcomes(monkeypatch, runner, tokens, "auto", costs=tiny.COSTS[costs]), tokens)
 
 
 @pytest.mark.parametrize("costs", ["passes", "rows"])
 @pytest.mark.parametrize("drafter", list(HALVED))
 def test_looked_up_drafts_too(monkeypatch, drafter, costs):
     """Drafts from a repeating text, whose q is a point mass. All ratios and residuals are halves."""
-    decoder = MarkovDecoder(HALVED[drafter], 2, HALVES)
+    runner = MarkovRunner(HALVED[drafter], 2, HALVES)
     prompt = (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1)
-    found = outcomes(monkeypatch, decoder, 3, "auto", prompt, tiny.COSTS[costs], grid=2)
+    found = outcomes(monkeypatch, runner, 3, "auto", prompt, tiny.COSTS[costs], grid=2)
     check(found, 3, HALVES)
 
 

@@ -24,7 +24,7 @@ SEEDS = (1, 5, 7, 11, 17, 19, 23)
 
 def decode(asked, cycle, batch, costs):
     config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
-    steps = generate(tiny.decoder(), asked, config, tiny.LIMITS, costs=costs)
+    steps = generate(tiny.runner(), asked, config, tiny.LIMITS, costs=costs)
     done = {step.sequence.index: step.sequence.tokens for step in steps if step.sequence.finish_reason}
     return [done[n] for n in range(len(asked))]
 

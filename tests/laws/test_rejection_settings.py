@@ -15,13 +15,13 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
-from markov import Enumeration, MarkovDecoder, inject, target_texts
+from markov import Enumeration, MarkovRunner, inject, target_texts
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate
 from orthrus.decoding.noise import AddressedNoise, Purpose
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request
 
 generate_module = importlib.import_module("orthrus.decoding.engine")
@@ -54,17 +54,17 @@ class Run(NamedTuple):
     trained_rows: int
     prompt: tuple[int, ...]
     tokens: int
-    costs: Costs | int | None = None
+    costs: CostModel | int | None = None
 
     def decode(self, monkeypatch, requests, ends=frozenset(), *, rows=0, batch=1):
         """The finished sequences, in order."""
-        decoder = MarkovDecoder(lambda root, offset: DRAFTER[(root + offset) % 3], rows or self.trained_rows, CHAIN)
+        runner = MarkovRunner(lambda root, offset: DRAFTER[(root + offset) % 3], rows or self.trained_rows, CHAIN)
         if isinstance(self.costs, int):
-            width = decoder.diffusion.block_size
+            width = runner.diffusion.block_size
             planner = tiny.RandomPlanner(self.costs, width)
             monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(width, planner=planner))
         config = DecodingConfig(cycle=self.cycle, rule="rejection", batch_size=batch)
-        steps = generate(decoder, requests, config, Limits(3, 64, ends), costs=self.costs)
+        steps = generate(runner, requests, config, Limits(3, 64, ends), costs=self.costs)
         done = {step.sequence.index: step.sequence for step in steps if step.sequence.finish_reason}
         return [done[n] for n in range(len(requests))]
 
@@ -74,7 +74,7 @@ RUNS = {
     "two-pass": Run("two-pass", 2, (1,), 3),
     "one-pass": Run("one-pass", 3, (0, 2), 3),
     "planned": Run("auto", 2, (1, 2, 1), 4, tiny.COSTS["passes"]),
-    "planned anew": Run("auto", 2, (1, 2, 1), 3, replace(tiny.COSTS["passes"], beside=2.0, block=1.0)),
+    "planned anew": Run("auto", 2, (1, 2, 1), 3, replace(tiny.COSTS["passes"], block_overhead=2.0, block=1.0)),
     "looked up": Run("auto", 2, (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1), 4, tiny.COSTS["rows"]),
     "any shapes": Run("auto", 2, (2, 1), 4, 1),
     "other shapes": Run("auto", 3, (2, 1, 0), 3, 7),

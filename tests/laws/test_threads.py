@@ -11,12 +11,13 @@ import tiny
 import torch
 
 from orthrus.backends.native import kernels as native
-from orthrus.backends.torch import Kernels
+from orthrus.backends.torch import TorchKernels
 from orthrus.config import DecodingConfig, RopeConfig, SamplingParams
 from orthrus.decoding.engine import generate
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.rope import RopeTable
+from orthrus.runner.runner import Runner
 
 CYCLES = ("auto", "one-pass", "two-pass", "ar")
 
@@ -32,11 +33,11 @@ def frequent_switches():
 
 def fresh(kernels="native", dtype="fp32", family="qwen3"):
     """A decoder that no pass has run on yet, unlike the shared ones."""
-    return tiny.decoder.__wrapped__(family, dtype, 8, kernels=kernels)
+    return tiny.runner.__wrapped__(family, dtype, 8, kernels=kernels)
 
 
-def answer(decoder, request, cycle):
-    steps = generate(decoder, [request], DecodingConfig(cycle=cycle), tiny.LIMITS, costs=tiny.COSTS["rows"])
+def answer(runner, request, cycle):
+    steps = generate(runner, [request], DecodingConfig(cycle=cycle), tiny.LIMITS, costs=tiny.COSTS["rows"])
     (done,) = [step.sequence.tokens for step in steps if step.sequence.finish_reason]
     return done
 
@@ -65,15 +66,15 @@ def test_threads_on_a_fresh_decoder_then_the_same_serially(frequent_switches, ke
     reference = fresh(kernels)
     truths = [tiny.oracle(reference, request).tokens for request in requests]
     for _ in range(2):
-        decoder, together = fresh(kernels), Barrier(4)
+        runner, together = fresh(kernels), Barrier(4)
 
-        def decode(n, decoder=decoder, together=together):
+        def decode(n, runner=runner, together=together):
             together.wait()
-            return answer(decoder, requests[n], CYCLES[n])
+            return answer(runner, requests[n], CYCLES[n])
 
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(decode, range(4))) == truths
-        assert [answer(decoder, request, "auto") for request in requests] == truths
+        assert [answer(runner, request, "auto") for request in requests] == truths
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch", "native int8"])
@@ -83,13 +84,13 @@ def test_the_number_of_threads_changes_no_bit(dtype, kernels):
     request, logits = tiny.request(530, 12), []
     try:
         torch.set_num_threads(2)
-        decoder = fresh(kernels, dtype)  # loaded with two threads, used with others
+        runner = fresh(kernels, dtype)  # loaded with two threads, used with others
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
-            truth = tiny.oracle(decoder, request, logits=True)
+            truth = tiny.oracle(runner, request, logits=True)
             logits.append(truth.logits_NV)
             for cycle in CYCLES:
-                assert answer(decoder, request, cycle) == truth.tokens, (count, cycle)
+                assert answer(runner, request, cycle) == truth.tokens, (count, cycle)
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found, logits[0]) for found in logits)
@@ -97,9 +98,9 @@ def test_the_number_of_threads_changes_no_bit(dtype, kernels):
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
 def test_two_models_at_once(kernels):
-    decoders = [fresh(kernels), tiny.decoder("llama", "bf16", kernels=kernels)]
+    decoders = [fresh(kernels), tiny.runner("llama", "bf16", kernels=kernels)]
     request = tiny.request(520, 20)
-    truths = [tiny.oracle(decoder, request).tokens for decoder in decoders]
+    truths = [tiny.oracle(runner, request).tokens for runner in decoders]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda n: answer(decoders[n % 2], request, CYCLES[n % 4]), range(8)))
     assert found == truths * 4
@@ -107,23 +108,23 @@ def test_two_models_at_once(kernels):
 
 @pytest.mark.parametrize("family", families.names())
 def test_a_run_closed_midway_leaves_nothing_behind(family):
-    decoder, requests = tiny.decoder(family), [tiny.request(20, 30, n) for n in range(3)]
-    truths = [tiny.oracle(decoder, request).tokens for request in requests]
+    runner, requests = tiny.runner(family), [tiny.request(20, 30, n) for n in range(3)]
+    truths = [tiny.oracle(runner, request).tokens for request in requests]
     for cycle in CYCLES:
         running = generate(
-            decoder, requests, DecodingConfig(cycle=cycle, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["rows"]
+            runner, requests, DecodingConfig(cycle=cycle, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["rows"]
         )
         for _ in range(5):
             next(running)
         running.close()
-        assert [answer(decoder, request, cycle) for request in requests] == truths
+        assert [answer(runner, request, cycle) for request in requests] == truths
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
 def test_an_exception_inside_a_pass_leaves_nothing_behind(monkeypatch, kernels):
-    decoder, request = tiny.decoder(kernels=kernels), tiny.request(20, 30)
-    truth = tiny.oracle(decoder, request).tokens
-    whole = type(decoder)._run
+    runner, request = tiny.runner(kernels=kernels), tiny.request(20, 30)
+    truth = tiny.oracle(runner, request).tokens
+    whole = type(runner)._run
 
     def fails_once(self, *arguments):
         whole(self, *arguments)
@@ -131,20 +132,20 @@ def test_an_exception_inside_a_pass_leaves_nothing_behind(monkeypatch, kernels):
         raise MemoryError
 
     for cycle in CYCLES:
-        running = generate(decoder, [request], DecodingConfig(cycle=cycle), tiny.LIMITS, costs=tiny.COSTS["rows"])
+        running = generate(runner, [request], DecodingConfig(cycle=cycle), tiny.LIMITS, costs=tiny.COSTS["rows"])
         next(running)
-        monkeypatch.setattr(type(decoder), "_run", fails_once)
+        monkeypatch.setattr(type(runner), "_run", fails_once)
         with pytest.raises(MemoryError):
             list(running)
-        assert answer(decoder, request, cycle) == truth
+        assert answer(runner, request, cycle) == truth
 
 
 def denormal_decoder(dtype):
     """A decoder whose activations are denormal in the bfloat16 and float32 sense: its embeddings are 1e-39."""
-    made = tiny.decoder.__wrapped__("qwen2", dtype, 8, prepared=False)
+    made = tiny.decoder("qwen2", dtype)
     with torch.no_grad():
         made.embedding.mul_(1e-39)
-        for layer in made.stack:
+        for layer in made.decoder_layers:
             layer.ar.qkv.bias.zero_()
             layer.down.weight.mul_(1e-39)
             layer.ar.o.weight.mul_(1e-39)
@@ -155,11 +156,11 @@ def denormal_decoder(dtype):
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype, kernels):
     before = torch.get_num_threads()
-    fast = native.load(tiny.DTYPES[dtype], cache_directory()) if kernels == "native" else Kernels()
+    fast = native.load(tiny.DTYPES[dtype], cache_directory()) if kernels == "native" else TorchKernels()
     if fast is None:
         pytest.skip("no C compiler here")
     tokens, found = torch.tensor([tiny.request(24).prompt]), []
-    decoder = denormal_decoder(dtype).prepare(fast)
+    runner = Runner.prepare(denormal_decoder(dtype), fast)
 
     def logits(flush, early):
         """In a thread of its own, whose pool of workers inherits what is set before the pool is made."""
@@ -167,7 +168,7 @@ def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype, kernels):
         torch.set_flush_denormal(flush and early)
         torch.ones(2**20).add_(1.0)
         torch.set_flush_denormal(flush)
-        return decoder.ar(tokens, decoder.new_cache(1).window(0, 1))
+        return tiny.ar(runner, tokens, runner.new_cache(1).window(0, 1))
 
     settings = [(False, False), (True, False), (False, False)]
     if kernels == "native":

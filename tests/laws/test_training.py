@@ -38,7 +38,7 @@ def documents(blocks):
 
 def trainable(family):
     """A fresh unprepared decoder whose diffusion view requires gradients."""
-    made = tiny.on_device(tiny.decoder(family, prepared=False), torch.device("cpu"))
+    made = tiny.decoder(family)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(".diffusion." in name)
     return made
@@ -85,16 +85,16 @@ def test_loss_and_every_gradient_equal_the_plain_twin(family, objective, trained
 @pytest.mark.parametrize("family", families.names())
 def test_a_block_in_training_is_the_block_in_decoding(family):
     """Agreement per offset, computed from training-time logits, is that of `diffuse` at the same roots."""
-    blocks, decoder = packed(), tiny.decoder(family)
+    blocks, runner = packed(), tiny.runner(family)
     outcome = step(trainable(family), blocks, objectives.load("kl"))
     agreed, rows = torch.zeros(7), torch.zeros(7)
     for tokens, roots in documents(blocks):
-        teacher = decoder.ar(tokens[None], decoder.new_cache(1).window(0, 1))[0].argmax(-1)
+        teacher = tiny.ar(runner, tokens[None], runner.new_cache(1).window(0, 1))[0].argmax(-1)
         for root, end in roots:
-            cache = decoder.new_cache(1)
-            decoder.ar(tokens[None, :root], cache.window(0, 1), rows=[])
+            cache = runner.new_cache(1)
+            tiny.ar(runner, tokens[None, :root], cache.window(0, 1), rows=[])
             cache.commit(0, root)
-            drafts = decoder.diffuse([int(tokens[root])], 8, cache.window(0, 1), rows=7)[0].argmax(-1)
+            drafts = runner.diffuse([int(tokens[root])], 8, cache.window(0, 1), rows=7)[0].argmax(-1)
             trained = min(7, end - root - 1)
             rows[:trained] += 1
             agreed[:trained] += drafts[:trained] == teacher[root : root + trained]

@@ -14,8 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
-from orthrus.masks import beside_bias, block_bias, causal_bias, sees
+from orthrus.masks import attends, block_bias, causal_bias
 from orthrus.model import families
+from orthrus.runner.layout import Root
+from orthrus.runner.runner import Runner
 
 ROPES = {
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
@@ -43,7 +45,7 @@ def test_ar_view_equals_transformers(family, overrides, tmp_path):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     peer.generation_config.pad_token_id = 0
     peer.save_pretrained(tmp_path)
-    decoder = hub.load_decoder(str(tmp_path), torch.float32).prepare()
+    runner = Runner.prepare(hub.load_decoder(str(tmp_path), torch.float32))
     for seed, length in enumerate((3, 17, 200)):
         request = tiny.request(length, new=24, seed=seed)
         prompt = torch.tensor([request.prompt])
@@ -51,32 +53,32 @@ def test_ar_view_equals_transformers(family, overrides, tmp_path):
             expected = peer(prompt).logits
             tokens = peer.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24)
         torch.testing.assert_close(
-            decoder.ar(prompt, decoder.new_cache(1).window(0, 1)), expected, atol=1e-4, rtol=1e-4
+            tiny.ar(runner, prompt, runner.new_cache(1).window(0, 1)), expected, atol=1e-4, rtol=1e-4
         )
-        assert tiny.oracle(decoder, request).tokens == tokens[0, length:].tolist()
+        assert tiny.oracle(runner, request).tokens == tokens[0, length:].tolist()
 
 
 @pytest.mark.parametrize("family", families.names())
 def test_both_views_equal_the_plain_reference(family):
-    plain, decoder = tiny.decoder(family, prepared=False), tiny.decoder(family)
+    plain, runner = tiny.decoder(family), tiny.runner(family)
     tokens = torch.tensor(tiny.request(60).prompt)
-    cache = decoder.new_cache(1)
-    logits = decoder.ar(tokens[None], cache.window(0, 1))[0]
+    cache = runner.new_cache(1)
+    logits = tiny.ar(runner, tokens[None], cache.window(0, 1))[0]
     torch.testing.assert_close(logits, reference.forward(plain, tokens), atol=2e-4, rtol=2e-4)
     for root, block in itertools.product((1, 20, 59), (2, 8)):
-        cache = decoder.new_cache(1)
-        decoder.ar(tokens[None, :root], cache.window(0, 1), rows=[])
+        cache = runner.new_cache(1)
+        tiny.ar(runner, tokens[None, :root], cache.window(0, 1), rows=[])
         cache.commit(0, root)
-        logits = decoder.diffuse([int(tokens[root])], block, cache.window(0, 1), rows=block)[0]
+        logits = runner.diffuse([int(tokens[root])], block, cache.window(0, 1), rows=block)[0]
         expected = reference.forward(plain, tokens, root=root, block=block)
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
 
 
 def test_rows_asked_for_are_the_rows_of_the_whole_pass():
-    decoder = tiny.decoder("llama")
+    runner = tiny.runner("llama")
     tokens = torch.tensor([tiny.request(9).prompt, tiny.request(9, seed=1).prompt])
-    whole = decoder.ar(tokens, decoder.new_cache(2).window(0, 2))
-    some = decoder.ar(tokens, decoder.new_cache(2).window(0, 2), rows=[7, 0])
+    whole = tiny.ar(runner, tokens, runner.new_cache(2).window(0, 2))
+    some = tiny.ar(runner, tokens, runner.new_cache(2).window(0, 2), rows=[7, 0])
     assert torch.equal(some, whole[:, [7, 0]])
 
 
@@ -84,40 +86,50 @@ def test_rows_asked_for_are_the_rows_of_the_whole_pass():
 def test_masks_equal_their_brute_force_grids(rows):
     lengths, span, width, chain = [0, 1, 13, 40], 96, 3, list(range(-1, rows - 1))
     causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1))
-    block = block_bias(lengths, rows, span, torch.ones(1))
     slots = [length + rows + 9 for length in lengths]
-    beside = [beside_bias(causal, rows, row, slots, width) for row in range(rows)]
-    assert causal.view.shape == (len(lengths), 1, rows + 3, span)
-    assert block.view.shape == (len(lengths), 1, rows, span)
+    own = [(slot, slot + width) for slot in slots]
+    roots = [block_bias([length + row for length in lengths], own, width, span, torch.ones(1)) for row in range(rows)]
+    assert causal.shape == (len(lengths), 1, rows + 3, span)
+    assert roots[0].shape == (len(lengths), 1, width, span)
     for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
-        assert (causal.view[b, 0, r, s] == 0) == sees(rows - 1 - r, s, lengths[b], chain)
-        assert (block.view[b, 0, r, s] == 0) == (s < lengths[b] + rows)
-        opened, own = beside[r].open(), slots[b] <= s < slots[b] + width
-        before = s != lengths[b] + r and sees(r, s, lengths[b], chain)
-        assert (opened[b, 0, :, s] == 0).tolist() == [before or own] * width
-        beside[r].close()
+        assert (causal[b, 0, r, s] == 0) == attends(rows - 1 - r, s, lengths[b], chain)
+        before = s != lengths[b] + r and attends(r, s, lengths[b], chain)
+        inside = slots[b] <= s < slots[b] + width
+        assert (roots[r][b, 0, :, s] == 0).tolist() == [before or inside] * width
 
 
-def test_a_row_of_a_tree_sees_its_ancestors():
+def test_a_row_of_a_tree_attends_to_its_ancestors():
     parents = [-1, 0, 0, 1, 2, 3]  # two branches from the first row
-    seen = [[row for row in range(6) if sees(r, 5 + row, 5, parents)] for r in range(6)]
-    assert seen == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 1, 3, 5]]
-    assert all(sees(r, key, 5, parents) for r in range(6) for key in range(5))
+    attended = [[row for row in range(6) if attends(r, 5 + row, 5, parents)] for r in range(6)]
+    assert attended == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 1, 3, 5]]
+    assert all(attends(r, key, 5, parents) for r in range(6) for key in range(5))
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_rows_are_told_what_the_rule_lets_them_see(dtype):
-    layout, lengths, tokens = tiny.decoder("llama", dtype)._layout, [7, 0, 30], [[1, 2, 3], [4], [5, 6]]
-    sight = layout.ar(tokens, lengths, 64).sight
-    rows = [(b, len(own) - 1 - n) for b, own in enumerate(tokens) for n in range(len(own))]
-    for (b, row), seen in zip(rows, sight.seen_N.tolist(), strict=True):
-        assert [s < seen for s in range(64)] == [sees(row, s, lengths[b], [-1, 0, 1]) for s in range(64)]
-    assert sight.runs.tolist() == [[0, 3, 0, 0, 0], [3, 1, 1, 0, 0], [4, 2, 2, 0, 0]]
+def test_rows_ascend_and_attend_to_what_the_rule_allows(dtype):
+    layout, lengths, tokens = tiny.runner("llama", dtype).layout, [7, 0, 30], [[1, 2, 3], [4], [5, 6]]
+    rows = layout.ar_rows(tokens, lengths)
+    assert rows.positions == rows.slots == [7, 8, 9, 0, 30, 31]
+    assert rows.tokens[:6] == [1, 2, 3, 4, 5, 6]
+    numbered = [(b, n) for b, own in enumerate(tokens) for n in range(len(own))]
+    for (b, row), count in zip(numbered, rows.kv_lens, strict=True):
+        assert [s < count for s in range(64)] == [attends(row, s, lengths[b], [-1, 0, 1]) for s in range(64)]
+    assert rows.segments == [(0, 3, 0, 0, 0), (3, 1, 1, 0, 0), (4, 2, 2, 0, 0)]
+
+
+def test_blocks_attend_to_the_keys_before_their_root_and_to_their_own():
+    layout = tiny.runner("llama").layout
+    rows = layout.blocks([[Root(9, 7), Root(8, 9)], [], [Root(5, 30)]], [10, 4, 31], 2, 300)
+    assert rows.tokens[:6] == [9, 300, 8, 300, 5, 300]
+    assert rows.positions == [7, 8, 9, 10, 30, 31]
+    assert rows.slots == [10, 11, 12, 13, 31, 32]
+    assert rows.kv_lens == [7, 7, 9, 9, 30, 30]
+    assert rows.segments == [(0, 2, 0, 10, 12), (2, 2, 0, 12, 14), (4, 2, 2, 31, 33)]
 
 
 def test_masks_store_one_vector_per_sequence():
-    causal = causal_bias([5, 9], 30, 32, 512, torch.ones(1, dtype=torch.bfloat16))
-    beside = beside_bias(causal, 30, 7, [40, 44], 8)
-    for bias in (causal, beside):
-        assert bias.view.untyped_storage().nbytes() == 2 * (32 + 512) * 2
-    assert beside.view.data_ptr() == causal.view.data_ptr() + 2 * (30 - 7)
+    like = torch.ones(1, dtype=torch.bfloat16)
+    causal = causal_bias([5, 9], 30, 32, 512, like)
+    block = block_bias([12, 16], [(40, 48), (44, 52)], 8, 512, like)
+    assert causal.untyped_storage().nbytes() == 2 * (32 + 512) * 2
+    assert block.untyped_storage().nbytes() == 2 * 512 * 2

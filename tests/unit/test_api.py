@@ -84,7 +84,7 @@ def test_the_context_ends_generation(model):
 def test_a_cancelled_sequence_leaves_its_neighbours_alone(model):
     requests = [Request((5, 6, 7 + n), stop=StopConditions(30)) for n in range(3)]
     alone = model.generate([list(r.prompt) for r in requests], max_new_tokens=30)
-    steps, done = generate(model.decoder, requests, DecodingConfig(batch_size=3), model.limits, model.decode), {}
+    steps, done = generate(model.runner, requests, DecodingConfig(batch_size=3), model.limits, model.decode), {}
     for step in steps:
         if step.sequence.index == 1 and len(step.sequence.tokens) > 5 and step.sequence.finish_reason is None:
             step.sequence.finish("cancelled")

@@ -11,7 +11,8 @@ import tiny
 
 import orthrus
 from orthrus.decoding.planning import calibration
-from orthrus.decoding.planning import cost_model as costs
+from orthrus.decoding.planning import measure as costs
+from orthrus.decoding.planning.cost_model import CostModel
 
 
 def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):
@@ -22,26 +23,26 @@ def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):
         now[0] += 10.0 if passes and passes[-1] == 1 else 1.0
         return now[0]
 
-    def run(decoder, rows, *args, **kwargs):
-        passes.append(rows.shape[1])
-        return original(decoder, rows, *args, **kwargs)
+    def run(runner, rows, *args, **kwargs):
+        passes.append(len(rows[0]))
+        return original(runner, rows, *args, **kwargs)
 
-    decoder = tiny.decoder()
-    original = type(decoder).ar
-    monkeypatch.setattr(type(decoder), "ar", run)
+    runner = tiny.runner()
+    original = type(runner).ar
+    monkeypatch.setattr(type(runner), "ar", run)
     monkeypatch.setattr(costs, "perf_counter", clock)
-    found = costs.measure(decoder)
+    found = costs.measure(runner)
     for table in (found.rows, found.drafting):
         seconds = [each for _, each in table]
         assert seconds == sorted(seconds)
     assert 1 in passes and found.rows[0][1] < 10.0
-    assert found.drafting[0][1] >= costs.AROUND <= found.beside
+    assert found.drafting[0][1] >= costs.AROUND <= found.block_overhead
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_grid_is_the_price_of_every_pass_in_it(batch):
     """And what rows have to read more of, the longer the context, is part of it."""
-    priced = costs.Costs(((1, 1.0), (8, 2.0), (64, 9.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4)
+    priced = CostModel(((1, 1.0), (8, 2.0), (64, 9.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4)
     grid = priced.grid(batch, 6, 4, 5, 700.0)
     for blocks in range(4):
         for rows in range(1, 7):
@@ -53,7 +54,7 @@ def test_the_grid_is_the_price_of_every_pass_in_it(batch):
     assert priced.diffuse(batch, 4, 1000.0) - priced.diffuse(batch, 4, 0.0) == pytest.approx(four)
 
 
-TABLE = costs.Costs(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4, 0.02)
+TABLE = CostModel(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -61,34 +62,34 @@ TABLE = costs.Costs(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 
     [
         {"rows": []}, {"rows": [[1, 1.0], [1, 2.0]]}, {"rows": [[8, 1.0], [1, 2.0]]}, {"rows": [[1, -1.0]]},
         {"drafting": "fast"}, {"drafting": [[1]]}, {"key": "a"}, {"key": -1.0}, {"block": float("nan")},
-        {"beside": None}, {"rows": None}, {"more": 1.0}, {"spread": [0.1]},
+        {"block_overhead": None}, {"rows": None}, {"more": 1.0}, {"spread": [0.1]},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_table_of_another_shape_is_refused(change):
     content = json.loads(json.dumps(TABLE.as_dict()))
-    assert costs.Costs.of(content) == TABLE
+    assert CostModel.of(content) == TABLE
     with pytest.raises((ValueError, TypeError)):
-        costs.Costs.of({**content, **change})
+        CostModel.of({**content, **change})
     for other in ([], 3, None, "table", {}):
         with pytest.raises(ValueError, match="not a cost table"):
-            costs.Costs.of(other)
+            CostModel.of(other)
 
 
 def test_measuring_ends_in_time_on_a_slow_machine(monkeypatch):
-    now, drafted, whole = [0.0], [], type(tiny.decoder()).diffuse
+    now, drafted, whole = [0.0], [], type(tiny.runner()).diffuse
 
     def clock():
         now[0] += 1.0
         return now[0]
 
-    def diffuse(*arguments):
+    def diffuse(*arguments, **more):
         drafted.append(arguments)
-        return whole(*arguments)
+        return whole(*arguments, **more)
 
     monkeypatch.setattr(costs, "perf_counter", clock)
-    monkeypatch.setattr(type(tiny.decoder()), "diffuse", diffuse)
-    costs.measure(tiny.decoder())
+    monkeypatch.setattr(type(tiny.runner()), "diffuse", diffuse)
+    costs.measure(tiny.runner())
     assert len(drafted) == (1 + costs.FEWEST_ROUNDS) * costs.REPEATS * len(costs.DRAFTED)
 
 
@@ -98,11 +99,11 @@ def model(tmp_path, monkeypatch):
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     checkpoint = str(tiny.save_checkpoint(tmp_path / "model"))
     tables = []
-    monkeypatch.setattr(calibration, "measure", lambda decoder: tables.pop(0))
+    monkeypatch.setattr(calibration, "measure", lambda runner: tables.pop(0))
 
     def load():
         found = orthrus.load(checkpoint, dtype="float32")
-        found.tables, found.cached = tables, tmp_path / "cache" / f"{calibration.Calibration(found.decoder).key}.json"
+        found.tables, found.cached = tables, tmp_path / "cache" / f"{calibration.Calibration(found.runner).key}.json"
         return found
 
     return load

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from orthrus.api import Model, Options, Prompt
 from orthrus.decoding.reference import OracleResult, autoregress
 from orthrus.decoding.sequence import Request
+from orthrus.runner.layout import chunks
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def oracle(model: Model, request: Request) -> OracleResult:
     """The oracle's answer to a request made by `requests`, logits kept."""
     seed = request.sampling.seed
     assert seed is not None
-    return autoregress(model.decoder, request, model.limits, seed, model.decode, keep_logits=True)
+    return autoregress(model.runner, request, model.limits, seed, model.decode, keep_logits=True)
 
 
 def requests(model: Model, prompts: list[Prompt], options: Options) -> list[Request]:
@@ -70,15 +69,15 @@ def requests(model: Model, prompts: list[Prompt], options: Options) -> list[Requ
 def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits) -> None:
     """Run the oracle's own tokens through blocks as wide as a verification and compare the logits bit for bit."""
     assert truth.logits_NV is not None
-    decoder, tokens = model.decoder, truth.tokens
-    width = decoder.diffusion.block_size if decoder.diffusion else 8
-    cache = decoder.new_cache(1)
-    for piece in torch.tensor([request.prompt], device=decoder.device).split(decoder.most_rows, dim=1):
-        decoder.ar(piece, cache.window(0, 1), rows=[0])
-        cache.commit(0, cache.lengths[0] + piece.shape[1])
+    runner, tokens = model.runner, truth.tokens
+    width = runner.diffusion.block_size if runner.diffusion else 8
+    cache = runner.new_cache(1)
+    for chunk in chunks(request.prompt, runner.max_rows):
+        runner.ar([chunk], cache.window(0, 1), logit_rows=[0])
+        cache.commit(0, cache.lengths[0] + len(chunk))
     for start in range(0, len(tokens) - 1, width):
         block = tokens[start : min(start + width, len(tokens) - 1)]
-        rows = decoder.ar(torch.tensor([block], device=decoder.device), cache.window(0, 1))[0]
+        (rows,) = runner.ar([block], cache.window(0, 1))
         cache.commit(0, cache.lengths[0] + len(block))
         expected = truth.logits_NV[start + 1 : start + 1 + len(block)]
         bits.rows += len(block)

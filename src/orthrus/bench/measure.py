@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 import torch
 
 from orthrus.api import Model, Options
+from orthrus.backends.interface import ExecutableLinear
 from orthrus.backends.torch import attend_flash, attend_flash_ungrouped
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
-from orthrus.checkpoint import hub
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.decoding.sequence import Statistics
+from orthrus.model.decoder import Decoder
+from orthrus.runner.prepare import inference_copy
+from orthrus.runner.runner import Runner
 
 RESAMPLES = 2000
 
@@ -50,7 +54,7 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
 
 def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_new_tokens: int = 128) -> Acceptance:
     """Two-pass acceptance of a view in training, greedy, on prompts given as tokens."""
-    model = Model(hub.inference_copy(checkpoint))
+    model = Model(checkpoint, inference_copy(checkpoint.decoder))
     asked = [TaskPrompt(str(n), "held out", prompt) for n, prompt in enumerate(prompts)]
     options: Options = {"max_new_tokens": max_new_tokens, "cycle": "two-pass", "batch_size": 8, "seed": 0}
     return acceptance("held out", [statistics for _, statistics in decode(model, asked, options)])
@@ -93,30 +97,18 @@ def exactness_cost(model: Model, context: int, n: int = 150) -> dict[str, Any]:
 
     The latter pads no rows, rounds no keys, and gives attention its single row as it is.
     """
-    decoder = model.decoder
-    cache = decoder.new_cache(1)
-    ids = torch.randint(0, decoder.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(decoder.device)
-    decoder.ar(ids, cache.window(0, 1), rows=[0])
+    runners = {True: model.runner, False: _unpadded(model.runner)}
+    cache = model.runner.new_cache(1)
+    ids = torch.randint(0, model.runner.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
+    model.runner.ar([ids.tolist()], cache.window(0, 1), logit_rows=[0])
     cache.commit(0, context)
-    linears = decoder.linears().values()
-    exact = decoder.linear_multiple, decoder.attention, [linear.rule for linear in linears]
-    careless = replace(exact[1], key_multiple=1, rule=replace(exact[1].rule, multiple=1))
-    if careless.attend is attend_flash:
-        careless = replace(careless, attend=attend_flash_ungrouped)
-    plain = 1, careless, [replace(rule, multiple=1) for rule in exact[2]]
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * n + 8):
-        decoder.linear_multiple, decoder.attention, rules = exact if turn % 2 == 0 else plain
-        for linear, rule in zip(linears, rules, strict=True):
-            linear.rule = rule
+        exact = turn % 2 == 0
         start = perf_counter()
-        decoder.ar(ids[:, :1], cache.window(0, 1))
+        runners[exact].ar([[int(ids[0])]], cache.window(0, 1))
         if turn >= 8:
-            times[turn % 2 == 0].append(1e3 * (perf_counter() - start))
-    decoder.linear_multiple, decoder.attention, rules = exact
-    for linear, rule in zip(linears, rules, strict=True):
-        linear.rule = rule
+            times[exact].append(1e3 * (perf_counter() - start))
     ratios = np.array(times[True]) / np.array(times[False])
     low, high = np.quantile(ratios, (0.25, 0.75))
     return {
@@ -127,3 +119,23 @@ def exactness_cost(model: Model, context: int, n: int = 150) -> dict[str, Any]:
         "ratio": float(np.median(ratios)),
         "ratio_quartiles": (float(low), float(high)),
     }
+
+
+def _unpadded(runner: Runner) -> Runner:
+    """A runner of the same weights and kernels that pads no rows, rounds no keys, and gives attention its single row as
+    it is."""
+    attention = replace(runner.attention, key_multiple=1, rule=replace(runner.attention.rule, multiple=1))
+    if attention.attend is attend_flash:
+        attention = replace(attention, attend=attend_flash_ungrouped)
+    decoder: Decoder = _copy_of_modules(runner.decoder)
+    for linear in decoder.linears().values():
+        if isinstance(linear, ExecutableLinear):
+            linear.rule = replace(linear.rule, multiple=1)
+    return Runner(decoder, runner.kernels, attention, runner.draft_weights)
+
+
+def _copy_of_modules(module: Any) -> Any:
+    """The same module tree with modules of its own, which share all weights."""
+    other = copy(module)
+    other._modules = {name: _copy_of_modules(child) for name, child in module._modules.items()}
+    return other

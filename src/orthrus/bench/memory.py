@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from orthrus.cache import KVCache
-from orthrus.model.decoder import Decoder
+from orthrus.runner.native import NativeForward
+from orthrus.runner.runner import Runner
 
 
 class PeakBytes(TorchDispatchMode):
@@ -60,23 +61,22 @@ class Extra:
     one_pass: int
 
 
-def extra_of(decoder: Decoder, context: int, width: int) -> Extra:
+def extra_of(runner: Runner, context: int, width: int) -> Extra:
     """Measure the passes of each cycle with `context` cached tokens; their values do not matter."""
-    row = torch.zeros(1, 1, dtype=torch.long, device=decoder.device)
-    rows = row.expand(1, width)
+    row, rows = [[0]], [[0] * width]
 
     def plain(cache: KVCache) -> None:
-        decoder.ar(row, cache.window(0, 1))
+        runner.ar(row, cache.window(0, 1))
 
     def two_pass(cache: KVCache) -> None:
-        decoder.diffuse([0], width, cache.window(0, 1), width)
-        decoder.ar(rows, cache.window(0, 1))
+        runner.diffuse([0], width, cache.window(0, 1), rows=width)
+        runner.ar(rows, cache.window(0, 1))
 
     def one_pass(cache: KVCache) -> None:
-        _, (blocks,) = decoder.ar_and_diffuse(rows.tolist(), range(width), width, cache.window(0, 1))
-        decoder.logits(blocks[:1])
+        _, (blocks,) = runner.ar_and_diffuse(rows, [range(width)], width, cache.window(0, 1))
+        runner.logits(blocks[0])
 
-    found = {run.__name__: _peak(decoder, context, run) for run in (plain, two_pass, one_pass)}
+    found = {run.__name__: _peak(runner, context, run) for run in (plain, two_pass, one_pass)}
     allocated, least = found["plain"]
     return Extra(
         context, allocated, least,
@@ -84,15 +84,15 @@ def extra_of(decoder: Decoder, context: int, width: int) -> Extra:
     )  # fmt: skip
 
 
-def _peak(decoder: Decoder, context: int, run: Callable[[KVCache], None]) -> tuple[int, int]:
+def _peak(runner: Runner, context: int, run: Callable[[KVCache], None]) -> tuple[int, int]:
     """Bytes of the cache after the pass, and the peak of everything else made in it."""
-    cache = decoder.new_cache(1)
+    cache = runner.new_cache(1)
     cache.reserve(context)
     cache.commit(0, context)
     run(cache)  # allocates what the pass needs of the cache
-    for stack in decoder.fused.values():
-        if stack is not None:
-            stack.forget()
+    for executor in runner.executors:
+        if isinstance(executor, NativeForward):
+            executor.free_workspace()
     with PeakBytes() as counted:
         run(cache)
     return cache.bytes, counted.peak

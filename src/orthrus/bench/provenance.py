@@ -16,7 +16,7 @@ import transformers
 import orthrus
 from orthrus.api import Model
 from orthrus.file_cache import processor_name
-from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -39,23 +39,22 @@ def of_run(model: Model) -> dict[str, Any]:
     """All of it for a run that is about to be reported."""
     backbone = model.checkpoint.backbone
     found = {"revision": backbone.revision, "backbone_sha256": backbone.sha256, "view": model.checkpoint.view}
-    return of_decoder(model.decoder, backbone.id) | found
+    return of_runner(model.runner, backbone.id) | found
 
 
-def of_decoder(decoder: Decoder, name: str) -> dict[str, Any]:
+def of_runner(runner: Runner, name: str) -> dict[str, Any]:
     """The same for a model without a checkpoint, called `name`."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "orthrus"), *sys.argv[1:]]),
         "model": name,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
-        "kernels": kernels(decoder),
-        "device": str(decoder.device),
-        "machine": machine(decoder.device),
+        "dtype": str(runner.decoder.dtype).removeprefix("torch."),
+        "kernels": kernels(runner),
+        "device": str(runner.device),
+        "machine": machine(runner.device),
     }
 
 
-def kernels(decoder: Decoder) -> str:
+def kernels(runner: Runner) -> str:
     """The products that an AR pass runs."""
-    names = {linear.name for name, linear in decoder.linears().items() if ".diffusion." not in name}
-    return " + ".join(sorted(names))
+    return " + ".join(runner.linear_kernels)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from orthrus.api import Model
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
+from orthrus.runner.layout import chunks
 
 CANDIDATES = (1, 2, 3, 4)
 
@@ -51,8 +50,8 @@ class Text:
 
 def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
     """Decode a prompt plainly, then draft from every root of its answer, last one first."""
-    decoder = model.decoder
-    assert decoder.diffusion is not None
+    runner = model.runner
+    assert runner.diffusion is not None
     (request,) = exactness.requests(model, [prompt.prompt], {"max_new_tokens": max_new_tokens, "seed": 0})
     (done,) = [
         step.sequence
@@ -60,15 +59,15 @@ def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
         if step.sequence.finish_reason is not None
     ]
     whole, length = [*request.prompt, *done.tokens], len(request.prompt)
-    cache = decoder.new_cache(1)
-    for piece in torch.tensor([whole], device=decoder.device).split(decoder.most_rows, dim=1):
-        decoder.ar(piece, cache.window(0, 1), rows=[])
-        cache.commit(0, cache.lengths[0] + piece.shape[1])
-    width, rows = decoder.diffusion.block_size, decoder.diffusion.trained_rows
+    cache = runner.new_cache(1)
+    for chunk in chunks(whole, runner.max_rows):
+        runner.ar([chunk], cache.window(0, 1), logit_rows=[])
+        cache.commit(0, cache.lengths[0] + len(chunk))
+    width, rows = runner.diffusion.block_size, runner.diffusion.trained_rows
     right = []
     for root in reversed(range(length - 1, len(whole) - 1)):
         cache.commit(0, root)
-        drafts = decoder.diffuse([whole[root]], width, cache.window(0, 1), rows)[0].argmax(dim=-1).tolist()
+        drafts = runner.diffuse([whole[root]], width, cache.window(0, 1), rows=rows)[0].argmax(dim=-1).tolist()
         right.append([drafted == token for drafted, token in zip(drafts, whole[root + 1 :], strict=False)])
     return Text(length, len(done.tokens), right[::-1])
 

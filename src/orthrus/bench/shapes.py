@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig
 
-from orthrus.backends.native import kernels as native
 from orthrus.config import DiffusionConfig
-from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.runner.prepare import prepare
+from orthrus.runner.runner import Runner
 
 QWEN3 = {
     "qwen3-0.6b": (1024, 3072, 28, 16),
@@ -20,7 +20,7 @@ QWEN3 = {
 """Hidden size, inner size, layers, query heads; 8 key/value heads of 128 dimensions and 151,936 tokens in all."""
 
 
-def random_decoder(
+def random_runner(
     name: str,
     dtype: torch.dtype,
     *,
@@ -28,7 +28,7 @@ def random_decoder(
     layers: int | None = None,
     device: str = "cpu",
     int8: bool = False,
-) -> Decoder:
+) -> Runner:
     """A Qwen3 model with random weights and view, prepared for inference. Raises ValueError for an unknown name."""
     if name not in QWEN3:
         raise ValueError(f"there is no shape {name!r}; shapes: {', '.join(QWEN3)}")
@@ -43,4 +43,4 @@ def random_decoder(
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.normal_(std=0.02)
-    return decoder.prepare(native.fastest(dtype, decoder.device, cache_directory()), int8=int8)
+    return prepare(decoder, int8=int8, low_precision_drafts=False)

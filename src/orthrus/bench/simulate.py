@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from orthrus.bench.shapes import QWEN3
-from orthrus.decoding.planning.cost_model import Costs
+from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.policy import States
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -43,7 +43,7 @@ class Point:
     planned: float
 
 
-def costs_of(shape: str, device: Device) -> Costs:
+def costs_of(shape: str, device: Device) -> CostModel:
     """The cost table of a Qwen3 shape in bf16. Raises ValueError for an unknown one."""
     if shape not in QWEN3:
         raise ValueError(f"there is no shape {shape!r}; shapes: {', '.join(QWEN3)}")
@@ -53,7 +53,7 @@ def costs_of(shape: str, device: Device) -> Costs:
     rows = [(n, max(2 * weights / device.bytes_per_second, 2 * weights * n / device.flops_per_second)) for n in ROWS]
     kv_bytes = 2 * 2 * layers * 8 * 128
     beside, key = 2 * attention / device.bytes_per_second, kv_bytes / device.bytes_per_second
-    return Costs(tuple(rows), tuple(rows), beside, 0.0, key, 0.0)
+    return CostModel(tuple(rows), tuple(rows), beside, 0.0, key, 0.0)
 
 
 def chance_of(acceptance: float) -> float:

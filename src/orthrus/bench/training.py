@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus.backends.linears import Linear
 from orthrus.config import TrainConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import View
@@ -107,9 +106,9 @@ def _plain_pass(
     config, eps = decoder.config, decoder.config.norm_eps
     rope = decoder.rope.rows(positions, int(positions.max()) + 1)
     hidden, kept = decoder.embedding[ids], []
-    for number, layer in enumerate(decoder.stack):
+    for number, layer in enumerate(decoder.decoder_layers):
         view: View = layer.view(name)
-        qkv = _linear(view.qkv, F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, eps))
+        qkv = view.qkv(F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, eps))
         q, k, v = qkv.view(len(ids), -1, config.head_dim).split((config.heads, config.kv_heads, config.kv_heads), 1)
         if view.norms is not None:
             q, k = (F.rms_norm(t, t.shape[-1:], w.to(t.dtype), eps) for t, w in zip((q, k), view.norms, strict=True))
@@ -119,14 +118,10 @@ def _plain_pass(
             k, v = torch.cat((memory[number][0], k)), torch.cat((memory[number][1], v))
         one, two, three = (t.transpose(0, 1)[None] for t in (q, k, v))
         attention = F.scaled_dot_product_attention(one, two, three, attn_mask=sees, enable_gqa=True)
-        hidden = hidden + _linear(view.o, attention[0].transpose(0, 1).flatten(1))
-        gate, up = _linear(layer.gate_up, F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, eps)).chunk(2, -1)
-        hidden = hidden + _linear(layer.down, F.silu(gate) * up)
+        hidden = hidden + view.o(attention[0].transpose(0, 1).flatten(1))
+        gate, up = layer.gate_up(F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, eps)).chunk(2, -1)
+        hidden = hidden + layer.down(F.silu(gate) * up)
     return hidden, kept
-
-
-def _linear(linear: Linear, x: Tensor) -> Tensor:
-    return F.linear(x, linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype))
 
 
 def products(decoder: Decoder, blocks: Blocks) -> Callable[[], None]:

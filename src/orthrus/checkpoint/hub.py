@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from orthrus.backends.linears import GroupedLinear, Int8Linear
-from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
 from orthrus.checkpoint.sources import (
@@ -29,18 +27,12 @@ from orthrus.checkpoint.sources import (
 from orthrus.checkpoint.tensors import TensorFile
 from orthrus.checkpoint.weights import fill, fitting_decoder
 from orthrus.config import DiffusionConfig
-from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 
 DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
 """Token 3 (`<repo_name>`) is never produced in chat; it serves as the mask token."""
 
-REFERENCES = (Int8Linear, GroupedLinear)
-SLOW_INT8 = (
-    "there are no fast int8 products here (they need a C compiler and AVX-512 VNNI): the reference implementation runs,"
-    " several times slower than bfloat16. Leave --quantize int8 (quantize=) out for speed."
-)
 NO_ADAPTER = "none"
 BUNDLED = Path(__file__).parents[1] / "bundled" / DEMO
 
@@ -92,26 +84,6 @@ def load(
     return Checkpoint(decoder, tokenizer, ends, identity, view, found.config.content, tuple(warnings), provenance)
 
 
-def prepare(checkpoint: Checkpoint, *, int8: bool = False, cheap_drafts: bool = True) -> Checkpoint:
-    """Make a checkpoint ready for inference: choose kernels and pack the weights, which cannot be undone."""
-    decoder = checkpoint.decoder
-    kernels = native.fastest(decoder.dtype, decoder.device, cache_directory())
-    decoder.prepare(kernels, int8=int8, cheap_drafts=cheap_drafts and _have_room(decoder))
-    if any(type(linear) in REFERENCES for linear in decoder.linears().values()):
-        return replace(checkpoint, warnings=(*checkpoint.warnings, SLOW_INT8))
-    return checkpoint
-
-
-def _have_room(decoder: Decoder) -> bool:
-    """Whether a byte for every weight takes no more than half of the memory that is left, where that can be told."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return True
-    return sum(linear.weight.numel() for linear in decoder.linears().values()) <= available // 2
-
-
 @dataclass(frozen=True)
 class _Found:
     """A checkpoint whose config and tensors fit one another, before any weight is read."""
@@ -160,7 +132,7 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
 def copy_projections(decoder: Decoder) -> None:
     """Start the diffusion view as a copy of the AR projections (section 3 of the method; also an untrained view)."""
     with torch.no_grad():
-        for layer in decoder.stack:
+        for layer in decoder.decoder_layers:
             assert layer.diffusion is not None
             layer.diffusion.load_state_dict(layer.ar.state_dict())
 
@@ -190,16 +162,6 @@ def give_view(
     if had is None:
         copy_projections(decoder)
     return decoder
-
-
-def inference_copy(checkpoint: Checkpoint) -> Checkpoint:
-    """A prepared copy of an unprepared checkpoint, which stays as it is."""
-    source = checkpoint.decoder
-    copy = Decoder(source.config, source.diffusion, source.dtype, source.device)
-    copy.load_state_dict(source.state_dict())
-    for name, linear in source.linears().items():
-        copy.get_submodule(name).blocks = linear.blocks  # type: ignore[assignment]
-    return prepare(replace(checkpoint, decoder=copy))
 
 
 def _chosen_adapter(source: Source, adapter: str | Path | None) -> tuple[Path | None, bool]:

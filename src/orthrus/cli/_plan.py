@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from orthrus.decoding.planning.cost_model import Costs
+    from orthrus.decoding.planning.cost_model import CostModel
     from orthrus.decoding.sequence import Statistics
 
 FEW = 32
 """Cycles below which a collapse is not worth a word."""
 
 
-def print_costs(console: Console, costs: Costs) -> None:
+def print_costs(console: Console, costs: CostModel) -> None:
     """The cost table of this model on this device."""
     table = Table(title="milliseconds of a pass (measured once, kept; `orthrus doctor --calibrate` measures again)")
     table.add_column("rows")
@@ -30,12 +30,12 @@ def print_costs(console: Console, costs: Costs) -> None:
         table.add_row(name, *[f"{1e3 * seconds[n]:.1f}" if n in seconds else "-" for n, _ in costs.rows])
     console.print(table)
     console.print(
-        f"blocks beside AR rows add {1e3 * costs.beside:.2f} ms, and {1e3 * costs.block:.2f} ms each; 1,000 tokens of"
-        f" context {1e6 * costs.key:.2f} ms, and {1e6 * costs.row_key:.2f} ms for every row more"
+        f"blocks beside AR rows add {1e3 * costs.block_overhead:.2f} ms, and {1e3 * costs.block:.2f} ms each;"
+        f" 1,000 tokens of context {1e6 * costs.key:.2f} ms, and {1e6 * costs.row_key:.2f} ms for every row more"
     )
 
 
-def explain(console: Console, costs: Costs, runs: list[tuple[Statistics, int]]) -> None:
+def explain(console: Console, costs: CostModel, runs: list[tuple[Statistics, int]]) -> None:
     """Cost table, the passes that were run with their prices, and prediction against what happened.
 
     `runs`: statistics, and tokens of the prompt.

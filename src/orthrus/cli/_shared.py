@@ -87,15 +87,15 @@ def load_model(
             name, adapter=adapter, dtype=dtype.value, device=device, allow_other_backbone=allow_other_backbone,
             quantize=None if quantize is None else quantize.value,
         )  # fmt: skip
-    for warning in model.checkpoint.warnings:
+    for warning in model.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     return model
 
 
 def print_notice(model: Model) -> None:
     """Say what keeps fast kernels from running here, where something does."""
-    if model.decoder.kernels.notice is not None:
-        stderr.print(f"note: {model.decoder.kernels.notice}", style="yellow", markup=False)
+    if model.runner.kernels.notice is not None:
+        stderr.print(f"note: {model.runner.kernels.notice}", style="yellow", markup=False)
 
 
 def measure_costs(model: Model) -> None:

@@ -95,7 +95,7 @@ def _compare(console: Console, model: Model, fast: Result, plain: Result) -> Non
     table.add_row("tokens per cycle", f"{f.acceptance_length + 1:.2f}", "1.00")
     table.add_row("tokens per second", f"{f.generated / f.seconds:.1f}", f"{p.generated / p.seconds:.1f}")
     table.add_row("extra memory: key/value cache", "0 MB (shared)", "-")
-    table.add_row("extra memory: weights for drafting", f"{model.decoder.diffusion_bytes / 1e6:.0f} MB", "-")
+    table.add_row("extra memory: weights for drafting", f"{model.runner.draft_bytes / 1e6:.0f} MB", "-")
     console.print(table)
     compared = f"{len(fast.tokens)} of {len(plain.tokens)} tokens compared"
     verdict = f"identical: {compared}" if same else f"DIFFERENT, which is a defect: {compared}"

@@ -151,7 +151,7 @@ def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterat
         for q in questions
     ]
     config = DecodingConfig(cycle="ar", batch_size=batch_size)
-    for step in generate(model.decoder, requests, config, model.limits):
+    for step in generate(model.runner, requests, config, model.limits):
         sequence = step.sequence
         if sequence.finish_reason is not None:
             tokens = list(sequence.tokens)

@@ -55,28 +55,28 @@ def _machine(model: Model) -> dict[str, Any]:
 
 
 def _probes(model: Model) -> dict[str, Any]:
-    decoder, kernels = model.decoder, {}
-    for name, linear in decoder.linears().items():
+    runner, kernels = model.runner, {}
+    for name, linear in runner.decoder.linears().items():
         label = f"{name.split('.')[-1]} [{linear.shape[0]} x {linear.shape[1]}]"
         label = f"view's {label}" if ".diffusion." in name else label
         kernels[label] = {"kernel": linear.name, **_rule(linear.rule)}
     attention = {
-        "kernel": getattr(decoder.attention.attend, "__name__", "?").replace("_", " "),
-        **_rule(decoder.attention.rule),
+        "kernel": getattr(runner.attention.attend, "__name__", "?").replace("_", " "),
+        **_rule(runner.attention.rule),
     }
     return {
-        "exact": decoder.exact,
-        "keys rounded to": decoder.attention.key_multiple,
-        "between products": decoder.kernels.name,
-        "notice": decoder.kernels.notice,
-        "compiler": decoder.kernels.details or None,
-        "warnings": list(model.checkpoint.warnings),
+        "exact": runner.exact,
+        "keys rounded to": runner.attention.key_multiple,
+        "between products": runner.kernels.name,
+        "notice": runner.kernels.notice,
+        "compiler": runner.kernels.details or None,
+        "warnings": model.warnings,
         "kernels": {**kernels, "attention": attention},
     }
 
 
 def _rule(rule: Any) -> dict[str, Any]:
-    return {"pad to": rule.multiple, "at most": rule.most, "bits hold": rule.exact}
+    return {"pad to": rule.multiple, "at most": rule.max_rows, "bits hold": rule.exact}
 
 
 def _cost(model: Model) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def _cost(model: Model) -> list[dict[str, Any]]:
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
-    from orthrus.decoding.planning.cost_model import Costs
+    from orthrus.decoding.planning.cost_model import CostModel
 
     machine = report.pop("machine")
     console.print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), "\n")
@@ -113,5 +113,5 @@ def _print(console: Console, report: dict[str, Any]) -> None:
                 f" quartiles of the ratio {low:.3f} to {high:.3f})"
             )
         if "passes" in part:
-            print_costs(console, Costs.of(part["passes"]))
+            print_costs(console, CostModel.of(part["passes"]))
         console.print()

@@ -6,19 +6,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-
 from orthrus.cache import KVCache
 from orthrus.config import KEY_BLOCK, DecodingConfig
 from orthrus.decoding import cycles, rules
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.planning.cost_model import Costs, measure
+from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.measure import measure
 from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.propose import propose_ahead
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Draft, Limits, Request, Sequence, Verdict
 from orthrus.decoding.text import Decode
-from orthrus.model.decoder import Decoder
+from orthrus.runner.layout import chunks
+from orthrus.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Step:
 
 
 def generate(
-    decoder: Decoder,
+    runner: Runner,
     requests: Iterable[Request],
     config: DecodingConfig,
     limits: Limits,
     decode: Decode | None = None,
-    costs: Costs | None = None,
+    costs: CostModel | None = None,
 ) -> Iterator[Step]:
     """Decode requests, at most `config.batch_size` at a time; yields a step per sequence and cycle as they happen.
 
@@ -44,48 +44,47 @@ def generate(
     to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
     """
     cycle, rule = cycles.load(config.cycle), rules.load(config.rule)
-    drafting = _drafting(decoder, config, costs)
+    drafting = _drafting(runner, config, costs)
     waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
-    cache = decoder.new_cache(min(config.batch_size, len(waiting)))
+    cache = runner.new_cache(min(config.batch_size, len(waiting)))
     active: list[Sequence] = []
     while waiting or active:
         while waiting and len(active) < config.batch_size:
             active.append(waiting.popleft())
             width = _first_width(drafting, active[-1]) if cycle.DRAFTS_AHEAD else 0
-            yield prefill(decoder, cache, active[-1], len(active) - 1, rule, width)
+            yield prefill(runner, cache, active[-1], len(active) - 1, rule, width)
             _retire(cache, active)
         if active:
-            kept = cycle.run(decoder, cache, active, drafting, rule)
+            kept = cycle.run(runner, cache, active, drafting, rule)
             yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
             _retire(cache, active)
 
 
-def prefill(decoder: Decoder, cache: KVCache, sequence: Sequence, slot: int, rule: Rule, width: int = 0) -> Step:
+def prefill(runner: Runner, cache: KVCache, sequence: Sequence, slot: int, rule: Rule, width: int = 0) -> Step:
     """Put the prompt into the cache, in as large pieces as the row rule allows, and commit the first token.
 
     With a `width`, the last piece drafts ahead too, from a block of that many rows rooted at the last prompt token.
     """
     sequence.begin()
     cache.commit(slot, 0)
-    prompt = torch.tensor([sequence.request.prompt], device=decoder.device)
+    prompt = sequence.request.prompt
     ahead = min(sequence.request.stop.max_new_tokens, KEY_BLOCK)
-    cache.reserve(prompt.shape[1] + ahead)  # at once: to grow is to copy all of it, and to record its passes anew
-    *pieces, last = prompt.split(decoder.most_rows, dim=1)
+    cache.reserve(len(prompt) + ahead)  # at once: to grow is to copy all of it, and to record its passes anew
+    *pieces, last = chunks(prompt, runner.max_rows)
     window = cache.window(slot, slot + 1)
     for piece in pieces:
-        decoder.ar(piece, window, rows=[])
-        cache.commit(slot, cache.lengths[slot] + piece.shape[1])
-    final = [last.shape[1] - 1]
-    drafted = final if width else []
-    (logits_RV,), (blocks_JWV,) = decoder.ar_and_diffuse(
-        last.tolist(), drafted, width, window, wanted=final, decided=True
+        runner.ar([piece], window, logit_rows=[])
+        cache.commit(slot, cache.lengths[slot] + len(piece))
+    final = [len(last) - 1]
+    (logits_RV,), (blocks_JWV,) = runner.ar_and_diffuse(
+        [last], [final if width else []], width, window, logit_rows=final, eager_logits=True
     )
-    cache.commit(slot, prompt.shape[1])
+    cache.commit(slot, len(prompt))
     verdict = rule.verify(sequence.sampler, logits_RV, Draft(), sequence.length)
     sequence.start(verdict.tokens[0])
     if width and sequence.finish_reason is None:
-        root = prompt.shape[1] - 1
-        (sequence.ahead,) = propose_ahead(decoder, [sequence], [blocks_JWV[0]], [root], rule, decided=True)
+        root = len(prompt) - 1
+        (sequence.ahead,) = propose_ahead(runner, [sequence], [blocks_JWV[0]], [root], rule, decided=True)
     return Step(sequence, verdict)
 
 
@@ -104,19 +103,19 @@ def _first_width(drafting: Drafting, sequence: Sequence) -> int:
     return drafting.planner.first_width(sequence.length) if drafting.planner else drafting.width
 
 
-def _drafting(decoder: Decoder, config: DecodingConfig, costs: Costs | None) -> Drafting:
-    if decoder.diffusion is None:
+def _drafting(runner: Runner, config: DecodingConfig, costs: CostModel | None) -> Drafting:
+    if runner.diffusion is None:
         if config.cycle != "ar":
             raise ValueError(
                 f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
                 " give it one (--adapter, or a published Orthrus checkpoint)"
             )
         return Drafting(1)
-    block = decoder.diffusion.block_size
+    block = runner.diffusion.block_size
     if config.width is not None and config.width > block:
         raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
     width = config.width or block
     if config.cycle != "auto":
         return Drafting(width, config.candidates)
     alone = config.rule == "rejection"
-    return Drafting(width, planner=Planner(decoder.diffusion, width, costs or measure(decoder), alone=alone))
+    return Drafting(width, planner=Planner(runner.diffusion, width, costs or measure(runner), alone=alone))

@@ -11,28 +11,28 @@ from orthrus.cache import CacheWindow
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sampling import best
 from orthrus.decoding.sequence import Draft, Kind, Sequence
-from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
-DECIDED = 32
+EAGER_LOGITS = 32
 """Rows of blocks up to which it is cheaper to run the head over all of them, with the AR rows, than over one later."""
 
 
 def propose(
-    decoder: Decoder, window: CacheWindow, batch: list[Sequence], width: int, rule: Rule, wanted: list[bool]
+    runner: Runner, window: CacheWindow, batch: list[Sequence], width: int, rule: Rule, wanted: list[bool]
 ) -> None:
     """Give each sequence that wants them fresh drafts, at most `trained_rows`: one diffusion pass over its anchor and
     width - 1 masks."""
-    assert decoder.diffusion is not None
-    rows, drafting = min(width, decoder.diffusion.trained_rows), [s for s, w in zip(batch, wanted, strict=True) if w]
+    assert runner.diffusion is not None
+    rows, drafting = min(width, runner.diffusion.trained_rows), [s for s, w in zip(batch, wanted, strict=True) if w]
     roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
-    for s, logits_RV in zip(drafting, decoder.diffuse(roots, width, window, rows), strict=True):
+    for s, logits_RV in zip(drafting, runner.diffuse(roots, width, window, rows=rows), strict=True):
         s.count_pass(width)
         draft = rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
-        s.ahead = replace(draft, confidence=sureness(decoder, logits_RV)[: len(draft.tokens)])
+        s.ahead = replace(draft, confidence=sureness(runner, logits_RV)[: len(draft.tokens)])
 
 
 def propose_ahead(
-    decoder: Decoder, batch: list[Sequence], blocks: list[Tensor], roots: list[int], rule: Rule, *, decided: bool
+    runner: Runner, batch: list[Sequence], blocks: list[Tensor], roots: list[int], rule: Rule, *, decided: bool
 ) -> list[Draft]:
     """Drafts from blocks of the pass just run: final hidden states [width, D] of each, or, where that was `decided`,
     logits [width, V], and its root's position.
@@ -41,11 +41,11 @@ def propose_ahead(
     tells whether the block foresaw it; the rows before it are passed over, those after it are the drafts. There may be
     none. Of the head's work only what is needed is done.
     """
-    assert decoder.diffusion is not None
-    trained = decoder.diffusion.trained_rows
+    assert runner.diffusion is not None
+    trained = runner.diffusion.trained_rows
     starts = [s.length - 1 - root for s, root in zip(batch, roots, strict=True)]
     useful = [block[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
-    logits_NV = torch.cat(useful) if decided else decoder.logits(torch.cat(useful)[None], drafting=True)[0]
+    logits_NV = torch.cat(useful) if decided else runner.draft_logits(torch.cat(useful))
     drafts = []
     for s, logits_RV, root, start in zip(batch, logits_NV.split([len(r) for r in useful]), roots, starts, strict=True):
         if len(logits_RV) < 2:
@@ -54,15 +54,15 @@ def propose_ahead(
         foreseen = best(logits_RV[:1]) == [s.anchor]
         draft = rule.propose(s.sampler, logits_RV[1:], s.length, 2 * root + 1)
         kind: Kind = "agrees" if foreseen else "differs"
-        confidence = sureness(decoder, logits_RV[1:])[: len(draft.tokens)]
+        confidence = sureness(runner, logits_RV[1:])[: len(draft.tokens)]
         drafts.append(replace(draft, kind=kind, start=start, confidence=confidence))
     return drafts
 
 
-def sureness(decoder: Decoder, logits_RV: Tensor) -> list[float]:
+def sureness(runner: Runner, logits_RV: Tensor) -> list[float]:
     """The largest probability of each row: of its distribution alone, never of the token that was drawn from it.
 
     0 where the logits are no distribution.
     """
-    found: list[float] = decoder.kernels.sureness(logits_RV).nan_to_num(nan=0.0).tolist()
+    found: list[float] = runner.top1_probability(logits_RV).nan_to_num(nan=0.0).tolist()
     return found

@@ -1,6 +1,6 @@
 """The oracle: plain AR decoding of one sequence, one token a pass.
 
-Deliberately apart from the cycles. It shares the decoder, the kernels, the sampler and the noise with them, and no
+Deliberately apart from the cycles. It shares the runner, the sampler and the noise with them, and no
 bookkeeping: every law compares a cycle with this loop.
 """
 
@@ -15,7 +15,8 @@ from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.sequence import Limits, Request
 from orthrus.decoding.text import Decode
-from orthrus.model.decoder import Decoder
+from orthrus.runner.layout import chunks
+from orthrus.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class OracleResult:
 
 
 def autoregress(
-    decoder: Decoder,
+    runner: Runner,
     request: Request,
     limits: Limits,
     seed: int,
@@ -40,21 +41,21 @@ def autoregress(
     ends = limits.end_token_ids | request.stop.stop_token_ids
     noise = AddressedNoise(seed, request.sampling.sample_index)
     sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size)
-    cache = decoder.new_cache(1)
-    pending = torch.tensor([request.prompt], device=decoder.device)
+    cache = runner.new_cache(1)
+    pending = list(request.prompt)
     tokens: list[int] = []
     kept: list[Tensor] = []
     while True:
-        for piece in pending.split(decoder.most_rows, dim=1):
-            logits_BRV = decoder.ar(piece, cache.window(0, 1), rows=[piece.shape[1] - 1])
-            cache.commit(0, cache.lengths[0] + piece.shape[1])
+        for chunk in chunks(pending, runner.max_rows):
+            (logits_1V,) = runner.ar([chunk], cache.window(0, 1), logit_rows=[len(chunk) - 1])
+            cache.commit(0, cache.lengths[0] + len(chunk))
         if keep_logits:
-            kept.append(logits_BRV[0, 0].clone())
-        tokens.append(next(sampler.targets(logits_BRV[0], len(request.prompt) + len(tokens))))
+            kept.append(logits_1V[0].clone())
+        tokens.append(next(sampler.targets(logits_1V, len(request.prompt) + len(tokens))))
         reason = _finish(tokens, request, ends, limits, decode)
         if reason:
             return OracleResult(tokens, reason, torch.stack(kept) if keep_logits else None)
-        pending = torch.tensor([tokens[-1:]], device=decoder.device)
+        pending = tokens[-1:]
 
 
 def _finish(

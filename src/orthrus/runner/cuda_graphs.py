@@ -1,43 +1,39 @@
-"""CUDA graphs: a pass recorded once for its shape and replayed: to launch its kernels one by one takes longer.
+"""CUDA graphs: a pass is recorded once per shape and replayed, since launching its kernels one by one takes longer.
 
-All that changes between passes of one shape are numbers (tokens, places, positions, what is seen, which rows are
-wanted), which lie in one tensor that the recorded work reads. The rest is part of the shape.
+Between passes of one shape only integers change (tokens, positions, slots, what is attended to, which rows give
+logits). They lie in one tensor that the recorded work reads. Everything else is part of the shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import chain
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from orthrus.cache import CacheWindow
-from orthrus.runner.layout import Part
+from orthrus.batch import ForwardBatch
+from orthrus.runner.eager import EagerExecutor
+from orthrus.runner.executor import PassResult
 
-if TYPE_CHECKING:
-    from orthrus.model.decoder import Decoder
-
-MOST_ROWS, MOST_GRAPHS = 128, 128
-"""Larger passes keep a device busy while they are launched; the graphs longest unused are given up."""
-Results = tuple[Tensor, Tensor]
-Record = Callable[[Callable[[], Results]], tuple[Results, Callable[[], None]]]
+MAX_GRAPH_ROWS, MAX_GRAPHS = 128, 128
+"""Larger passes keep a device busy while they are launched. LRU eviction of graphs."""
+Record = Callable[[Callable[[], PassResult]], tuple[PassResult, Callable[[], None]]]
 
 
 def on_cuda() -> Record:
-    """Records work as CUDA graphs, which share one pool of memory: gives its results, and what computes them anew."""
+    """Records work as CUDA graphs, which share one memory pool: returns its results, and what computes them again."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(work: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+    def record(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             work()  # compiles what is not yet compiled for these very tensors, which a recording must not do
-        current.wait_stream(aside)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             results = work()
@@ -48,51 +44,42 @@ def on_cuda() -> Record:
 
 @dataclass(frozen=True)
 class _Graph:
-    numbers: Tensor
-    results: Results
+    integers: Tensor
+    results: PassResult
     replay: Callable[[], None]
     kept: Any  # what its kernels read at fixed addresses
 
 
-class Graphs:
-    """The passes of one decoder. Its slow twin is `Decoder.launch`, which is also what is recorded."""
+class CUDAGraphs:
+    """The passes of one decoder. The eager executor is its reference implementation, and what is recorded."""
 
-    def __init__(self, decoder: Decoder, record: Record) -> None:
-        self._decoder, self._record, self._lock = decoder, record, Lock()
+    def __init__(self, eager: EagerExecutor, record: Record) -> None:
+        self._eager, self._record, self._lock = eager, record, Lock()
         self._graphs: dict[Any, _Graph | None] = {}
 
-    def run(self, parts: list[Part], picked: list[int], wanted: int, cache: CacheWindow) -> Results:
-        """As `Decoder.launch`: a shape's first pass is launched (kernels are compiled then), its second recorded."""
-        keys, values = cache.storage
-        launch = partial(self._decoder.launch, wanted=wanted, cache=cache, span=keys.shape[3])
-        if sum(len(part.tokens) for part in parts) > MOST_ROWS:
-            return launch(parts, picked)
-        shapes = [(p.view, len(p.tokens), len(p.positions), p.attended, len(p.runs), p.most) for p in parts]
-        shape = (*shapes, len(picked), wanted, keys.data_ptr(), values.data_ptr(), keys.shape, keys.stride())
-        lists = [*chain(*(part.numbers for part in parts)), picked]
+    def run(self, batch: ForwardBatch) -> PassResult:
+        """See `Executor`. The first pass of a shape is launched (kernels are compiled then), its second recorded."""
+        if sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
+            return self._eager.run(batch)
+        keys, values = batch.cache.storage
+        batch = replace(batch, span=keys.shape[3])  # a recorded pass is replayed over longer contexts
+        storage = keys.data_ptr(), values.data_ptr(), keys.shape, keys.stride()
+        shape = (*(rows.shape for rows in batch.views), len(batch.logit_rows), batch.num_logits, *storage)
         with self._lock:
             if shape not in self._graphs:
                 self._graphs[shape] = None
-                return launch(parts, picked)
-            graph = self._graphs.pop(shape) or self._recorded(parts, lists, launch, keys.shape[3])
+                return self._eager.run(batch)
+            graph = self._graphs.pop(shape) or self._recorded(batch)
             self._graphs[shape] = graph
-            while len(self._graphs) > MOST_GRAPHS:
+            while len(self._graphs) > MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            graph.numbers.copy_(torch.tensor([*chain(*lists)]))
+            graph.integers.copy_(torch.tensor([*chain(*batch.integers)]))
             graph.replay()
             logits, hidden = graph.results
-            return logits.clone(), hidden.clone()
+            return PassResult(logits.clone(), hidden.clone())
 
-    def _recorded(
-        self, parts: list[Part], lists: list[list[int]], launch: Callable[[list[Part], Tensor], Results], span: int
-    ) -> _Graph:
-        numbers = torch.tensor([*chain(*lists)], device=self._decoder.device)
-        *views, picked = numbers.split([len(values) for values in lists])
-        each = len(views) // len(parts)
-
-        def work() -> Results:
-            static = [part.over(views[n * each : (n + 1) * each]) for n, part in enumerate(parts)]
-            return launch(static, picked)
-
-        kept = self._decoder.rope.tables(span)  # first: a table that grows is another one
-        return _Graph(numbers, *self._record(work), kept)
+    def _recorded(self, batch: ForwardBatch) -> _Graph:
+        decoder = self._eager.decoder
+        integers = torch.tensor([*chain(*batch.integers)], device=decoder.device)
+        kept = decoder.rope.tables(batch.span)  # first: a table that grows is another one
+        return _Graph(integers, *self._record(lambda: self._eager.forward(batch, integers)), kept)

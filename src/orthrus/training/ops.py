@@ -29,6 +29,14 @@ class Ops:
         """Root-mean-square norm over D, with a frozen weight."""
         return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
 
+    def add_norm(
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """hidden + delta (hidden alone where delta is None), and its norm."""
+        if delta_ND is not None:
+            hidden_ND = hidden_ND + delta_ND
+        return hidden_ND, self.norm(hidden_ND, weight_D, eps)
+
     def gate(self, gate_up_NF: Tensor) -> Tensor:
         """silu(first half) * second half."""
         gate, up = gate_up_NF.chunk(2, dim=-1)

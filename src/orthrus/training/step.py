@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus.backends.linears import Linear
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import Layer, View
+from orthrus.model.layers import View
 from orthrus.training.attention import BlockAttention
 from orthrus.training.blocks import Blocks
 from orthrus.training.objectives import Objective
@@ -75,40 +74,46 @@ def step(
 
 def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The AR view over the whole text: final normed hidden states [T, D], and K and V [T, G, E] of every layer."""
-    eps, memory = decoder.config.norm_eps, []
     offsets_T = blocks.offsets_T
     rope = decoder.rope.rows(offsets_T, len(offsets_T))
     borders = (*blocks.starts[1:], len(blocks.tokens_T))
-    hidden = decoder.embedding[blocks.tokens_T]
-    for layer in decoder.stack:
-        q, k, v = _project(decoder, layer.ar, ops.norm(hidden, layer.attention_norm, eps), rope, ops)
+    memory: list[tuple[Tensor, Tensor]] = []
+
+    def causal(view: View, normed_TD: Tensor) -> Tensor:
+        q, k, v = _project(decoder, view, normed_TD, rope, ops)
         memory.append((k, v))
         attention = torch.empty_like(q)
         for start, stop in zip(blocks.starts, borders, strict=True):
             one, two, three = (t[start:stop].transpose(0, 1)[None] for t in (q, k, v))
             out = F.scaled_dot_product_attention(one, two, three, is_causal=True, enable_gqa=True)
             attention[start:stop] = out[0].transpose(0, 1)
-        hidden = hidden + layer.ar.o(attention.flatten(1))
-        hidden = hidden + _mlp(layer, hidden, eps, ops)
-    return ops.norm(hidden, decoder.norm, eps), memory
+        output_TD: Tensor = view.o(attention.flatten(1))
+        return output_TD
+
+    hidden, delta = decoder.embedding[blocks.tokens_T], None
+    for layer in decoder.decoder_layers:
+        hidden, delta = layer(hidden, delta, partial(causal, layer.ar), ops)
+    return ops.add_norm(hidden, delta, decoder.norm, decoder.config.norm_eps)[1], memory
 
 
 def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]], ops: Ops) -> Tensor:
     """All blocks through the diffusion view: final normed hidden states [N, D]."""
-    assert decoder.diffusion is not None
-    eps, K = decoder.config.norm_eps, blocks.block_size
-    ids_SK = torch.full((len(blocks.roots_S), K), decoder.diffusion.mask_token_id, device=decoder.device)
+    K = blocks.block_size
+    ids_SK = torch.full((len(blocks.roots_S), K), decoder.mask_token_id, device=decoder.device)
     ids_SK[:, 0] = blocks.tokens_T[blocks.roots_S]
     positions_SK = blocks.offsets_T[blocks.roots_S][:, None] + torch.arange(K, device=decoder.device)
     rope = decoder.rope.rows(positions_SK.flatten(), int(positions_SK.max()) + 1)
-    hidden = decoder.embedding[ids_SK.flatten()]
-    for layer, text in zip(decoder.stack, memory, strict=True):
-        view = layer.view("diffusion")
-        q, k, v = _project(decoder, view, ops.norm(hidden, layer.attention_norm, eps), rope, ops)
+
+    def in_blocks(view: View, text: tuple[Tensor, Tensor], normed_ND: Tensor) -> Tensor:
+        q, k, v = _project(decoder, view, normed_ND, rope, ops)
         attention = BlockAttention.apply(q, k, v, text, blocks, ops)  # type: ignore[no-untyped-call]
-        hidden = hidden + _linear(view.o, attention.flatten(1))
-        hidden = hidden + _mlp(layer, hidden, eps, ops)
-    return ops.norm(hidden, decoder.norm, eps)
+        output_ND: Tensor = view.o(attention.flatten(1))
+        return output_ND
+
+    hidden, delta = decoder.embedding[ids_SK.flatten()], None
+    for layer, text in zip(decoder.decoder_layers, memory, strict=True):
+        hidden, delta = layer(hidden, delta, partial(in_blocks, layer.view("diffusion"), text), ops)
+    return ops.add_norm(hidden, delta, decoder.norm, decoder.config.norm_eps)[1]
 
 
 def _project(
@@ -116,7 +121,7 @@ def _project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [N, H, E], k and v [N, G, E] of rows, normed and rotated."""
     config = decoder.config
-    qkv = _linear(view.qkv, normed).view(len(normed), -1, config.head_dim)
+    qkv = view.qkv(normed).view(len(normed), -1, config.head_dim)
     q, k, v = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
     if view.norms is not None:
         q, k = (
@@ -124,13 +129,3 @@ def _project(
             for t, weight in zip((q, k), view.norms, strict=True)
         )
     return ops.rotate(q, rope), ops.rotate(k, rope), v
-
-
-def _linear(linear: Linear, x: Tensor) -> Tensor:
-    """A linear map in the dtype of x, whatever the dtype its weights are kept in: fp32 masters, bf16 compute."""
-    bias = linear.bias
-    return F.linear(x, linear.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-def _mlp(layer: Layer, hidden: Tensor, eps: float, ops: Ops) -> Tensor:
-    return _linear(layer.down, ops.gate(_linear(layer.gate_up, ops.norm(hidden, layer.mlp_norm, eps))))

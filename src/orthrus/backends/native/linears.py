@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from orthrus.backends.linears import GroupedLinear, Int8Linear, Linear
+from orthrus.backends.interface import ExecutableLinear
+from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native.huge_pages import in_huge_pages
+from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, Blocks
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
@@ -21,7 +23,7 @@ PLAIN, INT8, FOUR_BITS, EIGHT_BITS, GROUPED = range(5)
 _INTEGER = ctypes.c_int64
 
 
-class NativeLinear(Linear):
+class NativeLinear(ExecutableLinear):
     """A linear map that sums every row alone, in one order, so that its bits hold for any number of rows."""
 
     least_multiple = 1
@@ -31,7 +33,7 @@ class NativeLinear(Linear):
     """Of which their number must be a multiple."""
 
     def __init__(self, plain: Linear, kernel: Callable[..., None], beside: int) -> None:
-        self._instead_of(plain, plain.stored_bytes)
+        super().__init__(plain, plain.weight.nbytes)
         self._kernel = kernel
         self.packed = in_huge_pages(self.pack(plain.weight.detach(), beside))
 
@@ -40,13 +42,8 @@ class NativeLinear(Linear):
         """The weights in the order in which the kernel reads them, with so many inputs of an output side by side."""
         raise NotImplementedError
 
-    def forward(self, x_NI: Tensor) -> Tensor:
-        """See `Linear`."""
-        if len(x_NI) <= self.rule.most and len(x_NI) % self.rule.multiple == 0:
-            return self._run(x_NI)
-        return self._in_pieces(self._run, x_NI)
-
-    def _run(self, x_NI: Tensor) -> Tensor:
+    def run(self, x_NI: Tensor) -> Tensor:
+        """See `ExecutableLinear`."""
         x_NI = x_NI.contiguous()
         y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
         bias = None if self.bias is None else self.bias.data_ptr()
@@ -94,13 +91,14 @@ class BlockLinear(NativeLinear):
 
     def __init__(self, plain: Linear, kernel: Callable[..., None], beside: int, blocks: Blocks) -> None:
         packed = blocks.packed() if beside == PAIR else blocks.packed_in_quads()
-        self._instead_of(plain, packed.nbytes)
+        ExecutableLinear.__init__(self, plain, packed.nbytes)
         self._kernel = kernel
         self.name = f"native C, {blocks.type} to bf16"
         self.form = FOUR_BITS if blocks.four_bits else EIGHT_BITS
         self.packed = in_huge_pages(packed)
 
-    def _run(self, x_NI: Tensor) -> Tensor:
+    def run(self, x_NI: Tensor) -> Tensor:
+        """See `ExecutableLinear`."""
         x_NI, threads = x_NI.contiguous(), torch.get_num_threads()
         y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
         room = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)

@@ -1,7 +1,7 @@
-"""Kernels in Triton for CUDA devices: the work between matrix products, and an attention told row by row what it sees.
+"""Kernels in Triton for CUDA devices: the operations between linear maps, and ragged attention.
 
-Every row is computed by itself, in one fixed order, whatever the rows beside it. The device code is in
-`gpu_kernels.py`, the slow twins in `kernels.py`; without a GPU it runs in Triton's interpreter.
+Every row is computed alone, in one fixed order, whatever the other rows of the launch. The device code is in
+`device.py`, the reference implementations in `backends/torch.py`. Without a GPU it runs in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from orthrus.backends.linears import Form, Int8Linear, Linear
-from orthrus.backends.torch import CACHE_LIMIT, Kernels, Places, Sight
+from orthrus.backends.interface import CACHE_LIMIT, LinearForm
+from orthrus.backends.linears import Int8Linear
+from orthrus.backends.torch import TorchKernels
 from orthrus.backends.triton import device
+from orthrus.batch import AttentionMetadata, SlotMapping
+from orthrus.model.layers import Linear
 
 QUERIES = 32
 """Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""
@@ -41,13 +44,13 @@ class IntegerLinear(Int8Linear):
         return torch._int_mm(padded, self._weight_IO)[: len(q_NI)].float()
 
 
-class TritonKernels(Kernels):
+class TritonKernels(TorchKernels):
     """See `Kernels`."""
 
     name = "Triton"
     build = f"triton {triton.__version__}"
 
-    def quantised(self, plain: Linear) -> Iterator[Form]:
+    def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """See `Kernels`, as for all below."""
         if plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
             yield partial(IntegerLinear, plain)
@@ -57,9 +60,11 @@ class TritonKernels(Kernels):
         """See `Kernels`."""
         return self._norm(x_ND, None, weight_D, eps)
 
-    def add_norm(self, hidden_ND: Tensor, delta_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def add_norm(
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
-        return self._norm(hidden_ND, delta_ND, weight_D, eps)
+        return hidden_ND, self._norm(hidden_ND, delta_ND, weight_D, eps)
 
     def _norm(self, x_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
         out_ND, (N, D) = torch.empty_like(x_ND), x_ND.shape
@@ -67,23 +72,23 @@ class TritonKernels(Kernels):
         device.norm_row[(N,)](x_ND, added, weight_D, out_ND, D, eps, triton.next_power_of_2(D), delta_ND is not None)
         return out_ND
 
-    def place(
+    def rope_and_cache_write(
         self,
         qkv_NF: Tensor,
         norms: tuple[Tensor, Tensor] | None,
-        places: Places,
+        mapping: SlotMapping,
         keys_BGTE: Tensor,
         values_BGTE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
         _, G, _, E = keys_BGTE.shape
-        (B, A), N = places.attended, places.table_3N.shape[1]
+        (B, A), N = mapping.query_shape, mapping.table_3N.shape[1]
         H = qkv_NF.shape[1] // E - 2 * G
-        q = qkv_NF.new_empty(B, A, H, E) if places.full else qkv_NF.new_zeros(B, A, H, E)
+        q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = norms or (qkv_NF, qkv_NF)
         device.place_head[(N, H + 2 * G)](
-            qkv_NF, q_norm, k_norm, places.cos, places.sin, places.table_3N, q, keys_BGTE, values_BGTE, N, H, G,
-            keys_BGTE.stride(0), keys_BGTE.stride(1), places.norm_eps, E, norms is not None, CACHE_LIMIT,
+            qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_3N, q, keys_BGTE, values_BGTE, N, H, G,
+            keys_BGTE.stride(0), keys_BGTE.stride(1), mapping.norm_eps, E, norms is not None, CACHE_LIMIT,
         )  # fmt: skip
         return q
 
@@ -94,21 +99,21 @@ class TritonKernels(Kernels):
         device.gate_part[(N, triton.cdiv(size, 1024))](gate_up_NF, out, size, 1024)
         return out
 
-    def sees(self, head_dim: int) -> bool:
+    def supports_ragged_attention(self, head_dim: int) -> bool:
         """See `Kernels`."""
         return head_dim >= 16 and head_dim == triton.next_power_of_2(head_dim)
 
-    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, sight: Sight) -> Tensor:
+    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `Kernels`."""
         (N, H, E), (_, G, T, _) = q_NHE.shape, keys_BGTE.shape
         group, out = H // G, torch.empty_like(q_NHE)
-        tiles = triton.cdiv(sight.most, QUERIES // group)
-        split = sight.most * group <= FEW
+        tiles = triton.cdiv(metadata.max_segment_rows, QUERIES // group)
+        split = metadata.max_segment_rows * group <= FEW
         chunks = triton.cdiv(T, CHUNK) if split else 0  # and one more, of a run's own keys
         shape = (N * H, chunks + 1) if split else (1, 1)
         sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
-        device.attend_run[(len(sight.runs) * tiles, G, chunks + 1)](
-            q_NHE, keys_BGTE, values_BGTE, sight.runs, sight.seen_N, out, sums, tops, totals, tiles, H,
+        device.attend_run[(len(metadata.segments) * tiles, G, chunks + 1)](
+            q_NHE, keys_BGTE, values_BGTE, metadata.segments, metadata.kv_lens, out, sums, tops, totals, tiles, H,
             keys_BGTE.stride(0), keys_BGTE.stride(1), E**-0.5, group, QUERIES // group, E, QUERIES, KEYS, CHUNK, split,
         )  # fmt: skip
         if split:

@@ -41,14 +41,14 @@ def command(
     from orthrus.bench import provenance, shapes
 
     if shape is None:
-        decoder = load_model(model, None, dtype, "cpu", False).decoder
+        runner = load_model(model, None, dtype, "cpu", False).runner
     else:
         quiet()
         with stderr.status(f"random weights of the shape of {shape}"):
-            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], block_size=max(width, 2))
-    found = [bytes_of.extra_of(decoder, tokens, width) for tokens in context or (1124, 7780)]
+            runner = shapes.random_runner(shape, DTYPES[dtype.value], block_size=max(width, 2))
+    found = [bytes_of.extra_of(runner, tokens, width) for tokens in context or (1124, 7780)]
     if as_json:
-        where = provenance.of_decoder(decoder, shape or model)
+        where = provenance.of_runner(runner, shape or model)
         print(json.dumps({"memory": [asdict(extra) for extra in found], "provenance": where}, indent=2))
         return
     table = Table(

@@ -51,34 +51,35 @@ def command(
     """Milliseconds of a pass by rows and context, beside the time that reading its weights takes on this machine."""
     from orthrus.api import DTYPES
     from orthrus.bench import passes, provenance, shapes
+    from orthrus.bench.profile import profile
 
     if layers is not None and shape is None:
         raise ValueError("--layers goes with --shape: a checkpoint has the layers it has")
     name = f"{shape or model}{f', {layers} layers' if layers else ''}"
     if shape is None:
-        decoder = load_model(model, adapter, dtype, device, quantize=quantize).decoder
+        runner = load_model(model, adapter, dtype, device, quantize=quantize).runner
     else:
         quiet()
         with stderr.status(f"random weights of the shape of {shape}"):
             int8 = quantize is not None
-            decoder = shapes.random_decoder(shape, DTYPES[dtype.value], layers=layers, device=device, int8=int8)
+            runner = shapes.random_runner(shape, DTYPES[dtype.value], layers=layers, device=device, int8=int8)
     counts, contexts = rows or [1, 2, 4, 8, 16, 32, 64, 128], context or [128, 1024]
-    if max(counts) > decoder.most_rows or min(counts) < 1:
-        raise ValueError(f"a pass of this model has 1 to {decoder.most_rows} rows")
-    if max(contexts) + max(counts) > decoder.config.max_positions:
-        raise ValueError(f"this model has {decoder.config.max_positions} positions: fewer cached tokens, please")
-    found, bandwidth = passes.measure(decoder, counts, contexts, n, lambda all_: progress(all_, "passes", len(all_)))
-    limits = passes.roof(decoder, bandwidth)
-    profiles = {count: passes.profile(decoder, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
+    if max(counts) > runner.max_rows or min(counts) < 1:
+        raise ValueError(f"a pass of this model has 1 to {runner.max_rows} rows")
+    if max(contexts) + max(counts) > runner.config.max_positions:
+        raise ValueError(f"this model has {runner.config.max_positions} positions: fewer cached tokens, please")
+    found, bandwidth = passes.measure(runner, counts, contexts, n, lambda all_: progress(all_, "passes", len(all_)))
+    limits = passes.roof(runner, bandwidth)
+    profiles = {count: profile(runner, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
     if as_json:
         record = {
             "passes": [asdict(one) for one in found], "roof": asdict(limits) | {"floor": limits.floor},
-            "profiles": profiles, "provenance": provenance.of_decoder(decoder, name),
+            "profiles": profiles, "provenance": provenance.of_runner(runner, name),
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return
     _print(found, limits, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
-    Console(highlight=False).print(f"products: {provenance.kernels(decoder)}")
+    Console(highlight=False).print(f"products: {provenance.kernels(runner)}")
     _print_profiles(profiles, contexts[0])
 
 

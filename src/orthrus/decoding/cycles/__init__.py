@@ -12,10 +12,10 @@ from typing import Protocol
 
 from orthrus.cache import KVCache
 from orthrus.decoding.planning.planner import Planner, Shape
-from orthrus.decoding.propose import DECIDED, propose_ahead
+from orthrus.decoding.propose import EAGER_LOGITS, propose_ahead
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
-from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cycle(Protocol):
     """Whether a cycle verifies drafts that an earlier pass made; the prefill then makes the first ones."""
 
     def run(
-        self, decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule
+        self, runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule
     ) -> list[Verdict]:
         """Run it. Returns, per sequence, what was kept."""
         ...
@@ -54,9 +54,7 @@ def load(name: str) -> Cycle:
     return cycle
 
 
-def verify_and_draft(
-    decoder: Decoder, cache: KVCache, batch: list[Sequence], shape: Shape, rule: Rule
-) -> list[Verdict]:
+def verify_and_draft(runner: Runner, cache: KVCache, batch: list[Sequence], shape: Shape, rule: Rule) -> list[Verdict]:
     """One pass: verify what each sequence offers of the drafts at hand, and draft the next ones from its blocks.
 
     The block that counts is rooted at the last accepted draft, or at the last that has a block: see `one_pass`.
@@ -64,10 +62,9 @@ def verify_and_draft(
     """
     drafts = [replace(s.ahead, tokens=s.ahead.tokens[:n]) for s, n in zip(batch, shape.offered, strict=True)]
     rows = [[s.anchor, *draft.tokens] for s, draft in zip(batch, drafts, strict=True)]
-    decided, window = 0 < sum(shape.blocks) * shape.width <= DECIDED, cache.window(0, len(batch))
-    logits, found = decoder.ar_and_diffuse(
-        rows, range(max(shape.blocks)), shape.width, window, blocks=shape.blocks, decided=decided
-    )
+    decided, window = 0 < sum(shape.blocks) * shape.width <= EAGER_LOGITS, cache.window(0, len(batch))
+    block_roots = [range(count) for count in shape.blocks]
+    logits, found = runner.ar_and_diffuse(rows, block_roots, shape.width, window, eager_logits=decided)
     kept, unfinished, blocks, roots = [], [], [], []
     for slot, (sequence, draft) in enumerate(zip(batch, drafts, strict=True)):
         offered, anchor, own = len(draft.tokens), sequence.length - 1, shape.blocks[slot]
@@ -83,7 +80,7 @@ def verify_and_draft(
             blocks.append(found[slot][chosen])
             roots.append(anchor + chosen)
     if unfinished:
-        ahead = propose_ahead(decoder, unfinished, blocks, roots, rule, decided=decided)
+        ahead = propose_ahead(runner, unfinished, blocks, roots, rule, decided=decided)
         for sequence, draft in zip(unfinished, ahead, strict=True):
             sequence.ahead = draft
     return kept

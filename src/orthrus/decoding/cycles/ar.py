@@ -7,13 +7,13 @@ from orthrus.decoding.cycles import Drafting, verify_and_draft
 from orthrus.decoding.planning.planner import Shape
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Sequence, Verdict
-from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
 NAME = "ar"
 DRAFTS_AHEAD = False
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
+def run(runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
     """Verify nothing, commit the bonus."""
     nothing = [0] * len(batch)
-    return verify_and_draft(decoder, cache, batch, Shape(drafting.width, nothing, nothing, [NAME] * len(batch)), rule)
+    return verify_and_draft(runner, cache, batch, Shape(drafting.width, nothing, nothing, [NAME] * len(batch)), rule)

@@ -12,16 +12,16 @@ from orthrus.decoding.cycles import Drafting, verify_and_draft
 from orthrus.decoding.planning.planner import Shape
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Sequence, Verdict
-from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
 NAME = "one-pass"
 DRAFTS_AHEAD = True
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
+def run(runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
     """Verify all that is ahead, with a block of full width for every number of drafts that may be accepted, or for the
     first `candidates` of them."""
     offered = [len(s.ahead.tokens) for s in batch]
     blocks = [min(1 + n, drafting.candidates or 1 + n) for n in offered]
     shape = Shape(drafting.width, offered, blocks, [NAME] * len(batch))
-    return verify_and_draft(decoder, cache, batch, shape, rule)
+    return verify_and_draft(runner, cache, batch, shape, rule)

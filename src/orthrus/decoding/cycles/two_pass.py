@@ -8,15 +8,15 @@ from orthrus.decoding.planning.planner import Shape
 from orthrus.decoding.propose import propose
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Sequence, Verdict
-from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
 
 NAME = "two-pass"
 DRAFTS_AHEAD = False
 
 
-def run(decoder: Decoder, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
+def run(runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
     """Propose, verify, commit: up to min(width, trained rows) drafts and a bonus for two passes."""
-    propose(decoder, cache.window(0, len(batch)), batch, drafting.width, rule, [True] * len(batch))
+    propose(runner, cache.window(0, len(batch)), batch, drafting.width, rule, [True] * len(batch))
     offered = [len(s.ahead.tokens) for s in batch]
     shape = Shape(drafting.width, offered, [0] * len(batch), [NAME] * len(batch))
-    return verify_and_draft(decoder, cache, batch, shape, rule)
+    return verify_and_draft(runner, cache, batch, shape, rule)

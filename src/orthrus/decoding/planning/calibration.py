@@ -12,8 +12,9 @@ from threading import Lock
 import torch
 
 from orthrus import file_cache
-from orthrus.decoding.planning.cost_model import Costs, measure
-from orthrus.model.decoder import Decoder
+from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.measure import measure
+from orthrus.runner.runner import Runner
 
 MEASURE_AGAIN_AFTER = 300.0
 """Seconds after which a table that other work disturbed is measured again."""
@@ -21,23 +22,23 @@ log = logging.getLogger(__name__)
 
 
 class Calibration:
-    """What passes of one decoder cost. Safe for many threads: one measures, the others wait for it."""
+    """What passes of one model cost. Safe for many threads: one measures, the others wait for it."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder, self._lock = decoder, Lock()
-        self._costs: Costs | None = None
+    def __init__(self, runner: Runner) -> None:
+        self._runner, self._lock = runner, Lock()
+        self._costs: CostModel | None = None
 
     @property
     def key(self) -> str:
         """Names a cost table: the shapes, precision, device, threads and version it holds for."""
-        decoder = self._decoder
-        gpu = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else None
+        runner = self._runner
+        gpu = torch.cuda.get_device_name(runner.device) if runner.device.type == "cuda" else None
         parts = (
-            decoder.config, decoder.diffusion, str(decoder.dtype), gpu or file_cache.processor_name(),
-            torch.get_num_threads(), torch.__version__, decoder.kernels.build,
-            sorted({linear.name for linear in decoder.linears().values()}),
-            decoder.drafting_head is None,
-            [(f.name, f.type) for f in fields(Costs)],
+            runner.config, runner.diffusion, str(runner.decoder.dtype), gpu or file_cache.processor_name(),
+            torch.get_num_threads(), torch.__version__, runner.kernels.build,
+            runner.linear_kernels,
+            runner.draft_weights.head is None,
+            [(f.name, f.type) for f in fields(CostModel)],
         )  # fmt: skip
         return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
@@ -46,29 +47,29 @@ class Calibration:
         """Whether there is a table already."""
         return self._costs is not None or file_cache.age_of(self.key) < inf
 
-    def costs(self, *, anew: bool = False) -> Costs:
+    def costs(self, *, anew: bool = False) -> CostModel:
         """The table, measured in seconds where there is none yet, or `anew`.
 
         One that other work disturbed is measured again by a later run, and the calmer of the two is kept. Raises
         ValueError where there is no diffusion view to plan for.
         """
-        if self._decoder.diffusion is None:
+        if self._runner.diffusion is None:
             raise ValueError("without a diffusion view there is nothing to plan: see --adapter")
         with self._lock:
             if self._costs is None or anew:
                 self._costs = self._measured(anew=anew)
             return self._costs
 
-    def _measured(self, *, anew: bool) -> Costs:
+    def _measured(self, *, anew: bool) -> CostModel:
         fresh = anew or not self.known
-        found = self._kept(lambda: measure(self._decoder), anew=anew)
+        found = self._kept(lambda: measure(self._runner), anew=anew)
         if found.disturbed and not fresh and file_cache.age_of(self.key) > MEASURE_AGAIN_AFTER:
             log.info("what passes cost was measured beside other work; it is measured again")
-            found = self._kept(lambda: min(found, measure(self._decoder), key=lambda costs: costs.spread), anew=True)
+            found = self._kept(lambda: min(found, measure(self._runner), key=lambda costs: costs.spread), anew=True)
         if found.disturbed:
             log.info("other work disturbed the measuring of what passes cost; a later run measures again")
         return found
 
-    def _kept(self, compute: Callable[[], Costs], *, anew: bool) -> Costs:
-        found: Costs = file_cache.cached_json(self.key, lambda: compute().as_dict(), read=Costs.of, anew=anew)
+    def _kept(self, compute: Callable[[], CostModel], *, anew: bool) -> CostModel:
+        found: CostModel = file_cache.cached_json(self.key, lambda: compute().as_dict(), read=CostModel.of, anew=anew)
         return found

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.planning.acceptance import History
-from orthrus.decoding.planning.cost_model import Array, Costs
+from orthrus.decoding.planning.cost_model import Array, CostModel
 from orthrus.decoding.planning.policy import Policy, States
 from orthrus.decoding.planning.prompt_lookup import LONGEST, Lookup
 from orthrus.decoding.sequence import Draft, Sequence, Verdict
@@ -76,7 +76,7 @@ class Planner:
     """
 
     def __init__(
-        self, diffusion: DiffusionConfig, width: int, costs: Costs, *, alone: bool = False, budget: float = 0.03
+        self, diffusion: DiffusionConfig, width: int, costs: CostModel, *, alone: bool = False, budget: float = 0.03
     ) -> None:
         self.costs, self._width, self._alone, self._budget = costs, width, alone, budget
         self._trained = min(width, diffusion.trained_rows)

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decoding.planning.cost_model import Array, Costs
+from orthrus.decoding.planning.cost_model import Array, CostModel
 
 RESTART = 0.01
 """The chance, per pass, that a sequence ends and another begins without drafts."""
@@ -51,7 +51,7 @@ class States:
         context: cached tokens.
     """
 
-    def __init__(self, chances: Array, width: int, costs: Costs, share: int, context: float) -> None:
+    def __init__(self, chances: Array, width: int, costs: CostModel, share: int, context: float) -> None:
         self.width, self._usable = width, min(width, chances.shape[1])
         usable, states = self._usable, 1 + 2 * self._usable
         from_row = np.arange(usable)

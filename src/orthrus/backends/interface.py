@@ -1,0 +1,176 @@
+"""What a backend provides: the operations between linear maps, attention, and faster forms of a linear map.
+
+`TorchKernels` is the reference implementation of every operation. `select` picks the backend of a device, and probes
+which forms keep their bits under which `RowRule`.
+
+Shapes: N rows (those of all sequences), F features, I inputs, O outputs; the rest as in `orthrus.config`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from orthrus.batch import AttentionMetadata, SlotMapping
+from orthrus.model.layers import Linear
+
+MAX_ROWS = 512
+"""The most rows that a kernel is ever probed with, and so called with."""
+CACHE_LIMIT = 1e15
+"""Keys and values are clamped to this, NaN included: a key that a row does not attend to is multiplied by zero, and
+zero times inf or NaN is not zero. No model comes near it."""
+MIN_ATTENDED = 4
+"""Rows that torch's fused attention is called with at least: fewer take another path, which rounds differently, on some
+processors on few values only, so that a probe may miss it."""
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """How rows must be laid out for a kernel: pad to a `multiple`, call with at most `max_rows` rows.
+
+    `exact` is False where no layout was found under which the bits hold; the rule is then only the best guess.
+    """
+
+    multiple: int
+    max_rows: int
+    exact: bool = True
+
+
+class Attend(Protocol):
+    """Attention with an additive mask, over S keys, S a multiple of 512."""
+
+    def __call__(self, q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+        """Softmax(q k / sqrt(E) + bias) v [B, R, H*E]; head h reads key/value head h // (H / G)."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """An attention kernel, its row rule (rows are those of one sequence), and the multiple of keys it must be given.
+
+    single_row: whether one row may go alone, whatever the rule pads to. ragged: whether `Kernels.attend` runs; `attend`
+    is then its form that takes a mask, which only probes call.
+    """
+
+    attend: Attend
+    rule: RowRule
+    key_multiple: int
+    single_row: bool = False
+    ragged: bool = False
+
+    def padded(self, rows: int) -> int:
+        """How many rows to give it for `rows` rows of a sequence."""
+        return rows if rows == 1 and self.single_row else -(-rows // self.rule.multiple) * self.rule.multiple
+
+
+class ExecutableLinear(Linear):
+    """A linear map that calls its kernel within a row rule."""
+
+    name = "torch linear"
+    probed = True
+    """Whether its rule must be probed; not where every sum is exact in any order."""
+    least_multiple = 2
+    """A single row takes a matrix-vector path in most libraries, which rounds differently, though on some values only,
+    so that a probe may miss it: never trusted, unless a form states that it sums every row alone."""
+
+    def __init__(self, plain: Linear, stored_bytes: int) -> None:
+        nn.Module.__init__(self)
+        self.register_parameter("weight", None)
+        self.bias, self.shape, self.blocks = plain.bias, plain.shape, None
+        self.rule = RowRule(2, MAX_ROWS, exact=False)
+        self.stored_bytes = stored_bytes
+        """What a call reads of its weights."""
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """y [N, O]: rows padded to the multiple of the rule, at most `max_rows` of them per call."""
+        rows, rule = len(x_NI), self.rule
+        padding = -rows % rule.multiple
+        if padding:
+            x_NI = F.pad(x_NI, (0, 0, 0, padding))
+        y_NO = (
+            self.run(x_NI)
+            if len(x_NI) <= rule.max_rows
+            else torch.cat([self.run(x) for x in x_NI.split(rule.max_rows)])
+        )
+        return y_NO[:rows] if padding else y_NO
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """One call of the kernel, on rows within the rule."""
+        raise NotImplementedError
+
+
+LinearForm = Callable[[], ExecutableLinear]
+"""Makes another form of a linear map, or raises RuntimeError where it cannot be had."""
+
+
+class Kernels(ABC):
+    """The operations of one backend for one dtype and device.
+
+    build: identifies this set of kernels in whatever was measured with it. notice: why there are no faster kernels, in
+    one sentence; details: the compiler's words on it.
+    """
+
+    name: str
+    build: str
+    notice: str | None = None
+    details: str = ""
+
+    @abstractmethod
+    def packed(self, plain: Linear) -> Iterator[LinearForm]:
+        """Faster forms of a linear map to try, best first. A form that cannot run here raises RuntimeError when it is
+        made or called."""
+
+    @abstractmethod
+    def quantised(self, plain: Linear) -> Iterator[LinearForm]:
+        """The same for its int8 form: weights that a file holds in groups of four bits stay as they are."""
+
+    @abstractmethod
+    def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
+        """A faster, inexact form for passes that only draft: of a map of the diffusion view (`view`), or of a copy of
+        another map. None where there is none."""
+
+    @abstractmethod
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm over D."""
+
+    @abstractmethod
+    def add_norm(
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add `delta` to `hidden` in place; return `hidden` and the norm of the sum."""
+
+    @abstractmethod
+    def rope_and_cache_write(
+        self,
+        qkv_NF: Tensor,
+        norms: tuple[Tensor, Tensor] | None,
+        mapping: SlotMapping,
+        keys_BGTE: Tensor,
+        values_BGTE: Tensor,
+    ) -> Tensor:
+        """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to the cache, clamped to `CACHE_LIMIT`.
+
+        Returns q [B, A, H, E], the rectangle of queries.
+        """
+
+    @abstractmethod
+    def supports_ragged_attention(self, head_dim: int) -> bool:
+        """Whether `attend` runs heads of this size."""
+
+    @abstractmethod
+    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row attends to. Rows are computed independently."""
+
+    @abstractmethod
+    def gate(self, gate_up_NF: Tensor) -> Tensor:
+        """silu(first half) * second half of the last dimension."""
+
+    @abstractmethod
+    def top1_probability(self, logits_RV: Tensor) -> Tensor:
+        """The largest probability of each row [R], fp32."""

@@ -1,0 +1,176 @@
+"""The one place that selects: kernels for a device, a form for every linear map, and an attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from orthrus.backends.interface import (
+    MAX_ROWS,
+    MIN_ATTENDED,
+    Attend,
+    AttentionChoice,
+    ExecutableLinear,
+    Kernels,
+    LinearForm,
+    RowRule,
+)
+from orthrus.backends.invariance import AttentionProbe, find_row_rule
+from orthrus.backends.linears import TorchLinear
+from orthrus.backends.native import build
+from orthrus.backends.native.kernels import NativeKernels
+from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
+from orthrus.batch import AttentionMetadata
+from orthrus.config import KEY_BLOCK, DecoderConfig
+from orthrus.model.decoder import Decoder
+from orthrus.model.layers import Linear
+
+LinearForms = Callable[[Linear], Iterator[LinearForm]]
+"""Forms of a linear map to try, best first."""
+MLP = tuple[ExecutableLinear, ExecutableLinear]
+"""gate_up and down of one layer."""
+
+
+def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels:
+    """The fastest kernels of a device. Where only torch's are left, `notice` states why."""
+    if device.type == "cpu":
+        try:
+            return NativeKernels(build.library(dtype, cache_directory))
+        except build.UnavailableError as error:
+            return TorchKernels(
+                f"{error}. Passes run on torch's kernels: the same tokens, several times slower", error.output
+            )
+    if device.type == "cuda":
+        with suppress(ImportError):  # torch comes with Triton where it comes with CUDA
+            from orthrus.backends.triton.kernels import TritonKernels
+
+            return TritonKernels()
+    return TorchKernels()
+
+
+@dataclass(frozen=True)
+class DraftWeights:
+    """Low-precision copies for passes that only draft: the MLP of each layer, and the head. Where one is missing, the
+    exact weights serve."""
+
+    mlps: tuple[MLP | None, ...] = ()
+    head: ExecutableLinear | None = None
+
+    @property
+    def linears(self) -> list[ExecutableLinear]:
+        """All of them."""
+        maps = [linear for mlp in self.mlps if mlp for linear in mlp]
+        return [*maps, self.head] if self.head else maps
+
+
+def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) -> DraftWeights:
+    """Replace the maps of the diffusion view by low-precision forms where there are any, and with `copies` make such
+    copies of MLPs and head beside the exact weights. Drafts need not be exact: no token depends on them."""
+    if decoder.diffusion is None:
+        return DraftWeights()
+    mlps: list[MLP | None] = []
+    head = kernels.low_precision(decoder.head) if copies else None
+    for layer in decoder.decoder_layers:
+        assert layer.diffusion is not None
+        layer.diffusion.qkv = kernels.low_precision(layer.diffusion.qkv, view=True) or layer.diffusion.qkv
+        layer.diffusion.o = kernels.low_precision(layer.diffusion.o, view=True) or layer.diffusion.o
+        gate_up, down = (kernels.low_precision(linear) if copies else None for linear in (layer.gate_up, layer.down))
+        mlps.append((gate_up, down) if gate_up and down else None)
+    return DraftWeights(tuple(mlps), head)
+
+
+def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> None:
+    """Replace every plain `Linear` by the fastest form that keeps its bits here, with its row rule; or by that in int8.
+
+    Each distinct shape is probed once, on random values of its own dtype and device.
+    """
+    forms: LinearForms = kernels.quantised if int8 else kernels.packed
+    chosen: dict[tuple[object, ...], tuple[type[ExecutableLinear], RowRule]] = {}
+    for parent in list(module.modules()):
+        for name, plain in list(parent.named_children()):
+            if type(plain) is not Linear:
+                continue
+            stored = plain.blocks and plain.blocks.type
+            key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None, stored)
+            if key in chosen:
+                form, rule = chosen[key]
+                linear = next((made for made in _made(plain, forms) if type(made) is form), None) or TorchLinear(plain)
+                linear.rule = rule
+            else:
+                linear = _first_exact(plain, forms)
+                chosen[key] = type(linear), linear.rule
+            setattr(parent, name, linear)
+
+
+def _made(plain: Linear, forms: LinearForms) -> Iterator[ExecutableLinear]:
+    """The forms of a map that can be made here, one after another."""
+    for form in forms(plain):
+        try:
+            made = form()
+        except RuntimeError:  # this processor, or this build of torch, has no such kernel
+            continue
+        made.rule = RowRule(1, MAX_ROWS, exact=False)
+        yield made
+
+
+def _first_exact(plain: Linear, forms: LinearForms) -> ExecutableLinear:
+    """The first form whose bits hold, with its rule, else torch's with the best guess."""
+    generator = torch.Generator().manual_seed(0)
+    rows_NI = torch.randn(MAX_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
+    for made in _made(plain, forms):
+        if not made.probed:
+            made.rule = RowRule(1, MAX_ROWS)
+            return made
+        try:
+            made.rule = find_row_rule(made, rows_NI, made.least_multiple)
+        except RuntimeError:  # it can be made, but not be called
+            continue
+        if made.rule.exact:
+            return made
+    fallback = TorchLinear(plain)
+    fallback.rule = find_row_rule(fallback, rows_NI)
+    return fallback
+
+
+def choose_attention(
+    config: DecoderConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels
+) -> AttentionChoice:
+    """The fastest attention whose bits hold here, else the reference implementation with the best guess of its rule."""
+    probe = AttentionProbe(config, dtype, device)
+    if kernels.supports_ragged_attention(config.head_dim):
+        attend = masked(kernels)
+        rule = probe.row_rule(attend, 1)
+        if rule.exact and rule.multiple == 1:
+            return AttentionChoice(attend, rule, probe.key_multiple(attend), single_row=True, ragged=True)
+    if device.type == "cpu":
+        try:
+            choice = AttentionChoice(
+                attend_flash,
+                probe.row_rule(attend_flash, MIN_ATTENDED),
+                probe.key_multiple(attend_flash),
+                probe.single_row(attend_flash),
+            )
+        except (AttributeError, RuntimeError):  # this torch has no such kernel, or not for these heads
+            return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
+        if choice.rule.exact:
+            return choice
+    return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
+
+
+def masked(kernels: Kernels) -> Attend:
+    """`Kernels.attend` in the form that takes a mask, for rows that attend to their first keys alone."""
+
+    def native_attention(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+        B, R, H, E = q_BRHE.shape
+        kv_lens = (bias_B1RS == 0).sum(dim=-1).expand(B, 1, R).reshape(-1)
+        segments = torch.tensor([[b * R, R, b, 0, 0] for b in range(B)], device=kv_lens.device)
+        metadata = AttentionMetadata(segments, kv_lens, R)
+        out = kernels.attend(q_BRHE.reshape(B * R, H, E), k_BGSE, v_BGSE, metadata)
+        return out.view(B, R, H * E)
+
+    return native_attention

@@ -1,0 +1,132 @@
+"""The records of one forward pass: which rows it has, where their keys go, and what they attend to.
+
+A pass has rows of one or two views. The linear maps see all rows one after another. Attention sees them either ragged
+(by `AttentionMetadata`) or, for kernels that take a mask, as a rectangle of queries (see `SlotMapping.query_shape`).
+All of it is plain integers until an executor copies them to its device in one piece.
+
+Shapes: N rows of a view without padding, S segments, B sequences of the batch, E head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from orthrus.cache import CacheWindow
+
+ViewName = Literal["ar", "diffusion"]
+
+
+class Segment(NamedTuple):
+    """Consecutive rows of one sequence that attend alike: the AR rows of a sequence, or the rows of one draft block.
+
+    Besides the first `kv_lens` keys of the sequence, every row of the segment attends to the cache slots `own_start` to
+    `own_stop` (a block's own keys; empty for AR rows).
+    """
+
+    first_row: int
+    rows: int
+    sequence: int
+    own_start: int
+    own_stop: int
+
+
+@dataclass(frozen=True)
+class ViewRows:
+    """The rows of one view, in ascending order of position within each segment.
+
+    tokens: one per row, then padding up to the multiple that the linear maps want. Per row without padding: its
+    position, its sequence, the cache slot of its key, its row in the rectangle of queries, and `kv_lens`: how many of
+    the first keys of its sequence it attends to. query_shape: sequences and rows of that rectangle.
+
+    The slot of an AR row is its position. Blocks that share a pass with AR rows write their keys behind those rows.
+    """
+
+    view: ViewName
+    tokens: list[int]
+    positions: list[int]
+    sequences: list[int]
+    slots: list[int]
+    query_rows: list[int]
+    query_shape: tuple[int, int]
+    segments: list[Segment]
+    kv_lens: list[int]
+
+    @property
+    def max_segment_rows(self) -> int:
+        """Rows of the longest segment."""
+        return max((segment.rows for segment in self.segments), default=0)
+
+    @property
+    def integers(self) -> list[list[int]]:
+        """Everything that differs between passes of one shape: tokens, slot mapping [3 N], positions, segments [5 S],
+        kv_lens."""
+        mapping = [*self.query_rows, *self.sequences, *self.slots]
+        return [self.tokens, mapping, self.positions, [*chain(*self.segments)], self.kv_lens]
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Everything else."""
+        sizes = len(self.tokens), len(self.positions), len(self.segments)
+        return self.view, *sizes, self.query_shape, self.max_segment_rows
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """One forward pass over the sequences of a cache window.
+
+    span: keys that attention reads per sequence, rounded to the multiple under which bits hold. logit_rows: rows whose
+    final hidden states are returned, numbered over the rows of all views, padding included; logits are computed for the
+    first `num_logits` of them.
+    """
+
+    views: Sequence[ViewRows]
+    cache: CacheWindow
+    span: int
+    logit_rows: list[int]
+    num_logits: int
+
+    @property
+    def draft_only(self) -> bool:
+        """Whether the pass only drafts, so that low-precision weights may run it."""
+        return all(rows.view == "diffusion" for rows in self.views)
+
+    @property
+    def integers(self) -> list[list[int]]:
+        """Everything that differs between passes of one shape: of each view, then `logit_rows`."""
+        return [*chain.from_iterable(rows.integers for rows in self.views), self.logit_rows]
+
+
+@dataclass(frozen=True)
+class SlotMapping:
+    """Where the rows of a view go, on the device.
+
+    table_3N: the row of the rectangle of queries, the sequence, and the cache slot of each row. The linear maps may
+    have more rows than N: padding, which is written nowhere. Rows of the rectangle [B, A] that no row maps to are zero.
+    cos and signed sin are [N, 1, E], fp32.
+    """
+
+    table_3N: Tensor
+    cos: Tensor
+    sin: Tensor
+    query_shape: tuple[int, int]
+    norm_eps: float
+
+    @property
+    def full(self) -> bool:
+        """Whether every row of the rectangle is taken."""
+        return self.table_3N.shape[1] == self.query_shape[0] * self.query_shape[1]
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """What the rows of a view attend to, ragged, on the device: segments [S, 5] (see `Segment`), kv_lens [N], and the
+    rows of the longest segment."""
+
+    segments: Tensor
+    kv_lens: Tensor
+    max_segment_rows: int

@@ -1,0 +1,146 @@
+"""The eager executor: kernel by kernel, from Python. The reference implementation of a pass, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orthrus.backends.interface import AttentionChoice, Kernels
+from orthrus.backends.select import DraftWeights
+from orthrus.batch import AttentionMetadata, ForwardBatch, SlotMapping, ViewRows
+from orthrus.masks import block_bias, causal_bias
+from orthrus.model.decoder import Decoder
+from orthrus.model.layers import DecoderLayer
+from orthrus.runner.executor import PassResult
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """The rows of one view on the device. biases: one mask per block of the rectangle of queries, for attention that
+    takes masks; empty where it is ragged."""
+
+    rows: ViewRows
+    tokens: Tensor
+    mapping: SlotMapping
+    metadata: AttentionMetadata
+    biases: Sequence[Tensor]
+
+
+class EagerExecutor:
+    """Runs passes of one decoder by the given kernels."""
+
+    def __init__(
+        self, decoder: Decoder, kernels: Kernels, attention: AttentionChoice, draft_weights: DraftWeights
+    ) -> None:
+        self.decoder, self.kernels, self.attention, self.draft_weights = decoder, kernels, attention, draft_weights
+
+    def run(self, batch: ForwardBatch) -> PassResult:
+        """See `Executor`. All integers of the pass go to the device in one copy."""
+        integers = torch.tensor([*chain(*batch.integers)], device=self.decoder.device)
+        return self.forward(batch, integers)
+
+    def forward(self, batch: ForwardBatch, integers: Tensor) -> PassResult:
+        """The same, reading tokens, positions, slots and what is attended to from `integers`, of the batch's shape."""
+        parts = integers.split([len(values) for values in batch.integers])
+        per_view = (len(parts) - 1) // len(batch.views)
+        views = [
+            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], batch.span)
+            for n, rows in enumerate(batch.views)
+        ]
+        hidden_PD = self._layers(views, batch)[parts[-1]]
+        head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
+        return PassResult(self._logits(head, hidden_PD[: batch.num_logits]), hidden_PD[batch.num_logits :])
+
+    def _logits(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
+        if len(hidden_ND) == 0:
+            return hidden_ND.new_empty(0, self.decoder.config.vocab_size)
+        logits_NV: Tensor = head(hidden_ND)
+        return logits_NV
+
+    def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], span: int) -> DeviceRows:
+        tokens, mapping, positions, segments, kv_lens = parts
+        cos, sin = self.decoder.rope.rows(positions, max(rows.positions))
+        return DeviceRows(
+            rows,
+            tokens,
+            SlotMapping(mapping.view(3, -1), cos, sin, rows.query_shape, self.decoder.config.norm_eps),
+            AttentionMetadata(segments.view(-1, 5), kv_lens, rows.max_segment_rows),
+            [] if self.attention.ragged else _biases(rows, span, self.decoder.norm),
+        )
+
+    def _layers(self, views: list[DeviceRows], batch: ForwardBatch) -> Tensor:
+        """All layers up to the final norm [N, D]. Only the attention projections differ by view."""
+        hidden_ND, delta_ND = self.decoder.embedding[torch.cat([view.tokens for view in views])], None
+        mlps = self.draft_weights.mlps if batch.draft_only else ()
+        caches = batch.cache.layers(batch.span)
+        for index, (layer, (keys, values)) in enumerate(zip(self.decoder.decoder_layers, caches, strict=True)):
+            mlp = mlps[index] if mlps else None
+            attention = _LayerAttention(self, layer, views, keys, values)
+            hidden_ND, delta_ND = layer(hidden_ND, delta_ND, attention, self.kernels, mlp)
+        _, normed_ND = self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, self.decoder.config.norm_eps)
+        return normed_ND
+
+    def attend(self, view: DeviceRows, q_BAHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The rows of a view over the cache [N, H * E], padding rows zero; one call per mask."""
+        surplus = len(view.tokens) - len(view.rows.positions)
+        if self.attention.ragged:
+            attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata)
+        else:
+            blocks = q_BAHE.chunk(len(view.biases), dim=1) if len(view.biases) > 1 else [q_BAHE]
+            outputs = [
+                self.attention.attend(q, keys, values, bias) for q, bias in zip(blocks, view.biases, strict=True)
+            ]
+            attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
+            attention = attention[view.mapping.table_3N[0]]
+        return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
+
+
+class _LayerAttention:
+    """The attention of one layer, as the layer calls it."""
+
+    def __init__(
+        self, executor: EagerExecutor, layer: DecoderLayer, views: list[DeviceRows], keys: Tensor, values: Tensor
+    ) -> None:
+        self._executor, self._layer, self._views, self._cache = executor, layer, views, (keys, values)
+
+    def __call__(self, normed_ND: Tensor) -> Tensor:
+        """Every view's keys are written before any row attends: blocks read the AR rows of this very pass."""
+        layer, kernels, views = self._layer, self._executor.kernels, self._views
+        queries = []
+        for view, x_ND in zip(views, normed_ND.split([len(view.tokens) for view in views]), strict=True):
+            projections = layer.view(view.rows.view)
+            qkv = projections.qkv(x_ND)
+            queries.append(kernels.rope_and_cache_write(qkv, projections.norms, view.mapping, *self._cache))
+        deltas = [
+            layer.view(view.rows.view).o(self._executor.attend(view, q_BAHE, *self._cache))
+            for view, q_BAHE in zip(views, queries, strict=True)
+        ]
+        return deltas[0] if len(deltas) == 1 else torch.cat(deltas)
+
+
+def _biases(rows: ViewRows, span: int, like: Tensor) -> list[Tensor]:
+    """The masks of a view: one for all its AR rows, or one for the n-th blocks of all sequences."""
+    sequences, height = rows.query_shape
+    if rows.view == "ar":
+        lengths = [rows.kv_lens[segment.first_row] - 1 for segment in rows.segments]
+        return [causal_bias(lengths, rows.max_segment_rows, height, span, like)]
+    width = rows.max_segment_rows
+    own: list[list[tuple[int, int]]] = [[] for _ in range(sequences)]
+    kv_lens: list[list[int]] = [[] for _ in range(sequences)]
+    for segment in rows.segments:
+        own[segment.sequence].append((segment.own_start, segment.own_stop))
+        kv_lens[segment.sequence].append(rows.kv_lens[segment.first_row])
+    nothing = 1, (0, 0)  # of a sequence with fewer blocks; its rows are never read, but must not be NaN
+    return [
+        block_bias(
+            [lens[n] if n < len(lens) else nothing[0] for lens in kv_lens],
+            [slots[n] if n < len(slots) else nothing[1] for slots in own],
+            width, span, like,
+        )
+        for n in range(height // width)
+    ]  # fmt: skip

@@ -1,0 +1,24 @@
+"""What runs a laid-out pass. Executors differ in speed alone: the same batch gives the same bits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from orthrus.batch import ForwardBatch
+
+
+class PassResult(NamedTuple):
+    """Logits [num_logits, V] of the first `logit_rows`, and the final hidden states [.., D] of the others."""
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class Executor(Protocol):
+    """Runs all layers over the rows of a batch. Keys and values of all rows are left in the cache's workspace."""
+
+    def run(self, batch: ForwardBatch) -> PassResult:
+        """Run one pass."""
+        ...

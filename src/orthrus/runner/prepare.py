@@ -1,0 +1,50 @@
+"""From plain weights to a runner: chooses kernels for the decoder's device, and whether memory allows draft weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orthrus.backends import select
+from orthrus.backends.linears import GroupedLinear, Int8Linear
+from orthrus.file_cache import cache_directory
+from orthrus.model.decoder import Decoder
+from orthrus.runner.runner import Runner
+
+SLOW_INT8 = (
+    "there are no fast int8 kernels here (they need a C compiler and AVX-512 VNNI): the reference implementation runs,"
+    " several times slower than bfloat16. Leave --quantize int8 (quantize=) out for speed."
+)
+
+
+def prepare(decoder: Decoder, *, int8: bool = False, low_precision_drafts: bool = True) -> Runner:
+    """A runner by the fastest kernels of the decoder's device. It packs the weights, which cannot be undone."""
+    kernels = select.fastest(decoder.dtype, decoder.device, cache_directory())
+    return Runner.prepare(
+        decoder, kernels, int8=int8, low_precision=low_precision_drafts and _memory_for_copies(decoder)
+    )
+
+
+def inference_copy(decoder: Decoder) -> Runner:
+    """A runner of a copy of plain weights, which stay as they are."""
+    copy = Decoder(decoder.config, decoder.diffusion, decoder.dtype, decoder.device)
+    copy.load_state_dict(decoder.state_dict())
+    copies = copy.linears()
+    for name, linear in decoder.linears().items():
+        copies[name].blocks = linear.blocks
+    return prepare(copy)
+
+
+def warnings(runner: Runner) -> list[str]:
+    """What the user of a runner should know about its speed."""
+    slow = any(type(linear) in (Int8Linear, GroupedLinear) for linear in runner.decoder.linears().values())
+    return [SLOW_INT8] if slow else []
+
+
+def _memory_for_copies(decoder: Decoder) -> bool:
+    """Whether a byte for every weight takes no more than half of the available memory, where that can be told."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return True
+    return sum(linear.weight.numel() for linear in decoder.linears().values()) <= available // 2

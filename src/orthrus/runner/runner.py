@@ -1,0 +1,263 @@
+"""The runner: lays out passes of a decoder and gives them to an executor. Modes are methods.
+
+`ar` verifies and extends, `diffuse` drafts, `ar_and_diffuse` does both in one pass. Tokens come as integers, per
+sequence of a cache window; logits come back per sequence, rows in ascending order of position.
+
+Guarantee: where the probes hold (`exact`), the logits of an AR row, and the K/V it leaves in the cache, have the same
+bits whatever else ran in its pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthrus.backends.interface import MAX_ROWS, AttentionChoice, ExecutableLinear, Kernels, RowRule
+from orthrus.backends.native.kernels import NativeKernels
+from orthrus.backends.select import DraftWeights, choose_attention, low_precision_drafts, pack_linears
+from orthrus.backends.torch import TorchKernels, attend_in_blocks
+from orthrus.batch import ForwardBatch, ViewRows
+from orthrus.cache import CacheWindow, KVCache
+from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
+from orthrus.model.decoder import Decoder
+from orthrus.model.layers import Linear
+from orthrus.runner import native
+from orthrus.runner.cuda_graphs import CUDAGraphs, on_cuda
+from orthrus.runner.eager import EagerExecutor
+from orthrus.runner.executor import Executor, PassResult
+from orthrus.runner.float_state import denormals_kept
+from orthrus.runner.layout import BatchLayout, Root
+from orthrus.runner.native import NativeForward
+
+
+def bytes_of(linear: Linear) -> int:
+    """What a call of a linear map reads of its weights."""
+    return linear.stored_bytes if isinstance(linear, ExecutableLinear) else linear.weight.nbytes
+
+
+Tokens = Sequence[Sequence[int]]
+"""Token ids per sequence. No two sequences need have as many."""
+
+
+class JointResult(NamedTuple):
+    """Per sequence: AR logits [R, V]; of its draft blocks the hidden states [J, width, D] or logits [J, width, V]."""
+
+    logits: list[Tensor]
+    blocks: list[Tensor]
+
+
+class Runner:
+    """Runs passes of one decoder. Several threads may use it at once.
+
+    Made by `prepare`. A runner of plain weights (`Runner(decoder)`) runs torch's kernels without any guarantee of bits.
+
+    exact: whether the probes found a layout under which all bits hold.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kernels: Kernels | None = None,
+        attention: AttentionChoice | None = None,
+        draft_weights: DraftWeights | None = None,
+    ) -> None:
+        self.decoder, self.kernels = decoder, kernels or TorchKernels()
+        self.attention = attention or AttentionChoice(
+            attend_in_blocks, RowRule(2, MAX_ROWS, exact=False), key_multiple=KEY_BLOCK
+        )
+        self.draft_weights = draft_weights or DraftWeights()
+        rules = [getattr(linear, "rule", RowRule(2, MAX_ROWS, exact=False)) for linear in decoder.linears().values()]
+        self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
+        self.layout = BatchLayout(self.attention, max(rule.multiple for rule in rules))
+        self._executors = self._picked()
+
+    @staticmethod
+    def prepare(
+        decoder: Decoder, kernels: Kernels | None = None, *, int8: bool = False, low_precision: bool = False
+    ) -> Runner:
+        """Choose forms of all linear maps (quantised if `int8`), which replace the plain weights in the decoder, and an
+        attention; probe every shape.
+
+        low_precision: passes that only draft run low-precision forms of all their weights, where there are any; in
+        int8, whose other weights are as fast, of the diffusion view alone.
+        """
+        kernels = kernels or TorchKernels()
+        draft_weights = low_precision_drafts(decoder, kernels, copies=not int8) if low_precision else None
+        pack_linears(decoder, kernels, int8=int8)
+        attention = choose_attention(decoder.config, decoder.dtype, decoder.device, kernels)
+        return Runner(decoder, kernels, attention, draft_weights)
+
+    def _picked(self) -> dict[bool, Executor]:
+        """The fastest executor there is, by whether a pass only drafts."""
+        eager = EagerExecutor(self.decoder, self.kernels, self.attention, self.draft_weights)
+        if native.supported(self.decoder, self.kernels, self.attention):
+            assert isinstance(self.kernels, NativeKernels)
+            return {
+                draft_only: NativeForward(self.decoder, self.kernels, self.draft_weights, draft_only=draft_only)
+                for draft_only in (False, True)
+            }
+        if self.decoder.device.type == "cuda" and self.attention.ragged:
+            graphs = CUDAGraphs(eager, on_cuda())
+            return {False: graphs, True: graphs}
+        return {False: eager, True: eager}
+
+    def with_executors(self, wrap: Callable[[Executor], Executor]) -> Runner:
+        """A runner of the same decoder and kernels whose executors are wrapped, to profile or to replace them."""
+        runner = copy(self)
+        runner._executors = {draft_only: wrap(executor) for draft_only, executor in self._executors.items()}
+        return runner
+
+    def eager(self, kernels: Kernels | None = None) -> Runner:
+        """A runner of the same decoder that runs kernel by kernel, by other `kernels` where given."""
+        chosen = EagerExecutor(self.decoder, kernels or self.kernels, self.attention, self.draft_weights)
+        return self.with_executors(lambda _: chosen)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The shape of the backbone."""
+        return self.decoder.config
+
+    @property
+    def diffusion(self) -> DiffusionConfig | None:
+        """The diffusion view, where there is one."""
+        return self.decoder.diffusion
+
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        return self.decoder.device
+
+    @property
+    def linear_kernels(self) -> list[str]:
+        """The kernels of the linear maps that an AR pass runs, by name."""
+        linears = self.decoder.linears().items()
+        return sorted(
+            {getattr(linear, "name", "torch linear") for name, linear in linears if ".diffusion." not in name}
+        )
+
+    @property
+    def draft_bytes(self) -> int:
+        """Bytes of weights that only drafting needs: the diffusion view, and low-precision copies."""
+        view = [linear for name, linear in self.decoder.linears().items() if ".diffusion." in name]
+        norms = [p.nbytes for name, p in self.decoder.named_parameters() if ".diffusion." in name and "norm" in name]
+        return sum(norms) + sum(bytes_of(linear) for linear in (*view, *self.draft_weights.linears))
+
+    @property
+    def executors(self) -> list[Executor]:
+        """The executors of passes with AR rows and of passes that only draft."""
+        return list(self._executors.values())
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows of one sequence in a pass: longer prompts go through in chunks."""
+        return self.attention.rule.max_rows
+
+    def new_cache(self, slots: int) -> KVCache:
+        """An empty cache for `slots` sequences of this decoder."""
+        return KVCache(self.config, slots, self.decoder.dtype, self.device)
+
+    @torch.inference_mode()
+    def ar(self, rows: Tokens, cache: CacheWindow, *, logit_rows: Sequence[int] | None = None) -> list[Tensor]:
+        """Causal pass over `rows` of each sequence: writes their K/V behind each cached length, commits nothing.
+
+        Returns, per sequence, the logits [R, V] of the rows asked for (all where None; there may be none): row i
+        predicts the token after it.
+        """
+        return self.ar_and_diffuse(rows, [()] * len(rows), 0, cache, logit_rows=logit_rows).logits
+
+    @torch.inference_mode()
+    def diffuse(self, roots: Sequence[int | None], width: int, cache: CacheWindow, *, rows: int) -> Tensor:
+        """Diffusion pass over one block per sequence: its root, then `width` - 1 mask tokens, right behind the cache.
+
+        Every row attends to the cache and, both ways, to its own block. Returns the logits [B, rows, V] of the first
+        `rows` rows: row j predicts the token j + 1 places after the root. A sequence whose root is None has none.
+        """
+        lengths = cache.lengths
+        blocks = [[] if root is None else [Root(root, length)] for root, length in zip(roots, lengths, strict=True)]
+        count = sum(len(own) for own in blocks)
+        if count == 0:
+            return torch.empty(0, rows, self.config.vocab_size, dtype=self.decoder.dtype, device=self.device)
+        views = [self.layout.blocks(blocks, lengths, width, self.decoder.mask_token_id)]
+        logit_rows = [start * width + row for start in range(count) for row in range(rows)]
+        logits_NV, _ = self._run(views, cache, max(lengths) + width, logit_rows, len(logit_rows))
+        return logits_NV.view(count, rows, self.config.vocab_size)
+
+    @torch.inference_mode()
+    def ar_and_diffuse(
+        self,
+        rows: Tokens,
+        block_roots: Sequence[Sequence[int]],
+        width: int,
+        cache: CacheWindow,
+        *,
+        logit_rows: Sequence[int] | None = None,
+        eager_logits: bool = False,
+    ) -> JointResult:
+        """An AR pass over `rows` of each sequence, and with them draft blocks of `width` rows, rooted in some of them.
+
+        block_roots: per sequence, the rows in which its blocks are rooted; there may be none. The block of row r is the
+        one that `diffuse` would run if the rows before r were cached and r were the anchor: it attends to the cache, to
+        the AR rows before its root, and to itself. Nothing an AR row computes depends on it.
+
+        Returns the AR logits of `logit_rows` (all where None), and the hidden states of the blocks, of which
+        `draft_logits` makes logits once it is known which block counts. With `eager_logits` their logits come instead:
+        a few rows more cost the head little.
+        """
+        lengths, longest = cache.lengths, max(len(own) for own in rows)
+        counts = [len(own) for own in block_roots]
+        views = [self.layout.ar_rows(rows, lengths)]
+        if any(counts):
+            roots = [
+                [Root(own[row], length + row) for row in chosen]
+                for own, chosen, length in zip(rows, block_roots, lengths, strict=True)
+            ]
+            behind = [length + longest for length in lengths]
+            views.append(self.layout.blocks(roots, behind, width, self.decoder.mask_token_id))
+        starts = accumulate((len(own) for own in rows[:-1]), initial=0)
+        asked = [
+            [start + row for row in (range(len(own)) if logit_rows is None else logit_rows)]
+            for own, start in zip(rows, starts, strict=True)
+        ]
+        wanted = [row for own in asked for row in own]
+        ar_logits, drafted, offset = len(wanted), sum(counts) * width, len(views[0].tokens)
+        wanted += range(offset, offset + drafted)
+        positions = max(lengths) + longest + max(counts) * width
+        logits_NV, hidden_NX = self._run(views, cache, positions, wanted, len(wanted) if eager_logits else ar_logits)
+        if eager_logits:
+            logits_NV, hidden_NX = logits_NV.split([ar_logits, drafted])
+        blocks = hidden_NX.view(sum(counts), width, hidden_NX.shape[1]).split(counts)
+        return JointResult(list(logits_NV.split([len(own) for own in asked])), list(blocks))
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """The head over final hidden states: logits [N, V]."""
+        return self._head(self.decoder.head, hidden_ND)
+
+    def draft_logits(self, hidden_ND: Tensor) -> Tensor:
+        """The same for drafts, by low-precision weights where there are any."""
+        return self._head(self.draft_weights.head or self.decoder.head, hidden_ND)
+
+    def top1_probability(self, logits_RV: Tensor) -> Tensor:
+        """The largest probability of each row [R], fp32."""
+        return self.kernels.top1_probability(logits_RV)
+
+    def _head(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
+        if len(hidden_ND) == 0:
+            return hidden_ND.new_empty(0, self.config.vocab_size)
+        with denormals_kept():
+            logits_NV: Tensor = head(hidden_ND)
+        return logits_NV
+
+    def _run(
+        self, views: list[ViewRows], cache: CacheWindow, positions: int, logit_rows: list[int], num_logits: int
+    ) -> PassResult:
+        """One pass over a cache with room for `positions` positions per sequence."""
+        cache.reserve(positions)
+        multiple = self.attention.key_multiple
+        batch = ForwardBatch(views, cache, -(-positions // multiple) * multiple, logit_rows, num_logits)
+        with denormals_kept():
+            return self._executors[batch.draft_only].run(batch)
