@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +15,11 @@ from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import export, published
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
+from orthrus.decoding.drafts import Draft
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.planner import Shape
 from orthrus.decoding.reference import OracleResult, autoregress
-from orthrus.decoding.sequence import Draft, Limits, Request
+from orthrus.decoding.sequence import Limits, Request
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
@@ -144,22 +146,24 @@ def oracle(made, asked, *, seed=None, logits=False) -> OracleResult:
 
 
 def scripted(quality, continuations, seed=0):
-    """A stand-in for `propose`: each draft is right with probability `quality`, or that of its sequence, by the known
-    continuation."""
+    """A stand-in for `draft_pass`: each draft is right with probability `quality`, or that of its sequence, by the
+    known continuation."""
     rng, share = random.Random(seed), _share(quality)
 
-    def propose(runner, window, batch, width, rule, wanted):
+    def draft_pass(runner, window, batch, width, rule, wanted):
         del window, rule
-        vocab = runner.config.vocab_size
+        vocab, drafts = runner.config.vocab_size, []
         for sequence, wants in zip(batch, wanted, strict=True):
+            tokens = []
             if wants:
-                sequence.count_pass(width)
                 truth = continuations[sequence.index][len(sequence.tokens) :]
                 rows = min(width, runner.diffusion.trained_rows)
                 padded = (truth + [1] * rows)[:rows]
-                sequence.ahead = Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded])
+                tokens = [t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded]
+            drafts.append(Draft(tokens))
+        return drafts
 
-    return propose
+    return draft_pass
 
 
 def _share(quality):
@@ -167,24 +171,24 @@ def _share(quality):
 
 
 def scripted_ahead(quality, continuations, seed=0):
-    """The same for `propose_ahead`: as many drafts as the block has rows left."""
+    """The same for `drafts_from_blocks`: as many drafts as the block has rows left."""
     rng, share = random.Random(seed), _share(quality)
 
-    def propose_ahead(runner, batch, blocks, roots, rule, *, decided):
-        del rule, decided
+    def drafts_from_blocks(runner, batch, blocks, rule, *, eager_logits):
+        del rule, eager_logits
         drafts, vocab = [], runner.config.vocab_size
-        for sequence, block, root in zip(batch, blocks, roots, strict=True):
-            rows = max(0, min(len(block), runner.diffusion.trained_rows) - (sequence.length - 1 - root))
+        for sequence, block in zip(batch, blocks, strict=True):
+            rows = max(0, min(len(block.rows), runner.diffusion.trained_rows) - (sequence.length - 1 - block.root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
             padded = (truth + [1] * rows)[:rows]
             drafts.append(Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded]))
         return drafts
 
-    return propose_ahead
+    return drafts_from_blocks
 
 
 class RandomPlanner:
-    """Any shape there can be, with no sense in it."""
+    """Any plans there can be, with no sense in them."""
 
     def __init__(self, seed, most):
         self._random, self._most = random.Random(seed), most
@@ -193,14 +197,27 @@ class RandomPlanner:
         del context
         return self._random.choice([0, 2, self._most])
 
-    def choose(self, batch, *, after=None):
-        pick, width = self._random, self._random.randint(1, self._most)
-        offered = [pick.randint(0, len(s.ahead.tokens)) for s in batch]
-        blocks = [pick.randint(0, n + 1) for n in offered]
-        redraft = [after is None and pick.random() < 0.4 for _ in batch]
-        return Shape(width, offered, blocks, ["auto"] * len(batch), redraft)
+    def begin_pass(self, batch):
+        pass
 
-    def learn(self, batch, drafts, shape, kept):
+    def plan(self, batch):
+        plans = self._plans([sequence.ahead for sequence in batch], [0] * len(batch))
+        return [replace(plan, refresh=self._random.random() < 0.4) for plan in plans]
+
+    def replan(self, batch, plans, drafts):
+        at_hand = [d if p.refresh else s.ahead for s, p, d in zip(batch, plans, drafts, strict=True)]
+        return self._plans(at_hand, [p.width if p.refresh else 0 for p in plans])
+
+    def _plans(self, drafts, drafting_rows):
+        pick, width = self._random, self._random.randint(1, self._most)
+        offered = [pick.randint(0, len(draft.tokens)) for draft in drafts]
+        blocks = [pick.randint(0, count + 1) for count in offered]
+        return [
+            PassPlan(draft, count, own, width, "auto", drafting_rows=rows)
+            for draft, count, own, rows in zip(drafts, offered, blocks, drafting_rows, strict=True)
+        ]
+
+    def learn(self, batch, plans, kept):
         pass
 
 

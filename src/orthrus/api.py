@@ -17,7 +17,8 @@ from orthrus.config import DecodingConfig
 from orthrus.decoding.engine import Step, generate
 from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.sequence import Limits, Request, Sequence, Statistics
+from orthrus.decoding.sequence import Limits, Request, Sequence
+from orthrus.decoding.statistics import Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
 from orthrus.runner import prepare

@@ -323,13 +323,10 @@ def test_a_plan_explains_itself(run, model):
 
 
 def test_a_collapse_is_told(run, model, monkeypatch):
-    from orthrus.decoding.planning.planner import Planner, Shape
+    from orthrus.decoding.plan import PassPlan
+    from orthrus.decoding.planning.planner import Planner
 
-    def plainly(_planner, batch, **_):
-        nothing = [0] * len(batch)
-        return Shape(8, nothing, nothing, ["ar"] * len(batch), [False] * len(batch))
-
-    monkeypatch.setattr(Planner, "choose", plainly)
+    monkeypatch.setattr(Planner, "plan", lambda _planner, batch: [PassPlan(width=8) for _ in batch])
     monkeypatch.setattr(Planner, "learn", lambda *_: None)
     code, _, err = run("generate", "hi", "--model", model, "--max-new-tokens", 40)
     assert (code, "drafting hardly pays on this text" in err) == (0, True)

@@ -15,12 +15,11 @@ import cases
 import tiny
 import torch
 
-from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate
 from orthrus.decoding.reference import autoregress
 
-generate_module = importlib.import_module("orthrus.decoding.engine")
+cycle_module, generate_module = (importlib.import_module(f"orthrus.decoding.{name}") for name in ("cycle", "engine"))
 OTHER_SEEDS = 12
 """Runs of which one must show a difference under `rejection` again. One that never comes back was rounding: a diffusion
 row in a batch is that of a sequence alone only up to that."""
@@ -109,9 +108,9 @@ def _decode(runner, case, job, truths=None):
 def _script(patches, quality, truths):
     for name in ("two_pass", "auto"):
         module = importlib.import_module(f"orthrus.decoding.cycles.{name}")
-        patches.enter_context(mock.patch.object(module, "propose", tiny.scripted(quality, truths)))
-    for user in (cycles, generate_module):
-        patches.enter_context(mock.patch.object(user, "propose_ahead", tiny.scripted_ahead(quality, truths)))
+        patches.enter_context(mock.patch.object(module, "draft_pass", tiny.scripted(quality, truths)))
+    for user in (cycle_module, generate_module):
+        patches.enter_context(mock.patch.object(user, "drafts_from_blocks", tiny.scripted_ahead(quality, truths)))
 
 
 def _judge(runner, case, job, answer, truths, findings):

@@ -10,7 +10,7 @@ import torch
 
 from orthrus.bench.memory import PeakBytes
 from orthrus.config import DecodingConfig, SamplingParams
-from orthrus.decoding import cycles
+from orthrus.decoding import cycle, cycles
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate, prefill
 from orthrus.decoding.noise import AddressedNoise
@@ -53,9 +53,8 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
     sequence = Sequence(0, request, tiny.LIMITS)
     cache = runner.new_cache(1)
     prefill(runner, cache, sequence, 0, exact)
-    run = cycles.load("two-pass").run
     while sequence.finish_reason is None:
-        run(runner, cache, [sequence], Drafting(8), exact)
+        cycle.run(cycles.load("two-pass"), runner, cache, [sequence], Drafting(8), exact)
     tokens = (*request.prompt, *sequence.tokens[:-1])
     assert cache.lengths[0] == len(tokens)
     for pieces in ((), (1, 2, 3, 500), (512,), (37,) * 10):
@@ -149,7 +148,7 @@ def test_extra_memory_of_drafting_does_not_grow_with_context(family):
             cache = runner.new_cache(1)
             prefill(runner, cache, sequence, 0, exact, 8 if name == "one-pass" else 0)
             with PeakBytes() as counted:
-                cycles.load(name).run(runner, cache, [sequence], Drafting(8), exact)
+                cycle.run(cycles.load(name), runner, cache, [sequence], Drafting(8), exact)
             peaks[name] = counted.peak + cache.bytes
         extra[context] = [peaks[name] - peaks["ar"] for name in ("two-pass", "one-pass")]
     assert extra[612] == extra[1636]

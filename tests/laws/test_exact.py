@@ -57,16 +57,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case.values())))
 
 
-generate_module = importlib.import_module("orthrus.decoding.engine")
+cycle_module, generate_module = (importlib.import_module(f"orthrus.decoding.{name}") for name in ("cycle", "engine"))
 
 
 def script(monkeypatch, quality, truths):
     """Put drafts of a known quality wherever drafts are made."""
     for name in ("two_pass", "auto"):
         module = importlib.import_module(f"orthrus.decoding.cycles.{name}")
-        monkeypatch.setattr(module, "propose", tiny.scripted(quality, truths))
-    for user in (cycles, generate_module):
-        monkeypatch.setattr(user, "propose_ahead", tiny.scripted_ahead(quality, truths))
+        monkeypatch.setattr(module, "draft_pass", tiny.scripted(quality, truths))
+    for user in (cycle_module, generate_module):
+        monkeypatch.setattr(user, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
 
 
 def run(runner, requests, case, monkeypatch, truths):

@@ -9,14 +9,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 import orthrus
-from orthrus.backends.invariance import masked
 from orthrus.backends.native import kernels as native
+from orthrus.backends.select import masked
 from orthrus.backends.torch import attend_flash, attend_in_blocks
 from orthrus.bench import tasks
 from orthrus.cache import KVCache
 from orthrus.checkpoint import hub
 from orthrus.config import DecodingConfig, RopeConfig, SamplingParams, StopConditions
-from orthrus.decoding import cycles
+from orthrus.decoding import cycle, cycles
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate, prefill
 from orthrus.decoding.rules import exact
@@ -186,7 +186,7 @@ def test_the_real_model_writes_the_same_up_to_the_end_of_its_context():
     assert len(prompt) == most - 12 == 8180
     request = Request(prompt, SamplingParams(), StopConditions(max_new_tokens=100))
     cache, first = model.runner.new_cache(1), Sequence(0, request, model.limits)
-    prefill(model.decoder, cache, first, 0, exact)
+    prefill(model.runner, cache, first, 0, exact)
     found = {}
     for name in ("ar", "two-pass", "one-pass"):
         sequence = Sequence(0, request, model.limits)
@@ -194,7 +194,7 @@ def test_the_real_model_writes_the_same_up_to_the_end_of_its_context():
         sequence.begin()
         sequence.start(first.tokens[0])
         while sequence.finish_reason is None:
-            cycles.load(name).run(model.decoder, cache, [sequence], Drafting(8), exact)
+            cycle.run(cycles.load(name), model.runner, cache, [sequence], Drafting(8), exact)
         found[name] = sequence.tokens
         assert sequence.finish_reason == "length" and sequence.length == most
     assert found["two-pass"] == found["one-pass"] == found["ar"]

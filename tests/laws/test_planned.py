@@ -9,14 +9,13 @@ import pytest
 import tiny
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
-from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
 from orthrus.model import families
 
-generate_module = importlib.import_module("orthrus.decoding.engine")
+cycle_module, generate_module = (importlib.import_module(f"orthrus.decoding.{name}") for name in ("cycle", "engine"))
 auto = importlib.import_module("orthrus.decoding.cycles.auto")
 
 
@@ -34,9 +33,9 @@ def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality
     truths = [tiny.oracle(runner, request) for request in requests]
     if quality is not None:
         tokens = [truth.tokens for truth in truths]
-        monkeypatch.setattr(auto, "propose", tiny.scripted(quality, tokens, seed))
-        for module in (cycles, generate_module):
-            monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, tokens, seed))
+        monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, tokens, seed))
+        for module in (cycle_module, generate_module):
+            monkeypatch.setattr(module, "drafts_from_blocks", tiny.scripted_ahead(quality, tokens, seed))
     monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
     steps = generate(runner, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
@@ -49,9 +48,9 @@ def decode(monkeypatch, quality, costs, new=200, **config):
     """One long answer with scripted drafts: its statistics, and the seconds it and plain decoding take by the table."""
     runner, request = tiny.runner(), tiny.request(20, new, 3)
     truth = tiny.oracle(runner, request).tokens
-    monkeypatch.setattr(auto, "propose", tiny.scripted(quality, [truth]))
-    for module in (cycles, generate_module):
-        monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, [truth]))
+    monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, [truth]))
+    for module in (cycle_module, generate_module):
+        monkeypatch.setattr(module, "drafts_from_blocks", tiny.scripted_ahead(quality, [truth]))
     steps = generate(runner, [request], DecodingConfig(**config), tiny.LIMITS, costs=costs)
     (done,) = [s.sequence for s in steps if s.sequence.finish_reason]
     assert done.tokens == truth
@@ -85,9 +84,9 @@ def test_it_falls_back_where_drafting_cannot_pay(monkeypatch):
 def test_in_a_batch_each_sequence_is_drafted_as_far_as_its_own_drafts_are_worth(monkeypatch):
     runner, requests = tiny.runner(), [tiny.request(20, 120, n) for n in range(4)]
     truths, quality = [tiny.oracle(runner, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
-    monkeypatch.setattr(auto, "propose", tiny.scripted(quality, truths))
-    for module in (cycles, generate_module):
-        monkeypatch.setattr(module, "propose_ahead", tiny.scripted_ahead(quality, truths))
+    monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, truths))
+    for module in (cycle_module, generate_module):
+        monkeypatch.setattr(module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
     steps = generate(runner, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     assert [done[n].tokens for n in range(4)] == truths

@@ -13,9 +13,11 @@ import pytest
 import tiny
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.engine import generate
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.planner import Planner
-from orthrus.decoding.sequence import Draft, Sequence, Verdict
+from orthrus.decoding.sequence import Sequence
 
 LENGTHS = (5, 300, 1, 600, 70, 520)
 SEEDS = (1, 5, 7, 11, 17, 19, 23)
@@ -64,12 +66,16 @@ def test_a_neighbour_that_drafts_anew_does_not_make_a_sequence_plan_again():
         sequence.start(5)
     plans = []
     for token in range(60, 120):
-        shape = alone.choose([single])
-        planned = together.choose([beside, neighbour])
-        other = together.choose([beside, neighbour], after=replace(planned, redraft=[False, True]))
-        plans.append((shape.offered[0], shape.blocks[0], shape.kinds[0]))
-        assert (other.offered[0], other.blocks[0], other.kinds[0]) == plans[-1], len(plans)
-        for planner, batch, own in ((alone, [single], shape), (together, [beside, neighbour], other)):
-            verdicts = [sequence.commit(Verdict([token], 0), "ar", 0) for sequence in batch]
-            planner.learn(batch, [Draft()] * len(batch), own, verdicts)
+        alone.begin_pass([single])
+        together.begin_pass([beside, neighbour])
+        (expected,) = alone.plan([single])
+        planned = together.plan([beside, neighbour])
+        assert planned == together.plan([beside, neighbour]), "a query changed the planner"
+        refreshed = [replace(planned[0], refresh=False), replace(planned[1], refresh=True)]
+        others = together.replan([beside, neighbour], refreshed, [Draft(), Draft()])
+        plans.append((expected.offered, expected.blocks, expected.kind))
+        assert (others[0].offered, others[0].blocks, others[0].kind) == plans[-1], len(plans)
+        for planner, batch, own in ((alone, [single], [expected]), (together, [beside, neighbour], others)):
+            verdicts = [s.append(Verdict([token], 0), PassPlan()) for s in batch]
+            planner.learn(batch, own, verdicts)
     assert len(set(plans)) > 1, "all plans are alike, so this test shows nothing"

@@ -10,16 +10,17 @@ import tiny
 import torch
 
 from orthrus.config import SamplingParams
+from orthrus.decoding.drafts import Draft
 from orthrus.decoding.noise import AddressedNoise, Purpose
-from orthrus.decoding.rules import rejection
-from orthrus.decoding.sampling import Sampler, best, filter_scores
-from orthrus.decoding.sequence import Draft, Limits
+from orthrus.decoding.rules import Check, Proposal, exact, rejection
+from orthrus.decoding.sampling import RowRequest, Sampler, best, filter_scores, sample
+from orthrus.decoding.sequence import Limits
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
 
 
 def kept(params, scores=LOGITS):
-    return torch.isfinite(filter_scores(scores.clone(), params)).nonzero().flatten().tolist()
+    return torch.isfinite(filter_scores(scores[None].clone(), params))[0].nonzero().flatten().tolist()
 
 
 class Silent:
@@ -29,9 +30,19 @@ class Silent:
         del position
         return torch.zeros(vocab_size)
 
+    def gumbel_of(self, position, tokens):
+        del position
+        return torch.zeros(len(tokens))
+
 
 def sampler(prompt=(), ends=frozenset(), vocab=6, **params):
     return Sampler(SamplingParams(**params), Silent(), prompt, ends, vocab)
+
+
+def targets(made, rows, position, drafts=()):
+    """The tokens of rows that assume the drafts before them, and none kept."""
+    (tokens,) = sample([RowRequest(made, rows, position, drafts)])
+    return tokens
 
 
 def test_filters_keep_what_they_say():
@@ -54,30 +65,32 @@ def test_penalties_follow_their_definitions():
     rows = torch.stack([LOGITS] * 3)
     # token 0 was in the prompt, 4 / 2 = 2, so 1 wins with 3; then 1 has 3 / 2 - 0.75, and 0 and 2 tie at 2; then 0 has
     # 4 / 2 - 0.75, so 2 wins
-    assert list(made.targets(rows, 1)) == [1, 0, 2]
+    assert targets(made, rows, 1, [1, 0]) == [1, 0, 2]
 
 
 def test_minimum_length_forbids_ends_until_it_is_reached():
     made = sampler(ends=frozenset([0]), min_new_tokens=2)
-    assert list(made.targets(torch.stack([LOGITS] * 3), 0)) == [1, 1, 0]
+    assert targets(made, torch.stack([LOGITS] * 3), 0, [1, 1]) == [1, 1, 0]
 
 
 def test_logit_bias_moves_a_token():
-    assert list(sampler(logit_bias=((5, 9.0),)).targets(LOGITS[None], 0)) == [5]
+    assert targets(sampler(logit_bias=((5, 9.0),)), LOGITS[None], 0) == [5]
     with pytest.raises(ValueError, match="vocabulary ends at 5"):
         sampler(logit_bias=((6, 1.0),))
 
 
-def test_state_advances_only_with_rows_that_are_asked_for():
+def test_state_advances_only_by_tokens_that_are_kept():
     made = sampler(frequency_penalty=2.0)
     rows = torch.stack([LOGITS] * 4)
-    assert next(made.targets(rows, 0)) == 0
-    assert list(made.targets(rows[:2], 1)) == [1, 0]
+    assert targets(made, rows, 0, [0, 1, 2]) == targets(made, rows, 0, [0, 1, 2]) == [0, 1, 0, 0]
+    (verdict,) = exact.verify([Check(made, rows, Draft([5, 1, 2]), 0)])
+    assert (verdict.tokens, verdict.accepted) == ([0], 0)
+    assert targets(made, rows[:2], 1, [1]) == [1, 0]
 
 
 def test_a_tie_goes_to_the_lowest_id_in_every_shape():
     tied = torch.zeros(40, 320, dtype=torch.bfloat16)
-    assert list(sampler(vocab=320).targets(tied, 0)) == [0] * 40
+    assert targets(sampler(vocab=320), tied, 0) == [0] * 40
 
 
 def test_noise_is_a_function_of_its_address():
@@ -107,7 +120,7 @@ def test_sampling_follows_the_distribution():
     counts = torch.zeros(6)
     for seed in range(4000):
         made = Sampler(SamplingParams(temperature=1.0), AddressedNoise(seed), (), frozenset(), 6)
-        counts[next(made.targets(LOGITS[None], 11))] += 1
+        counts[targets(made, LOGITS[None], 11)] += 1
     expected = LOGITS.softmax(0)
     error = (expected * (1 - expected) / 4000).sqrt()
     assert ((counts / 4000 - expected).abs() < 4 * error + 1e-3).all()
@@ -117,7 +130,10 @@ def test_drafts_meet_the_noise_of_their_targets():
     params = SamplingParams(temperature=1.0, seed=3)
     rows = torch.randn(5, tiny.VOCAB)
     first, second = (Sampler(params, AddressedNoise(3), (), frozenset(), tiny.VOCAB) for _ in range(2))
-    assert first.propose(rows, 40) == list(second.targets(rows, 40))
+    (draft,) = exact.propose([Proposal(first, rows[:4], 40, 0)])
+    assert draft.tokens == targets(second, rows, 40, draft.tokens)[:4]
+    (verdict,) = exact.verify([Check(second, rows, draft, 40)])
+    assert verdict.accepted == 4
 
 
 @pytest.mark.parametrize(
@@ -140,12 +156,13 @@ def test_absurd_values_are_refused_by_name(bad):
 def test_small_temperatures_approach_greedy(temperature, bias):
     rows = torch.randn(20, tiny.VOCAB, generator=torch.Generator().manual_seed(0)) * 5
     greedy = Sampler(SamplingParams(logit_bias=bias), AddressedNoise(1), (), frozenset(), tiny.VOCAB)
-    expected = list(greedy.targets(rows, 4))
+    expected = targets(greedy, rows, 4)
     params = SamplingParams(temperature=temperature, logit_bias=bias, seed=1)
-    assert list(Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB).targets(rows, 4)) == expected
+    assert targets(Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB), rows, 4) == expected
     made = Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB)
-    found = [rejection.verify(made, row[None], Draft(), 4 + n).tokens[0] for n, row in enumerate(rows)]
-    assert found == expected
+    for n, row in enumerate(rows):
+        (verdict,) = rejection.verify([Check(made, row[None], Draft(), 4 + n)])
+        assert verdict.tokens == expected[n : n + 1]
 
 
 def test_an_end_token_beyond_the_vocabulary_is_refused():
@@ -163,9 +180,8 @@ def test_rejection_gives_every_decision_an_address_of_its_own():
 
     made = Sampler(SamplingParams(temperature=1.0), Spy(), (), frozenset(), 6)
     rows = torch.stack([LOGITS] * 3)
-    rejection.propose(made, rows[:2], 7, 6)
-    draft = rejection.propose(made, rows[:2], 8, 7)
-    rejection.verify(made, rows, draft, 8)
+    _, draft = rejection.propose([Proposal(made, rows[:2], 7, 6), Proposal(made, rows[:2], 8, 7)])
+    rejection.verify([Check(made, rows, draft, 8)])
     assert asked[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
     assert asked[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]
     assert len({AddressedNoise(1).uniform(*address) for address in asked}) == len(asked)

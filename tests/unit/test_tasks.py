@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from orthrus.bench import measure, tasks
-from orthrus.decoding.sequence import Statistics
+from orthrus.decoding.statistics import Statistics
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from orthrus.backends.torch import attend_flash, attend_flash_ungrouped
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint.hub import Checkpoint
-from orthrus.decoding.sequence import Statistics
+from orthrus.decoding.statistics import Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.runner.prepare import inference_copy
 from orthrus.runner.runner import Runner

@@ -15,7 +15,8 @@ import torch
 from orthrus.api import Model, Options
 from orthrus.bench import exactness, measure
 from orthrus.bench.tasks import TaskPrompt
-from orthrus.decoding.sequence import Request, Statistics
+from orthrus.decoding.sequence import Request
+from orthrus.decoding.statistics import Statistics
 
 SETTINGS = ("ar", "two-pass", "one-pass", "auto")
 

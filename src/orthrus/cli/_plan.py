@@ -10,7 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from orthrus.decoding.planning.cost_model import CostModel
-    from orthrus.decoding.sequence import Statistics
+    from orthrus.decoding.statistics import Statistics
 
 FEW = 32
 """Cycles below which a collapse is not worth a word."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from orthrus.cache import KVCache
 from orthrus.config import KEY_BLOCK, DecodingConfig
-from orthrus.decoding import cycles, rules
+from orthrus.decoding import cycle, cycles, rules
 from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.measure import measure
 from orthrus.decoding.planning.planner import Planner
-from orthrus.decoding.propose import propose_ahead
-from orthrus.decoding.rules import Rule
-from orthrus.decoding.sequence import Draft, Limits, Request, Sequence, Verdict
+from orthrus.decoding.propose import Block, drafts_from_blocks
+from orthrus.decoding.rules import Check, Rule
+from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
 from orthrus.runner.layout import chunks
 from orthrus.runner.runner import Runner
@@ -43,7 +44,7 @@ def generate(
     they are missing. Close the iterator, or set `finish("cancelled")` on a sequence,
     to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
     """
-    cycle, rule = cycles.load(config.cycle), rules.load(config.rule)
+    chosen, rule = cycles.load(config.cycle), rules.load(config.rule)
     drafting = _drafting(runner, config, costs)
     waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
     cache = runner.new_cache(min(config.batch_size, len(waiting)))
@@ -51,11 +52,11 @@ def generate(
     while waiting or active:
         while waiting and len(active) < config.batch_size:
             active.append(waiting.popleft())
-            width = _first_width(drafting, active[-1]) if cycle.DRAFTS_AHEAD else 0
+            width = _first_width(drafting, active[-1]) if chosen.DRAFTS_AHEAD else 0
             yield prefill(runner, cache, active[-1], len(active) - 1, rule, width)
             _retire(cache, active)
         if active:
-            kept = cycle.run(runner, cache, active, drafting, rule)
+            kept = cycle.run(chosen, runner, cache, active, drafting, rule)
             yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
             _retire(cache, active)
 
@@ -80,11 +81,13 @@ def prefill(runner: Runner, cache: KVCache, sequence: Sequence, slot: int, rule:
         [last], [final if width else []], width, window, logit_rows=final, eager_logits=True
     )
     cache.commit(slot, len(prompt))
-    verdict = rule.verify(sequence.sampler, logits_RV, Draft(), sequence.length)
+    (verdict,) = rule.verify([Check(sequence.sampler, logits_RV, Draft(), sequence.length)])
     sequence.start(verdict.tokens[0])
     if width and sequence.finish_reason is None:
         root = len(prompt) - 1
-        (sequence.ahead,) = propose_ahead(runner, [sequence], [blocks_JWV[0]], [root], rule, decided=True)
+        (sequence.ahead,) = drafts_from_blocks(
+            runner, [sequence], [Block(blocks_JWV[0], root)], rule, eager_logits=True
+        )
     return Step(sequence, verdict)
 
 

@@ -7,14 +7,17 @@ comparable token for token.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 _CACHED_POSITIONS = 64
+_VALUES_PER_STEP = 4
 
 
 class Purpose(IntEnum):
@@ -31,6 +34,10 @@ class Noise(Protocol):
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
         """Standard Gumbel noise [V], fp32, for choosing the token at `position`."""
+        ...
+
+    def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
+        """The values of `gumbel` for a few tokens, without the noise of the others."""
         ...
 
     def uniform(self, position: int, purpose: Purpose, block: int = 0) -> float:
@@ -54,6 +61,16 @@ class AddressedNoise:
             self._recent[address] = self._draw(position, vocab_size)
         return self._recent[address]
 
+    def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
+        """See `Noise`. A step of the counter gives the values of four tokens, so any token's can be drawn directly."""
+        generator, uniform = self._generator(position, Purpose.TOKEN), np.empty(len(tokens))
+        state = generator.bit_generator.state
+        for index, token in enumerate(tokens):
+            state["state"]["counter"][0] = token // _VALUES_PER_STEP
+            generator.bit_generator.state = state
+            uniform[index] = generator.random(_VALUES_PER_STEP)[token % _VALUES_PER_STEP]
+        return _gumbel(uniform)
+
     def uniform(self, position: int, purpose: Purpose, block: int = 0) -> float:
         """See `Noise`."""
         return float(self._generator(position, purpose, block).random())
@@ -64,8 +81,11 @@ class AddressedNoise:
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
     def _draw(self, position: int, vocab_size: int) -> Tensor:
-        uniform = self._generator(position, Purpose.TOKEN).random(vocab_size)
-        return torch.from_numpy((-np.log(-np.log(np.maximum(uniform, 2.0**-54)))).astype(np.float32))
+        return _gumbel(self._generator(position, Purpose.TOKEN).random(vocab_size))
+
+
+def _gumbel(uniform: npt.NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy((-np.log(-np.log(np.maximum(uniform, 2.0**-54)))).astype(np.float32))
 
 
 def draw_seed() -> int:

@@ -1,68 +1,90 @@
-"""Propose: diffusion rows become drafts, from a pass of their own or from blocks that shared an AR pass."""
+"""Propose: diffusion rows become drafts, from a pass of their own or from blocks that shared an AR pass.
+
+Drafts are returned, never written into a sequence.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from orthrus.cache import CacheWindow
-from orthrus.decoding.rules import Rule
+from orthrus.decoding.drafts import Draft, Kind
+from orthrus.decoding.rules import Proposal, Rule
 from orthrus.decoding.sampling import best
-from orthrus.decoding.sequence import Draft, Kind, Sequence
+from orthrus.decoding.sequence import Sequence
 from orthrus.runner.runner import Runner
 
 EAGER_LOGITS = 32
-"""Rows of blocks up to which it is cheaper to run the head over all of them, with the AR rows, than over one later."""
+"""Rows of blocks up to which running the head over all of them, with the AR rows, is faster than over one of them
+later."""
 
 
-def propose(
-    runner: Runner, window: CacheWindow, batch: list[Sequence], width: int, rule: Rule, wanted: list[bool]
-) -> None:
-    """Give each sequence that wants them fresh drafts, at most `trained_rows`: one diffusion pass over its anchor and
-    width - 1 masks."""
-    assert runner.diffusion is not None
-    rows, drafting = min(width, runner.diffusion.trained_rows), [s for s, w in zip(batch, wanted, strict=True) if w]
-    roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
-    for s, logits_RV in zip(drafting, runner.diffuse(roots, width, window, rows=rows), strict=True):
-        s.count_pass(width)
-        draft = rule.propose(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
-        s.ahead = replace(draft, confidence=sureness(runner, logits_RV)[: len(draft.tokens)])
-
-
-def propose_ahead(
-    runner: Runner, batch: list[Sequence], blocks: list[Tensor], roots: list[int], rule: Rule, *, decided: bool
+def draft_pass(
+    runner: Runner, window: CacheWindow, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool]
 ) -> list[Draft]:
-    """Drafts from blocks of the pass just run: final hidden states [width, D] of each, or, where that was `decided`,
-    logits [width, V], and its root's position.
+    """Fresh drafts for each sequence that wants them, at most `trained_rows`: one diffusion pass over its anchor and
+    width - 1 masks. The others get none."""
+    assert runner.diffusion is not None
+    rows = min(width, runner.diffusion.trained_rows)
+    roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
+    logits_BRV = runner.diffuse(roots, width, window, rows=rows)
+    drafting = [s for s, wants in zip(batch, wanted, strict=True) if wants]
+    proposals = [
+        Proposal(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
+        for s, logits_RV in zip(drafting, logits_BRV, strict=True)
+    ]
+    drafts = iter(_with_confidence(runner, rule.propose(proposals), [p.logits_RV for p in proposals]))
+    return [next(drafts) if wants else Draft() for wants in wanted]
 
-    A sequence has committed more tokens than the root since. The row that predicts the newest of them, the anchor,
-    tells whether the block foresaw it; the rows before it are passed over, those after it are the drafts. There may be
-    none. Of the head's work only what is needed is done.
+
+@dataclass(frozen=True)
+class Block:
+    """A draft block of the pass just run: final hidden states [width, D], or logits [width, V] where they were eager,
+    and the position of its root."""
+
+    rows: Tensor
+    root: int
+
+
+def drafts_from_blocks(
+    runner: Runner, batch: Seq[Sequence], blocks: Seq[Block], rule: Rule, *, eager_logits: bool
+) -> list[Draft]:
+    """Drafts from one block of each sequence.
+
+    A sequence has appended more tokens than the root since. The row that predicts the newest of them, the anchor, tells
+    whether the block agrees with it. The rows before it are skipped; those after it are the drafts. There may be none.
     """
     assert runner.diffusion is not None
     trained = runner.diffusion.trained_rows
-    starts = [s.length - 1 - root for s, root in zip(batch, roots, strict=True)]
-    useful = [block[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
-    logits_NV = torch.cat(useful) if decided else runner.draft_logits(torch.cat(useful))
+    starts = [s.length - 1 - block.root for s, block in zip(batch, blocks, strict=True)]
+    useful = [block.rows[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
+    logits_NV = torch.cat(useful) if eager_logits else runner.draft_logits(torch.cat(useful))
+    logits = logits_NV.split([len(rows) for rows in useful])
+    proposals = [
+        Proposal(s.sampler, logits_RV[1:], s.length, 2 * block.root + 1)
+        for s, logits_RV, block in zip(batch, logits, blocks, strict=True)
+        if len(logits_RV) > 1
+    ]
+    drawn = iter(_with_confidence(runner, rule.propose(proposals), [p.logits_RV for p in proposals]))
     drafts = []
-    for s, logits_RV, root, start in zip(batch, logits_NV.split([len(r) for r in useful]), roots, starts, strict=True):
+    for s, logits_RV, start in zip(batch, logits, starts, strict=True):
         if len(logits_RV) < 2:
             drafts.append(Draft())
             continue
-        foreseen = best(logits_RV[:1]) == [s.anchor]
-        draft = rule.propose(s.sampler, logits_RV[1:], s.length, 2 * root + 1)
-        kind: Kind = "agrees" if foreseen else "differs"
-        confidence = sureness(runner, logits_RV[1:])[: len(draft.tokens)]
-        drafts.append(replace(draft, kind=kind, start=start, confidence=confidence))
+        kind: Kind = "agrees" if best(logits_RV[:1]) == [s.anchor] else "differs"
+        drafts.append(replace(next(drawn), kind=kind, start=start))
     return drafts
 
 
-def sureness(runner: Runner, logits_RV: Tensor) -> list[float]:
-    """The largest probability of each row: of its distribution alone, never of the token that was drawn from it.
-
-    0 where the logits are no distribution.
-    """
-    found: list[float] = runner.top1_probability(logits_RV).nan_to_num(nan=0.0).tolist()
-    return found
+def _with_confidence(runner: Runner, drafts: list[Draft], logits: list[Tensor]) -> list[Draft]:
+    """The same drafts with the top-1 probability of their rows: of the distributions alone, never of the tokens drawn
+    from them. 0 where the logits are no distribution."""
+    if not drafts:
+        return []
+    top1_N = runner.top1_probability(torch.cat(logits)).nan_to_num(nan=0.0)
+    rows = [top1_R.tolist() for top1_R in top1_N.split([len(logits_RV) for logits_RV in logits])]
+    return [replace(draft, confidence=own[: len(draft.tokens)]) for draft, own in zip(drafts, rows, strict=True)]

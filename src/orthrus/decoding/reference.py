@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orthrus.decoding.noise import AddressedNoise
-from orthrus.decoding.sampling import Sampler
+from orthrus.decoding.sampling import RowRequest, Sampler, sample
 from orthrus.decoding.sequence import Limits, Request
 from orthrus.decoding.text import Decode
 from orthrus.runner.layout import chunks
@@ -51,7 +51,9 @@ def autoregress(
             cache.commit(0, cache.lengths[0] + len(chunk))
         if keep_logits:
             kept.append(logits_1V[0].clone())
-        tokens.append(next(sampler.targets(logits_1V, len(request.prompt) + len(tokens))))
+        ((token,),) = sample([RowRequest(sampler, logits_1V, len(request.prompt) + len(tokens))])
+        sampler.advance([token])
+        tokens.append(token)
         reason = _finish(tokens, request, ends, limits, decode)
         if reason:
             return OracleResult(tokens, reason, torch.stack(kept) if keep_logits else None)

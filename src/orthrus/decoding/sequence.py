@@ -1,4 +1,4 @@
-"""One sequence in flight: its tokens, its sampler, when it stops, and what it cost."""
+"""One sequence in flight: its tokens, its sampler, and when it stops."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from torch import Tensor
-
 from orthrus.config import SamplingParams, StopConditions
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.noise import AddressedNoise, draw_seed
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.sampling import Sampler
+from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Decode, TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
-SHAPE = ("kind", "drafts", "blocks", "width", "count")
-Kind = Literal["agrees", "differs", "lookup"]
 
 
 @dataclass(frozen=True)
@@ -39,95 +38,6 @@ class Limits:
         for token in self.end_token_ids:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"end token {token} is outside the vocabulary of {self.vocab_size}")
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Proposed tokens, and the distributions [m, V] they were drawn from where they were drawn.
-
-    kind: where they come from: a block that foresaw the token before them or (`differs`) did not, or the text itself;
-    start: the row of the block that gave the first of them; confidence: how sure each is, in 0..1, where known.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    q_RV: Tensor | None = None
-    kind: Kind = "agrees"
-    start: int = 0
-    confidence: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of one verification: `accepted` drafts and the bonus token after them."""
-
-    tokens: list[int]
-    accepted: int
-
-
-@dataclass
-class Statistics:
-    """What a sequence cost. `passes` are full-depth forward passes, the prefill counted once. `seconds` include it.
-
-    `shapes` counts cycles by (kind, drafts offered, blocks, width of a block).
-    """
-
-    generated: int = 0
-    passes: int = 0
-    rows: int = 0
-    cycles: dict[str, int] = field(default_factory=dict)
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    shapes: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
-
-    @property
-    def acceptance_length(self) -> float:
-        """A: accepted drafts per cycle, bonus excluded; 0 where no cycle ran."""
-        cycles = sum(self.cycles.values())
-        return sum(self.accepted) / cycles if cycles else 0.0
-
-    @property
-    def tpf(self) -> float:
-        """Generated tokens per full-depth forward pass."""
-        return self.generated / self.passes if self.passes else 0.0
-
-    @property
-    def rows_per_pass(self) -> float:
-        """Rows of this sequence per cycle pass; the prefill's rows are its prompt and left out."""
-        return self.rows / (self.passes - 1) if self.passes > 1 else 0.0
-
-    @property
-    def acceptance_by_offset(self) -> list[float]:
-        """The share of drafts accepted at each offset of a block."""
-        return [a / d for a, d in zip(self.accepted, self.drafted, strict=True)]
-
-    def count_cycle(self, kind: str, drafted: int, accepted: int) -> None:
-        """Enter one cycle: how many drafts were offered and how many of them kept."""
-        self.cycles[kind] = self.cycles.get(kind, 0) + 1
-        missing = drafted - len(self.drafted)
-        self.drafted += [0] * missing
-        self.accepted += [0] * missing
-        for offset in range(drafted):
-            self.drafted[offset] += 1
-            self.accepted[offset] += offset < accepted
-
-    def as_dict(self) -> dict[str, object]:
-        """The record that `--json` prints."""
-        return {
-            "generated": self.generated,
-            "passes": self.passes,
-            "cycles": sum(self.cycles.values()),
-            "acceptance_length": self.acceptance_length,
-            "tokens_per_cycle": self.acceptance_length + 1 if self.cycles else 0.0,
-            "tpf": self.tpf,
-            "seconds": self.seconds,
-            "prefill_seconds": self.prefill_seconds,
-            "rows_per_pass": self.rows_per_pass,
-            "acceptance_by_offset": self.acceptance_by_offset,
-            "cycles_by_kind": dict(self.cycles),
-            "shapes": [dict(zip(SHAPE, (*shape, n), strict=True)) for shape, n in self.shapes.items()],
-        }
 
 
 class Sequence:
@@ -167,27 +77,19 @@ class Sequence:
         self._started = perf_counter()
 
     def start(self, token: int) -> None:
-        """Commit the token that the prefill gave."""
+        """Append the token that the prefill gave."""
         self.statistics.passes += 1
         self.statistics.prefill_seconds = perf_counter() - self._started
-        self._commit([token])
+        self._append([token])
 
-    def commit(self, verdict: Verdict, kind: str, drafted: int) -> Verdict:
+    def append(self, verdict: Verdict, plan: PassPlan) -> Verdict:
         """Append a verdict's tokens up to where the sequence stops; count the cycle. Returns what was kept."""
-        kept = self._commit(verdict.tokens)
-        accepted = min(verdict.accepted, kept)
+        kept = self._append(verdict.tokens)
+        accepted, offered = min(verdict.accepted, kept), plan.offered
         stopped_early = kept < len(verdict.tokens)
-        self.statistics.count_cycle(kind, min(drafted, kept) if stopped_early else drafted, accepted)
+        self.statistics.count_passes(plan)
+        self.statistics.count_cycle(plan.kind, min(offered, kept) if stopped_early else offered, accepted)
         return Verdict(verdict.tokens[:kept], accepted)
-
-    def count_pass(self, rows: int) -> None:
-        """Enter one full-depth forward pass in which this sequence took part with `rows` rows."""
-        self.statistics.passes += 1
-        self.statistics.rows += rows
-
-    def count_shape(self, shape: tuple[str, int, int, int]) -> None:
-        """Enter the shape of a cycle."""
-        self.statistics.shapes[shape] = self.statistics.shapes.get(shape, 0) + 1
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence."""
@@ -196,7 +98,7 @@ class Sequence:
         if self.text is not None:
             self.text.finish()
 
-    def _commit(self, tokens: list[int]) -> int:
+    def _append(self, tokens: list[int]) -> int:
         """Append tokens until the sequence stops; returns how many were kept."""
         for kept, token in enumerate(tokens, start=1):
             self.tokens.append(token)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -21,14 +22,14 @@ from orthrus.runner.executor import PassResult
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """The rows of one view on the device. biases: one mask per block of the rectangle of queries, for attention that
-    takes masks; empty where it is ragged."""
+    """The rows of one view on the device. masks: for attention that takes masks, what makes the mask of each block of
+    the rectangle of queries. They are made for each call, so that their memory does not grow with the blocks."""
 
     rows: ViewRows
     tokens: Tensor
     mapping: SlotMapping
     metadata: AttentionMetadata
-    biases: Sequence[Tensor]
+    masks: Sequence[Callable[[], Tensor]]
 
 
 class EagerExecutor:
@@ -70,7 +71,7 @@ class EagerExecutor:
             tokens,
             SlotMapping(mapping.view(3, -1), cos, sin, rows.query_shape, self.decoder.config.norm_eps),
             AttentionMetadata(segments.view(-1, 5), kv_lens, rows.max_segment_rows),
-            [] if self.attention.ragged else _biases(rows, span, self.decoder.norm),
+            [] if self.attention.ragged else _masks(rows, span, self.decoder.norm),
         )
 
     def _layers(self, views: list[DeviceRows], batch: ForwardBatch) -> Tensor:
@@ -91,9 +92,9 @@ class EagerExecutor:
         if self.attention.ragged:
             attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata)
         else:
-            blocks = q_BAHE.chunk(len(view.biases), dim=1) if len(view.biases) > 1 else [q_BAHE]
+            blocks = q_BAHE.chunk(len(view.masks), dim=1) if len(view.masks) > 1 else [q_BAHE]
             outputs = [
-                self.attention.attend(q, keys, values, bias) for q, bias in zip(blocks, view.biases, strict=True)
+                self.attention.attend(q, keys, values, mask()) for q, mask in zip(blocks, view.masks, strict=True)
             ]
             attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
             attention = attention[view.mapping.table_3N[0]]
@@ -123,24 +124,19 @@ class _LayerAttention:
         return deltas[0] if len(deltas) == 1 else torch.cat(deltas)
 
 
-def _biases(rows: ViewRows, span: int, like: Tensor) -> list[Tensor]:
+def _masks(rows: ViewRows, span: int, like: Tensor) -> list[Callable[[], Tensor]]:
     """The masks of a view: one for all its AR rows, or one for the n-th blocks of all sequences."""
     sequences, height = rows.query_shape
+    width = rows.max_segment_rows
     if rows.view == "ar":
         lengths = [rows.kv_lens[segment.first_row] - 1 for segment in rows.segments]
-        return [causal_bias(lengths, rows.max_segment_rows, height, span, like)]
-    width = rows.max_segment_rows
-    own: list[list[tuple[int, int]]] = [[] for _ in range(sequences)]
-    kv_lens: list[list[int]] = [[] for _ in range(sequences)]
+        return [partial(causal_bias, lengths, width, height, span, like)]
+    kv_lens = [[1] * sequences for _ in range(height // width)]  # of a sequence with fewer blocks: never read, not NaN
+    own = [[(0, 0)] * sequences for _ in range(height // width)]
+    blocks = [0] * sequences
     for segment in rows.segments:
-        own[segment.sequence].append((segment.own_start, segment.own_stop))
-        kv_lens[segment.sequence].append(rows.kv_lens[segment.first_row])
-    nothing = 1, (0, 0)  # of a sequence with fewer blocks; its rows are never read, but must not be NaN
-    return [
-        block_bias(
-            [lens[n] if n < len(lens) else nothing[0] for lens in kv_lens],
-            [slots[n] if n < len(slots) else nothing[1] for slots in own],
-            width, span, like,
-        )
-        for n in range(height // width)
-    ]  # fmt: skip
+        block = blocks[segment.sequence]
+        kv_lens[block][segment.sequence] = rows.kv_lens[segment.first_row]
+        own[block][segment.sequence] = segment.own_start, segment.own_stop
+        blocks[segment.sequence] += 1
+    return [partial(block_bias, lens, slots, width, span, like) for lens, slots in zip(kv_lens, own, strict=True)]

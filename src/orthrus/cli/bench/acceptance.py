@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals."""
     from orthrus.bench import measure, provenance, tasks
-    from orthrus.decoding.sequence import Statistics
+    from orthrus.decoding.statistics import Statistics
 
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)

@@ -1,19 +1,22 @@
-"""The width-1 cycle: no draft, one token for one pass. Plain decoding on the same path as the other cycles."""
+"""The width-1 cycle: no draft, one token per pass. Plain decoding on the same path as the other cycles."""
 
 from __future__ import annotations
 
-from orthrus.cache import KVCache
-from orthrus.decoding.cycles import Drafting, verify_and_draft
-from orthrus.decoding.planning.planner import Shape
+from collections.abc import Sequence as Seq
+
+from orthrus.cache import CacheWindow
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.rules import Rule
-from orthrus.decoding.sequence import Sequence, Verdict
+from orthrus.decoding.sequence import Sequence
 from orthrus.runner.runner import Runner
 
-NAME = "ar"
 DRAFTS_AHEAD = False
 
 
-def run(runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
-    """Verify nothing, commit the bonus."""
-    nothing = [0] * len(batch)
-    return verify_and_draft(runner, cache, batch, Shape(drafting.width, nothing, nothing, [NAME] * len(batch)), rule)
+def propose(
+    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
+) -> list[PassPlan]:
+    """Verify nothing: the pass gives the bonus token alone."""
+    del runner, window, rule
+    return [PassPlan(width=drafting.width) for _ in batch]

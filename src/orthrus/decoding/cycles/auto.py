@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from orthrus.cache import KVCache
-from orthrus.decoding.cycles import Drafting, verify_and_draft
-from orthrus.decoding.propose import propose
+from collections.abc import Sequence as Seq
+
+from orthrus.cache import CacheWindow
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.plan import PassPlan
+from orthrus.decoding.propose import draft_pass
 from orthrus.decoding.rules import Rule
-from orthrus.decoding.sequence import Sequence, Verdict
+from orthrus.decoding.sequence import Sequence
 from orthrus.runner.runner import Runner
 
-NAME = "auto"
 DRAFTS_AHEAD = True
 
 
-def run(runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
-    """Plan, draft anew where that pays, verify and draft in the planned shape, learn from the verdicts."""
+def propose(
+    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
+) -> list[PassPlan]:
+    """Plan; where it pays, draft again in a pass of its own and plan with the fresh drafts."""
     planner = drafting.planner
     assert planner is not None
-    shape = planner.choose(batch)
-    if any(shape.redraft):
-        propose(runner, cache.window(0, len(batch)), batch, shape.width, rule, shape.redraft)
-        shape = planner.choose(batch, after=shape)
-    drafts = [sequence.ahead for sequence in batch]
-    kept = verify_and_draft(runner, cache, batch, shape, rule)
-    planner.learn(batch, drafts, shape, kept)
-    return kept
+    planner.begin_pass(batch)
+    plans = planner.plan(batch)
+    refresh = [plan.refresh for plan in plans]
+    if not any(refresh):
+        return plans
+    drafts = draft_pass(runner, window, batch, max(plan.width for plan in plans), rule, refresh)
+    return planner.replan(batch, plans, drafts)

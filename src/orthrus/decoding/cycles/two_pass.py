@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from orthrus.cache import KVCache
-from orthrus.decoding.cycles import Drafting, verify_and_draft
-from orthrus.decoding.planning.planner import Shape
-from orthrus.decoding.propose import propose
+from collections.abc import Sequence as Seq
+
+from orthrus.cache import CacheWindow
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.plan import PassPlan
+from orthrus.decoding.propose import draft_pass
 from orthrus.decoding.rules import Rule
-from orthrus.decoding.sequence import Sequence, Verdict
+from orthrus.decoding.sequence import Sequence
 from orthrus.runner.runner import Runner
 
-NAME = "two-pass"
 DRAFTS_AHEAD = False
 
 
-def run(runner: Runner, cache: KVCache, batch: list[Sequence], drafting: Drafting, rule: Rule) -> list[Verdict]:
-    """Propose, verify, commit: up to min(width, trained rows) drafts and a bonus for two passes."""
-    propose(runner, cache.window(0, len(batch)), batch, drafting.width, rule, [True] * len(batch))
-    offered = [len(s.ahead.tokens) for s in batch]
-    shape = Shape(drafting.width, offered, [0] * len(batch), [NAME] * len(batch))
-    return verify_and_draft(runner, cache, batch, shape, rule)
+def propose(
+    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
+) -> list[PassPlan]:
+    """Draft in a pass of its own, and verify all drafts: up to min(width, trained rows) of them, for two passes."""
+    width = drafting.width
+    drafts = draft_pass(runner, window, batch, width, rule, [True] * len(batch))
+    return [PassPlan(draft, len(draft.tokens), kind="two-pass", width=width, drafting_rows=width) for draft in drafts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decoding.sequence import Draft
+from orthrus.decoding.drafts import Draft
 
 KINDS = ("agrees", "differs", "lookup")
 LEVELS = 12

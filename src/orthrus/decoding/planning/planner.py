@@ -11,14 +11,17 @@ depend on its neighbours; what it offers depends on history and distributions, n
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from orthrus.config import DiffusionConfig
+from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import History
 from orthrus.decoding.planning.cost_model import Array, CostModel
 from orthrus.decoding.planning.policy import Policy, States
 from orthrus.decoding.planning.prompt_lookup import LONGEST, Lookup
-from orthrus.decoding.sequence import Draft, Sequence, Verdict
+from orthrus.decoding.sequence import Sequence
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 MOST_LOOKED_UP = 8
@@ -30,20 +33,6 @@ RESTING = 7
 """Passes after a plain one, while there are no drafts, that are plain without being weighed: weighing costs too."""
 PLANNING = 2e-4
 """Seconds that planning a cycle takes by itself."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The next pass. Per sequence: drafts offered; blocks, for 0 .. blocks-1 accepted drafts; what its cycle is called.
-
-    `redraft`: which sequences first take fresh drafts from a diffusion pass at their anchors; nobody where empty.
-    """
-
-    width: int
-    offered: list[int]
-    blocks: list[int]
-    kinds: list[str]
-    redraft: list[bool] = field(default_factory=list)
 
 
 @dataclass
@@ -58,10 +47,31 @@ class Account:
     earned: float = 0.0
     quiet: float = 0.0
     resting: int = 0
+    rests: bool = False
 
     def read(self, sequence: Sequence) -> None:
-        """Index what was written since."""
+        """Index what was appended since."""
         self.lookup.extend(sequence.tokens[len(self.lookup) - len(sequence.request.prompt) :])
+
+    def best_draft(self, draft: Draft) -> Draft:
+        """The given draft, or the looked-up continuation where more of it is expected to be accepted."""
+        tokens, length = self.lookup.propose(MOST_LOOKED_UP)
+        if not tokens:
+            return draft
+        looked_up = Draft(tokens, None, "lookup", 0, [length / LONGEST] * len(tokens))
+        chances = self.history.chances
+        return looked_up if chances(looked_up).cumprod().sum() > chances(draft).cumprod().sum() else draft
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sequence while a pass is planned: its draft at hand, and the rows of the diffusion pass that has just made it
+    (0 where none has)."""
+
+    sequence: Sequence
+    account: Account
+    draft: Draft
+    drafting_rows: int = 0
 
 
 class Planner:
@@ -80,7 +90,6 @@ class Planner:
     ) -> None:
         self.costs, self._width, self._alone, self._budget = costs, width, alone, budget
         self._trained = min(width, diffusion.trained_rows)
-        self._plain = Shape(width, [0], [0], ["ar"], [False])
         self._accounts: dict[int, Account] = {}
         self._before: History | None = None
         self._beginning: tuple[History | None, int, Policy] | None = None
@@ -95,103 +104,90 @@ class Planner:
         extra = self.costs.ar_and_diffuse(1, 1, 1, policy.width, context) - self.costs.ar(1, 1, context)
         return policy.width if policy.after[1] > policy.rate * extra else 0
 
-    def choose(self, batch: list[Sequence], *, after: Shape | None = None) -> Shape:
-        """The next pass; may replace a sequence's drafts by looked-up ones.
-
-        `after`: the plan by which some sequences have just drafted anew. Those plan again; each of the others too where
-        all share one pass, but not where each plans alone: who its neighbours are must not reach it.
-        """
-        drew = after.redraft if after else [False] * len(batch)
-        if self._share(batch) > 1:
-            pairs = [(sequence, self._account(sequence, len(batch), again=after is not None)) for sequence in batch]
-            return self._joint(pairs, drew, again=after is not None)
-        shapes = [
-            self._single(sequence, again=after is not None, drew=fresh)
-            if after is None or fresh
-            else Shape(after.width, [after.offered[slot]], [after.blocks[slot]], [after.kinds[slot]], [False])
-            for slot, (sequence, fresh) in enumerate(zip(batch, drew, strict=True))
-        ]
-        if len(shapes) == 1:
-            return shapes[0]
-        return Shape(
-            self._width,
-            [shape.offered[0] for shape in shapes],
-            [shape.blocks[0] for shape in shapes],
-            [shape.kinds[0] for shape in shapes],
-            [shape.redraft[0] for shape in shapes],
-        )
-
-    def learn(self, batch: list[Sequence], drafts: list[Draft], shape: Shape, kept: list[Verdict]) -> None:
-        """Enter the verdicts on the drafts, and what the pass cost each sequence by the table."""
+    def begin_pass(self, batch: Seq[Sequence]) -> None:
+        """Bring the accounts up to date with the sequences' tokens and the drafts at hand, and re-solve policies."""
         share = self._share(batch)
-        for slot, (sequence, verdict) in enumerate(zip(batch, kept, strict=True)):
-            account, offered, blocks = self._accounts[sequence.index], shape.offered[slot], shape.blocks[slot]
-            stopped = sequence.finish_reason is not None
-            if offered:
-                account.history.observe(drafts[slot], verdict.accepted if stopped else offered, verdict.accepted)
-            plain = self.costs.ar(share, 1, sequence.length) / share
-            account.spent += PLANNING + (plain if shape is self._plain else self._price(shape, slot, sequence.length))
-            account.earned += len(verdict.tokens) * plain
-            account.quiet = 0.0 if blocks or shape.kinds[slot] == "two-pass" else account.quiet + plain
-            if stopped:
-                if not self._alone:
-                    self._before = account.history
-                del self._accounts[sequence.index]
-
-    def _share(self, batch: list[Sequence]) -> int:
-        """Over how many sequences the price of a pass is shared out."""
-        return 1 if self._alone else len(batch)
-
-    def _account(self, sequence: Sequence, share: int, *, again: bool) -> Account:
-        """A sequence's account, brought up to date with its tokens and the drafts at hand."""
-        account = self._accounts.get(sequence.index)
-        if account is None:
-            account = self._accounts[sequence.index] = Account(self._new_history())
-            account.lookup.extend(list(sequence.request.prompt))
-        account.read(sequence)
-        if not again:
+        for sequence in batch:
+            account = self._accounts.get(sequence.index)
+            if account is None:
+                account = self._accounts[sequence.index] = Account(self._new_history())
+                account.lookup.extend(list(sequence.request.prompt))
+            account.read(sequence)
+            drafts_at_hand = bool(sequence.ahead.tokens) or account.lookup.matched
+            account.rests = share == 1 and account.resting > 0 and not drafts_at_hand
+            if account.rests:
+                account.resting -= 1
+                continue
             if sequence.ahead.start == 1:
                 account.history.observe_agreement(met=sequence.ahead.kind == "agrees")
             history, (sharers, due) = account.history, account.planned
             if account.policy is None or sharers != share or history.verdicts >= due:
                 account.policy = self._solve(history, share, sequence.length)
                 account.planned = share, history.verdicts + RESOLVE_EVERY
-        tokens, length = account.lookup.propose(MOST_LOOKED_UP)
-        if tokens:
-            found = Draft(tokens, None, "lookup", 0, [length / LONGEST] * len(tokens))
-            history = account.history
-            if history.chances(found).cumprod().sum() > history.chances(sequence.ahead).cumprod().sum():
-                sequence.ahead = found
-        return account
 
-    def _rests(self, sequence: Sequence) -> bool:
-        """Whether a sequence takes another plain pass without further thought: the best there was a moment ago."""
-        account = self._accounts.get(sequence.index)
-        if account is None or not account.resting or sequence.ahead.tokens:
-            return False
-        account.read(sequence)
-        if account.lookup.found:
-            return False
-        account.resting -= 1
-        return True
+    def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
+        """The next pass. A query: it changes nothing."""
+        candidates = [self._candidate(sequence, sequence.ahead) for sequence in batch]
+        if self._share(batch) > 1:
+            return self._joint(candidates, again=False)
+        return [
+            PassPlan(width=self._width) if c.account.rests else self._joint([c], again=False)[0] for c in candidates
+        ]
 
-    def _single(self, sequence: Sequence, *, again: bool, drew: bool) -> Shape:
-        """A pass for one sequence."""
-        if not again and self._rests(sequence):
-            return self._plain
-        account = self._account(sequence, 1, again=again)
-        shape = self._joint([(sequence, account)], [drew], again=again)
-        account.resting = 0 if sequence.ahead.tokens or shape.blocks[0] or shape.redraft[0] else RESTING
-        return shape
+    def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
+        """The next pass, given fresh `drafts` for the sequences whose plan asked for a refresh. A query.
 
-    def _joint(self, pairs: list[tuple[Sequence, Account]], fresh: list[bool], *, again: bool) -> Shape:
+        Those plan again. Each of the others too where all share one pass, but not where each plans alone: who its
+        neighbours are must not reach it.
+        """
+        width = max(plan.width for plan in plans)
+        candidates = [
+            self._candidate(sequence, draft if plan.refresh else sequence.ahead, width if plan.refresh else 0)
+            for sequence, plan, draft in zip(batch, plans, drafts, strict=True)
+        ]
+        if self._share(batch) > 1:
+            return self._joint(candidates, again=True)
+        return [
+            self._joint([candidate], again=True)[0] if plan.refresh else plan
+            for candidate, plan in zip(candidates, plans, strict=True)
+        ]
+
+    def learn(self, batch: Seq[Sequence], plans: Seq[PassPlan], kept: Seq[Verdict]) -> None:
+        """Enter the verdicts on the drafts, and what the pass cost each sequence by the cost model."""
+        share = self._share(batch)
+        for sequence, plan, verdict in zip(batch, plans, kept, strict=True):
+            account, offered = self._accounts[sequence.index], plan.offered
+            stopped = sequence.finish_reason is not None
+            if offered:
+                account.history.observe(plan.draft, verdict.accepted if stopped else offered, verdict.accepted)
+            plain = self.costs.ar(share, 1, sequence.length) / share
+            price = self._price([plan] if self._alone else plans, sequence.length)
+            account.spent += PLANNING + price
+            account.earned += len(verdict.tokens) * plain
+            account.quiet = 0.0 if plan.blocks or plan.drafting_rows else account.quiet + plain
+            if share == 1 and not account.rests:
+                account.resting = 0 if plan.draft.tokens or plan.blocks else RESTING
+            if stopped:
+                if not self._alone:
+                    self._before = account.history
+                del self._accounts[sequence.index]
+
+    def _share(self, batch: Seq[Sequence]) -> int:
+        """Over how many sequences the price of a pass is shared out."""
+        return 1 if self._alone else len(batch)
+
+    def _candidate(self, sequence: Sequence, draft: Draft, drafting_rows: int = 0) -> Candidate:
+        account = self._accounts[sequence.index]
+        return Candidate(sequence, account, account.best_draft(draft), drafting_rows)
+
+    def _joint(self, candidates: Seq[Candidate], *, again: bool) -> list[PassPlan]:
         """One pass for all these sequences, each with drafts and blocks of its own: their worth against its price."""
-        B, costs = len(pairs), self.costs
-        context = sum(sequence.length for sequence, _ in pairs) / B
-        policies = [account.policy for _, account in pairs if account.policy is not None]
+        B, costs = len(candidates), self.costs
+        context = sum(c.sequence.length for c in candidates) / B
+        policies = [c.account.policy for c in candidates if c.account.policy is not None]
         rate, width = sum(policy.rate for policy in policies) / B, max(policy.width for policy in policies)
         row = (costs.ar(B, 8, context) - costs.ar(B, 1, context)) / 7 / B
-        survival = [account.history.chances(sequence.ahead).cumprod() for sequence, account in pairs]
+        survival = [c.account.history.chances(c.draft).cumprod() for c in candidates]
         survival = [chances[chances > rate * row] for chances in survival]
         rows = B + sum(len(chances) for chances in survival)
 
@@ -200,34 +196,33 @@ class Planner:
 
         worths = [policy.left(chances) for policy, chances in zip(policies, survival, strict=True)]
         blocks = _best_blocks(worths, rate, price)
-        early = AHEAD * costs.ar(B, 1, context) / B
-        plain, allowed = price(0), sum(a.earned + self._budget * max(a.earned, early) - a.spent for _, a in pairs)
-        for slot, (_, account) in enumerate(pairs):  # a probe: has the text become one that can be drafted?
+        early, accounts = AHEAD * costs.ar(B, 1, context) / B, [c.account for c in candidates]
+        allowed = sum(a.earned + self._budget * max(a.earned, early) - a.spent for a in accounts)
+        for slot, account in enumerate(accounts):  # a probe: has the text become one that can be drafted?
             if not blocks[slot] and account.quiet * self._budget > price(sum(blocks) + 1) - price(sum(blocks)):
                 blocks[slot] = 1
-        if price(sum(blocks)) - plain > allowed:
+        if price(sum(blocks)) - price(0) > allowed:
             blocks = [0] * B
-        redraft = [False] * B
+        refresh = [False] * B
         if not again:
             share = rate * price(sum(blocks)) / B
             gains = [
                 policy.fresh - (1 + float(chances.sum()) + worth[n] - share)
                 for policy, chances, worth, n in zip(policies, survival, worths, blocks, strict=True)
             ]
-            redraft = _redrafted(gains, rate, lambda count: costs.diffuse(count, width, context), allowed)
-        kinds = [
-            _kind(sequence.ahead, len(chances), n, drew=drew)
-            for (sequence, _), chances, n, drew in zip(pairs, survival, blocks, fresh, strict=True)
+            refresh = _refreshed(gains, rate, lambda count: costs.diffuse(count, width, context), allowed)
+        return [
+            PassPlan(c.draft, len(chances), own, width, _kind(c, len(chances), own), fresh, c.drafting_rows)
+            for c, chances, own, fresh in zip(candidates, survival, blocks, refresh, strict=True)
         ]
-        return Shape(width, [len(chances) for chances in survival], blocks, kinds, redraft)
 
-    def _price(self, shape: Shape, slot: int, context: float) -> float:
-        """What a pass of this shape costs one of its sequences: an equal share, or what it would cost alone."""
-        slots = [slot] if self._alone else range(len(shape.offered))
-        drew = sum(shape.kinds[n] == "two-pass" for n in slots)
-        rows, blocks = sum(1 + shape.offered[n] for n in slots), sum(shape.blocks[n] for n in slots)
-        price = self.costs.ragged(len(slots), rows, blocks, shape.width, context)
-        return (price + (self.costs.diffuse(drew, shape.width, context) if drew else 0.0)) / len(slots)
+    def _price(self, plans: Seq[PassPlan], context: float) -> float:
+        """What a pass of these plans costs each of its sequences: an equal share."""
+        drew = sum(plan.drafting_rows > 0 for plan in plans)
+        rows, blocks = sum(1 + plan.offered for plan in plans), sum(plan.blocks for plan in plans)
+        width = max(plan.width for plan in plans)
+        price = self.costs.ragged(len(plans), rows, blocks, width, context)
+        return (price + (self.costs.diffuse(drew, width, context) if drew else 0.0)) / len(plans)
 
     def _new_history(self) -> History:
         return History(self._trained, self._before)
@@ -257,8 +252,9 @@ def _best_blocks(worths: list[Array], rate: float, price: Callable[[int], float]
     return best
 
 
-def _redrafted(gains: list[float], rate: float, price: Callable[[int], float], allowed: float) -> list[bool]:
-    """Who takes part in a diffusion pass first: those who gain most, as many as it pays for and the budget allows."""
+def _refreshed(gains: list[float], rate: float, price: Callable[[int], float], allowed: float) -> list[bool]:
+    """Which sequences take part in a diffusion pass first: those that gain most, as many as it pays for and the budget
+    allows."""
     order = sorted(range(len(gains)), key=lambda slot: -gains[slot])
     total, best, chosen = 0.0, 0.0, 0
     for count, slot in enumerate(order, start=1):
@@ -268,9 +264,9 @@ def _redrafted(gains: list[float], rate: float, price: Callable[[int], float], a
     return [slot in order[:chosen] for slot in range(len(gains))]
 
 
-def _kind(draft: Draft, offered: int, blocks: int, *, drew: bool) -> str:
-    if drew:
+def _kind(candidate: Candidate, offered: int, blocks: int) -> str:
+    if candidate.drafting_rows:
         return "two-pass"
     if blocks:
         return "one-pass"
-    return {"lookup": "lookup"}.get(draft.kind, "one-pass") if offered else "ar"
+    return {"lookup": "lookup"}.get(candidate.draft.kind, "one-pass") if offered else "ar"

@@ -14,29 +14,29 @@ class Lookup:
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
-        self._found: int | None = None
+        self._continuation: int | None = None
 
     def extend(self, tokens: list[int]) -> None:
         """Append tokens; each is indexed once."""
         for token in tokens:
             self._tokens.append(token)
             suffix = tuple(self._tokens[-LEAST:])
-            self._found = self._after.get(suffix)
+            self._continuation = self._after.get(suffix)
             self._after[suffix] = len(self._tokens)
 
     @property
-    def found(self) -> bool:
+    def matched(self) -> bool:
         """Whether the newest tokens stood in the text before."""
-        return self._found is not None
+        return self._continuation is not None
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def propose(self, count: int) -> tuple[list[int], int]:
         """Up to `count` tokens that followed the latest equal suffix, and how long the match is; none where none is."""
-        if self._found is None or len(self._tokens) < LEAST:
+        if self._continuation is None or len(self._tokens) < LEAST:
             return [], 0
-        earlier, now, length = self._found, len(self._tokens), LEAST
+        earlier, now, length = self._continuation, len(self._tokens), LEAST
         while length < min(LONGEST, earlier) and self._tokens[earlier - 1 - length] == self._tokens[now - 1 - length]:
             length += 1
         return self._tokens[earlier : earlier + count], length

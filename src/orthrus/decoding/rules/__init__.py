@@ -7,26 +7,50 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.sampling import Sampler
-from orthrus.decoding.sequence import Draft, Verdict
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Diffusion logits [R, V] of one sequence, to be drafted from; the first row is for absolute `position`.
+
+    `block` numbers the block they are from: twice the position of its root, and one more where it shared an AR pass,
+    since both kinds may be run at one root.
+    """
+
+    sampler: Sampler
+    logits_RV: Tensor
+    position: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """AR logits [m + 1, V] of one sequence, after the anchor and each of its m drafts; the first draft is for
+    absolute `position`."""
+
+    sampler: Sampler
+    logits_RV: Tensor
+    draft: Draft
+    position: int
 
 
 class Rule(Protocol):
-    """The two halves of a rule."""
+    """The two halves of a rule, each one call per pass for all sequences of the batch."""
 
-    def propose(self, sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
-        """Draft the tokens at absolute `position` and after it, one per row; `block` numbers the block they are from.
-
-        That is twice the position of its root, and one more where it shared an AR pass: both may be run at one root.
-        """
+    def propose(self, proposals: Sequence[Proposal]) -> list[Draft]:
+        """Draft for each sequence one token per row, or fewer. Advances no sampler."""
         ...
 
-    def verify(self, sampler: Sampler, logits_RV: Tensor, draft: Draft, position: int) -> Verdict:
-        """Judge m drafts by the logits [m + 1, V] after the anchor and each of them; `position` is the first's."""
+    def verify(self, checks: Sequence[Check]) -> list[Verdict]:
+        """Judge the drafts of each sequence, and advance its sampler by the tokens of its verdict."""
         ...
 
 

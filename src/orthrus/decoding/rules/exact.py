@@ -6,23 +6,29 @@ same noise, which makes them agree more often when sampling.
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
 
-from orthrus.decoding.sampling import Sampler
-from orthrus.decoding.sequence import Draft, Verdict
+from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.rules import Check, Proposal
+from orthrus.decoding.sampling import RowRequest, sample
 
 
-def propose(sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
+def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     """See `Rule`."""
-    del block
-    return Draft(sampler.propose(logits_RV, position))
+    return [Draft(tokens) for tokens in sample([RowRequest(p.sampler, p.logits_RV, p.position) for p in proposals])]
 
 
-def verify(sampler: Sampler, logits_RV: Tensor, draft: Draft, position: int) -> Verdict:
-    """See `Rule`."""
-    tokens: list[int] = []
-    for target, drafted in zip(sampler.targets(logits_RV, position), [*draft.tokens, None], strict=False):
-        tokens.append(target)
-        if target != drafted:
-            break
-    return Verdict(tokens, accepted=len(tokens) - 1)
+def verify(checks: Sequence[Check]) -> list[Verdict]:
+    """See `Rule`. A row assumes that the drafts before it are accepted; where one is not, the row is dropped."""
+    targets = sample([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.tokens) for c in checks])
+    verdicts = [_accept(check.draft.tokens, tokens) for check, tokens in zip(checks, targets, strict=True)]
+    for check, verdict in zip(checks, verdicts, strict=True):
+        check.sampler.advance(verdict.tokens)
+    return verdicts
+
+
+def _accept(drafted: list[int], targets: list[int]) -> Verdict:
+    """The drafts before the first that is not its target, and the target after them."""
+    unequal = (n for n, (draft, target) in enumerate(zip(drafted, targets, strict=False)) if draft != target)
+    accepted = next(unequal, len(drafted))
+    return Verdict(targets[: accepted + 1], accepted)

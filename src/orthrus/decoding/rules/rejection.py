@@ -8,53 +8,65 @@ Letters: p target, q draft, u uniform.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.noise import Purpose
-from orthrus.decoding.rules import exact
-from orthrus.decoding.sampling import Sampler
-from orthrus.decoding.sequence import Draft, Verdict
+from orthrus.decoding.rules import Check, Proposal, exact
+from orthrus.decoding.sampling import RowRequest, probabilities
 
 
-def propose(sampler: Sampler, logits_RV: Tensor, position: int, block: int) -> Draft:
-    """See `Rule`. Each draft is drawn from its row's q, which the draft keeps.
+def propose(proposals: Sequence[Proposal]) -> list[Draft]:
+    """See `Rule`. Each draft is drawn from its row's q, which the draft keeps."""
+    greedy = iter(exact.propose([p for p in proposals if p.sampler.params.greedy]))
+    sampled = [p for p in proposals if not p.sampler.params.greedy]
+    q = iter(probabilities([RowRequest(p.sampler, p.logits_RV, p.position) for p in sampled]))
+    return [next(greedy) if p.sampler.params.greedy else _draft(p, next(q)) for p in proposals]
 
-    Rows from the first on whose q is no distribution (the view gave NaN) draft nothing.
-    """
-    if sampler.params.greedy:
-        return exact.propose(sampler, logits_RV, position, block)
-    q_RV = torch.stack([sampler.probabilities(logits_V) for logits_V in logits_RV])
+
+def verify(checks: Sequence[Check]) -> list[Verdict]:
+    """See `Rule`. A draft without q is one of a point mass: it was not drawn at all."""
+    greedy = iter(exact.verify([c for c in checks if c.sampler.params.greedy]))
+    sampled = [c for c in checks if not c.sampler.params.greedy]
+    p = iter(probabilities([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.tokens) for c in sampled]))
+    return [next(greedy) if c.sampler.params.greedy else _judge(c, next(p)) for c in checks]
+
+
+def _draft(proposal: Proposal, q_RV: Tensor) -> Draft:
+    """Rows from the first on whose q is no distribution (the view gave NaN) draft nothing."""
     q_RV = q_RV[: int(q_RV.isfinite().all(dim=-1).long().cumprod(0).sum())]
-    tokens = [_draw(q_V, sampler.noise.uniform(position + row, Purpose.DRAFT, block)) for row, q_V in enumerate(q_RV)]
+    noise, position, block = proposal.sampler.noise, proposal.position, proposal.block
+    tokens = [_draw(q_V, noise.uniform(position + row, Purpose.DRAFT, block)) for row, q_V in enumerate(q_RV)]
     return Draft(tokens, q_RV)
 
 
-def verify(sampler: Sampler, logits_RV: Tensor, draft: Draft, position: int) -> Verdict:
-    """See `Rule`. A draft without q is one of a point mass: it was not drawn at all."""
-    if sampler.params.greedy:
-        return exact.verify(sampler, logits_RV, draft, position)
+def _judge(check: Check, p_RV: Tensor) -> Verdict:
+    noise, draft = check.sampler.noise, check.draft
     tokens: list[int] = []
     for row, drafted in enumerate(draft.tokens):
-        p_V, at = sampler.probabilities(logits_RV[row]), position + row
+        p_V, at = p_RV[row], check.position + row
         q_V = draft.q_RV[row] if draft.q_RV is not None else _point_mass(drafted, p_V)
-        if sampler.noise.uniform(at, Purpose.ACCEPT) * q_V[drafted] >= p_V[drafted]:
+        if noise.uniform(at, Purpose.ACCEPT) * q_V[drafted] >= p_V[drafted]:
             residual_V = (p_V - q_V).clamp_(min=0)
             mass = residual_V.sum()
             residual_V = residual_V / mass if mass > 0 else p_V  # p and q equal up to rounding
-            tokens.append(_draw(residual_V, sampler.noise.uniform(at, Purpose.RESIDUAL)))
-            sampler.commit(tokens[-1])
-            return Verdict(tokens, accepted=row)
+            tokens.append(_draw(residual_V, noise.uniform(at, Purpose.RESIDUAL)))
+            break
         tokens.append(drafted)
-        sampler.commit(drafted)
-    bonus = _draw(sampler.probabilities(logits_RV[-1]), sampler.noise.uniform(position + len(tokens), Purpose.TOKEN))
-    sampler.commit(bonus)
-    return Verdict([*tokens, bonus], accepted=len(tokens))
+    else:
+        tokens.append(_draw(p_RV[-1], noise.uniform(check.position + len(tokens), Purpose.TOKEN)))
+    check.sampler.advance(tokens)
+    return Verdict(tokens, accepted=len(tokens) - 1)
 
 
 def _draw(probabilities_V: Tensor, u: float) -> int:
     """The token in whose share of [0, 1) u falls; never one of probability 0."""
     index = int(torch.searchsorted(probabilities_V.cumsum(0), u, right=True))
+    if index < len(probabilities_V) and probabilities_V[index] > 0:
+        return index
     return min(index, int(probabilities_V.nonzero()[-1]))
 
 

@@ -1,0 +1,143 @@
+"""Logit processors: penalties, bias and minimum length, which depend on the tokens of the sequence so far.
+
+They change few scores of a row, so each is applied as one gather and one scatter over all rows of all sequences.
+
+N rows of a call, R rows of one sequence, V vocabulary, U tokens with a penalty, M scores to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orthrus.config import SamplingParams
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Scores to change, by row [M] and token [M], and the terms [T, M] of each change."""
+
+    rows_M: Integers
+    tokens_M: Integers
+    terms_TM: Floats
+
+
+class LogitProcessors:
+    """The processors of one sequence, and the state of its tokens that they need."""
+
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], end_token_ids: frozenset[int], vocab_size: int
+    ) -> None:
+        _check_vocabulary(params, vocab_size)
+        self._params, self._generated = params, 0
+        self._ends_U = np.array(sorted(end_token_ids), dtype=np.int64)
+        bias = dict(params.logit_bias)
+        self._biased_U = np.array(list(bias), dtype=np.int64)
+        self._bias_U = np.array(list(bias.values()), dtype=np.float32)
+        if params.penalised:
+            self._seen_V, self._counts_V = np.zeros(vocab_size, dtype=np.bool_), np.zeros(vocab_size, dtype=np.float32)
+            if params.repetition_penalty != 1.0:  # the other penalties do not count the prompt
+                self._seen_V[list(prompt)] = True
+
+    @property
+    def active(self) -> bool:
+        """Whether any of them may change a score."""
+        params = self._params
+        return params.penalised or bool(params.logit_bias) or self._generated < params.min_new_tokens
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Append tokens that the sequence keeps."""
+        self._generated += len(tokens)
+        if self._params.penalised:
+            self._seen_V[tokens] = True
+            np.add.at(self._counts_V, tokens, np.float32(1))
+
+    def penalties(self, rows: int, drafts: Sequence[int]) -> Edits:
+        """Terms: the factor of a positive score, that of any other, and what frequency and presence subtract."""
+        params, before = self._params, drafts[: rows - 1]
+        if not params.penalised:
+            return _edits((), self._ends_U)
+        tokens_U = np.union1d(np.flatnonzero(self._seen_V), np.array(before, dtype=np.int64))
+        counts_RU = np.repeat(self._counts_V[tokens_U][None], rows, axis=0)
+        seen_RU = np.repeat(self._seen_V[tokens_U][None], rows, axis=0)
+        for row, draft in enumerate(before, start=1):
+            counts_RU[row:] += tokens_U == draft
+            seen_RU[row:] |= tokens_U == draft
+        return _edits(
+            range(rows),
+            tokens_U,
+            np.where(seen_RU, np.float32(1 / params.repetition_penalty), np.float32(1)),
+            np.where(seen_RU, np.float32(params.repetition_penalty), np.float32(1)),
+            np.float32(params.frequency_penalty) * counts_RU,
+            np.float32(params.presence_penalty) * (counts_RU > 0),
+        )
+
+    def biases(self, rows: int, drafts: Sequence[int]) -> Edits:
+        """Term: what is added."""
+        del drafts
+        return _edits(range(rows), self._biased_U, np.repeat(self._bias_U[None], rows, axis=0))
+
+    def bans(self, rows: int, drafts: Sequence[int]) -> Edits:
+        """End tokens of the rows before the minimum length. No terms."""
+        lengths = [self._generated + min(row, len(drafts)) for row in range(rows)]
+        return _edits([row for row, n in enumerate(lengths) if n < self._params.min_new_tokens], self._ends_U)
+
+
+def process(scores_NV: Tensor, asked: Sequence[tuple[LogitProcessors, int, Sequence[int]]]) -> None:
+    """Apply the processors of each sequence to its rows, in place. Scores are fp32 and contiguous.
+
+    `asked` names, per sequence, its processors, the number of its rows, and drafts: row i assumes drafts[:i] kept.
+    """
+    firsts = accumulate((rows for _, rows, _ in asked), initial=0)
+    active = [(first, *one) for first, one in zip(firsts, asked, strict=False) if one[0].active]
+    for edits_of, changed in (
+        (LogitProcessors.penalties, _penalised),
+        (LogitProcessors.biases, _biased),
+        (LogitProcessors.bans, _banned),
+    ):
+        edits = [(first, edits_of(processors, rows, drafts)) for first, processors, rows, drafts in active]
+        edits = [(first, of_sequence) for first, of_sequence in edits if len(of_sequence.rows_M)]
+        if edits:
+            index = [(first + e.rows_M) * scores_NV.shape[1] + e.tokens_M for first, e in edits]
+            index_M = torch.from_numpy(np.concatenate(index)).to(scores_NV.device)
+            terms_TM = torch.from_numpy(np.concatenate([e.terms_TM for _, e in edits], axis=1)).to(scores_NV.device)
+            scores = scores_NV.view(-1)
+            scores[index_M] = changed(scores[index_M], terms_TM)
+
+
+def _biased(scores_M: Tensor, terms_TM: Tensor) -> Tensor:
+    return scores_M + terms_TM[0]
+
+
+def _banned(scores_M: Tensor, terms_TM: Tensor) -> Tensor:
+    del terms_TM
+    return torch.full_like(scores_M, -math.inf)
+
+
+def _penalised(scores_M: Tensor, terms_TM: Tensor) -> Tensor:
+    positive, other, frequency, presence = terms_TM
+    return scores_M * torch.where(scores_M > 0, positive, other) - frequency - presence
+
+
+def _edits(rows: Sequence[int], tokens_U: Integers, *terms: Floats) -> Edits:
+    """Every token of every row; each term is [R, U]."""
+    rows_R = np.array(rows, dtype=np.int64)
+    shape = (len(terms), len(rows_R) * len(tokens_U))
+    flat_TM = np.stack(terms).reshape(shape) if terms else np.empty(shape, dtype=np.float32)
+    return Edits(np.repeat(rows_R, len(tokens_U)), np.tile(tokens_U, len(rows_R)), flat_TM)
+
+
+def _check_vocabulary(params: SamplingParams, vocab_size: int) -> None:
+    for token, _ in params.logit_bias:
+        if token >= vocab_size:
+            raise ValueError(f"logit_bias names token {token}; the vocabulary ends at {vocab_size - 1}")

@@ -1,0 +1,223 @@
+"""Law 6, of sampling: what a row gives does not depend on the other rows of the call.
+
+The reference implementation is apart: one row at a time, on the host, each after the token before it was kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from orthrus.config import SamplingParams
+from orthrus.decoding.drafts import Draft
+from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.rules import Check, Proposal, exact, rejection
+from orthrus.decoding.sampling import RowRequest, Sampler, probabilities, sample
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SIZES = [320, 1023, 4097, 49152, 49157]
+PROMPT, ENDS = (3, 5, 5, 7, 11), frozenset([2, 9])
+TEMPERATURES = [{"temperature": value} for value in (0.8, 0.3, 2.0, 0.0)]
+FILTERS = [
+    {}, {"top_p": 0.95}, {"top_k": 20}, {"min_p": 0.05}, {"top_k": 1}, {"top_p": 0.9999}, {"top_k": 300, "top_p": 0.5},
+    {"top_p": 0.9, "min_p": 0.2}, {"top_k": 50, "top_p": 0.99, "min_p": 0.01}, {"top_p": 1e-6},
+]  # fmt: skip
+PROCESSORS = [
+    {},
+    {"repetition_penalty": 1.3},
+    {"frequency_penalty": 0.7, "presence_penalty": -0.4},
+    {"repetition_penalty": 0.9, "presence_penalty": 0.3, "logit_bias": ((4, 2.5), (7, -1.0), (4, 3.5))},
+    {"min_new_tokens": 3, "logit_bias": ((2, 8.0),)},
+]
+SETTINGS = [SamplingParams(**a, **b, **c) for a, b, c in itertools.product(TEMPERATURES, FILTERS, PROCESSORS)]
+
+
+class RowByRow:
+    """The reference implementation."""
+
+    def __init__(self, params, noise, prompt, ends, vocab_size):
+        self.params, self.noise, self.generated = params, noise, 0
+        self.ends = torch.tensor(sorted(ends))
+        self.bias_ids = torch.tensor([token for token, _ in params.logit_bias], dtype=torch.long)
+        self.bias = torch.tensor([bias for _, bias in params.logit_bias])
+        self.seen, self.counts = torch.zeros(vocab_size, dtype=torch.bool), torch.zeros(vocab_size)
+        self.seen[list(prompt)] = True
+
+    def token(self, logits_V, position):
+        scores_V = self.adjusted(logits_V)
+        if self.params.greedy:
+            return int(scores_V.numpy().argmax())
+        filtered_V = filtered(scores_V / self.params.temperature, self.params)
+        return int((filtered_V + self.noise.gumbel(position, len(scores_V))).numpy().argmax())
+
+    def probabilities(self, logits_V):
+        return filtered(self.adjusted(logits_V) / self.params.temperature, self.params).softmax(dim=-1)
+
+    def keep(self, token):
+        self.generated += 1
+        self.seen[token] = True
+        self.counts[token] += 1
+
+    def adjusted(self, logits_V):
+        params, scores = self.params, logits_V.float().clone()
+        if params.repetition_penalty != 1.0:
+            factor = torch.where(scores > 0, 1 / params.repetition_penalty, params.repetition_penalty)
+            scores = torch.where(self.seen, scores * factor, scores)
+        if params.penalised:
+            scores -= params.frequency_penalty * self.counts
+            scores -= params.presence_penalty * (self.counts > 0)
+        scores[self.bias_ids] += self.bias
+        if self.generated < params.min_new_tokens:
+            scores[self.ends] = float("-inf")
+        return scores
+
+
+def filtered(scores_V, params):
+    if 0 < params.top_k < len(scores_V):
+        border = scores_V.topk(params.top_k).values[-1]
+        scores_V = scores_V.masked_fill(scores_V < border, float("-inf"))
+    if params.top_p < 1.0:
+        scores_V = scores_V.masked_fill(scores_V < top_p_border(scores_V, params.top_p), float("-inf"))
+    if params.min_p > 0.0:
+        p_V = scores_V.softmax(dim=-1)
+        scores_V = scores_V.masked_fill(p_V < params.min_p * p_V.max(), float("-inf"))
+    return scores_V
+
+
+def top_p_border(scores_V, top_p):
+    total, scores = float(scores_V.logsumexp(dim=-1)), scores_V.numpy()
+    for share in (64, len(scores_V)):
+        likely = scores[scores >= total + math.log((1 - top_p) / share)]
+        largest = torch.from_numpy(np.sort(likely)[::-1].copy())
+        inside = (largest - total).exp().double().cumsum(dim=-1) < top_p
+        if not inside.all():
+            return largest[int(inside.sum())]
+    return scores_V.min()
+
+
+def logits_of(rows, vocab, seed=0, dtype=torch.bfloat16):
+    """Rows as sharp and as flat as those of a model, with ties in bf16."""
+    noise = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    return (noise * torch.tensor([1.0, 2.5, 4.0]).repeat(rows)[:rows, None]).to(dtype)
+
+
+def made(params, vocab, seed=1):
+    return tuple(kind(params, AddressedNoise(seed), PROMPT, ENDS, vocab) for kind in (Sampler, RowByRow))
+
+
+def check(params, logits_RV):
+    """Tokens of a block, of drafts and of single rows, and distributions, equal those of the reference."""
+    vocab = logits_RV.shape[1]
+    sampler, reference = made(params, vocab)
+    for token in (8, 5):
+        sampler.advance([token])
+        reference.keep(token)
+    alone = [reference.token(row, 20 + n) for n, row in enumerate(logits_RV)]
+    (draft,) = exact.propose([Proposal(sampler, logits_RV, 20, 0)])
+    assert draft.tokens == alone
+    q = [] if params.greedy else [reference.probabilities(row) for row in logits_RV]
+    (found,) = probabilities([RowRequest(sampler, logits_RV, 20)]) if q else [()]
+    assert all(bits(one, other) for one, other in zip(found, q, strict=True))
+    expected, p = [], []
+    for n, row in enumerate(logits_RV):
+        p += [] if params.greedy else [reference.probabilities(row)]
+        expected.append(reference.token(row, 20 + n))
+        reference.keep(expected[-1])
+    (found,) = probabilities([RowRequest(sampler, logits_RV, 20, expected[:-1])]) if p else [()]
+    assert all(bits(one, other) for one, other in zip(found, p, strict=True))
+    (verdict,) = exact.verify([Check(sampler, logits_RV, Draft(expected[:-1]), 20)])
+    assert verdict.tokens == expected
+    assert verdict.accepted == len(logits_RV) - 1
+
+
+def bits(one, other):
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
+
+
+@pytest.mark.parametrize("processors", range(len(PROCESSORS)))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_block_equals_its_rows_one_at_a_time(dtype, processors):
+    for n, params in enumerate(SETTINGS[processors :: len(PROCESSORS)]):
+        check(params, logits_of(1 + n % 9, 320, n, dtype))
+
+
+@pytest.mark.parametrize("vocab", SIZES[1:])
+def test_so_it_does_in_large_and_odd_vocabularies(vocab):
+    for n, filters in enumerate(FILTERS):
+        check(SamplingParams(temperature=0.8, **filters, **PROCESSORS[n % 5]), logits_of(1 + (n + vocab) % 9, vocab, n))
+
+
+def test_so_it_does_where_logits_are_no_numbers():
+    rows = logits_of(9, 320, dtype=torch.float32)
+    rows[0], rows[1, :200], rows[2, 5], rows[3, 7], rows[4] = 0.0, -math.inf, math.inf, math.nan, math.nan
+    rows[5, 1:], rows[6], rows[7, [3, 70, 200]] = -math.inf, 1.5, 30.0
+    for filters in FILTERS:
+        params = SamplingParams(temperature=0.8, **filters)
+        sampler, reference = made(params, 320)
+        assert sample([RowRequest(sampler, rows, 0)]) == [[reference.token(row, n) for n, row in enumerate(rows)]]
+        (found,) = probabilities([RowRequest(sampler, rows, 0)])
+        for one, row in zip(found, rows, strict=True):
+            assert torch.equal(one.nan_to_num(2.0), reference.probabilities(row).nan_to_num(2.0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("vocab", [320, 1023, 49157])
+def test_a_batch_equals_its_sequences_alone(device, vocab):
+    """Sequences of every setting in one call, as slices of one tensor and as tensors of their own."""
+    settings = SETTINGS[:: 1 if vocab == 320 else 17]
+    counts = [1 + n % 4 for n in range(len(settings))]
+    block = logits_of(sum(counts), vocab).to(device)
+    drafts = [list(range(5, 4 + count)) for count in counts]
+    samplers = [made(params, vocab, seed)[0] for seed, params in enumerate(settings)]
+    slices = block.split(counts)
+    requests = [RowRequest(*one) for one in zip(samplers, slices, counts, drafts, strict=True)]
+    copies = [RowRequest(r.sampler, r.logits_RV.clone(), r.position, r.drafts) for r in requests]
+    alone = [sample([request])[0] for request in copies]
+    assert sample(requests) == sample(copies) == alone
+    assert sample(requests[::-1]) == alone[::-1]
+    drawn = [request for request in requests if not request.sampler.params.greedy]
+    for one, request in zip(probabilities(drawn), drawn, strict=True):
+        assert bits(one, probabilities([request])[0])
+        rows = [
+            RowRequest(request.sampler, request.logits_RV[n : n + 1].clone(), request.position + n)
+            for n in range(len(one))
+        ]
+        if not request.sampler.processors.active:
+            assert bits(one, torch.cat([probabilities([row])[0] for row in rows]))
+    checks = [Check(r.sampler, r.logits_RV, Draft(list(r.drafts)), r.position) for r in requests]
+    assert [v.tokens for v in rejection.verify(checks[:60])] == [
+        rejection.verify([Check(made(settings[n], vocab, n)[0], c.logits_RV, c.draft, c.position)])[0].tokens
+        for n, c in enumerate(checks[:60])
+    ]
+
+
+@pytest.mark.parametrize("vocab", [5, 33, *SIZES])
+def test_operations_over_many_rows_keep_the_bits_of_one(vocab):
+    """What the sampler relies on of torch and numpy."""
+    for rows in range(1, 10):
+        scores_NV = logits_of(rows, vocab, rows, torch.float32)
+        scores_NV[rows // 2, ::3] = -math.inf
+        for operation in (
+            lambda x: x.softmax(dim=-1),
+            lambda x: x.topk(min(x.shape[-1], 20)).values,
+            lambda x: (x - x[..., :1]).exp(),
+            lambda x: x / torch.full_like(x[..., :1], 0.8),
+        ):
+            whole = operation(scores_NV)
+            assert all(bits(whole[n], operation(scores_V)) for n, scores_V in enumerate(scores_NV))
+            assert all(bits(whole[n], operation(scores_V[None])[0]) for n, scores_V in enumerate(scores_NV))
+        for scores_V in scores_NV:  # not over many rows: there it depends on the number of threads
+            assert bits(scores_V.logsumexp(dim=-1), scores_V[None].logsumexp(dim=-1)[0])
+
+
+@pytest.mark.parametrize("position", [0, 5, 2**40])
+def test_the_noise_of_a_few_tokens_is_that_of_the_vocabulary(position):
+    noise, vocab = AddressedNoise(2**64 - 1, 3), 49157
+    whole, order = noise.gumbel(position, vocab), torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
+    for count in (1, 2, 3, 7, 8, 9, 64):
+        for tokens in (order[:count], order[:count].sort().values, torch.arange(vocab - count, vocab)):
+            assert bits(noise.gumbel_of(position, tokens.tolist()), whole[tokens])
