@@ -1,4 +1,4 @@
-"""A tiny llama-family GGUF file that loads, with parts of it left out or changed, and raw headers that lie."""
+"""Builds tiny llama-family GGUF files, valid or with parts removed or changed, and raw headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = {
 
 
 def tensors(seed=0):
-    """Names as llama.cpp has them -> fp32 arrays, the shapes of `FIELDS`."""
+    """fp32 arrays by llama.cpp name, with the shapes of `FIELDS`."""
     rng = np.random.default_rng(seed)
     shapes = {"token_embd.weight": (tiny.VOCAB, 64), "output_norm.weight": (64,)}
     for layer in range(2):
@@ -29,7 +29,7 @@ def tensors(seed=0):
 
 
 def save(path, weights=None, types=None, **fields):
-    """Write the file; `fields` replace those of `FIELDS` (None leaves one out), dots written as two underscores."""
+    """Write the file; `fields` replace those of `FIELDS` (None removes one), with two underscores for a dot."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (FIELDS | {name.replace("__", "."): value for name, value in fields.items()}).items():
         name = f"llama.{key}"
@@ -46,10 +46,10 @@ def save(path, weights=None, types=None, **fields):
     if "attention__layer_norm_rms_epsilon" not in fields:
         writer.add_layer_norm_rms_eps(1e-5)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, "ab", "cd"]
-    words += [*(f"<unused{n}>" for n in range(len(words), tiny.VOCAB - 1)), "<|end|>"]
+    tokens = [*letters, "ab", "cd"]
+    tokens += [*(f"<unused{n}>" for n in range(len(tokens), tiny.VOCAB - 1)), "<|end|>"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(words)
+    writer.add_token_list(tokens)
     writer.add_token_types([1] * (len(letters) + 2) + [3] * (tiny.VOCAB - len(letters) - 2))
     writer.add_token_merges(["a b", "c d"])
     writer.add_eos_token_id(tiny.END)
@@ -65,16 +65,16 @@ def save(path, weights=None, types=None, **fields):
 
 
 def string(text):
-    """A string as the format has it."""
+    """A string in the encoding of GGUF."""
     data = text if isinstance(text, bytes) else text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
 def header(*parts, tensors=0, fields=1, version=3):
-    """The beginning of a file that claims some numbers of tensors and fields, and what follows."""
+    """A header that claims `tensors` tensors and `fields` fields, followed by `parts`."""
     return b"GGUF" + struct.pack("<IQQ", version, tensors, fields) + b"".join(parts)
 
 
 def field(name, kind, data):
-    """One metadata field of a raw type number."""
+    """One metadata field with a raw type number."""
     return string(name) + struct.pack("<I", kind) + data

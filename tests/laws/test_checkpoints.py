@@ -1,4 +1,4 @@
-"""Law 8: save, load, export and published names round-trip; what does not belong together is refused."""
+"""Law 8: save, load, export and published names round-trip; adapters are refused on other backbones."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_orthrus_is_read_as_qwen3_by_architecture_or_by_tensors(tmp_path):
     config = json.loads((path / "config.json").read_text())
     for change in ({"model_type": "orthrus"}, {"architectures": ["Qwen3ForCausalLM"]}):
         (path / "config.json").write_text(json.dumps(config | change))
-        found = load(path)
-        assert found.decoder.config.family == "qwen3"
-        assert found.decoder.diffusion.mask_token_id == tiny.MASK
+        checkpoint = load(path)
+        assert checkpoint.decoder.config.family == "qwen3"
+        assert checkpoint.decoder.diffusion.mask_token_id == tiny.MASK
 
 
 def test_shards_are_read(tmp_path):
@@ -88,29 +88,29 @@ def test_shards_are_read(tmp_path):
 def test_an_adapter_is_refused_where_it_does_not_belong(tmp_path):
     export.export_adapter(load(tiny.save_checkpoint(tmp_path / "home")), tmp_path / "adapter", {})
 
-    other_weights = tiny.save_checkpoint(tmp_path / "cousin", seed=1, view=False)
+    other_weights = tiny.save_checkpoint(tmp_path / "other_weights", seed=1, view=False)
     with pytest.raises(ValueError, match="allow-other-backbone") as refusal:
         load(other_weights, adapter=tmp_path / "adapter")
-    cousin = load(other_weights, adapter=tmp_path / "adapter", allow_other_backbone=True)
-    assert cousin.backbone.sha256 in str(refusal.value)
-    assert "acceptance may be lower" in cousin.warnings[0]
+    forced = load(other_weights, adapter=tmp_path / "adapter", allow_other_backbone=True)
+    assert forced.backbone.sha256 in str(refusal.value)
+    assert "acceptance may be lower" in forced.warnings[0]
 
-    other_shapes = tiny.save_checkpoint(tmp_path / "taller", view=False, num_hidden_layers=2)
+    other_shapes = tiny.save_checkpoint(tmp_path / "other_shapes", view=False, num_hidden_layers=2)
     with pytest.raises(ValueError, match="layers 3 != 2"):
         load(other_shapes, adapter=tmp_path / "adapter", allow_other_backbone=True)
 
-    other_words = tiny.save_checkpoint(tmp_path / "foreign", view=False)
-    words = (other_words / "tokenizer.json").read_text()
-    (other_words / "tokenizer.json").write_text(words.replace("<unused256>", "<foreign>"))
+    other_tokenizer = tiny.save_checkpoint(tmp_path / "other_tokenizer", view=False)
+    content = (other_tokenizer / "tokenizer.json").read_text()
+    (other_tokenizer / "tokenizer.json").write_text(content.replace("<unused256>", "<foreign>"))
     with pytest.raises(ValueError, match="another tokenizer"):
-        load(other_words, adapter=tmp_path / "adapter", allow_other_backbone=True)
+        load(other_tokenizer, adapter=tmp_path / "adapter", allow_other_backbone=True)
 
     with pytest.raises(ValueError, match="no adapter here"):
         load(tmp_path / "home", adapter=tmp_path / "nowhere")
 
 
 def damaged(directory, change):
-    """A checkpoint whose weight file went through `change(tensors)`."""
+    """A checkpoint whose weights were modified by `change(tensors)`."""
     path = tiny.save_checkpoint(directory)
     tensors = load_file(path / "model.safetensors")
     change(tensors)
@@ -125,7 +125,7 @@ def test_damaged_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{name} has shape \[3, 64\], the config asks for \[96, 64\]"):
         load(damaged(tmp_path / "shape", lambda tensors: tensors.update({name: torch.zeros(3, 64)})))
     extra = "model.layers.0.self_attn.q_proj.bias"
-    with pytest.raises(ValueError, match=rf"1 tensors that a qwen3 of this config has no use for: {extra}"):
+    with pytest.raises(ValueError, match=rf"1 unexpected tensors for a qwen3 with this config: {extra}"):
         load(damaged(tmp_path / "extra", lambda tensors: tensors.update({extra: torch.zeros(64)})))
     path = tiny.save_checkpoint(tmp_path / "cut")
     whole = (path / "model.safetensors").read_bytes()
@@ -178,7 +178,7 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, overrides, message):
         load(path)
 
 
-def test_names_that_lead_nowhere(tmp_path):
+def test_unknown_checkpoint_names_are_refused(tmp_path):
     for name in ("no-such-model", "./nowhere", "a/b/c", str(tmp_path / "missing.gguf")):
         with pytest.raises(ValueError, match="no such directory or file"):
             hub.load(name)
@@ -190,18 +190,18 @@ def test_names_that_lead_nowhere(tmp_path):
 
 
 def test_a_hub_id_is_fetched_and_then_read_like_a_directory(tmp_path, monkeypatch):
-    path, asked = tiny.save_checkpoint(tmp_path / "snapshot"), {}
+    path, request = tiny.save_checkpoint(tmp_path / "snapshot"), {}
 
     def snapshot_download(name, **options):
-        asked.update(name=name, **options)
+        request.update(name=name, **options)
         return str(path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    found = hub.load("someone/a-model", dtype=torch.float32, revision="abc")
-    assert (asked["name"], asked["revision"]) == ("someone/a-model", "abc")
-    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked["allow_patterns"])
-    assert found.backbone.id == "someone/a-model"
-    assert found.backbone.revision == "snapshot"
+    checkpoint = hub.load("someone/a-model", dtype=torch.float32, revision="abc")
+    assert (request["name"], request["revision"]) == ("someone/a-model", "abc")
+    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in request["allow_patterns"])
+    assert checkpoint.backbone.id == "someone/a-model"
+    assert checkpoint.backbone.revision == "snapshot"
 
 
 SAVE_UNDER_A_LIMIT = """

@@ -1,4 +1,4 @@
-"""Law 8, the other side: a damaged or hostile file is one ValueError that names file and field, before any memory."""
+"""Law 8: a damaged or hostile file raises one ValueError that names file and field, before memory is allocated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def copy(home, tmp_path):
 
 
 def linked(source, target):
-    """A copy whose files may be replaced one by one."""
+    """A directory of symlinks, in which single files can be replaced."""
     target.mkdir()
     for file in source.iterdir():
         (target / file.name).symlink_to(file)
@@ -52,7 +52,7 @@ def replace(directory, name, data):
 
 
 def changed(directory, name, **fields):
-    """Change fields of a JSON file; `...` takes one out."""
+    """Change fields of a JSON file; the value `...` removes a field."""
     content = json.loads((directory / name).read_text()) | fields
     replace(directory, name, json.dumps({k: v for k, v in content.items() if v is not ...}))
     return directory
@@ -95,7 +95,7 @@ CONFIG_VALUES = [
 
 
 @pytest.mark.parametrize(("field", "value"), CONFIG_VALUES, ids=lambda value: repr(value)[:16])
-def test_a_config_value_that_cannot_be_is_refused_by_field(copy, field, value):
+def test_an_impossible_config_value_is_refused_by_field(copy, field, value):
     with pytest.raises(ValueError, match=rf"config\.json: .*\b{field}\b") as refusal:
         load(changed(copy, "config.json", **{field: value}))
     assert len(str(refusal.value)) < 400
@@ -109,7 +109,7 @@ def test_a_config_value_that_cannot_be_is_refused_by_field(copy, field, value):
         ("partial_rotary_factor", 7.0), ("partial_rotary_factor", "half"),
     ],
 )  # fmt: skip
-def test_a_rotary_value_that_cannot_be_is_refused_by_field(copy, field, value):
+def test_an_impossible_rotary_value_is_refused_by_field(copy, field, value):
     rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0} | {field: value}
     with pytest.raises(ValueError, match=rf"config\.json: .*\b{field}\b"):
         load(changed(copy, "config.json", rope_parameters={k: v for k, v in rope.items() if v is not ...}))
@@ -127,7 +127,7 @@ def test_a_rotary_value_that_cannot_be_is_refused_by_field(copy, field, value):
         {"full_attention": {"rope_type": "default"}},
     ],
 )  # fmt: skip
-def test_what_the_rotary_initialisers_raise_is_a_clear_error(copy, rope):
+def test_errors_of_the_rotary_initialisers_become_value_errors(copy, rope):
     with pytest.raises(ValueError, match=r"config\.json: .*rope_parameters"):
         load(changed(copy, "config.json", rope_parameters=rope))
 
@@ -168,7 +168,7 @@ def test_a_directory_in_place_of_a_file_is_refused_by_name(copy):
             load(copy)
 
 
-def test_a_json_file_beyond_all_measure_is_not_read(copy):
+def test_a_huge_json_file_is_not_read(copy):
     (copy / "config.json").unlink()
     with (copy / "config.json").open("wb") as file:
         file.truncate(validation.MAX_JSON_BYTES + 1)
@@ -177,21 +177,21 @@ def test_a_json_file_beyond_all_measure_is_not_read(copy):
 
 
 @pytest.mark.parametrize("value", [-1, 320, 2**70, True, "end", 3.0, [1, None], [[1]], {}])
-def test_an_end_token_beyond_the_vocabulary_is_refused_by_file(copy, value):
+def test_an_end_token_outside_the_vocabulary_is_refused_by_file(copy, value):
     replace(copy, "generation_config.json", json.dumps({"eos_token_id": value}))
     with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id"):
         load(copy)
 
 
-def test_end_tokens_of_all_files_are_taken(copy):
+def test_end_tokens_of_all_files_are_used(copy):
     replace(copy, "generation_config.json", json.dumps({"eos_token_id": [5, 7], "temperature": 0.0, "top_k": "x"}))
     assert load(changed(copy, "config.json", eos_token_id=9)).end_token_ids == {5, 7, 9, 319}
     replace(copy, "generation_config.json", json.dumps({"eos_token_id": None}))
     assert load(changed(copy, "config.json", eos_token_id=None)).end_token_ids == {319}
 
 
-def test_shapes_that_the_file_does_not_have_are_refused_before_memory_is_asked_for(copy):
-    """16 Mi tokens of 64 Ki numbers are two terabytes in bfloat16."""
+def test_wrong_shapes_are_refused_before_memory_is_allocated(copy):
+    """An embedding of 16 Mi tokens by 64 Ki values needs two terabytes in bfloat16."""
     for huge in ({"vocab_size": 2**24, "hidden_size": 2**16}, {"intermediate_size": 2**20, "hidden_size": 2**16}):
         with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight has shape \[320, 64\], the config asks for"):
             load(changed(copy, "config.json", **huge))
@@ -203,7 +203,7 @@ def test_shapes_that_the_file_does_not_have_are_refused_before_memory_is_asked_f
 
 
 def sharded(copy, entries):
-    """Two shards, and an index whose `weight_map` is `entries` or all names with `entries` instead of some."""
+    """Two shards and an index; a dict of `entries` updates its `weight_map`, any other value replaces it."""
     tensors = load_file(copy / "model.safetensors")
     names = sorted(tensors)
     parts = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
@@ -268,7 +268,7 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn])
-def test_tensors_that_are_no_weights_are_refused_by_name(copy, dtype):
+def test_tensors_of_other_types_than_weights_are_refused_by_name(copy, dtype):
     with pytest.raises(ValueError, match=rf"{UP} is of type"):
         load(reweighted(copy, "model.safetensors", lambda t: t.update({UP: torch.zeros(96, 64).to(dtype)})))
 
@@ -276,13 +276,13 @@ def test_tensors_that_are_no_weights_are_refused_by_name(copy, dtype):
 @pytest.mark.parametrize("name", [UP, NORM, "model.embed_tokens.weight", "model.norm.weight"])
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_that_are_no_numbers_are_refused_by_name(copy, name, value, dtype):
+def test_non_finite_weights_are_refused_by_name(copy, name, value, dtype):
     reweighted(copy, "model.safetensors", lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
     with pytest.raises(ValueError, match=rf"model: tensor {name} holds .*(NaN|infin)"):
         hub.load(str(copy), dtype=dtype)
 
 
-def test_weights_beyond_the_range_of_the_dtype_are_refused_by_name(copy):
+def test_weights_outside_the_range_of_the_dtype_are_refused_by_name(copy):
     reweighted(copy, "model.safetensors", lambda tensors: tensors[UP].view(-1)[7:8].fill_(3.4e38))
     assert load(copy).decoder.dtype == torch.float32
     with pytest.raises(ValueError, match=rf"{UP} .*range of bfloat16"):
@@ -312,7 +312,7 @@ ADAPTER_VALUES = [
 
 
 @pytest.mark.parametrize(("field", "value"), ADAPTER_VALUES, ids=lambda value: repr(value)[:16])
-def test_an_adapter_value_that_cannot_be_is_refused_by_field(home, adapter_home, tmp_path, field, value):
+def test_an_impossible_adapter_value_is_refused_by_field(home, adapter_home, tmp_path, field, value):
     directory = linked(adapter_home / "plain", tmp_path / "adapter")
     outer, _, inner = field.partition(".")
     if inner:
@@ -383,7 +383,7 @@ def test_tokenizer_settings_of_a_wrong_type_are_refused_by_directory(copy, field
 
 
 def test_code_that_comes_with_a_tokenizer_never_runs(copy, monkeypatch):
-    """Nor is anybody asked whether it should."""
+    """The user is not prompted for permission either."""
     replace(copy, "evil.py", f"open({str(copy / 'ran')!r}, 'w')\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     changed(copy, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
@@ -398,7 +398,7 @@ def test_code_that_comes_with_a_tokenizer_never_runs(copy, monkeypatch):
 
 
 def test_half_of_a_surrogate_pair_is_refused_by_line():
-    """JSON can write it; UTF-8, and so every tokenizer, cannot."""
+    """JSON escapes can express it, but UTF-8 and therefore tokenizers cannot."""
     assert parse_object(r'{"prompt": "\ud83d\ude00"}', "here")["prompt"] == "\U0001f600"
     for text in (
         r'{"prompt": "\ud83d"}',
@@ -410,6 +410,6 @@ def test_half_of_a_surrogate_pair_is_refused_by_line():
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '{"prompt": ' + "1" * 5000 + "}"])
-def test_records_that_nest_without_end_are_refused_by_line(text):
+def test_too_deeply_nested_records_are_refused_by_line(text):
     with pytest.raises(ValueError, match="here, line 3: not valid JSON"):
         parse_object(text, "here, line 3")

@@ -1,4 +1,4 @@
-"""GGUF files: what a good one gives, and that a header that lies is one ValueError naming file and field, at once."""
+"""GGUF files: valid files load, and an invalid header raises one ValueError that names file and field, quickly."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def good(tmp_path_factory):
     return tiny_gguf.save(tmp_path_factory.mktemp("gguf") / "good.gguf", types=types)
 
 
-def test_a_file_is_read_as_its_reader_reads_it(good):
-    """Bytes, types and shapes as the library of the format has them; q and k are unpaired for llama."""
+def test_a_file_is_read_as_by_the_gguf_library(good):
+    """Bytes, types and shapes equal those of the `gguf` library; the order of rows in q and k of Llama is undone."""
     ours, theirs = GgufFile(good), gguf.GGUFReader(good)
     assert len(ours.names) == len(theirs.tensors) == 20
     for tensor in theirs.tensors:
@@ -52,7 +52,7 @@ def test_a_file_is_read_as_its_reader_reads_it(good):
     assert made.decoder.head.blocks.type == "Q8_0"
 
 
-LIES = {
+INVALID_HEADERS = {
     "empty": (b"", "empty"),
     "other": (b"\0" * 100, "GGUF"),
     "cut": (b"GGUF\3\0\0", "ends"),
@@ -89,21 +89,21 @@ for path in sorted(Path(sys.argv[1]).glob("*.gguf")):
             read(sources.resolve(str(path), None))
         except ValueError as error:
             print(path.name, str(error).replace(chr(10), " "))
-status = Path("/proc/self/status")  # not ru_maxrss, which begins with what the parent has
+status = Path("/proc/self/status")  # not ru_maxrss, which starts at the memory of the parent
 print(*[line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] or [0])
 """
 
 
-def test_a_header_that_lies_is_refused_by_field(tmp_path):
-    """In a process of its own, whose time is limited: read naively, one of these loops for ever and eats all memory."""
-    for number, (data, _) in enumerate(LIES.values()):
+def test_an_invalid_header_is_refused_by_field(tmp_path):
+    """In a subprocess with limited CPU time: on some headers a naive reader loops until it runs out of memory."""
+    for number, (data, _) in enumerate(INVALID_HEADERS.values()):
         (tmp_path / f"{number:02}.gguf").write_bytes(data)
     command = [sys.executable, "-c", READ, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert ended.returncode == 0, ended.stderr[-2000:]
     *lines, memory = ended.stdout.splitlines()
-    assert len(lines) == 2 * len(LIES)
-    for number, (name, (_, message)) in enumerate(LIES.items()):
+    assert len(lines) == 2 * len(INVALID_HEADERS)
+    for number, (name, (_, message)) in enumerate(INVALID_HEADERS.items()):
         for line in lines[2 * number : 2 * number + 2]:
             assert line.startswith(f"{number:02}.gguf"), (name, line)
             with pytest.raises(ValueError, match=message):
@@ -129,14 +129,14 @@ def test_a_header_that_lies_is_refused_by_field(tmp_path):
     ],
     ids=repr,
 )  # fmt: skip
-def test_metadata_that_cannot_be_is_refused_by_field(tmp_path, fields, message):
+def test_impossible_metadata_is_refused_by_field(tmp_path, fields, message):
     path = tiny_gguf.save(tmp_path / "model.gguf", **fields)
     with pytest.raises(ValueError, match=rf"model\.gguf: .*{message}"):
         load(path)
 
 
-def test_fields_of_another_architecture_do_not_slip_through(tmp_path):
-    """transformers takes `qwen3.block_count` of a llama file for its own."""
+def test_fields_of_another_architecture_are_checked_too(tmp_path):
+    """transformers reads `qwen3.block_count` of a llama file as well."""
     path = tiny_gguf.save(tmp_path / "model.gguf")
     data = path.read_bytes()
     count = struct.unpack_from("<Q", data, 16)[0]
@@ -148,7 +148,7 @@ def test_fields_of_another_architecture_do_not_slip_through(tmp_path):
 
 
 def tensor_info(data, name):
-    """Where the description of a tensor begins: number of dimensions, dimensions, type, offset."""
+    """The offset of the header entry of a tensor: number of dimensions, dimensions, type, offset."""
     return data.index(string(name)) + 8 + len(name)
 
 
@@ -170,7 +170,7 @@ def test_a_tensor_that_does_not_fit_the_file_is_refused_by_name(tmp_path, offset
 
 
 @pytest.mark.parametrize("name", ["noweight", "blk.0", "blk.", ".", "", "blk.0.attn_q", "blk.0.new.weight", "a.b.c.d"])
-def test_names_of_another_form_are_refused_by_name(tmp_path, name):
+def test_unknown_tensor_names_are_refused_by_name(tmp_path, name):
     path = tiny_gguf.save(tmp_path / "model.gguf", tiny_gguf.tensors() | {name: np.ones(32, np.float32)})
     with pytest.raises(ValueError, match=r"model\.gguf: ") as refusal:
         load(path)
@@ -184,7 +184,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 48, 2**31])
-def test_an_alignment_that_cannot_be_is_refused(good, tmp_path, alignment):
+def test_an_impossible_alignment_is_refused(good, tmp_path, alignment):
     data = good.read_bytes()
     count = struct.unpack_from("<Q", data, 16)[0]
     more = field("general.alignment", U32, struct.pack("<I", alignment))
@@ -195,7 +195,7 @@ def test_an_alignment_that_cannot_be_is_refused(good, tmp_path, alignment):
 
 
 @pytest.mark.parametrize("token", [320, 2**31, 2**32 - 1])
-def test_an_end_token_beyond_the_vocabulary_is_refused(good, tmp_path, token):
+def test_an_end_token_outside_the_vocabulary_is_refused(good, tmp_path, token):
     data = bytearray(good.read_bytes())
     struct.pack_into("<I", data, data.index(b"eos_token_id") + len(b"eos_token_id") + 4, token)
     (tmp_path / "model.gguf").write_bytes(data)
@@ -205,8 +205,8 @@ def test_an_end_token_beyond_the_vocabulary_is_refused(good, tmp_path, token):
 
 @pytest.mark.parametrize("kind", [None, Q.F16, Q.Q8_0, Q.Q4_1])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, kind, value):
-    """Of quantised types it is the scale of a group that is no number."""
+def test_non_finite_weights_are_refused_by_name(tmp_path, kind, value):
+    """For quantised types the scale of a group is not finite."""
     weights, types = tiny_gguf.tensors(), {"blk.1.ffn_up.weight": kind} if kind else None
     path = tiny_gguf.save(tmp_path / "model.gguf", weights, types)
     reader = gguf.GGUFReader(path)
@@ -224,7 +224,7 @@ def test_a_type_that_cannot_hold_weights_is_refused_by_name(tmp_path):
         load(tiny_gguf.save(tmp_path / "model.gguf", weights))
 
 
-def test_a_file_that_was_cut_is_refused(good, tmp_path):
+def test_a_truncated_file_is_refused(good, tmp_path):
     data = good.read_bytes()
     for size in (20, 30, 500, 5000, len(data) - 1000):
         (tmp_path / "model.gguf").write_bytes(data[:size])
@@ -232,22 +232,22 @@ def test_a_file_that_was_cut_is_refused(good, tmp_path):
             load(tmp_path / "model.gguf")
 
 
-def test_a_damaged_translation_in_the_cache_is_made_anew(good):
-    """A GGUF file's config and tokenizer are kept between runs; a full disk or a killed process may cut them."""
+def test_a_damaged_cached_config_is_converted_again(good):
+    """Config and tokenizer of a GGUF file are cached; a full disk or a killed process may truncate them."""
     before = load(good)
-    kept = sources.description(sources.resolve(str(good), None))
+    cached = sources.config_directory(sources.resolve(str(good), None))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         for damage in (
             lambda file: os.truncate(file, 40),
             lambda file: file.unlink(),
             lambda file: file.write_text("{}"),
         ):
-            damage(kept / name)
+            damage(cached / name)
             again = load(good)
             assert (again.backbone, again.hf_config) == (before.backbone, before.hf_config)
 
 
-def test_shapes_that_the_file_does_not_have_are_refused_before_memory_is_asked_for(tmp_path):
+def test_wrong_shapes_are_refused_before_memory_is_allocated(tmp_path):
     path = tiny_gguf.save(tmp_path / "model.gguf", vocab_size=2**24, embedding_length=2**16)
     with pytest.raises(ValueError, match=r"model\.gguf: tensor model\.embed_tokens\.weight has shape \[320, 64\]"):
         load(path, dtype=torch.bfloat16)

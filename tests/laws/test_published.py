@@ -1,6 +1,6 @@
-"""Law: the published reference's numbers come out of our loader and our cycles.
+"""Law: our loader and our cycles reproduce the logits and tokens of the published reference code.
 
-Every folder of this form in the project's test data, and under $ORTHRUS_FIXTURES where that is set, is one case.
+Each folder with `expected.safetensors` in the test data, and in $ORTHRUS_FIXTURES if that is set, is one case.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Checkpoints: backbones from a directory, a hub or a GGUF file; adapters; the published Orthrus layout."""
+"""Checkpoints: backbones from a directory, the hub or a GGUF file; adapters; the published Orthrus layout."""

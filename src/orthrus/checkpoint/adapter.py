@@ -1,7 +1,8 @@
 """Adapters: the trained diffusion weights alone, with the identity of the backbone they were trained on.
 
-A directory with `adapter.safetensors` (published tensor names, `...q_proj_diff.weight`) and `adapter_config.json`.
-Matrices may be stored in int8, each output row with a scale of its own in a tensor `NAME.scale`: a draft needs no more.
+An adapter is a directory with `adapter.safetensors` (published tensor names, `...q_proj_diff.weight`) and
+`adapter_config.json`. Matrices may be stored in int8 with one scale per output row in a tensor `NAME.scale`; drafts do
+not need more precision.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from orthrus.checkpoint import published
 from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
-from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, shown
+from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, short_repr
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.file_cache import save_json, write_atomically
 
@@ -32,7 +33,7 @@ SHAPES = {
     "kv_heads": replace(BACKBONE["num_key_value_heads"], required=True),
     "head_dim": replace(BACKBONE["head_dim"], required=True),
 }
-"""The shapes an adapter shares with its backbone, by our names."""
+"""The shapes that an adapter and its backbone must share, under the names of `DecoderConfig`."""
 
 IDENTITY = {
     "id": Field(str, required=True),
@@ -51,7 +52,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """Which backbone: where it came from, and the hashes of its tensors and of its vocabulary."""
+    """The identity of a backbone: its origin, and the hashes of its tensors and of its vocabulary."""
 
     id: str
     revision: str | None
@@ -61,7 +62,7 @@ class BackboneIdentity:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """All that must be known of an adapter before its weights are read."""
+    """The content of `adapter_config.json`, read before the weights."""
 
     backbone: BackboneIdentity
     shapes: dict[str, Any]
@@ -75,7 +76,7 @@ def shapes_of(config: DecoderConfig) -> dict[str, Any]:
 
 
 def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor], *, int8: bool = False) -> None:
-    """Write an adapter, all or nothing. Raises OSError with an older adapter in place intact."""
+    """Write an adapter atomically. Raises OSError and leaves an older adapter in the directory intact."""
     if int8:
         weights = {stored: t for name, tensor in weights.items() for stored, t in _quantised(name, tensor)}
     content = {
@@ -95,47 +96,47 @@ def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor], *, 
 
 
 def read_config(directory: Path) -> AdapterConfig:
-    """Read `adapter_config.json`. Raises ValueError where the directory holds no adapter or a damaged one."""
+    """Read `adapter_config.json`. Raises ValueError where the directory has no adapter or a damaged one."""
     path = directory / CONFIG
     if not path.exists():
         raise ValueError(f"{directory}: no adapter here ({CONFIG} is missing)")
     content = read_json(path)
-    found = content.get("format")
-    if type(found) is not int or found != FORMAT:
-        refuse(path, "format", found, f"{FORMAT}, which is what this version reads")
+    version = content.get("format")
+    if type(version) is not int or version != FORMAT:
+        refuse(path, "format", version, f"{FORMAT}, the format that this version of Orthrus reads")
     check(path, content, FIELDS)
     check(path, content["backbone"], IDENTITY, "backbone.")
     check(path, content["shapes"], SHAPES, "shapes.")
     for name, value in content["shapes"].items():
         if name not in SHAPES:
-            refuse(path, f"shapes.{shown(name)}", value, f"only {', '.join(SHAPES)}")
+            refuse(path, f"shapes.{short_repr(name)}", value, f"only {', '.join(SHAPES)}")
     identity = BackboneIdentity(**{name: content["backbone"].get(name) for name in IDENTITY})
     diffusion = published.diffusion_config(content, path, content["shapes"]["vocab_size"])
     return AdapterConfig(identity, content["shapes"], diffusion, content["provenance"])
 
 
 class AdapterFile(SafetensorFiles):
-    """The weights of an adapter; int8 rows come back multiplied by their scales."""
+    """The weights of an adapter; int8 weights are dequantised on reading."""
 
     @property
     def names(self) -> list[str]:
-        """All weights; scales are left out where a weight in int8 needs them."""
+        """The names of all weights, without the scales of int8 weights."""
         scales = {name + SCALE for name, entry in self.entries.items() if entry.dtype == INT8}
         return [name for name in super().names if name not in scales]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one weight. Raises ValueError where it, or its scale, is missing or of another type or shape."""
+        """The shape of one weight. Raises ValueError where it or its scale is missing or has a wrong type or shape."""
         entry = self.entry(name)
         if entry.dtype != INT8:
             return super().shape(name)
         scale = super().shape(name + SCALE)
         if scale != entry.shape[:1]:
-            shapes = f"{list(scale)}; expected one number for each row of {list(entry.shape)}"
-            raise ValueError(f"{self.path}: tensor {name}{SCALE} has shape {shapes}")
+            expected = f"expected one scale per row of {list(entry.shape)}"
+            raise ValueError(f"{self.path}: tensor {name}{SCALE} has shape {list(scale)}; {expected}")
         return entry.shape
 
     def tensor(self, name: str) -> Tensor:
-        """One weight. Raises ValueError where it, or its scale, is missing or damaged."""
+        """One weight, dequantised. Raises ValueError where it or its scale is missing or damaged."""
         stored = super().tensor(name)
         if stored.dtype != torch.int8:
             return stored
@@ -165,28 +166,26 @@ def weights(directory: Path) -> AdapterFile:
 def check_backbone(
     adapter: AdapterConfig, config: DecoderConfig, backbone: BackboneIdentity, *, allow_other: bool
 ) -> str | None:
-    """Refuse an adapter that does not belong to this backbone.
+    """Check that an adapter was trained on this backbone.
 
-    Returns a warning where only the weights differ and `allow_other` was given: the output stays exact, only acceptance
-    may fall. Raises ValueError otherwise.
+    Returns None where it was, and a warning where only the weights differ and `allow_other` is set: the output stays
+    exact, only acceptance may fall. Raises ValueError otherwise.
     """
     shapes, origin = shapes_of(config), adapter.backbone.id[:200]
     if adapter.shapes != shapes:
         pairs = ", ".join(
             f"{k} {str(adapter.shapes.get(k))[:80]} != {v}" for k, v in shapes.items() if adapter.shapes.get(k) != v
         )
-        raise ValueError(f"the adapter was trained on a backbone of other shapes ({origin}): {pairs}")
+        raise ValueError(f"the adapter was trained on a backbone with other shapes ({origin}): {pairs}")
     if adapter.backbone.tokenizer_sha256 != backbone.tokenizer_sha256:
         raise ValueError(f"the adapter was trained with another tokenizer (that of {origin})")
     if adapter.backbone.sha256 == backbone.sha256:
         return None
     difference = (
-        "the adapter was trained on other weights:\n"
+        "the adapter was trained on other backbone weights:\n"
         f"  adapter's backbone {adapter.backbone.sha256[:64]} ({origin})\n"
         f"  this backbone      {backbone.sha256} ({backbone.id})"
     )
     if not allow_other:
-        raise ValueError(
-            f"{difference}\nUse --allow-other-backbone (allow_other_backbone=True) to load it all the same."
-        )
-    return f"{difference}\nThe output stays exact; acceptance may be lower than what the adapter was measured at."
+        raise ValueError(f"{difference}\nUse --allow-other-backbone (allow_other_backbone=True) to load it anyway.")
+    return f"{difference}\nThe output stays exact; acceptance may be lower than on the backbone of the adapter."

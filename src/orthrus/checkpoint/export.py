@@ -16,7 +16,7 @@ from orthrus.model.decoder import Decoder
 
 
 def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
-    """The weights of a view of an unprepared decoder under their Hugging Face names, unfused, in its dtype."""
+    """The weights of one view of an unprepared decoder: Hugging Face names, unfused, in the dtype of the decoder."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     return {
         name: part.detach().to(decoder.dtype).contiguous().clone()
@@ -28,7 +28,7 @@ def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
 def export_published(checkpoint: Checkpoint, directory: Path) -> None:
     """Write an unprepared checkpoint in the published layout, tokenizer included.
 
-    Raises ValueError where there is no diffusion view, OSError where the disk refuses.
+    Raises ValueError where there is no diffusion view, OSError where the files cannot be written.
     """
     decoder = checkpoint.decoder
     if decoder.diffusion is None:

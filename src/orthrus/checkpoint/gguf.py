@@ -1,4 +1,4 @@
-"""GGUF files of llama-family and Qwen models, de-quantised on reading; tensor names as Hugging Face has them."""
+"""GGUF files of Llama-family and Qwen models, dequantised on reading, under Hugging Face tensor names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from orthrus.checkpoint import validation
-from orthrus.checkpoint.gguf_header import ArrayOf, Header, TensorInfo, read_header
+from orthrus.checkpoint.gguf_header import ArrayLength, Header, TensorInfo, read_header
 from orthrus.checkpoint.tensors import digest_of
-from orthrus.checkpoint.validation import clear_errors, refuse, shown
+from orthrus.checkpoint.validation import as_value_errors, refuse, short_repr
 from orthrus.file_cache import cached_digest
 from orthrus.model import families
 from orthrus.quantization import BYTES, Blocks
 
-TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-BLOCK = {
+TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
@@ -29,7 +29,7 @@ BLOCK = {
 DTYPES = {
     "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
 }  # fmt: skip
-"""Types whose values numpy has; of all others it sees bytes."""
+"""GGML types that are numpy dtypes; tensors of all other types are mapped as bytes."""
 
 METADATA = {
     "context_length": "max_position_embeddings", "block_count": "num_hidden_layers", "embedding_length": "hidden_size",
@@ -37,14 +37,18 @@ METADATA = {
     "attention.head_count_kv": "num_key_value_heads", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta", "rope.dimension_count": "head_dim", "vocab_size": "vocab_size",
 }  # fmt: skip
-"""The metadata that becomes a config, after the name of the architecture, and its fields of `config.json`."""
+"""Metadata keys, without the architecture prefix, and the fields of `config.json` that they become."""
 
 OPTIONAL = ("attention.head_count_kv", "rope.freq_base", "rope.dimension_count", "vocab_size")
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """One tensor of the file: its type, where its bytes are, the array they form, and the shape of its values."""
+    """One tensor of the file.
+
+    Its GGML type, the offset and number of its bytes, dtype and shape of the array as stored, and the shape of its
+    values.
+    """
 
     type: str
     offset: int
@@ -55,7 +59,7 @@ class _Stored:
 
 
 class GgufFile:
-    """A GGUF file of a llama-family or Qwen model, de-quantised on reading; names as Hugging Face has them."""
+    """A GGUF file of a Llama-family or Qwen model, dequantised on reading, under Hugging Face tensor names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +72,7 @@ class GgufFile:
         for info in header.tensors:
             name = hf_name(info.name)
             if name in self._tensors:
-                raise ValueError(f"{path}: two tensors stand for {shown(name)}, one of them {shown(info.name)}")
+                raise ValueError(f"{path}: two tensors map to {short_repr(name)}, one of them {short_repr(info.name)}")
             self._tensors[name] = _stored(path, info, header.file_bytes)
         self._bytes = np.memmap(path, mode="r")
 
@@ -78,35 +82,37 @@ class GgufFile:
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor. Raises ValueError where it is missing or of a type that holds no weights."""
-        stored = self._found(name)
+        """The shape of a tensor. Raises ValueError where it is missing or has an integer type."""
+        stored = self._entry(name)
         if DTYPES.get(stored.type, "").startswith("int"):
-            raise ValueError(f"{self.path}: tensor {name} is of type {stored.type}; expected weights")
+            raise ValueError(
+                f"{self.path}: tensor {name} is of type {stored.type}; expected a type of weights, not integers"
+            )
         return stored.shape
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor in fp32. Raises ValueError where it is missing or of a type that cannot be de-quantised."""
+        """One tensor in fp32. Raises ValueError where it is missing or has a type that cannot be dequantised."""
         from gguf import GGMLQuantizationType, dequantize
 
-        stored = self._found(name)
+        stored = self._entry(name)
         try:
-            with np.errstate(all="ignore"):  # scales that are no numbers are found by whoever takes the tensor
+            with np.errstate(all="ignore"):  # callers of this method check for NaN and infinity
                 values = dequantize(self._data(stored), GGMLQuantizationType[stored.type])
         except (NotImplementedError, ValueError) as error:
             raise ValueError(f"{self.path}: tensor {name} of type {stored.type} cannot be read ({error})") from error
         return self._unpermute(name, torch.from_numpy(np.array(values, dtype=np.float32)))
 
-    def blocks(self, name: str) -> Blocks | None:
-        """One matrix as stored; None where it is of a type that is de-quantised on reading only."""
-        stored = self._found(name)
+    def group_quantized(self, name: str) -> Blocks | None:
+        """One matrix as stored in groups; None where its type is not supported in that form."""
+        stored = self._entry(name)
         if stored.type not in BYTES or len(stored.shape) != 2:
             return None
         rows = self._unpermute(name, torch.from_numpy(np.array(self._data(stored))))
         return Blocks(stored.type, rows.unflatten(1, (-1, BYTES[stored.type])))
 
     def digest(self, *, tied_head: bool) -> str:
-        """The sha256 of the tensors as stored, quantised blocks and all (cached by path, size and time)."""
-        del tied_head  # a GGUF file holds a tied head once
+        """The sha256 of the tensors as stored, before dequantisation (cached by path, size and modification time)."""
+        del tied_head  # a GGUF file stores a tied head once
 
         def parts(name: str) -> tuple[str, memoryview]:
             stored = self._tensors[name]
@@ -115,7 +121,7 @@ class GgufFile:
 
         return cached_digest([self.path], lambda: digest_of(self.names, parts))
 
-    def _found(self, name: str) -> _Stored:
+    def _entry(self, name: str) -> _Stored:
         if name not in self._tensors:
             raise ValueError(f"{self.path}: tensor {name} is missing")
         return self._tensors[name]
@@ -123,34 +129,37 @@ class GgufFile:
     def _data(self, stored: _Stored) -> np.ndarray[Any, Any]:
         raw = self._bytes[stored.offset : stored.offset + stored.bytes]
         if len(raw) < stored.bytes:
-            raise ValueError("the file is cut short")
+            raise ValueError("the file is truncated")
         return raw.view(stored.dtype).reshape(stored.stored_shape)
 
     def _unpermute(self, name: str, values: Tensor) -> Tensor:
-        """Undo the pairing of rotary dimensions that llama.cpp's converter applies to llama's q and k."""
+        """Undo the reordering of rotary dimensions that llama.cpp's converter applies to q and k of Llama."""
         kind = name.removesuffix(".weight").rsplit(".", 1)[-1]
         if kind not in self._heads:
             return values
         heads, shape = self._heads[kind], values.shape
         if shape[0] % (2 * heads):
-            raise ValueError(f"{self.path}: tensor {name} has {shape[0]} rows, which {heads} heads cannot share")
+            raise ValueError(f"{self.path}: tensor {name} has {shape[0]} rows; expected a multiple of {2 * heads}")
         return values.view(heads, shape[0] // heads // 2, 2, *shape[1:]).transpose(1, 2).reshape(shape)
 
 
 def checked_header(path: Path) -> Header:
-    """The header of a GGUF file, its metadata within the ranges of a config. Raises ValueError naming the field."""
+    """Read the header of a GGUF file and check its metadata against the ranges of a config.
+
+    Raises ValueError naming the field.
+    """
     header = read_header(path)
     fields, architecture = header.fields, header.fields.get("general.architecture")
     if not isinstance(architecture, str):
         refuse(path, "general.architecture", architecture, "a string")
-    with clear_errors(str(path)):
+    with as_value_errors(str(path)):
         families.load(architecture)
     for key, name in METADATA.items():
         field = validation.BACKBONE[name]
         if key not in OPTIONAL and f"{architecture}.{key}" not in fields:
             refuse(path, f"{architecture}.{key}", None, field)
     for full, value in fields.items():
-        name = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers takes them all
+        name = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers reads them all
         if name and not validation.BACKBONE[name].accepts(value):
             refuse(path, full, value, validation.BACKBONE[name])
     heads, kv_heads = (fields.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
@@ -161,41 +170,45 @@ def checked_header(path: Path) -> Header:
     rotary = f"{architecture}.rope.dimension_count"
     if fields.get(rotary, 0) % 2:
         refuse(path, rotary, fields[rotary], "an even number")
-    words = fields.get("tokenizer.ggml.tokens")
-    if not isinstance(words, ArrayOf):
-        refuse(path, "tokenizer.ggml.tokens", words, "a list of strings")
+    tokens = fields.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, ArrayLength):
+        refuse(path, "tokenizer.ggml.tokens", tokens, "a list of strings")
     for kind in ("bos", "eos", "unknown", "padding"):
         name = f"tokenizer.ggml.{kind}_token_id"
-        validation.token_ids(path, name, fields.get(name), words.length)
+        validation.token_ids(path, name, fields.get(name), tokens.length)
     return header
 
 
 def hf_name(name: str) -> str:
-    """The Hugging Face name of a tensor; a name of another form stays as it is, and is refused as unknown."""
+    """The Hugging Face name of a tensor; an unknown name is returned unchanged, and refused later."""
     stem, _, kind = name.rpartition(".")
-    if stem in TOP:
-        return f"{TOP[stem]}.{kind}"
+    if stem in TOP_LEVEL:
+        return f"{TOP_LEVEL[stem]}.{kind}"
     first, _, rest = stem.partition(".")
     index, _, part = rest.partition(".")
-    return f"model.layers.{index}.{BLOCK[part]}.{kind}" if first == "blk" and part in BLOCK else name
+    return f"model.layers.{index}.{LAYER[part]}.{kind}" if first == "blk" and part in LAYER else name
 
 
 def _stored(path: Path, info: TensorInfo, file_bytes: int) -> _Stored:
-    """Where the bytes of a tensor are. Raises ValueError naming the one that its type or the file has no room for."""
+    """Locate the bytes of a tensor.
+
+    Raises ValueError naming the tensor where its type is unknown, its rows do not fit the type, or the file is too
+    short.
+    """
     from gguf import GGML_QUANT_SIZES
 
-    what = f"{path}: tensor {shown(info.name)}"
+    what = f"{path}: tensor {short_repr(info.name)}"
     kind = {int(kind): kind for kind in GGML_QUANT_SIZES}.get(info.type)
     if kind is None:
-        raise ValueError(f"{what} is of type {info.type}, which is not known")
-    (*rows, values), (block, width) = info.shape, GGML_QUANT_SIZES[kind]
-    if values % block:
-        raise ValueError(f"{what} has rows of {values} values; {kind.name} needs a multiple of {block}")
-    size = prod(info.shape) // block * width
+        raise ValueError(f"{what} has the unknown type {info.type}; expected a type of GGML")
+    (*rows, values), (group, group_bytes) = info.shape, GGML_QUANT_SIZES[kind]
+    if values % group:
+        raise ValueError(f"{what} has rows of {values} values; {kind.name} needs a multiple of {group}")
+    size = prod(info.shape) // group * group_bytes
     if size > file_bytes - info.offset:
         raise ValueError(
-            f"{what} of shape {list(info.shape)} takes {size} bytes from byte {info.offset} on, but the file ends at"
+            f"{what} of shape {list(info.shape)} needs {size} bytes from offset {info.offset}, but the file ends at"
             f" {file_bytes}; fetch the file again"
         )
-    stored_shape = info.shape if kind.name in DTYPES else (*rows, values // block * width)
+    stored_shape = info.shape if kind.name in DTYPES else (*rows, values // group * group_bytes)
     return _Stored(kind.name, info.offset, size, DTYPES.get(kind.name, "uint8"), stored_shape, info.shape)

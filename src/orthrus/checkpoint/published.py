@@ -1,7 +1,7 @@
 """The layout of the published Orthrus checkpoints (`OrthrusLM`), read and written without remote code.
 
-One model: the backbone's tensors under their ordinary names and the diffusion view beside them
-(`model.layers.N.self_attn.q_proj_diff.weight`), with `block_size` and `mask_token_id` at the top of `config.json`.
+A checkpoint holds the tensors of the backbone under their usual names and those of the diffusion view beside them
+(`model.layers.N.self_attn.q_proj_diff.weight`); `block_size` and `mask_token_id` are top-level fields of `config.json`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ARCHITECTURE = "OrthrusLM"
 
 
 def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
-    """Whether a checkpoint carries its own diffusion view: by its architecture, or by its tensors."""
+    """Whether a checkpoint contains a diffusion view, judged by its architecture or by its tensors."""
     return ARCHITECTURE in (content.get("architectures") or ()) or any("q_proj_diff." in name for name in tensors.names)
 
 
 def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) -> DiffusionConfig:
-    """Block size and mask token. The published models train every row but the last.
+    """Read block size, mask token and trained rows; the published models train all rows except the last.
 
-    Raises ValueError naming the file and the field that is missing or out of its range.
+    Raises ValueError naming the file and the field that is missing or out of range.
     """
     check(where, content, DIFFUSION)
     block, mask = content["block_size"], content["mask_token_id"]
@@ -42,15 +42,15 @@ def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) ->
 
 
 def backbone_type(content: dict[str, Any]) -> str:
-    """The backbone's `model_type`; published checkpoints may say `orthrus`, which is Qwen3."""
+    """The `model_type` of the backbone; published checkpoints may use `orthrus`, which stands for Qwen3."""
     kind = str(content.get("model_type", ""))
     return "qwen3" if kind == "orthrus" else kind
 
 
 def save(directory: Path, content: dict[str, Any], diffusion: DiffusionConfig, tensors: dict[str, Tensor]) -> None:
-    """Write backbone and diffusion view in the published layout. Raises OSError, with older files intact.
+    """Write backbone and diffusion view in the published layout; `content` is the backbone's `config.json`.
 
-    `content` is the backbone's `config.json`.
+    Raises OSError and leaves older files intact.
     """
     config = {
         **content,
@@ -72,5 +72,5 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a checkpoint directory. Raises ValueError where it is missing or damaged."""
     path = directory / "config.json"
     if not path.exists():
-        raise ValueError(f"{directory}: no config.json, so this is no checkpoint")
+        raise ValueError(f"{directory}: expected a checkpoint, but there is no config.json")
     return read_json(path)

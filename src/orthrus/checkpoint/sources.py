@@ -1,4 +1,4 @@
-"""Where checkpoints are: a directory, a GGUF file, the demo package, a hub; and what transformers reads there."""
+"""Sources of checkpoints (a directory, a GGUF file, the demo package, the hub), and their config and tokenizer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from orthrus.checkpoint.gguf import GgufFile, checked_header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
     TYPE,
+    as_value_errors,
     check,
     check_backbone,
     check_tokenizer,
-    clear_errors,
     read_json,
     token_ids,
 )
@@ -32,13 +32,13 @@ from orthrus.file_cache import cache_directory, save_json, stamp
 from orthrus.model import families
 
 DEMO = "smollm2-demo"
-SUMS = "sums.json"
-"""The checksums of what is kept of a GGUF file between runs."""
+CHECKSUMS = "sums.json"
+"""The checksums of the config and tokenizer that are cached for a GGUF file."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a checkpoint says of its backbone: to transformers, as JSON, and to the decoder."""
+    """The config of a backbone in three forms: for transformers, as JSON, and for the decoder."""
 
     hf: Any
     content: dict[str, Any]
@@ -47,7 +47,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint's files are."""
+    """The location of the files of a checkpoint."""
 
     id: str
     revision: str | None
@@ -60,16 +60,16 @@ class Source:
 
     @property
     def config_file(self) -> Path:
-        """The file that an error about its config should name."""
+        """The file that errors about the config name."""
         return self.path if self.gguf else self.path / "config.json"
 
     def files(self) -> TensorFile:
-        """Its tensors."""
+        """The tensors of the checkpoint."""
         return GgufFile(self.path) if self.gguf else SafetensorFiles(self.path)
 
 
 def resolve(name: str, revision: str | None) -> Source:
-    """Find a checkpoint by name. Raises ValueError where it is nowhere, saying what would help."""
+    """Find a checkpoint by name. Raises ValueError, with advice, where there is none."""
     path = Path(name).expanduser()
     if name == DEMO:
         return Source(DEMO, None, _demo_file())
@@ -106,44 +106,46 @@ def _demo_file() -> Path:
 
 
 def read_config(source: Source) -> ModelConfig:
-    """The config. Raises ValueError naming the file and the field that is wrong, before anything is made of it."""
-    content, where = published.read_config(description(source)), source.config_file
+    """Read and check the config. Raises ValueError naming the file and the field that is wrong."""
+    content, where = published.read_config(config_directory(source)), source.config_file
     check(where, content, TYPE)
     kind = published.backbone_type(content)
-    with clear_errors(str(where)):
+    with as_value_errors(str(where)):
         families.load(kind)
     check_backbone(where, content)
-    with clear_errors(f"{where}: transformers refuses it"):
+    with as_value_errors(f"{where}: transformers rejects it"):
         hf = _hf_config(kind, content)
-    with clear_errors(str(where)):
+    with as_value_errors(str(where)):
         return ModelConfig(hf, content, families.decoder_config(hf))
 
 
 def _hf_config(kind: str, content: dict[str, Any]) -> Any:
-    """The config class of transformers makes attributes of unknown fields: none may take the place of a method."""
-    known = CONFIG_MAPPING[kind]
-    fields = {*inspect.signature(known).parameters, "rope_scaling"}
-    kept = {name: value for name, value in content.items() if name in fields or not hasattr(known, name)}
+    """The config of transformers, which turns fields into attributes: unknown fields must not overwrite its methods."""
+    config_class = CONFIG_MAPPING[kind]
+    fields = {*inspect.signature(config_class).parameters, "rope_scaling"}
+    kept = {name: value for name, value in content.items() if name in fields or not hasattr(config_class, name)}
     return AutoConfig.for_model(kind, **copy.deepcopy(kept))
 
 
 def read_tokenizer(source: Source, hf: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer, without code that may come with it. Raises ValueError where it cannot be loaded."""
-    directory = description(source)
+    """Load the tokenizer without remote code. Raises ValueError where it cannot be loaded."""
+    directory = config_directory(source)
     check_tokenizer(directory / "tokenizer_config.json")
-    with clear_errors(f"{source.path}: its tokenizer cannot be loaded"):
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, config=hf, trust_remote_code=False)
-        template = found.chat_template
+    with as_value_errors(f"{source.path}: its tokenizer cannot be loaded"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, config=hf, trust_remote_code=False
+        )
+        template = tokenizer.chat_template
         texts = template.values() if isinstance(template, dict) else [template or ""]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("its chat template is no text")
-        return found
+            raise ValueError("its chat template is not a string")
+        return tokenizer
 
 
-def description(source: Source) -> Path:
-    """The directory that holds `config.json` and the tokenizer: of a GGUF file, a translation kept between runs.
+def config_directory(source: Source) -> Path:
+    """The directory of `config.json` and the tokenizer; for a GGUF file they are converted once and cached.
 
-    Raises ValueError where the file's architecture is unknown to transformers.
+    Raises ValueError where transformers cannot convert them.
     """
     if not source.gguf:
         return source.path
@@ -151,7 +153,7 @@ def description(source: Source) -> Path:
     if not _is_intact(directory):
         checked_header(source.path)
         folder, file = str(source.path.parent), source.path.name
-        with clear_errors(f"{source.path}: config or tokenizer cannot be read from it"):
+        with as_value_errors(f"{source.path}: config or tokenizer cannot be read from it"):
             config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
         config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
@@ -159,22 +161,22 @@ def description(source: Source) -> Path:
         with tempfile.TemporaryDirectory(dir=directory.parent) as staged:
             tokenizer.save_pretrained(staged)
             config.save_pretrained(staged)
-            save_json(Path(staged) / SUMS, _sums(Path(staged)))
+            save_json(Path(staged) / CHECKSUMS, _checksums(Path(staged)))
             shutil.rmtree(directory, ignore_errors=True)
             shutil.copytree(staged, directory)
     return directory
 
 
-def _sums(directory: Path) -> dict[str, str]:
-    """The sha256 of each file of a translation, but of the list of them."""
-    files = sorted(path for path in directory.iterdir() if path.name != SUMS)
+def _checksums(directory: Path) -> dict[str, str]:
+    """The sha256 of each file in a directory, except of the file of checksums."""
+    files = sorted(path for path in directory.iterdir() if path.name != CHECKSUMS)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _is_intact(directory: Path) -> bool:
-    """Whether a translation is there, whole: a full disk or a killed process may have left a part of it."""
+    """Whether a cached directory is complete: a full disk or a killed process may leave a part of it."""
     try:
-        return read_json(directory / SUMS) == _sums(directory)
+        return read_json(directory / CHECKSUMS) == _checksums(directory)
     except (ValueError, OSError):
         return False
 
@@ -185,12 +187,12 @@ def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_token_ids(source: Source, hf: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end a turn, by the configs and by the tokenizer.
+    """The ids that end a turn: those of the configs and of the tokenizer.
 
-    Raises ValueError naming the file of one that is outside the vocabulary.
+    Raises ValueError naming the file of an id outside the vocabulary.
     """
     generation = source.path / "generation_config.json"
-    found = {source.config_file: hf.eos_token_id, f"{source.path}, its tokenizer": tokenizer.eos_token_id}
+    ids = {source.config_file: hf.eos_token_id, f"{source.path}, its tokenizer": tokenizer.eos_token_id}
     if not source.gguf and generation.exists():
-        found[generation] = read_json(generation).get("eos_token_id")
-    return frozenset().union(*(token_ids(w, "eos_token_id", value, hf.vocab_size) for w, value in found.items()))
+        ids[generation] = read_json(generation).get("eos_token_id")
+    return frozenset().union(*(token_ids(w, "eos_token_id", value, hf.vocab_size) for w, value in ids.items()))

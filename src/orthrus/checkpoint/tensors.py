@@ -1,6 +1,6 @@
-"""Named tensors on disk, read one at a time: safetensors, whole or sharded. Never pickle.
+"""Named tensors on disk, read one at a time: safetensors, in one file or sharded. Pickle is never read.
 
-Every error names the file and the tensor. `digest` is the identity of a backbone: the sha256 over its canonical source
+Errors name the file and the tensor. `digest` is the identity of a backbone: the sha256 over its canonical source
 tensors as stored, before any cast, fusion or quantisation.
 """
 
@@ -18,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from orthrus.checkpoint.validation import clear_errors, read_json, refuse, shown
+from orthrus.checkpoint.validation import as_value_errors, read_json, refuse, short_repr
 from orthrus.file_cache import cached_digest
 from orthrus.quantization import Blocks
 
 DIFFUSION_MARK = "_diff."
 WEIGHTS = ("F64", "F32", "F16", "BF16")
-"""The types, as safetensors names them, that weights may have."""
+"""The types of weights, under their safetensors names."""
 
 
 class TensorFile(Protocol):
@@ -38,15 +38,15 @@ class TensorFile(Protocol):
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor of weights, without reading it."""
+        """The shape of one tensor of weights, read from the header."""
         ...
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
         ...
 
-    def blocks(self, name: str) -> Blocks | None:
-        """The same as the file holds it, where that is in fewer bits."""
+    def group_quantized(self, name: str) -> Blocks | None:
+        """One matrix as stored in quantised groups; None where it is stored otherwise."""
         ...
 
     def digest(self, *, tied_head: bool) -> str:
@@ -56,7 +56,7 @@ class TensorFile(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its file, and its type and shape as the header has them."""
+    """One tensor in a header: its file, type and shape."""
 
     file: Path
     dtype: str
@@ -64,7 +64,7 @@ class Entry:
 
 
 class SafetensorFiles:
-    """The safetensors of a directory (one file, or shards under an index), or one file."""
+    """A safetensors file, or all of a directory (one file, or shards with an index)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -73,7 +73,7 @@ class SafetensorFiles:
             for name, entry in _entries(file).items():
                 if name in self.entries:
                     both = f"{self.entries[name].file.name} and {file.name}"
-                    raise ValueError(f"{path}: tensor {shown(name)} is in {both}")
+                    raise ValueError(f"{path}: tensor {short_repr(name)} is in {both}")
                 self.entries[name] = entry
 
     @property
@@ -82,14 +82,14 @@ class SafetensorFiles:
         return list(self.entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor. Raises ValueError where it is missing or of a type that is none of weights."""
+        """The shape of one tensor. Raises ValueError where it is missing or its type is not one of `WEIGHTS`."""
         entry = self.entry(name)
         if entry.dtype not in WEIGHTS:
             raise ValueError(f"{self.path}: tensor {name} is of type {entry.dtype}; expected {', '.join(WEIGHTS)}")
         return entry.shape
 
     def entry(self, name: str) -> Entry:
-        """What the header says of one tensor. Raises ValueError where it is missing."""
+        """The header entry of one tensor. Raises ValueError where it is missing."""
         if name not in self.entries:
             raise ValueError(f"{self.path}: tensor {name} is missing")
         return self.entries[name]
@@ -97,15 +97,15 @@ class SafetensorFiles:
     def tensor(self, name: str) -> Tensor:
         """One tensor, as stored. Raises ValueError where it is missing or damaged."""
         file = self.entry(name).file
-        with clear_errors(f"{file}: tensor {name} cannot be read"), safe_open(file, "pt") as opened:
+        with as_value_errors(f"{file}: tensor {name} cannot be read"), safe_open(file, "pt") as opened:
             return opened.get_tensor(name)
 
-    def blocks(self, name: str) -> None:
-        """None: no such files are read."""
+    def group_quantized(self, name: str) -> None:
+        """None: quantised groups are read from GGUF files only."""
         del name
 
     def digest(self, *, tied_head: bool) -> str:
-        """The sha256 of the backbone's tensors (cached by path, size and time)."""
+        """The sha256 of the backbone's tensors (cached by path, size and modification time)."""
         files = sorted({entry.file for entry in self.entries.values()})
         kind = "digest-tied" if tied_head else "digest"
         return cached_digest(files, lambda: self._compute_digest(tied_head), kind)
@@ -121,7 +121,7 @@ class SafetensorFiles:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write one safetensors file; a full disk is an OSError, as for any other file."""
+    """Write one safetensors file. Raises OSError, also where safetensors raises an error of its own."""
     try:
         save_file(tensors, path, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
@@ -130,9 +130,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def _entries(file: Path) -> dict[str, Entry]:
     what = f"{file}: cannot be read as safetensors; fetch the file again"
-    with clear_errors(what), safe_open(file, "pt") as opened:
+    with as_value_errors(what), safe_open(file, "pt") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        return {name: Entry(file, found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
+        return {name: Entry(file, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def _shards(directory: Path) -> list[Path]:
@@ -148,7 +148,7 @@ def _shards(directory: Path) -> list[Path]:
         refuse(index, "weight_map", weight_map, "an object of tensor names and file names")
     for name, shard in weight_map.items():
         if not _is_plain_name(shard):
-            refuse(index, f"weight_map[{shown(name)}]", shard, "the plain name of a file beside the index")
+            refuse(index, f"weight_map[{short_repr(name)}]", shard, "a file name without a path")
     shards = [directory / shard for shard in sorted(set(weight_map.values()))]
     for path in shards:
         if not path.is_file():
@@ -157,7 +157,7 @@ def _shards(directory: Path) -> list[Path]:
 
 
 def _is_plain_name(name: object) -> bool:
-    """Whether a file name leads nowhere but beside the index; the file itself may be a link, as in the hub's cache."""
+    """Whether a name has no path in it. The file itself may be a symlink, as in the cache of the hub."""
     if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
         return False
     try:
@@ -167,20 +167,18 @@ def _is_plain_name(name: object) -> bool:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite: one pass without a copy, since a NaN anywhere is both least and largest."""
+    """Whether no value is NaN or infinite, in one pass without a copy: `aminmax` returns NaN if any value is NaN."""
     return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def refuse_non_finite(tensor: Tensor, what: str) -> None:
-    """Raise the ValueError of weights that are no numbers."""
+    """Raise ValueError where a tensor holds NaN or infinite values."""
     if not finite(tensor):
-        raise ValueError(
-            f"{what} holds NaN or infinite values, with which nothing can be computed; fetch the file again"
-        )
+        raise ValueError(f"{what} holds NaN or infinite values; fetch the file again")
 
 
 def digest_of(names: Iterable[str], parts: Callable[[str], tuple[str, memoryview]]) -> str:
-    """The sha256 over tensors in the order of their names: each a header and its bytes."""
+    """The sha256 over tensors sorted by name; `parts` returns the header and the bytes of one."""
     digest = hashlib.sha256()
     for name in sorted(names):
         header, data = parts(name)

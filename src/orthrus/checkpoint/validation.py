@@ -1,7 +1,7 @@
-"""What the JSON files of a checkpoint may say: tables of fields and ranges, checked before anything is made of them.
+"""Validation of the JSON files of a checkpoint against tables of fields and ranges, before their values are used.
 
-The ranges are far beyond every published model; they keep numbers that cannot be from becoming allocations. Every
-error is a ValueError that names the file, the field, its value and what is accepted.
+The ranges exceed every published model by far; they keep impossible values from causing huge allocations. Every error
+is a ValueError that names the file, the field, its value and what is accepted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MAX_VOCABULARY = 2**24
 
 @dataclass(frozen=True)
 class Field:
-    """A field: the type of its value, and for a number its range. A float may be written as an integer.
+    """A field: the type of its value and, for a number, its range. A float may be written as an integer.
 
-    A list holds strings. Null stands for absent, and only a field that is not `required` may be either.
+    Lists hold strings. A null value counts as absent; only a field that is not `required` may be absent.
     """
 
     type: type[int | float | bool | str | dict[str, Any] | list[str]]
@@ -32,7 +32,7 @@ class Field:
     required: bool = False
 
     def accepts(self, value: object) -> bool:
-        """Whether a value that is not None will do. NaN lies in no range, and True is no number."""
+        """Whether a value that is not None is valid. NaN is outside every range, and a bool is not a number."""
         if self.type in (int, float):
             number = isinstance(value, int | float) and not isinstance(value, bool)
             return number and (self.type is float or isinstance(value, int)) and self.low <= value <= self.high  # type: ignore[operator]
@@ -41,7 +41,7 @@ class Field:
         return not isinstance(value, list) or all(isinstance(item, str) for item in value)
 
     def __str__(self) -> str:
-        """What is accepted, in words."""
+        """The accepted values, for error messages."""
         if self.type in (int, float):
             return f"{'an integer' if self.type is int else 'a number'} in {_bound(self.low)}..{_bound(self.high)}"
         return {bool: "true or false", str: "a string", dict: "an object", list: "a list of strings"}[self.type]
@@ -71,7 +71,7 @@ BACKBONE = {
     "use_sliding_window": Field(bool),
     "num_labels": Field(int, 0, 2**16),
 }
-"""The fields of `config.json` that all families share, after the one that tells the family."""
+"""The fields of `config.json` that all families share, besides `model_type`."""
 
 ROPE = {
     "rope_type": Field(str),
@@ -96,7 +96,7 @@ TOKENIZER = {
     "model_max_length": Field(float, 1, 1e31),
     "added_tokens_decoder": Field(dict),
 }
-"""The fields of `tokenizer_config.json` that are not left to transformers."""
+"""The fields of `tokenizer_config.json` that are checked here; transformers checks the others."""
 
 DIFFUSION = {
     "block_size": Field(int, 1, 4096, required=True),
@@ -106,22 +106,22 @@ DIFFUSION = {
 """The fields of a diffusion view."""
 
 
-def shown(value: object) -> str:
-    """A value for an error message: never long, never deep."""
-    short = Repr()
-    short.maxstring = short.maxother = short.maxlong = 80
-    short.maxlevel = 3
-    return short.repr(value)
+def short_repr(value: object) -> str:
+    """The repr of a value, limited in length and depth, for error messages."""
+    formatter = Repr()
+    formatter.maxstring = formatter.maxother = formatter.maxlong = 80
+    formatter.maxlevel = 3
+    return formatter.repr(value)
 
 
 def refuse(where: object, name: str, value: object, expected: object) -> NoReturn:
-    """Raise the ValueError of a field."""
-    found = "is missing" if value is None else f"is {shown(value)}"
-    raise ValueError(f"{where}: {name} {found}; expected {expected}")
+    """Raise the ValueError of a field that is missing or has a wrong value."""
+    actual = "is missing" if value is None else f"is {short_repr(value)}"
+    raise ValueError(f"{where}: {name} {actual}; expected {expected}")
 
 
 def check(where: object, content: Mapping[str, Any], table: Mapping[str, Field], prefix: str = "") -> None:
-    """Hold the fields of a JSON object against a table. Raises ValueError naming the first that is wrong."""
+    """Check the fields of a JSON object against a table. Raises ValueError naming the first that is wrong."""
     for name, field in table.items():
         value = content.get(name)
         if (field.required or value is not None) and not field.accepts(value):
@@ -129,7 +129,7 @@ def check(where: object, content: Mapping[str, Any], table: Mapping[str, Field],
 
 
 def check_backbone(where: object, content: dict[str, Any]) -> None:
-    """Hold a `config.json` against the tables, and its fields against one another. Raises ValueError."""
+    """Check a `config.json` against the tables, and its fields against each other. Raises ValueError."""
     check(where, content, BACKBONE)
     for name in ("rope_parameters", "rope_scaling"):
         check(where, content.get(name) or {}, ROPE, f"{name}.")
@@ -137,14 +137,14 @@ def check_backbone(where: object, content: dict[str, Any]) -> None:
     if kv_heads is not None and heads % kv_heads:
         refuse(where, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, {heads}")
     if (content.get("head_dim") or 0) % 2:
-        refuse(where, "head_dim", content["head_dim"], "an even number: rotary embeddings turn pairs")
+        refuse(where, "head_dim", content["head_dim"], "an even number: rotary embeddings rotate pairs of dimensions")
     if content.get("per_layer_config") is not None:
-        refuse(where, "per_layer_config", content["per_layer_config"], "none: all layers have the same shapes here")
+        refuse(where, "per_layer_config", content["per_layer_config"], "none: all layers must have the same shapes")
     token_ids(where, "eos_token_id", content.get("eos_token_id"), content["vocab_size"])
 
 
 def check_tokenizer(path: Path) -> None:
-    """Hold a `tokenizer_config.json`, where there is one, against the table. Raises ValueError."""
+    """Check a `tokenizer_config.json`, if there is one, against the table. Raises ValueError."""
     content = read_json(path) if path.exists() else {}
     check(path, content, TOKENIZER)
     for token in content.get("added_tokens_decoder") or {}:
@@ -153,7 +153,7 @@ def check_tokenizer(path: Path) -> None:
 
 
 def token_ids(where: object, name: str, value: object, vocab_size: int) -> frozenset[int]:
-    """The ids of a field that may hold none, one or a list. Raises ValueError for one beyond the vocabulary."""
+    """The ids of a field that holds null, one id or a list. Raises ValueError for an id outside the vocabulary."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     one = Field(int, 0, vocab_size - 1)
     if not all(one.accepts(token) for token in ids):
@@ -162,29 +162,29 @@ def token_ids(where: object, name: str, value: object, vocab_size: int) -> froze
 
 
 @contextmanager
-def clear_errors(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over a file into a ValueError: anybody may have written that file."""
+def as_value_errors(what: str) -> Iterator[None]:
+    """Turn any error that a library raises for a file into a ValueError, since files are untrusted input."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
+    except BaseException as error:  # a panic of the tokenizers library is not an Exception
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{what}: {reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file. Raises ValueError where it is none, too large or too deep."""
+    """Read a JSON object from a file. Raises ValueError where it is no object, too large or nested too deeply."""
     if not path.is_file():
         raise ValueError(f"{path}: not a file")
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: {size} bytes are too many for such a file; expected {MAX_JSON_BYTES} at most")
+        raise ValueError(f"{path}: the file has {size} bytes; expected at most {MAX_JSON_BYTES}")
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
     except RecursionError as error:
         raise ValueError(f"{path}: not valid JSON (nested too deeply)") from error
-    except ValueError as error:  # JSON, UTF-8, or an integer of more digits than Python converts
+    except ValueError as error:  # not JSON, not UTF-8, or an integer with more digits than Python converts
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a JSON object")  # noqa: TRY004
@@ -193,7 +193,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_depth(path: Path, content: object) -> None:
-    """Whoever copies or prints a value recurses: the parser's own limit is not enough."""
+    """Limit the nesting more strictly than the parser does, since copying and printing a value recurse too."""
     level: list[object] = [content]
     for _ in range(MAX_DEPTH):
         level = [item for value in level for item in _items(value)]

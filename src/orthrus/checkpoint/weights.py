@@ -1,5 +1,6 @@
-"""The weights of a decoder from the tensors of files: names and shapes are held against one another before any memory
-is asked for, then the values are copied, fused and cast.
+"""The weights of a decoder from the tensors of files.
+
+Names and shapes are checked before memory is allocated; then the values are copied, fused and cast.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from orthrus.model.decoder import Decoder
 from orthrus.quantization import Blocks
 
 
-def fitting_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
-    """A decoder on the meta device, without memory, whose shapes a file has.
+def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
+    """A decoder on the meta device, which allocates no weights, checked against the tensors of a file.
 
-    The file is that of the diffusion view where there is one, else of the backbone. Raises ValueError naming a tensor
-    that is missing, of another shape or type, or of no use.
+    The file holds the diffusion view if `diffusion` is given, otherwise the backbone. Raises ValueError naming a tensor
+    that is missing, has another shape or type, or is unknown.
     """
     decoder = Decoder(config, diffusion, torch.bfloat16, torch.device("meta"))
     if files is not None:
@@ -35,7 +36,7 @@ def fitting_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, fi
 def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile) -> None:
     """Copy tensors into the decoder, fused and cast.
 
-    Raises ValueError naming one that is missing, mis-shaped, or no longer a number in the decoder's dtype.
+    Raises ValueError naming a tensor that is missing, has a wrong shape, or overflows in the dtype of the decoder.
     """
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
@@ -51,13 +52,13 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
                 if not finite(part):
                     refuse_non_finite(stored, what)
                     kind = str(decoder.dtype).removeprefix("torch.")
-                    raise ValueError(f"{what} has values beyond the range of {kind}; load it in another dtype")
+                    raise ValueError(f"{what} has values outside the range of {kind}; load it in another dtype")
             if ours in linears:
-                linears[ours].blocks = Blocks.joined([files.blocks(name) for name in theirs])
+                linears[ours].blocks = Blocks.joined([files.group_quantized(name) for name in theirs])
 
 
 def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
-    """The pieces of a fused tensor, as views, in the order of its sources."""
+    """The parts of a fused tensor, as views, in the order of its sources."""
     if ".gate_up." in name:
         return tensor.chunk(2)
     if ".qkv." not in name:
@@ -66,19 +67,19 @@ def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...
     return tensor.split(sizes)
 
 
-def _refuse_shape(found: Sequence[int], expected: Sequence[int], what: str) -> None:
-    if list(found) != list(expected):
-        raise ValueError(f"{what} has shape {list(found)}, the config asks for {list(expected)}")
+def _refuse_shape(actual: Sequence[int], expected: Sequence[int], what: str) -> None:
+    if list(actual) != list(expected):
+        raise ValueError(f"{what} has shape {list(actual)}, the config asks for {list(expected)}")
 
 
 def _refuse_unknown(files: TensorFile, config: DecoderConfig) -> None:
-    """A tensor that nobody reads means that the config does not describe this model: better refused than ignored."""
+    """Refuse files with unread tensors: they mean that the config does not describe this model."""
     sources = {**families.sources(config), **families.sources(config, "diffusion")}
     known = {name for names in sources.values() for name in names}
     known |= {"lm_head.weight"} if config.tied_head else set()
     unknown = [n for n in files.names if n not in known and not n.endswith("rotary_emb.inv_freq")]
     if unknown:
-        shown = ", ".join(name[:80] for name in sorted(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")
+        listed = ", ".join(name[:80] for name in sorted(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")
         raise ValueError(
-            f"{files.path}: {len(unknown)} tensors that a {config.family} of this config has no use for: {shown}"
+            f"{files.path}: {len(unknown)} unexpected tensors for a {config.family} with this config: {listed}"
         )
