@@ -1,4 +1,4 @@
-"""Laws 3 and 4 for training: the step equals its plain twin, decoding sees what training saw, nothing else learns."""
+"""Laws 3 and 4 for training: the step equals its reference, training equals decoding, and only the view is trained."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from orthrus.training.blocks import Blocks
 from orthrus.training.step import step
 
 STARTS = (0, 17, 22)
-"""Three documents in one text; the second is too short to have a root."""
+"""Starts of three documents in one text; the second is too short to contain a root."""
 ROOTS, ENDS = (3, 9, 10, 26), (17, 17, 12, 40)
-"""Some blocks reach past the end of their turn."""
+"""Roots and the ends of their turns; some blocks extend past the end of their turn."""
 
 
 def packed(block_size=8, trained_rows=7):
@@ -28,7 +28,7 @@ def packed(block_size=8, trained_rows=7):
 
 
 def documents(blocks):
-    """Each document by itself: its tokens, and the roots and ends in it, counted from its start."""
+    """The tokens of each document, and its roots and ends relative to its start."""
     borders = [*blocks.starts, len(blocks.tokens_T)]
     for start, stop in itertools.pairwise(borders):
         pairs = zip(blocks.roots_S.tolist(), blocks.ends_S.tolist(), strict=True)
@@ -45,7 +45,7 @@ def trainable(family):
 
 
 def plain_loss(decoder, blocks, objective, decay):
-    """The objective written with autograd, document by document and block by block, over the plain forward."""
+    """The reference loss: autograd over the reference forward pass, one document and one block at a time."""
     losses, weights = [], []
     for tokens, roots in documents(blocks):
         teacher = reference.forward(decoder, tokens).detach().log_softmax(-1)
@@ -65,18 +65,18 @@ OPS = {False: ops.Ops, True: lambda: ops.load(torch.float32, torch.device("cpu")
 @pytest.mark.parametrize(("trained_rows", "decay"), [(7, 1.0), (8, 1.0), (8, 0.6)])
 @pytest.mark.parametrize("objective", objectives.names())
 @pytest.mark.parametrize("family", families.names())
-def test_loss_and_every_gradient_equal_the_plain_twin(family, objective, trained_rows, decay, fast):
+def test_loss_and_every_gradient_equal_the_reference(family, objective, trained_rows, decay, fast):
     blocks = packed(trained_rows=trained_rows)
-    one, twin = trainable(family), trainable(family)
+    one, other = trainable(family), trainable(family)
     loss = step(one, blocks, objectives.load(objective), OPS[fast](), decay=decay).loss
-    expected = plain_loss(twin, blocks, objective, decay)
+    expected = plain_loss(other, blocks, objective, decay)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.backward()
-    for (name, got), (_, other) in zip(one.named_parameters(), twin.named_parameters(), strict=True):
+    for (name, got), (_, counterpart) in zip(one.named_parameters(), other.named_parameters(), strict=True):
         if ".diffusion." in name:
             torch.testing.assert_close(
-                got.grad, other.grad, atol=2e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
+                got.grad, counterpart.grad, atol=2e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
             )
         else:
             assert got.grad is None, f"{name} is frozen"
@@ -105,7 +105,7 @@ def test_a_block_in_training_is_the_block_in_decoding(family):
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("heads", [2, 6])
 def test_attention_of_blocks_equals_its_brute_force_grid(heads, fast):
-    """One row at a time, over the keys that the sentence names; gradients too."""
+    """Output and gradients equal attention of one row and head at a time over the keys of its document and block."""
     blocks, generator = packed(block_size=4, trained_rows=3), torch.Generator().manual_seed(0)
     shapes = ((16, heads, 8), (16, 2, 8), (16, 2, 8), (40, 2, 8), (40, 2, 8))
     q, k, v, text_k, text_v = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -114,10 +114,10 @@ def test_attention_of_blocks_equals_its_brute_force_grid(heads, fast):
     expected = torch.zeros_like(out)
     for row, head in itertools.product(range(16), range(heads)):
         root, group = ROOTS[row // 4], head // (heads // 2)
-        seen = range(max(start for start in STARTS if start <= root), root)
+        text = range(max(start for start in STARTS if start <= root), root)
         own = range(row // 4 * 4, row // 4 * 4 + 4)
-        keys = torch.cat((text_k[list(seen), group], k[list(own), group]))
-        values = torch.cat((text_v[list(seen), group], v[list(own), group]))
+        keys = torch.cat((text_k[list(text), group], k[list(own), group]))
+        values = torch.cat((text_v[list(text), group], v[list(own), group]))
         weights = (keys @ q[row, head] * 8**-0.5).softmax(-1)
         expected[row, head] = weights @ values
     torch.testing.assert_close(out, expected)
@@ -129,20 +129,20 @@ def test_attention_of_blocks_equals_its_brute_force_grid(heads, fast):
 
 
 @pytest.mark.parametrize("family", families.names())
-def test_the_plain_twin_of_the_benchmark_has_the_same_loss_and_gradients(family):
-    blocks, one, twin = packed(), trainable(family), trainable(family)
-    losses = step(one, blocks, objectives.load("kl")).loss, plain_loss_of_bench(twin, blocks)
+def test_the_baseline_of_the_benchmark_has_the_same_loss_and_gradients(family):
+    blocks, one, other = packed(), trainable(family), trainable(family)
+    losses = step(one, blocks, objectives.load("kl")).loss, plain_loss_of_bench(other, blocks)
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     for loss in losses:
         loss.backward()
-    for (name, got), (_, other) in zip(one.named_parameters(), twin.named_parameters(), strict=True):
+    for (name, got), (_, counterpart) in zip(one.named_parameters(), other.named_parameters(), strict=True):
         if ".diffusion." in name:
-            torch.testing.assert_close(got.grad, other.grad, atol=2e-5, rtol=1e-3)
+            torch.testing.assert_close(got.grad, counterpart.grad, atol=2e-5, rtol=1e-3)
 
 
 def test_impossible_blocks_are_refused():
     tokens, one = torch.arange(30), torch.tensor([23])
-    with pytest.raises(ValueError, match="without a single root"):
+    with pytest.raises(ValueError, match="has no roots"):
         Blocks(tokens, (0,), one[:0], one[:0], 8, 7)
     with pytest.raises(ValueError, match="inside the text"):
         Blocks(tokens, (0,), one, torch.tensor([31]), 8, 7)

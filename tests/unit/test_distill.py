@@ -1,4 +1,4 @@
-"""Distillation: shards that survive a kill, and what is kept of the prompts."""
+"""Distillation: killed runs resume with the same shards, and which prompts are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KilledError(Exception):
 
 
 def respond(questions, *, silent=()):
-    """A backbone that says letters which depend on prompt and seed alone, out of order, and sometimes too much."""
+    """A fake backbone: letters that depend on prompt and seed only, out of order, some cut by the length limit."""
     for index in reversed(range(len(questions))):
         rng = random.Random(f"{questions[index].prompt}{questions[index].seed}")
         text = "" if index in silent else "".join(rng.choices("abcdefgh ", k=rng.randrange(4, 30))) + "."
@@ -46,7 +46,7 @@ def files(directory):
 
 
 def text_of(tokens):
-    """Letters of byte tokens are not their bytes: let the tokenizer speak."""
+    """Decoded by the tokenizer, since the letters of byte-level tokens are not their bytes."""
     return TOKENIZER.decode(tokens, skip_special_tokens=True)
 
 
@@ -65,7 +65,7 @@ def test_a_killed_run_ends_up_with_the_same_bytes(tmp_path, prompts, kill_at):
     list(distillation(tmp_path / "whole").run(asked, 10))
     calls = 0
 
-    def dying(questions):
+    def failing(questions):
         nonlocal calls
         calls += 1
         if calls == kill_at:
@@ -73,7 +73,7 @@ def test_a_killed_run_ends_up_with_the_same_bytes(tmp_path, prompts, kill_at):
         return respond(questions)
 
     try:
-        list(distillation(tmp_path / "killed", dying).run(asked, 10))
+        list(distillation(tmp_path / "killed", failing).run(asked, 10))
     except KilledError:
         list(distillation(tmp_path / "killed").run(asked, 10))
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
@@ -94,17 +94,17 @@ def test_a_shard_cut_in_half_is_named_and_written_again(tmp_path):
 
 @pytest.mark.parametrize("prompts", ["given", "self-written"])
 def test_progress_counts_prompts(tmp_path, prompts):
-    """Whatever becomes of a prompt, it is counted once, and shards say where they end and who wrote them."""
+    """Each prompt is counted once, and each shard reports its last prompt and whether an earlier run wrote it."""
     turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "system", "content": "c"}]
     asked = [*given(8), given(1)[0], Conversation("long", [{"role": "user", "content": "x" * 200}])]
     asked[3] = Conversation("two", turns)
-    told = []
+    reported = []
     run = distillation(tmp_path)
-    run.progressed = told.append
+    run.progressed = reported.append
     shards = list(run.run(asked if prompts == "given" else None, 10))
-    assert told == sorted(told)
-    assert len(set(told)) > 4
-    assert told[-1] == 10
+    assert reported == sorted(reported)
+    assert len(set(reported)) > 4
+    assert reported[-1] == 10
     assert [(shard.prompts, shard.found) for shard in shards] == [(4, False), (8, False), (10, False)]
     (tmp_path / "shard-00001.jsonl").unlink()
     again = list(distillation(tmp_path).run(asked if prompts == "given" else None, 10))
@@ -112,7 +112,7 @@ def test_progress_counts_prompts(tmp_path, prompts):
     assert [shard.entry for shard in again] == [shard.entry for shard in shards]
 
 
-def test_an_unfinished_run_is_told(tmp_path):
+def test_an_unfinished_run_is_reported(tmp_path):
     run = distillation(tmp_path).run(given(), 10)
     for done in (4, 8):
         next(run)
@@ -154,10 +154,10 @@ def test_records_carry_their_tokens_and_spans(tmp_path):
         (start, end) = record["spans"][0]
         user, answer = record["messages"]
         assert text_of(record["tokens"][:start]).endswith("<assistant>")
-        said = record["tokens"][start:end]
+        reply = record["tokens"][start:end]
         assert end == len(record["tokens"])
-        assert text_of(said) == answer["content"]
-        assert (said[-1] == tiny.END) == (record["finish_reason"] == "stop")
+        assert text_of(reply) == answer["content"]
+        assert (reply[-1] == tiny.END) == (record["finish_reason"] == "stop")
         assert user["role"] == "user"
 
 
@@ -173,7 +173,7 @@ def test_every_turn_of_a_user_is_answered_in_its_place(tmp_path):
         assert text_of(record["tokens"][start:end]) == text
 
 
-def test_what_is_left_out_is_counted(tmp_path):
+def test_dropped_prompts_are_counted(tmp_path):
     prompts = [
         "same",
         " Same ",
@@ -223,9 +223,9 @@ def test_prompts_are_read_in_every_form():
             ]
         },
     ]
-    found = conversations_in("\n".join(map(json.dumps, lines)).encode(), "f")
-    assert [c.id for c in found] == ["7", "line-2", "line-3"]
-    assert [[(m["role"], m["content"]) for m in c.messages] for c in found] == [
+    conversations = conversations_in("\n".join(map(json.dumps, lines)).encode(), "f")
+    assert [c.id for c in conversations] == ["7", "line-2", "line-3"]
+    assert [[(m["role"], m["content"]) for m in c.messages] for c in conversations] == [
         [("user", "a")], [("user", "b")], [("system", "s"), ("user", "c")],
     ]  # fmt: skip
 
@@ -262,8 +262,8 @@ def test_spans_of_the_assistant_end_with_its_end_token():
         {"role": "user", "content": "so"}, {"role": "assistant", "content": "ok"},
     ]  # fmt: skip
     encoded = chat.encode(TOKENIZER, messages, ENDS, reply=False)
-    said = [encoded.tokens[a:b] for a, b in encoded.spans]
-    assert said == [[*ids_of("yo"), tiny.END], [*ids_of("ok"), tiny.END]]
+    turns = [encoded.tokens[a:b] for a, b in encoded.spans]
+    assert turns == [[*ids_of("yo"), tiny.END], [*ids_of("ok"), tiny.END]]
 
 
 def test_a_template_is_needed_and_must_continue_itself():
@@ -271,9 +271,9 @@ def test_a_template_is_needed_and_must_continue_itself():
     with pytest.raises(ValueError, match="no chat template"):
         chat.encode(tiny.tokenizer(None), messages, ENDS, reply=False)
     with pytest.raises(ValueError, match="no chat template"):
-        chat.opening(tiny.tokenizer(None), None, "")
+        chat.user_turn_prefix(tiny.tokenizer(None), None, "")
     backwards = tiny.tokenizer("{% for m in messages|reverse %}<{{ m.role }}>{{ m.content }}{% endfor %}")
     with pytest.raises(ValueError, match="does not continue"):
         chat.encode(backwards, messages, ENDS, reply=False)
     with pytest.raises(ValueError, match="no user turn that ends"):
-        chat.opening(tiny.tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}"), None, "")
+        chat.user_turn_prefix(tiny.tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}"), None, "")

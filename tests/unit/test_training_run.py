@@ -1,4 +1,4 @@
-"""Corpus, packing and trainer: determinism, resumption, what is refused, and that only the view learns."""
+"""Corpus, packing and trainer: determinism, resuming, refused input, and that only the view is trained."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def corpus(jsonl, settings=None):
 
 
 def train(bare, jsonl, directory, *, until=None, dtype=torch.float32, **changes):
-    """Run to the end, or to a step as a kill would leave it; returns the trainer."""
+    """Run to the end, or abandon the run after step `until` as if killed; returns the trainer."""
     settings = config(**changes)
     made = Trainer(
         checkpoint(bare, dtype), settings, corpus(jsonl, settings), directory, lambda: Validation(1.5, 1.2, [0.9, 0.4])
@@ -131,23 +131,23 @@ def test_the_token_cache_gives_the_same_documents(jsonl):
     assert corpus(jsonl).digest == first.digest
 
 
-def test_records_that_are_too_long_or_silent_are_reported(tmp_path):
+def test_truncated_and_skipped_records_are_reported(tmp_path):
     long = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 200}]}
     late = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
-    found = corpus(write(tmp_path / "d.jsonl", [*conversations(), long, late]))
-    assert found.notices == [
-        "2 of 26 records are longer than 96 tokens: cut there",
-        "1 of 26 records have no assistant turn to learn from: left out",
+    loaded = corpus(write(tmp_path / "d.jsonl", [*conversations(), long, late]))
+    assert loaded.notices == [
+        "2 of 26 records are longer than 96 tokens: truncated",
+        "1 of 26 records have no assistant turn to train on: skipped",
     ]
-    assert max(len(d.tokens) for d in found.documents) == 96
+    assert max(len(d.tokens) for d in loaded.documents) == 96
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([{"messages": [{"role": "user", "content": "x"}]}], "line 1: the assistant says nothing"),
-        ([{"prompt": "x"}], "line 1: the assistant says nothing"),
-        ([{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}], "says nothing"),
+        ([{"messages": [{"role": "user", "content": "x"}]}], "line 1: no assistant turn has text"),
+        ([{"prompt": "x"}], "line 1: no assistant turn has text"),
+        ([{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}], "turn has text"),
         ([*conversations(2), {"text": "x"}], "line 3: needs `prompt`"),
         (list(conversations(2)), "2 usable records are too few: 3 are held out"),
         ([], "no records"),
@@ -217,7 +217,7 @@ def test_stopping_saves_and_ends_after_the_step(bare, jsonl, tmp_path):
     assert_same(view(train(bare, jsonl, tmp_path / "whole")), view(train(bare, jsonl, tmp_path / "run")))
 
 
-def test_training_lowers_the_loss_and_only_the_view_learns(bare, jsonl, tmp_path):
+def test_training_lowers_the_loss_and_changes_only_the_view(bare, jsonl, tmp_path):
     frozen = {n: p.clone() for n, p in checkpoint(bare).decoder.named_parameters() if ".diffusion." not in n}
     made = train(bare, jsonl, tmp_path / "run", steps=40, validate_every=20, warmup=0.1)
     steps = read(tmp_path / "run")
@@ -231,7 +231,7 @@ def test_training_lowers_the_loss_and_only_the_view_learns(bare, jsonl, tmp_path
     assert warm.diffusion.block_size == 4
 
 
-def test_a_changed_backbone_is_a_defect_that_stops_the_run(bare, jsonl, tmp_path):
+def test_a_changed_backbone_stops_the_run(bare, jsonl, tmp_path):
     made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
     with torch.no_grad():
         made.checkpoint.decoder.norm[0] += 1
@@ -241,10 +241,10 @@ def test_a_changed_backbone_is_a_defect_that_stops_the_run(bare, jsonl, tmp_path
 
 @pytest.mark.parametrize(("value", "message"), [(math.nan, "the loss is nan at step 3"), (1e4, "exploded to 1e\\+04")])
 def test_a_bad_loss_stops_with_its_batch_saved(bare, jsonl, tmp_path, monkeypatch, value, message):
-    honest, calls = trainer.step, []
+    original, calls = trainer.step, []
 
     def step(*arguments, **options):
-        outcome = honest(*arguments, **options)
+        outcome = original(*arguments, **options)
         calls.append(outcome)
         return outcome if len(calls) < 6 else trainer.replace(outcome, loss=outcome.loss * 0 + value)
 
@@ -290,13 +290,13 @@ def test_the_rate_rises_and_falls():
     assert 0.1 < rates[-1] < 0.11
 
 
-def test_the_estimate_counts_what_is_there(bare):
+def test_the_estimate_counts_parameters_and_rows(bare):
     made = checkpoint(bare).decoder
-    found = estimate(made, config())
-    assert found.trained == sum(p.numel() for n, p in made.named_parameters() if ".diffusion." in n)
-    assert found.trained + found.frozen == sum(p.numel() for p in made.parameters())
-    assert found.rows == 2 * 6 * 4
-    assert estimate(made, config(sequences=4)).flops == 2 * found.flops
+    counted = estimate(made, config())
+    assert counted.trained == sum(p.numel() for n, p in made.named_parameters() if ".diffusion." in n)
+    assert counted.trained + counted.frozen == sum(p.numel() for p in made.parameters())
+    assert counted.rows == 2 * 6 * 4
+    assert estimate(made, config(sequences=4)).flops == 2 * counted.flops
 
 
 KILLED = """
@@ -312,7 +312,7 @@ train(Path({bare!r}), Path({jsonl!r}), Path({run!r}), steps=60, save_every=1, va
 
 
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(bare, jsonl, tmp_path, request):
-    """kill -9, while saving too: with a state of every step most of the time is spent on saving."""
+    """kill -9, also while saving: with a state saved at every step most of the time is spent on saving."""
     here, rng = Path(__file__).parent, random.Random(0)
     script = KILLED.format(
         tests=str(here.parent), unit=str(here), bare=str(bare), jsonl=str(jsonl), run=str(tmp_path / "run")

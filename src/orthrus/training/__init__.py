@@ -1,1 +1,1 @@
-"""Training: teach the diffusion view of a frozen backbone to draft what the AR view will say."""
+"""Training: the diffusion view of a frozen backbone learns to draft the tokens of the AR view."""

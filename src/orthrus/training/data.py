@@ -1,4 +1,4 @@
-"""From files to documents: token ids with the spans in which the assistant speaks, and the records held out."""
+"""The training corpus: documents as token ids with the spans of assistant turns, and held-out documents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orthrus.training.shards import MANIFEST, read_manifest, read_shard, unfinis
 
 @dataclass(frozen=True)
 class Document:
-    """One conversation: its tokens, and the half-open spans that the assistant wrote."""
+    """One conversation: its tokens, and the half-open spans of the assistant turns."""
 
     id: str
     tokens: list[int]
@@ -31,13 +31,13 @@ class Document:
 
     @property
     def prompt(self) -> list[int]:
-        """The tokens before the assistant first speaks."""
+        """The tokens before the first assistant turn."""
         return self.tokens[: self.spans[0][0]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on, prompts held out for validation, and what was left out or cut, in words."""
+    """Training documents, documents held out for validation, notices for the user, and the sources of the data."""
 
     documents: list[Document]
     held_out: list[Document]
@@ -46,7 +46,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """The sha256 of all that training depends on."""
+        """The sha256 of all documents."""
         content = [(d.id, d.tokens, d.spans) for d in (*self.documents, *self.held_out)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -54,29 +54,29 @@ class Corpus:
 def load(
     paths: list[Path], tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int], config: TrainConfig
 ) -> Corpus:
-    """Read directories of distilled shards and JSONL files of finished conversations.
+    """Read directories of distilled shards and JSONL files of complete conversations.
 
-    Documents without an assistant turn to learn from are left out, those longer than a sequence are cut at its end;
-    both are counted in `notices`. Raises ValueError where nothing remains or a file is wrong.
+    Documents without an assistant turn to train on are skipped, and those longer than a sequence are truncated; both
+    are counted in `notices`. Raises ValueError where too few documents remain or a file is invalid.
     """
-    found: list[Document] = []
+    loaded: list[Document] = []
     sources, notices, kept = [], [], []
     for path in paths:
         documents, source, notice = _read(path, tokenizer, end_token_ids)
         sources.append({"path": path.name, "documents": len(documents), **source})
         notices += [notice] if notice else []
-        found += documents
-    long = sum(len(d.tokens) > config.sequence_length for d in found)
+        loaded += documents
+    long = sum(len(d.tokens) > config.sequence_length for d in loaded)
     if long:
-        notices.append(f"{long} of {len(found)} records are longer than {config.sequence_length} tokens: cut there")
-    for document in found:
+        notices.append(f"{long} of {len(loaded)} records are longer than {config.sequence_length} tokens: truncated")
+    for document in loaded:
         spans = [(a, min(b, config.sequence_length)) for a, b in document.spans if a < config.sequence_length - 1]
         cut = Document(document.id, document.tokens[: config.sequence_length], spans)
         if candidates(cut.spans):
             kept.append(cut)
-    if len(kept) < len(found):
+    if len(kept) < len(loaded):
         notices.append(
-            f"{len(found) - len(kept)} of {len(found)} records have no assistant turn to learn from: left out"
+            f"{len(loaded) - len(kept)} of {len(loaded)} records have no assistant turn to train on: skipped"
         )
     if len(kept) <= config.held_out:
         raise ValueError(
@@ -90,15 +90,15 @@ def load(
 def _read(
     path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]
 ) -> tuple[list[Document], dict[str, object], str | None]:
-    """The documents of a file or directory, what it is, and what is to be said of it."""
+    """The documents of a file or directory, its entry in `Corpus.sources`, and a notice or None."""
     if path.is_dir():
         manifest = read_manifest(path)
         content = [record for entry in manifest["shards"] for record in read_shard(path, entry)]
         documents = [Document(r["id"], r["tokens"], [(a, b) for a, b in r["spans"]]) for r in content]
         source: dict[str, object] = {"manifest_sha256": hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()}
-        begun = unfinished(manifest)
-        notice = begun and (
-            f"{path} holds {begun[0]} of {begun[1]} prompts: the distillation is unfinished; run the same `orthrus"
+        counts = unfinished(manifest)
+        notice = counts and (
+            f"{path} holds {counts[0]} of {counts[1]} prompts: the distillation is unfinished; run the same `orthrus"
             " distill` to go on"
         )
         return documents, source, notice or None
@@ -122,7 +122,7 @@ def _encode(
         where = f"{path}, line {number}"
         messages = prompt_files.messages_of(record, where)
         if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
-            raise ValueError(f"{where}: the assistant says nothing in it; let the model answer first: orthrus distill")
+            raise ValueError(f"{where}: no assistant turn has text; write answers with `orthrus distill`")
         encoded = chat.encode(tokenizer, messages, end_token_ids, reply=False)
         documents.append(Document(str(record.get("id", f"line-{number}")), encoded.tokens, encoded.spans))
     if not documents:
@@ -131,7 +131,7 @@ def _encode(
 
 
 def _cached(path: Path, compute: Callable[[], list[Document]]) -> list[Document]:
-    """Documents tokenised once and kept on disk. A cache that cannot be read or written is no reason to stop."""
+    """Documents tokenised once and cached on disk. Failures to read or write the cache are ignored."""
     try:
         with safe_open(path, "pt") as stored:
             ids = json.loads(stored.metadata()["ids"])

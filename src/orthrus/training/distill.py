@@ -1,7 +1,7 @@
-"""Conversations in which the backbone itself answers, and asks too where nobody else does: what a view is trained on.
+"""Training data for a diffusion view: conversations answered by the backbone, with given or self-written user turns.
 
-Records are written in shards, each atomically, and each a pure function of the settings and the shards before it. So a
-run that was killed goes on after its last complete shard, and the files end up the same, byte for byte.
+Records are written in shards. A shard is written atomically and is a pure function of the settings and the shards
+before it, so a killed run resumes after its last complete shard and produces the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orthrus.training.shards import MANIFEST, DamagedShardError, read_manifest, 
 
 @dataclass(frozen=True)
 class Question:
-    """What the backbone is asked to continue: token ids, the seed of its noise, and how."""
+    """A generation request to the backbone: token ids, the seed of the sampling noise, and sampling settings."""
 
     prompt: tuple[int, ...]
     seed: int
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What it said, end token included, and whether it ended by itself (`stop`) or by `length`."""
+    """The generated tokens, end token included, their text, and why generation ended (`stop` or `length`)."""
 
     tokens: list[int]
     text: str
@@ -46,13 +46,16 @@ class Reply:
 
 
 Respond = Callable[[list[Question]], Iterable[tuple[int, Reply]]]
-"""Decodes questions side by side, giving (index, reply) in any order."""
+"""Decodes questions in batches and yields (index, reply) in any order."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A complete shard: its entry in the manifest, the prompts dealt with up to its end, and whether an earlier run
-    wrote it."""
+    """A complete shard.
+
+    entry: its entry in the manifest; prompts: finished prompts up to and including this shard; found: whether an
+    earlier run wrote it.
+    """
 
     entry: dict[str, Any]
     prompts: int
@@ -61,10 +64,10 @@ class Shard:
 
 @dataclass
 class Distillation:
-    """One run into `directory`, from given conversations or, without any, from user turns the backbone writes.
+    """One distillation run into `directory`.
 
-    `backbone` is what the manifest says of it; `excluded` are runs of 13 words that no prompt may contain; `progressed`
-    is told how many prompts are dealt with as they are, those of an unfinished shard included.
+    backbone: its entry in the manifest. excluded: 13-grams of words; prompts that contain one are dropped. progressed:
+    called with the number of finished prompts, including those of the shard in progress.
     """
 
     directory: Path
@@ -75,37 +78,40 @@ class Distillation:
     respond: Respond
     excluded: frozenset[tuple[str, ...]] = frozenset()
     progressed: Callable[[int], None] = lambda _: None
-    _seen: set[str] = field(default_factory=set)
+    _fingerprints: set[str] = field(default_factory=set)
     _done: int = 0
 
     def run(self, given: list[Conversation] | None, count: int) -> Iterator[Shard]:
-        """Write all shards that are missing or damaged, yielding each one as it is complete, finished ones too.
+        """Write all missing or damaged shards; yield every shard once complete, including those of earlier runs.
 
-        `count` is the number of prompts tried. Raises ValueError where the directory was begun with other settings.
+        The user turns are those of `given` or, if it is None, written by the backbone. `count` is the number of prompts
+        tried. Raises ValueError where the directory belongs to a run with other settings.
         """
         manifest = self._open(given, count)
         for index, start in enumerate(range(0, count, self.config.shard_size)):
-            numbers = range(start, min(start + self.config.shard_size, count))
-            self._done = numbers.start
-            found = entry = self._finished(manifest["shards"][index : index + 1])
+            indices = range(start, min(start + self.config.shard_size, count))
+            self._done = indices.start
+            existing = entry = self._existing(manifest["shards"][index : index + 1])
             if entry is None:
-                entry = self._write(index, self._ask(numbers) if given is None else [given[n] for n in numbers])
+                entry = self._write(index, self._ask(indices) if given is None else [given[n] for n in indices])
                 manifest["shards"][index : index + 1] = [entry]
                 write_atomically(self.directory, {MANIFEST: lambda path: save_json(path, manifest)})
-            yield Shard(entry, numbers.stop, found is not None)
+            yield Shard(entry, indices.stop, existing is not None)
 
-    def _finished(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """The entry of a shard that is there and whole; its prompts are then known."""
+    def _existing(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The entry of a shard that exists undamaged, or None; the fingerprints of its prompts are recorded."""
         try:
             for entry in entries:
-                self._seen.update(fingerprint(record["messages"]) for record in read_shard(self.directory, entry))
+                self._fingerprints.update(
+                    fingerprint(record["messages"]) for record in read_shard(self.directory, entry)
+                )
                 return entry
         except DamagedShardError:
             return None
         return None
 
     def _open(self, given: list[Conversation] | None, count: int) -> dict[str, Any]:
-        """The manifest of the directory, new or as an earlier run left it."""
+        """The manifest of the directory: a new one, or that of the run to resume."""
         prompts = None if given is None else digest([asdict(item) for item in given])
         settings = {**asdict(self.config), "count": count, "prompts_sha256": prompts}
         settings["excluded_sha256"] = digest(sorted(self.excluded)) if self.excluded else None
@@ -114,33 +120,33 @@ class Distillation:
         if not path.exists():
             write_atomically(self.directory, {MANIFEST: lambda staged: save_json(staged, fresh)})
             return fresh
-        found = read_manifest(self.directory)
-        if found["backbone"]["sha256"] != self.backbone["sha256"]:
-            raise ValueError(f"{path}: these shards were written by another backbone ({found['backbone']['id']})")
-        changed = [k for k, v in fresh["settings"].items() if found["settings"].get(k) != v]
+        manifest = read_manifest(self.directory)
+        if manifest["backbone"]["sha256"] != self.backbone["sha256"]:
+            raise ValueError(f"{path}: these shards were written by another backbone ({manifest['backbone']['id']})")
+        changed = [k for k, v in fresh["settings"].items() if manifest["settings"].get(k) != v]
         if changed:
-            was = ", ".join(f"{k} was {found['settings'].get(k)!r}" for k in changed)
+            was = ", ".join(f"{k} was {manifest['settings'].get(k)!r}" for k in changed)
             raise ValueError(f"{path}: begun with other settings ({was}); use them again, or another directory")
-        return found
+        return manifest
 
-    def _ask(self, numbers: range) -> list[Conversation]:
-        """User turns in the backbone's own words, one for each number."""
+    def _ask(self, indices: range) -> list[Conversation]:
+        """User turns written by the backbone, one per index."""
         config, questions = self.config, []
-        for number in numbers:
-            words = config.topics[number % len(config.topics)] if config.topics else ""
-            start = chat.opening(self.tokenizer, config.system, words)
+        for index in indices:
+            words = config.topics[index % len(config.topics)] if config.topics else ""
+            prefix = chat.user_turn_prefix(self.tokenizer, config.system, words)
             questions.append(
                 Question(
-                    tuple(start.tokens), seed_of(config.seed, f"self-{number}", -1), config.prompt_temperature,
-                    config.top_p, config.max_prompt_tokens, (start.end_token_id,),
+                    tuple(prefix.tokens), seed_of(config.seed, f"self-{index}", -1), config.prompt_temperature,
+                    config.top_p, config.max_prompt_tokens, (prefix.end_token_id,),
                 )
             )  # fmt: skip
         written = {}
-        for index, reply in self.respond(questions):
+        for n, reply in self.respond(questions):
             if reply.finish_reason == "stop":
-                words = config.topics[numbers[index] % len(config.topics)] if config.topics else ""
-                written[index] = self._turn((words + reply.text).strip())
-        return [Conversation(f"self-{numbers[i]}", written.get(i, [])) for i in range(len(numbers))]
+                words = config.topics[indices[n] % len(config.topics)] if config.topics else ""
+                written[n] = self._turn((words + reply.text).strip())
+        return [Conversation(f"self-{index}", written.get(n, [])) for n, index in enumerate(indices)]
 
     def _turn(self, text: str) -> list[Message]:
         user = [{"role": "user", "content": text}] if text else []
@@ -148,7 +154,7 @@ class Distillation:
 
     def _write(self, index: int, conversations: list[Conversation]) -> dict[str, Any]:
         kept, dropped = self._select(conversations)
-        self._deal_with(len(conversations) - len(kept))
+        self._count_finished(len(conversations) - len(kept))
         answered = self._answer(kept)
         dropped["unanswered or too long"] = len(kept) - len(answered)
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in answered).encode()
@@ -159,7 +165,7 @@ class Distillation:
             "sha256": hashlib.sha256(lines).hexdigest(),
             "records": len(answered),
             "answer_tokens": sum(end - start for record in answered for start, end in record["spans"]),
-            "dropped": {reason: number for reason, number in sorted(dropped.items()) if number},
+            "dropped": {reason: prompts for reason, prompts in sorted(dropped.items()) if prompts},
         }
 
     def _select(self, conversations: list[Conversation]) -> tuple[list[Conversation], Counter[str]]:
@@ -167,30 +173,30 @@ class Distillation:
         for item in conversations:
             if not any(m["role"] == "user" for m in item.messages):
                 dropped["no question"] += 1
-            elif (mark := fingerprint(item.messages)) in self._seen:
+            elif (identity := fingerprint(item.messages)) in self._fingerprints:
                 dropped["duplicate"] += 1
             elif any(not self.excluded.isdisjoint(word_runs(m["content"])) for m in item.messages):
                 dropped["excluded"] += 1
             else:
-                self._seen.add(mark)
+                self._fingerprints.add(identity)
                 kept.append(item)
         return kept, dropped
 
     def _answer(self, conversations: list[Conversation]) -> list[dict[str, Any]]:
-        """Every user turn answered in order; conversations whose next prompt would be too long end before it."""
+        """Answer all user turns in order; a conversation ends before a turn whose prompt would be too long."""
         config = self.config
         states: list[dict[str, Any]] = [{"id": c.id, "messages": []} for c in conversations]
-        ahead = [list(c.messages) for c in conversations]
+        pending = [list(c.messages) for c in conversations]
         while True:
             asked, questions = [], []
-            for number, (state, turns) in enumerate(zip(states, ahead, strict=True)):
-                history = state["messages"] + _until_user(turns)
+            for number, (state, turns) in enumerate(zip(states, pending, strict=True)):
+                history = state["messages"] + _pop_through_user_turn(turns)
                 if len(history) == len(state["messages"]):
                     continue
                 prompt = chat.encode(self.tokenizer, history, self.end_token_ids, reply=True)
                 if len(prompt.tokens) > config.max_prompt_tokens:
                     turns.clear()
-                    self._deal_with(1)
+                    self._count_finished(1)
                     continue
                 state["messages"] = history
                 seed = seed_of(config.seed, state["id"], len(history))
@@ -203,22 +209,22 @@ class Distillation:
             for index, reply in self.respond(questions):
                 number, prompt = asked[index]
                 if reply.text.strip():
-                    _enter(states[number], prompt, reply)
+                    _append_reply(states[number], prompt, reply)
                 else:
-                    ahead[number].clear()
+                    pending[number].clear()
                     states[number]["messages"].pop()
                 if reply.finish_reason != "stop":
-                    ahead[number].clear()
-                if not any(message["role"] == "user" for message in ahead[number]):
-                    self._deal_with(1)
+                    pending[number].clear()
+                if not any(message["role"] == "user" for message in pending[number]):
+                    self._count_finished(1)
 
-    def _deal_with(self, prompts: int) -> None:
+    def _count_finished(self, prompts: int) -> None:
         self._done += prompts
         self.progressed(self._done)
 
 
-def _until_user(turns: list[Message]) -> list[Message]:
-    """Take turns off the front, up to and with the next user's; none where no user speaks any more."""
+def _pop_through_user_turn(turns: list[Message]) -> list[Message]:
+    """Remove and return the turns up to and including the next user turn; none if no user turn is left."""
     for n, message in enumerate(turns):
         if message["role"] == "user":
             taken, turns[:] = turns[: n + 1], turns[n + 1 :]
@@ -226,7 +232,7 @@ def _until_user(turns: list[Message]) -> list[Message]:
     return []
 
 
-def _enter(state: dict[str, Any], prompt: chat.Encoded, reply: Reply) -> None:
+def _append_reply(state: dict[str, Any], prompt: chat.Encoded, reply: Reply) -> None:
     state["messages"].append({"role": "assistant", "content": reply.text})
     state["tokens"] = [*prompt.tokens, *reply.tokens]
     state["spans"] = [*prompt.spans, (len(prompt.tokens), len(prompt.tokens) + len(reply.tokens))]
@@ -234,5 +240,5 @@ def _enter(state: dict[str, Any], prompt: chat.Encoded, reply: Reply) -> None:
 
 
 def seed_of(seed: int, identity: str, turn: int) -> int:
-    """The seed of one reply: of the run, the record and the turn, whatever the batch and the order."""
+    """The seed of one reply, derived from run, record and turn alone, so batching and order do not change it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{identity}/{turn}".encode()).digest()[:8])

@@ -1,4 +1,4 @@
-"""What a step will cost, before anything is loaded: parameters, memory, floating-point operations."""
+"""Estimates for a training step before weights are loaded: parameters, memory, floating-point operations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from orthrus.config import TrainConfig
 from orthrus.model.decoder import Decoder
 
 MASTERS, GRADIENT, MOMENTS = 4, 4, 8
-"""Bytes per trained parameter: an fp32 master, its gradient, two moments."""
+"""Bytes per trained parameter: the fp32 master, its gradient, and two moments."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parameters; bytes; floating-point operations and supervised rows of one optimiser step (an upper bound)."""
+    """Trained and frozen parameters, memory in bytes, and upper bounds for one optimiser step.
+
+    The bounds are `flops`, its floating-point operations, and `rows`, its supervised rows.
+    """
 
     trained: int
     frozen: int
@@ -25,7 +28,7 @@ class Estimate:
 
 
 def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
-    """From a decoder on the meta device. Activations are those kept for the backward pass of one packed text."""
+    """Estimate from a decoder on the meta device; activations are those saved for backward of one packed text."""
     sizes = {name: p.numel() for name, p in decoder.named_parameters()}
     trained = sum(size for name, size in sizes.items() if ".diffusion." in name)
     frozen = sum(sizes.values()) - trained
@@ -39,7 +42,9 @@ def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
     supervised = config.roots * config.trained_rows
     scores = 2 * shape.layers * shape.heads * shape.head_dim * rows * (text // 2 + config.block_size)
     flops = 2.0 * text * (own + shared)  # the frozen pass
-    flops += 2.0 * rows * (2 * shared + 3 * view)  # forward, and backward towards inputs and the view's weights
+    flops += (
+        2.0 * rows * (2 * shared + 3 * view)
+    )  # forward, and backward for the inputs and for the weights of the view
     flops += 6.0 * scores  # two products forward, four backward
     flops += 2.0 * head * (2 * supervised + min(supervised, text))  # student twice, teacher once per target
     per_row = 6 * shape.hidden_size + 4 * shape.intermediate_size + 4 * (shape.heads + shape.kv_heads) * shape.head_dim

@@ -1,4 +1,4 @@
-"""A packed text made visible: roots, targets, and what no block touches."""
+"""Inspection of a packed text: which tokens are roots, targets, both or neither."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Role = Literal["other", "root", "target", "root and target"]
 
 @dataclass(frozen=True)
 class Word:
-    """One token of a packed text; `begins` where a document begins with it."""
+    """One token of a packed text; `begins` is true for the first token of a document."""
 
     text: str
     role: Role
@@ -21,7 +21,7 @@ class Word:
 
 
 def words(blocks: Blocks, decode: Callable[[Sequence[int]], str]) -> Iterator[Word]:
-    """Every token of the text, with what it serves as."""
+    """All tokens of the text with their roles."""
     roots = set(blocks.roots_S.tolist())
     targets = set(blocks.targets_SM[blocks.trained_SM].tolist())
     for position, token in enumerate(blocks.tokens_T.tolist()):
@@ -34,11 +34,11 @@ def words(blocks: Blocks, decode: Callable[[Sequence[int]], str]) -> Iterator[Wo
 
 
 def block_rows(blocks: Blocks, block: int, decode: Callable[[Sequence[int]], str]) -> list[tuple[str, str]]:
-    """The rows of one block: what stands in each, and the target it is trained towards, `-` where it has none."""
+    """The rows of one block: the input token of each, and its training target, `-` for none."""
     tokens, root = blocks.tokens_T.tolist(), int(blocks.roots_S[block])
-    found = []
+    rows = []
     for row in range(blocks.block_size):
         target = root + row + 1
         trained = row < blocks.trained_rows and target < int(blocks.ends_S[block])
-        found.append((decode([tokens[root]]) if row == 0 else "[mask]", decode([tokens[target]]) if trained else "-"))
-    return found
+        rows.append((decode([tokens[root]]) if row == 0 else "[mask]", decode([tokens[target]]) if trained else "-"))
+    return rows

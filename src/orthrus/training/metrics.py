@@ -1,4 +1,4 @@
-"""What a run leaves behind to be looked at: JSON lines, curves as a picture, TensorBoard."""
+"""Metrics of a training run: JSON lines, a plot of the curves, TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINES, CURVES = "metrics.jsonl", "curves.png"
 
 
 class Metrics:
-    """One JSON object a step in `metrics.jsonl`; curves and TensorBoard where their libraries are installed."""
+    """One JSON object per step in `metrics.jsonl`; a plot and TensorBoard if their libraries are installed."""
 
     def __init__(self, directory: Path, *, writes: bool = True) -> None:
         self.directory, self._writes = directory, writes
@@ -21,7 +21,7 @@ class Metrics:
         self._board: Any = None
 
     def truncate(self, step: int) -> None:
-        """Forget what came after the step a run is resumed at."""
+        """Remove the records after `step`, at which a run is resumed."""
         if not self._writes:
             return
         kept = [record for record in read(self.directory) if record["step"] <= step]
@@ -33,7 +33,7 @@ class Metrics:
             self._board = SummaryWriter(self.directory / "tensorboard", purge_step=step + 1)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Enter a step."""
+        """Add the record of a step; a record with a validation also writes the file and the plot."""
         self._pending.append(record)
         if self._board is not None:
             for name in ("loss", "rate", "gradient_norm"):
@@ -47,7 +47,7 @@ class Metrics:
             self.draw()
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write pending records."""
         if self._writes and self._pending:
             with (self.directory / LINES).open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(record) + "\n" for record in self._pending))
@@ -61,7 +61,7 @@ class Metrics:
             draw(read(self.directory), self.directory / CURVES)
 
     def close(self) -> None:
-        """Write all and draw."""
+        """Write pending records, draw the plot, and close TensorBoard."""
         self.flush()
         self.draw()
         if self._board is not None:
@@ -69,21 +69,21 @@ class Metrics:
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The complete lines of `metrics.jsonl`; a line cut short by a kill is left out."""
+    """The records of `metrics.jsonl`; incomplete lines, left by a killed process, are skipped."""
     path = directory / LINES
     if not path.exists():
         return []
-    found = []
+    records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return records
 
 
 def draw(steps: list[dict[str, Any]], path: Path) -> None:
-    """Loss, agreement per offset, and A by real decoding, over supervised rows."""
+    """Plot the loss, the agreement per offset, and A of actual decoding against supervised rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -114,9 +114,9 @@ def draw(steps: list[dict[str, Any]], path: Path) -> None:
 
 
 def _smooth(values: list[float], keep: float = 0.98) -> list[float]:
-    """An exponential mean, corrected for its start."""
-    found, mean, weight = [], 0.0, 0.0
+    """An exponential moving average with bias correction."""
+    averages, mean, weight = [], 0.0, 0.0
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append(mean / weight)
-    return found
+        averages.append(mean / weight)
+    return averages

@@ -1,6 +1,6 @@
-"""The work between the matrix products of a step, forward and backward: in plain torch, and its fast twin in C.
+"""The elementwise operations and reductions of a training step, forward and backward: in torch and in C.
 
-Products on matrix tiles are so fast that this work, done by a dozen small operations each, would take longer than they.
+On processors with AMX the GEMMs are so fast that these operations, as a dozen small torch kernels each, would dominate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LANES = 16
 
 
 class Ops:
-    """The slow twin, on any device. Shapes as in `orthrus.training.step`."""
+    """The reference implementation in torch, for any device. Shapes as in `orthrus.training.step`."""
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """Root-mean-square norm over D, with a frozen weight."""
@@ -43,28 +43,31 @@ class Ops:
         return F.silu(gate) * up
 
     def rotate(self, x_NHE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Every head rotated by its row's position; `rope` is the cosine and the signed sine [N, 1, E]."""
+        """RoPE: rotate each head by the position of its row; `rope` is the cosine and the signed sine [N, 1, E]."""
         return rotate(x_NHE, *rope)
 
-    def block_softmax(self, past: Tensor, own: Tensor, seen_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """One softmax over two tensors of scores: [G, S, R, T], of which `seen` count, and [G, S, R, K]."""
+    def block_softmax(self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """One softmax over the scores of the text [G, S, R, T] and of the block [G, S, R, K].
+
+        Scores of the text from position `kv_lens_S` [S] on are masked.
+        """
         text = past.shape[-1]
         scores = torch.cat((past, own), dim=-1).mul_(scale)
-        unseen_ST = torch.arange(text, device=past.device) >= seen_S[:, None]
-        scores[..., :text].masked_fill_(unseen_ST[None, :, None], float("-inf"))
+        masked_ST = torch.arange(text, device=past.device) >= kv_lens_S[:, None]
+        scores[..., :text].masked_fill_(masked_ST[None, :, None], float("-inf"))
         weights = scores.softmax(-1)
         return weights[..., :text], weights[..., text:]
 
     def block_softmax_backward(
         self, weights: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Gradients towards both tensors of scores, from those towards the weights."""
+        """Gradients with respect to both tensors of scores, given those with respect to the weights."""
         dot = sum((w * g).sum(-1, keepdim=True) for w, g in zip(weights, grads, strict=True))
         past, own = (w * (g - dot) * scale for w, g in zip(weights, grads, strict=True))
         return past, own
 
     def forward_kl(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """KL(teacher || student) of each row [N], and its gradient towards the student's logits [N, V]."""
+        """KL(teacher || student) of each row [N], and its gradient with respect to the student logits [N, V]."""
         log_q, log_p = student_NV.float().log_softmax(-1), teacher_NV.float().log_softmax(-1)
         p = log_p.exp()
         losses_N = (p * (log_p - log_q)).sum(-1)
@@ -72,13 +75,13 @@ class Ops:
 
 
 class NativeOps(Ops):
-    """The same in C; where a tensor is not as it needs, the twin does it."""
+    """The same operations in C; tensors whose layout they do not support go to the reference implementation."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """See `Ops`, as for all below."""
+        """See `Ops`."""
         return _Norm.apply(x_ND, weight_D, eps, self.library)  # type: ignore[no-untyped-call]
 
     def gate(self, gate_up_NF: Tensor) -> Tensor:
@@ -89,10 +92,10 @@ class NativeOps(Ops):
         """See `Ops`."""
         return _Rotate.apply(x_NHE, *rope, self.library)  # type: ignore[no-untyped-call]
 
-    def block_softmax(self, past: Tensor, own: Tensor, seen_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def block_softmax(self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """See `Ops`; in place."""
-        past, own, seen_S = past.contiguous(), own.contiguous(), seen_S.contiguous()
-        _call(self.library.block_softmax, past, own, seen_S, _sizes(*past.shape, own.shape[-1]), scale)
+        past, own, kv_lens_S = past.contiguous(), own.contiguous(), kv_lens_S.contiguous()
+        _call(self.library.block_softmax, past, own, kv_lens_S, _sizes(*past.shape, own.shape[-1]), scale)
         return past, own
 
     def block_softmax_backward(
@@ -115,7 +118,7 @@ class NativeOps(Ops):
 
 @cache
 def load(dtype: torch.dtype, device: torch.device) -> Ops:
-    """The fastest there are."""
+    """The fastest implementation for this dtype and device."""
     if device.type == "cpu":
         with suppress(build.UnavailableError):
             return NativeOps(build.library(dtype, cache_directory()))
@@ -186,10 +189,10 @@ def _sizes(*values: int) -> ctypes.Array[ctypes.c_int64]:
 
 
 def _call(function: Any, *arguments: Any, threads: bool = True) -> None:
-    """Call C: tensors by address, integers as int64, floats as float, the number of threads last."""
+    """Call a C function: tensors by address, integers as int64, floats as float; the number of threads comes last."""
     kinds = {int: ctypes.c_int64, float: ctypes.c_float}
     values = [
-        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else kinds.get(type(a), lambda kept: kept)(a)
+        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else kinds.get(type(a), lambda other: other)(a)
         for a in arguments
     ]
     function(*values, *([ctypes.c_int64(torch.get_num_threads())] if threads else []))

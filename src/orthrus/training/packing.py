@@ -1,6 +1,6 @@
-"""Documents packed into texts, and roots chosen in them: a pure function of the seed and the text's number.
+"""Documents packed into texts, and the roots chosen in them: a pure function of the seed and the index of the text.
 
-So any process can make any text, and a resumed run sees what an uninterrupted one would have seen.
+So every process can build every text, and a resumed run trains on the same texts as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ from orthrus.training.data import Document
 
 
 class Packing:
-    """The endless row of packed texts over a corpus, epoch after epoch, each epoch in an order of its own."""
+    """The infinite sequence of packed texts of a corpus; every epoch shuffles the documents differently."""
 
     def __init__(self, documents: list[Document], config: TrainConfig) -> None:
         self._documents, self._config = documents, config
         self._epochs: list[list[list[int]]] = []
         self._ends: list[int] = []
 
-    def documents(self, number: int) -> list[Document]:
-        """The documents of the text of that number, counted from 0 over all epochs."""
-        while not self._ends or self._ends[-1] <= number:
+    def documents(self, index: int) -> list[Document]:
+        """The documents of the text with that index, counted from 0 over all epochs."""
+        while not self._ends or self._ends[-1] <= index:
             self._epochs.append(self._pack(len(self._epochs)))
             self._ends.append((self._ends[-1] if self._ends else 0) + len(self._epochs[-1]))
-        epoch = bisect_right(self._ends, number)
+        epoch = bisect_right(self._ends, index)
         first = self._ends[epoch - 1] if epoch else 0
-        return [self._documents[n] for n in self._epochs[epoch][number - first]]
+        return [self._documents[n] for n in self._epochs[epoch][index - first]]
 
-    def blocks(self, number: int) -> Blocks:
-        """The packed text of that number with its roots."""
+    def blocks(self, index: int) -> Blocks:
+        """The packed text with that index, and its roots."""
         config, starts, spans = self._config, [], []
         tokens: list[int] = []
-        for document in self.documents(number):
+        for document in self.documents(index):
             start = len(tokens)
             starts.append(start)
             tokens += document.tokens
             spans += [(a + start, b + start) for a, b in document.spans]
-        generator = torch.Generator().manual_seed(_seed(config.seed, "roots", number))
+        generator = torch.Generator().manual_seed(_seed(config.seed, "roots", index))
         roots, ends = choose(spans, config.roots, generator)
         return Blocks(torch.tensor(tokens), tuple(starts), roots, ends, config.block_size, config.trained_rows)
 
     def texts_per_epoch(self) -> int:
-        """Packed texts in the first epoch; the others differ by a few."""
+        """The number of packed texts in the first epoch; other epochs may differ by a few."""
         self.documents(0)
         return len(self._epochs[0])
 
     def _pack(self, epoch: int) -> list[list[int]]:
-        """Fill texts with documents in a shuffled order, each into the text at hand or else into the next."""
+        """Distribute shuffled documents over texts: each goes into the current text if it fits, otherwise a new one."""
         order = list(range(len(self._documents)))
         random.Random(_seed(self._config.seed, "order", epoch)).shuffle(order)
         texts: list[list[int]] = [[]]
-        room = self._config.sequence_length
+        free = self._config.sequence_length
         for n in order:
             length = len(self._documents[n].tokens)
-            if length > room:
+            if length > free:
                 texts.append([])
-                room = self._config.sequence_length
+                free = self._config.sequence_length
             texts[-1].append(n)
-            room -= length
+            free -= length
         return texts
 
 

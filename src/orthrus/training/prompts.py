@@ -1,4 +1,4 @@
-"""Prompts for distillation: read, told apart from each other, and from benchmarks."""
+"""Prompts for distillation: reading, deduplication, and n-grams to exclude benchmark prompts."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from typing import Any
 from orthrus import prompt_files
 from orthrus.training.chat import Message
 
-SHARED_WORDS = 13
+NGRAM_WORDS = 13
+"""Consecutive words that a prompt may not share with an excluded text."""
+
 ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A record to be answered: its id, and all its turns but the assistant's."""
+    """A record to answer: its id and its turns, without those of the assistant."""
 
     id: str
     messages: list[Message]
 
 
 def conversations_in(data: bytes, where: str) -> list[Conversation]:
-    """The records of a JSONL text, assistant turns left out (the backbone answers itself). Raises ValueError."""
-    found = []
+    """The records of a JSONL text, without assistant turns (the backbone writes the answers). Raises ValueError."""
+    conversations = []
     for number, record in prompt_files.lines(data, where):
         messages = prompt_files.messages_of(record, f"{where}, line {number}")
-        strange = next((message["role"] for message in messages if message["role"] not in ROLES), None)
-        if strange is not None:
-            raise ValueError(f"{where}, line {number}: the role {strange!r} is unknown; roles: {', '.join(ROLES)}")
+        unknown = next((message["role"] for message in messages if message["role"] not in ROLES), None)
+        if unknown is not None:
+            raise ValueError(f"{where}, line {number}: the role {unknown!r} is unknown; roles: {', '.join(ROLES)}")
         identity = record.get("id")
-        found.append(
+        conversations.append(
             Conversation(
                 str(identity) if isinstance(identity, str | int) else f"line-{number}",
                 [message for message in messages if message["role"] != "assistant"],
             )
         )
-    if not found:
+    if not conversations:
         raise ValueError(f"{where}: no records in it")
-    return found
+    return conversations
 
 
-def word_runs(text: str, size: int = SHARED_WORDS) -> set[tuple[str, ...]]:
-    """All runs of `size` words in a row, case and punctuation aside."""
+def word_runs(text: str, size: int = NGRAM_WORDS) -> set[tuple[str, ...]]:
+    """All n-grams of `size` consecutive words, in lower case and without punctuation."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
 
@@ -65,5 +67,5 @@ def digest(value: Any) -> str:
 
 
 def fingerprint(messages: list[Message]) -> str:
-    """The same for the same questions, white space and case aside; the assistant's turns do not count."""
+    """A digest of the user turns that ignores white space and case; other turns are not part of it."""
     return digest([" ".join(m["content"].lower().split()) for m in messages if m["role"] == "user"])

@@ -1,4 +1,4 @@
-"""Directories of distilled records: shards of JSONL under a manifest that knows their sha256."""
+"""Directories of distilled records: JSONL shards and a manifest with their sha256."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MANIFEST = "manifest.json"
 
 
 class DamagedShardError(ValueError):
-    """A shard is missing, or its bytes are not those the manifest promises."""
+    """A shard is missing, or its sha256 is not that of the manifest."""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a directory of shards. Raises ValueError where there is none, or a damaged one."""
+    """Read the manifest of a directory of shards. Raises ValueError where it is missing or damaged."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise ValueError("`settings` or `backbone` is wrong")  # noqa: TRY004, TRY301
         for entry in shards:
             if Path(entry["file"]).name != entry["file"] or not isinstance(entry["sha256"], str):
-                raise ValueError(f"the shard {entry['file']!r} is no file beside it")  # noqa: TRY301
+                raise ValueError(f"the shard {entry['file']!r} is not a plain file name")  # noqa: TRY301
     except FileNotFoundError:
         raise ValueError(f"{directory}: no {MANIFEST} here; `orthrus distill --output` writes one") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -37,7 +37,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def unfinished(manifest: dict[str, Any]) -> tuple[int, int] | None:
-    """Of how many prompts a run has written shards, and how many it was to; None where it is complete."""
+    """The prompts whose shards are written, and the prompts of the whole run; None where the run is complete."""
     size, count = (manifest["settings"].get(name) for name in ("shard_size", "count"))
     if not isinstance(size, int) or not isinstance(count, int):
         return None
@@ -46,7 +46,7 @@ def unfinished(manifest: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of one shard. Raises DamagedShardError."""
+    """Read the records of one shard. Raises DamagedShardError."""
     path = directory / entry["file"]
     try:
         data = path.read_bytes()
@@ -54,7 +54,7 @@ def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
         data = b""
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise DamagedShardError(
-            f"{path}: missing or damaged (its sha256 is not the manifest's); run the same `orthrus distill` again: it"
-            " writes it anew"
+            f"{path}: missing or damaged (its sha256 differs from the manifest); run the same `orthrus distill` again"
+            " to rewrite it"
         )
     return [record for _, record in prompt_files.lines(data, str(path))]

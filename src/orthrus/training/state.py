@@ -1,4 +1,4 @@
-"""What a run needs to go on as if nothing had happened: one file, written atomically, weights and counters together."""
+"""The state of a training run, from which it resumes: weights, moments and counters in one file, written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW, counters: dict[str, Any]) -> None:
-    """Write masters, moments and counters. Raises OSError with the older state intact."""
+    """Write fp32 masters, moments and counters. Raises OSError and leaves the older state intact."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[name] = parameter.detach()
@@ -29,7 +29,7 @@ def save(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW,
 
 
 def restore(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW) -> dict[str, Any] | None:
-    """Put a saved state back and return its counters; None where nothing was saved. Raises ValueError if damaged."""
+    """Load a saved state; return its counters, or None where there is none. Raises ValueError where it is damaged."""
     path = directory / STATE
     if not path.exists():
         return None
@@ -41,7 +41,7 @@ def restore(directory: Path, parameters: dict[str, nn.Parameter], optimiser: Ada
                 optimiser.state[parameter] = {m: stored.get_tensor(f"{name}/{m}").clone() for m in MOMENTS}
     except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: cannot be read as the state of this run ({error}); start anew in another directory, with"
+            f"{path}: cannot be read as the state of this run ({error}); start again in another directory, with"
             " --warm-start from the best adapter of this one"
         ) from error
     return counters

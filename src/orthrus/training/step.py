@@ -1,9 +1,9 @@
-"""One training step's loss and gradients: the diffusion view against the AR view of the same frozen backbone.
+"""Loss and gradients of a training step: the AR view of the frozen backbone teaches the diffusion view.
 
-The frozen pass runs once over the packed text and gives every layer's keys and values and the teacher's hidden states.
-The diffusion rows of all blocks then run together, each seeing AR keys of its document strictly before its root and its
-own block (arXiv 2605.12825, section 3). Only the view's own projections and norms have gradients; vocabulary rows exist
-in chunks only.
+The frozen pass runs once over the packed text and returns the keys and values of every layer and the hidden states of
+the teacher. Then the rows of all blocks run in one diffusion pass; each row attends to the AR keys of its document
+strictly before its root, and to its own block (arXiv 2605.12825, section 3). Only the projections and norms of the
+diffusion view have gradients. Logits are computed in chunks of rows.
 
 Shapes: T tokens of the packed text, S roots, K block, N = S * K rows; the rest as in `orthrus.config`.
 """
@@ -29,8 +29,11 @@ from orthrus.training.vocabulary import VocabularyLoss
 
 @dataclass(frozen=True)
 class Outcome:
-    """The loss per trained row (nats; the mean, weighted by offset), and by offset [M]: rows, and how many agreed with
-    the teacher."""
+    """The result of a step.
+
+    loss: nats per trained row, the mean weighted by offset. rows_M: trained rows per offset. agreed_M: those of them
+    whose argmax equals that of the teacher.
+    """
 
     loss: Tensor
     rows_M: Tensor
@@ -38,16 +41,16 @@ class Outcome:
 
     @property
     def rows(self) -> int:
-        """Supervised rows."""
+        """The number of supervised rows."""
         return int(self.rows_M.sum())
 
 
 def step(
     decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None = None, *, decay: float = 1.0
 ) -> Outcome:
-    """Loss of an unprepared decoder, with gradients towards those of its parameters that require them.
+    """The loss of an unprepared decoder, differentiable with respect to its parameters that require gradients.
 
-    `ops` are the fastest there are where None. A row counts `decay` times as much as the one before it in its block.
+    `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
     with torch.no_grad():
@@ -119,7 +122,7 @@ def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor,
 def _project(
     decoder: Decoder, view: View, normed: Tensor, rope: tuple[Tensor, Tensor], ops: Ops
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q [N, H, E], k and v [N, G, E] of rows, normed and rotated."""
+    """q [N, H, E], k and v [N, G, E]; q and k are normed and rotated."""
     config = decoder.config
     qkv = view.qkv(normed).view(len(normed), -1, config.head_dim)
     q, k, v = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)

@@ -1,7 +1,7 @@
-"""The training loop: steps, validation by real decoding, the best adapter, and a state to go on from.
+"""The training loop: steps, validation by actual decoding, the best adapter, and a state to resume from.
 
-Everything that a step depends on follows from its number, the seed and the saved state, so that a run that was killed
-and resumed ends with the same bits as one that was not.
+A step depends only on its number, the seed and the saved state, so a run that is killed and resumed produces the same
+bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from orthrus.training.packing import Packing
 from orthrus.training.step import step
 from orthrus.training.world import World
 
-EXPLODED = 10.0
-"""A loss this many times the lowest so far is taken for an explosion."""
+EXPLOSION_FACTOR = 10.0
+"""A loss that exceeds the lowest so far by this factor stops the run."""
 RUN = "run.json"
 
 
 class TrainingFailedError(RuntimeError):
-    """The loss was no number, or exploded; the batch that did it was saved."""
+    """Training cannot continue: the loss or gradient is not finite, the loss exploded, or a frozen weight changed."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What real decoding of the held-out prompts gave: A, tokens per pass, and the share accepted at each offset."""
+    """The result of decoding the held-out prompts: A, tokens per pass, and the acceptance rate per offset."""
 
     acceptance_length: float
     tpf: float
@@ -52,7 +52,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Progress:
-    """One optimiser step: loss in nats per row, weighted by offset; agreement by offset with the teacher; rows."""
+    """One optimiser step: loss in nats per row, weighted by offset; agreement with the teacher by offset; rows."""
 
     step: int
     loss: float
@@ -69,10 +69,10 @@ Validate = Callable[[], Validation]
 
 
 class Trainer:
-    """Trains the diffusion view of an unprepared checkpoint in place, writing into `directory`.
+    """Trains the diffusion view of an unprepared checkpoint in place and writes its results into `directory`.
 
-    Left there: `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, and the adapters
-    `best/` (by A) and `last/`.
+    These are `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, and the adapters
+    `best/` (highest A) and `last/`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Trainer:
         self.checkpoint, self.config, self.directory = checkpoint, config, directory
         self._corpus, self._validate, self._world = corpus, validate, world or World()
         if config.sequences % self._world.size:
-            raise ValueError(f"sequences {config.sequences} cannot be shared by {self._world.size} processes alike")
+            raise ValueError(f"sequences must be a multiple of {self._world.size} processes, not {config.sequences}")
         self._objective = objectives.load(config.objective)
         self._packing = Packing(corpus.documents, config)
         self._parameters = trainable(checkpoint.decoder)
@@ -93,17 +93,18 @@ class Trainer:
         self._stop = False
         self.done = self.rows_total = 0
         self.best: float | None = None
-        self._calm: float | None = None
+        self._lowest_loss: float | None = None
         self._metrics = Metrics(directory, writes=self._world.rank == 0)
         self._open()
 
     def stop(self) -> None:
-        """Finish the step at hand, save, and end."""
+        """Request the run to end after the current step, with its state saved."""
         self._stop = True
 
     def run(self) -> Iterator[Progress]:
-        """All steps that remain. Raises TrainingFailedError; leaves the state saved however it ends."""
-        while self.done < self.config.steps and not self._world.any(flag=self._stop):  # signals come at different steps
+        """Run the remaining steps and save the state. Raises TrainingFailedError; the last saved state stays intact."""
+        # every process asks all others at each step, since signals reach them at different steps
+        while self.done < self.config.steps and not self._world.any(flag=self._stop):
             progress = self._step()
             last = self.done == self.config.steps
             if last or self.done % self.config.validate_every == 0:
@@ -116,10 +117,11 @@ class Trainer:
         self._metrics.close()
 
     def save(self) -> None:
-        """Write the state, and the adapter as it is."""
+        """Write the state and the current adapter."""
         self._metrics.flush()
         if self._world.rank == 0 and self.done:
-            counters = {"done": self.done, "rows_total": self.rows_total, "best": self.best, "calm": self._calm}
+            counters = {"done": self.done, "rows_total": self.rows_total, "best": self.best}
+            counters["calm"] = self._lowest_loss  # the name in state files of earlier versions
             state.save(self.directory, self._parameters, self._optimiser, counters)
             self._save_adapter("last")
 
@@ -144,7 +146,7 @@ class Trainer:
         self._optimiser.step()
         self.done += 1
         self.rows_total += int(rows_M.sum())
-        self._calm = min(self._calm or math.inf, float(loss))
+        self._lowest_loss = min(self._lowest_loss or math.inf, float(loss))
         return Progress(
             self.done, float(loss), rate, float(norm), int(rows_M.sum()), self.rows_total,
             (agreed_M / rows_M.clamp(min=1)).tolist(), perf_counter() - start,
@@ -153,7 +155,7 @@ class Trainer:
     def _check(self, loss: Tensor, blocks: Blocks) -> None:
         if not torch.isfinite(loss):
             self._fail(f"the loss is {float(loss)} at step {self.done + 1}", blocks)
-        if self._calm is not None and float(loss) > EXPLODED * max(self._calm, 0.1):
+        if self._lowest_loss is not None and float(loss) > EXPLOSION_FACTOR * max(self._lowest_loss, 0.1):
             self._fail(f"the loss exploded to {float(loss):.3g} at step {self.done + 1}", blocks)
 
     def _fail(self, what: str, blocks: Blocks) -> None:
@@ -167,20 +169,20 @@ class Trainer:
         )
 
     def _validated(self) -> Validation:
-        """Decode the held-out prompts; keep the adapter where it is the best so far."""
+        """Decode the held-out prompts; save the adapter if it is the best so far."""
         if frozen_digest(self.checkpoint.decoder) != self._frozen:
-            raise TrainingFailedError("a frozen weight of the backbone has changed, which is a defect of the trainer")
-        found = self._validate()
-        if self.best is None or found.acceptance_length > self.best:
-            self.best = found.acceptance_length
-            self._save_adapter("best", found)
-        return found
+            raise TrainingFailedError("a frozen weight of the backbone has changed; this is a bug in the trainer")
+        validation = self._validate()
+        if self.best is None or validation.acceptance_length > self.best:
+            self.best = validation.acceptance_length
+            self._save_adapter("best", validation)
+        return validation
 
-    def _save_adapter(self, name: str, found: Validation | None = None) -> None:
+    def _save_adapter(self, name: str, validation: Validation | None = None) -> None:
         if self._world.rank == 0:
             provenance = {**self._description(), "step": self.done, "supervised_rows": self.rows_total}
-            if found is not None:
-                provenance["validation"] = asdict(found)
+            if validation is not None:
+                provenance["validation"] = asdict(validation)
             export_adapter(self.checkpoint, self.directory / name, provenance)
 
     def _description(self) -> dict[str, Any]:
@@ -197,32 +199,34 @@ class Trainer:
         }  # fmt: skip
 
     def _open(self) -> None:
-        """Begin in an empty directory, or go on where the same run was left."""
+        """Start in an empty directory or resume the run of this one. Raises ValueError if its settings differ."""
         description, path = self._description(), self.directory / RUN
         if path.exists():
             before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(description)
             changed = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in now if before.get(k) != now[k]]
             if changed:
-                raise ValueError(f"{path}: begun differently ({'; '.join(changed)}); use another --output")
+                raise ValueError(
+                    f"{path}: the run was started with other settings ({'; '.join(changed)}); use another --output"
+                )
             counters = state.restore(self.directory, self._parameters, self._optimiser)
             if counters is not None:
                 self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
-                self._calm = counters["calm"]
+                self._lowest_loss = counters["calm"]
         elif self._world.rank == 0:
             write_atomically(self.directory, {RUN: lambda staged: save_json(staged, description)})
         self._metrics.truncate(self.done)
 
 
 def trainable(decoder: Decoder) -> dict[str, nn.Parameter]:
-    """Make the diffusion view alone learn, in fp32 masters; its parameters by name."""
-    found = {}
+    """Enable gradients for the diffusion view alone, convert it to fp32 masters, and return its parameters by name."""
+    parameters = {}
     for name, parameter in decoder.named_parameters():
-        learns = ".diffusion." in name
-        parameter.requires_grad_(learns)
-        if learns:
+        trained = ".diffusion." in name
+        parameter.requires_grad_(trained)
+        if trained:
             parameter.data = parameter.data.float()
-            found[name] = parameter
-    return found
+            parameters[name] = parameter
+    return parameters
 
 
 def frozen_digest(decoder: Decoder) -> str:
@@ -232,7 +236,7 @@ def frozen_digest(decoder: Decoder) -> str:
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step: a linear rise, then half a cosine down to `final_rate` of the peak."""
+    """The learning rate of a step: linear warm-up, then cosine decay to `final_rate` times the peak."""
     warm = config.warmup * config.steps
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
@@ -242,8 +246,8 @@ def rate_at(step: int, config: TrainConfig) -> float:
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested record with dotted names."""
-    found = {}
+    """A nested dict flattened to dotted keys."""
+    flat = {}
     for key, value in content.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return found
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

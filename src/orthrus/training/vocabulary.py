@@ -1,4 +1,4 @@
-"""The loss over the vocabulary, and its gradient, in chunks: no tensor of rows x vocabulary is ever stored."""
+"""The loss over the vocabulary and its gradient, in chunks: no tensor of shape rows x vocabulary is allocated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_POSITIONS = 64
-"""Distinct targets whose teacher logits exist at once; up to K rows share each."""
+"""Distinct targets per chunk of teacher logits; up to K rows share a target."""
 SLICE_ROWS = 16
-"""Rows whose vocabulary is worked on at once: few enough to stay in the caches."""
+"""Student rows per call of the objective: few enough that their logits stay in the CPU caches."""
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """The mean objective over rows by their weights, and its gradient towards their hidden states, without storing
-    rows x vocabulary."""
+    """The weighted mean of the objective over rows, and its gradient with respect to their hidden states."""
 
     @staticmethod
     def forward(
@@ -31,7 +30,7 @@ class VocabularyLoss(torch.autograd.Function):
         tokens_T: Tensor,
         objective: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Rows that share a target go together, so that the teacher speaks once for each."""
+        """Loss, and which rows agree with the teacher. Rows are sorted by target: each target needs one teacher row."""
         order_N = targets_N.argsort(stable=True)
         distinct_P, which_N = targets_N[order_N].unique_consecutive(return_inverse=True)
         losses, agreed = hidden_ND.new_empty(len(order_N), dtype=torch.float32), order_N.new_empty(len(order_N)).bool()
@@ -39,15 +38,15 @@ class VocabularyLoss(torch.autograd.Function):
         for first in range(0, len(distinct_P), CHUNK_POSITIONS):
             last = min(first + CHUNK_POSITIONS, len(distinct_P))
             teacher_PV = F.linear(teacher_TD[distinct_P[first:last] - 1], head_VD)
-            said_P = teacher_PV.argmax(-1)
+            teacher_top1_P = teacher_PV.argmax(-1)
             here = slice(*(int(torch.searchsorted(which_N, edge)) for edge in (first, last)))
             student_NV = F.linear(hidden_ND[order_N[here]], head_VD)
             for part in range(0, len(student_NV), SLICE_ROWS):
                 student = student_NV[part : part + SLICE_ROWS]
                 rows = order_N[here.start + part :][: len(student)]
-                of_teacher = which_N[here.start + part :][: len(student)] - first
-                agreed[rows] = student.gather(-1, said_P[of_teacher, None])[:, 0] == student.amax(-1)
-                losses[rows], gradient = objective(student, teacher_PV[of_teacher], tokens_T[targets_N[rows]])
+                teacher_rows = which_N[here.start + part :][: len(student)] - first
+                agreed[rows] = student.gather(-1, teacher_top1_P[teacher_rows, None])[:, 0] == student.amax(-1)
+                losses[rows], gradient = objective(student, teacher_PV[teacher_rows], tokens_T[targets_N[rows]])
                 if gradient is not student:
                     student.copy_(gradient)
             gradient_ND[order_N[here]] = student_NV @ head_VD
@@ -59,6 +58,6 @@ class VocabularyLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _grad_agreed: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient towards the hidden states alone."""
+        """The gradient with respect to the hidden states; all other inputs are constants."""
         (gradient_ND,) = ctx.saved_tensors
         return gradient_ND * grad_loss, *(None,) * 6

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun started."""
+"""The processes of a training run: a single one, or those that torchrun started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 
 class World:
-    """Rank and size, and the few things that processes do together."""
+    """Rank, world size, and the collective operations of a run."""
 
     def __init__(self) -> None:
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -20,7 +20,7 @@ class World:
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every process gets the sum of all gradients."""
+        """All-reduce the gradients: every process gets their sum."""
         if self.size > 1:
             for parameter in parameters:
                 assert parameter.grad is not None
@@ -33,7 +33,7 @@ class World:
         return values
 
     def any(self, *, flag: bool) -> bool:
-        """Whether it is set in some process: what all of them must then do alike."""
+        """Whether the flag is set in any process; the answer is the same in all of them."""
         device = "cuda" if self.size > 1 and dist.get_backend() == "nccl" else "cpu"
         return bool(self.sum(torch.tensor(float(flag), device=device)))
 
@@ -41,17 +41,17 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Leave the group: together after a clean end, at once after a failure, since nobody may come to meet it."""
+        """Leave the process group, after a barrier if all went well; after a failure a barrier might never return."""
         if self.size > 1:
             if kind is None:
                 dist.barrier()
             dist.destroy_process_group()
 
     def end(self, code: int) -> None:
-        """End one of several processes here, everything being saved.
+        """Exit a process of a multi-process run without shutting down the interpreter; call it once all is saved.
 
-        Threads of gloo may still hold tensors; letting go of one while the interpreter shuts down aborts the process
-        (github.com/pytorch/pytorch/pull/179291), so that it never comes to that.
+        Threads of gloo may still hold tensors, and releasing one during interpreter shutdown aborts the process
+        (github.com/pytorch/pytorch/pull/179291).
         """
         if self.size > 1:
             sys.stdout.flush()

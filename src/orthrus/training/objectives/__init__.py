@@ -1,7 +1,7 @@
-"""Objectives, one file each: what a diffusion row should say, given what the AR view says at its target.
+"""Training objectives, one file each: the loss of a diffusion row against the AR view at the same target.
 
-An objective maps student logits and the teacher's to the gradient of the loss and the loss itself, for a chunk of rows;
-the vocabulary is never stored for more rows than one chunk.
+An objective maps student and teacher logits of a chunk of rows to losses and their gradients, so logits are allocated
+for one chunk at a time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Objective(Protocol):
 
 
 def names() -> list[str]:
-    """The objectives there are, by listing this folder."""
+    """All objectives, from the files of this folder."""
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> Objective:
-    """The objective of that name. Raises ValueError with the list where there is none."""
+    """Load an objective by name. Raises ValueError with the list of names where there is none of that name."""
     if name not in names():
         raise ValueError(f"there is no objective {name!r}; objectives: {', '.join(names())}")
-    found: Objective = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").loss_and_gradient
-    return found
+    objective: Objective = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").loss_and_gradient
+    return objective

@@ -1,4 +1,4 @@
-"""Cross-entropy on the tokens of the text (the later official trainer's choice)."""
+"""Cross-entropy on the tokens of the text (the objective of the later official trainer)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orthrus.training.ops import Ops
 
 
 def loss_and_gradient(student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
-    """-log q(target) per row, and q - onehot(target)."""
+    """-log q(target) per row, and its gradient q - onehot(target)."""
     del teacher_NV, ops
     log_q = student_NV.float().log_softmax(-1)
     losses_N = -log_q.gather(-1, targets_N[:, None]).squeeze(-1)

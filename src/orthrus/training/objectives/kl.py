@@ -1,4 +1,4 @@
-"""Forward KL(p_AR || p_diffusion) over the full vocabulary (arXiv 2605.12825, the paper's recipe)."""
+"""Forward KL(p_AR || p_diffusion) over the full vocabulary (the recipe of arXiv 2605.12825)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from orthrus.training.ops import Ops
 
 
 def loss_and_gradient(student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
-    """Sum over v of p (log p - log q) per row, and q - p."""
+    """Sum over v of p (log p - log q) per row, and its gradient q - p."""
     del targets_N
     return ops.forward_kl(student_NV, teacher_NV)
