@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first used, so that `import orthrus` costs nothing."""
+    """Import public names on first use, so that `import orthrus` is fast."""
     if name not in _HOMES:
         raise AttributeError(f"module 'orthrus' has no attribute {name!r}")
     import importlib
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Public names, those included that are not imported yet."""
+    """All public names, including those that are not imported yet."""
     return sorted({*globals(), *_HOMES})

@@ -1,4 +1,4 @@
-"""The records that pass between rooms: frozen, and validated where they are made.
+"""Configuration records shared by all packages: frozen dataclasses that validate themselves on construction.
 
 Shape letters used everywhere: B sequences, R rows in a pass, T cached tokens, K block, V vocabulary, H query heads,
 G key/value heads, E head dimension, L layers, D hidden.
@@ -11,15 +11,15 @@ from math import isfinite
 
 MAX_SEED = 2**64
 GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: logits divided by them leave the range in which float32 tells tokens apart."""
+"""Temperatures below this are greedy: logits divided by them exceed the precision of float32."""
 MAX_BIAS = 1e6
 KEY_BLOCK = 512
-"""Keys are allocated and attended in multiples of this; a block that is masked whole changes no bit of the result."""
+"""Keys are allocated and attended to in chunks of this size; a fully masked chunk does not change the result."""
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary frequencies, already initialised: E/2 `inverse_frequencies`; `scaling` multiplies cosine and sine."""
+    """Initialised rotary frequencies: E/2 `inverse_frequencies`; `scaling` multiplies cosine and sine."""
 
     inverse_frequencies: tuple[float, ...]
     scaling: float = 1.0
@@ -27,7 +27,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """All that the decoder needs to know of a backbone. Families make it from their Hugging Face config."""
+    """The config of a decoder; a family translates its Hugging Face config into this record."""
 
     family: str
     vocab_size: int
@@ -58,7 +58,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The diffusion view of a checkpoint: K, the mask token, and how many rows of a block were trained."""
+    """The config of a diffusion view: K, the mask token, and how many rows of a block were trained."""
 
     block_size: int
     mask_token_id: int
@@ -75,11 +75,11 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the AR view's token is chosen from its logits. Temperature 0 is greedy, and so is one below 1e-5.
+    """How the token of the AR view is chosen from its logits. Temperatures below 1e-5, 0 included, are greedy.
 
-    Order of effects: repetition, presence and frequency penalties, logit bias, minimum length; then temperature, top-k,
-    top-p, min-p; then Gumbel noise addressed by (seed, sample index, position). Penalties count the prompt for
-    `repetition_penalty` and the generated tokens alone for the other two, as vLLM and the OpenAI API do.
+    Processing order: repetition, presence and frequency penalties, logit bias, minimum length; then temperature, top-k,
+    top-p, min-p; then Gumbel noise addressed by (seed, sample index, position). `repetition_penalty` counts
+    prompt and generated tokens; the other two count generated tokens only, as in vLLM and the OpenAI API.
     """
 
     temperature: float = 0.0
@@ -116,23 +116,23 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the token is an argmax."""
+        """Whether the token is the argmax of the processed logits."""
         return self.temperature < GREEDY_BELOW
 
     @property
     def penalised(self) -> bool:
-        """Whether the logits depend on the tokens before them beyond the model itself."""
+        """Whether penalties make the processed logits depend on earlier tokens."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     @property
     def plain(self) -> bool:
-        """Whether the target is the argmax of the untouched logits."""
+        """Whether the token is the argmax of the unprocessed logits."""
         return self.greedy and not self.penalised and not self.logit_bias and self.min_new_tokens == 0
 
 
 @dataclass(frozen=True)
 class StopConditions:
-    """When a sequence ends. The end token is part of the tokens; a stop string is cut from the text."""
+    """When a sequence ends. An end token is kept in the tokens; a stop string is removed from the text."""
 
     max_new_tokens: int = 256
     stop_token_ids: frozenset[int] = field(default_factory=frozenset)
@@ -147,9 +147,9 @@ class StopConditions:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """Which cycle runs, under which rule, and how wide: `width` rows per diffusion block, the block size where None.
+    """The cycle, its verification rule, and `width`, the rows per diffusion block (None: the block size).
 
-    `candidates` limits the blocks of a one-pass cycle, which has one for every accept count otherwise.
+    `candidates` limits the number of blocks of a one-pass cycle (None: one per possible accept count).
     """
 
     cycle: str = "auto"
@@ -164,14 +164,14 @@ class DecodingConfig:
         if self.width is not None and self.width < 2:
             raise ValueError(f"width must be at least 2 (a root and one mask), not {self.width}")
         if self.candidates is not None and (self.candidates < 1 or self.cycle != "one-pass"):
-            raise ValueError(f"candidates must be at least 1, in one-pass cycles only, not {self.candidates}")
+            raise ValueError(f"candidates must be at least 1, and only with cycle one-pass, not {self.candidates}")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """How the backbone answers, and asks: temperature 0 is greedy; lengths in tokens.
+    """How the backbone generates answers and user turns. Temperature 0 is greedy; lengths are in tokens.
 
-    `topics` are words that its own user turns begin with, taken in turn.
+    `topics` are the first words of self-written user turns, used round-robin.
     """
 
     temperature: float = 0.0
@@ -199,11 +199,12 @@ class DistillConfig:
 class TrainConfig:
     """How a diffusion view is trained.
 
-    block_size is K; the last row of a block is trained too where `trained_rows` equals it. sequence_length: tokens of
-    a packed text; roots: blocks in each; sequences: packed texts per optimiser step, over all processes. The rate
-    rises over `warmup` (a share of all steps) and falls by a cosine to `final_rate` times its peak. Each row of a
-    block counts `offset_decay` times as much as the one before it: a draft is of use only where all before it are
-    right. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are never trained on.
+    block_size: K; if `trained_rows` equals it, the last row of a block is trained too. sequence_length: tokens of a
+    packed text. roots: blocks per packed text. sequences: packed texts per optimiser step, over all processes. The
+    learning rate rises over `warmup` (a fraction of all steps) and decays by a cosine to `final_rate` times its peak.
+    The loss weight of a row is `offset_decay` times that of the row before it, since a draft is used only if all drafts
+    before it are accepted. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are
+    excluded from training.
     """
 
     block_size: int = 32

@@ -1,4 +1,4 @@
-"""Files written safely, and small derived files kept between runs (digests, parsed headers, compiled kernels)."""
+"""Atomic file writes, and a cache of small derived files (digests, converted configs, compiled kernels, timings)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) -> None:
-    """Write several files of one directory, all or none: each to a temporary name, renamed once all are complete.
+    """Write several files of a directory to temporary names, and rename them once all are complete.
 
-    Raises OSError (disk full, no permission) naming the file, with the old files intact and the temporary ones gone.
+    Raises OSError (disk full, no permission) naming the file; old files stay intact, temporary files are removed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     staged: dict[Path, Path] = {}
@@ -34,7 +34,7 @@ def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) 
                 write(Path(temporary))
                 with Path(temporary).open("rb+") as written:
                     os.fsync(written.fileno())
-            except OSError as error:  # a failed write does not know its file
+            except OSError as error:  # the error of a failed write does not name the file
                 reason = error.strerror or str(error)
                 raise OSError(error.errno, f"{directory / name} could not be written: {reason}") from error
         for temporary_path, final in staged.items():
@@ -46,23 +46,23 @@ def write_atomically(directory: Path, files: dict[str, Callable[[Path], None]]) 
 
 
 def save_json(path: Path, content: object) -> None:
-    """Write one JSON file, readable by people."""
+    """Write one indented JSON file."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_bytes(path: Path, data: bytes) -> None:
-    """Write bytes, as `write_atomically` needs it done."""
+    """Write bytes, for use in `write_atomically`."""
     path.write_bytes(data)
 
 
 def cache_directory() -> Path:
-    """Where small derived files may be kept between runs: $ORTHRUS_CACHE, else $XDG_CACHE_HOME/orthrus."""
+    """The directory of cached files: $ORTHRUS_CACHE, else $XDG_CACHE_HOME/orthrus, else ~/.cache/orthrus."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("ORTHRUS_CACHE") or Path(base) / "orthrus")
 
 
 def processor_name() -> str:
-    """The name of the CPU."""
+    """The model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -71,28 +71,28 @@ def processor_name() -> str:
 
 
 def stamp(*files: Path) -> str:
-    """A name for the state of files, by path, size and time of change."""
+    """A digest of the path, size and modification time of files."""
     states = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def cached_json(
-    name: str, compute: Callable[[], Any], *, read: Callable[[Any], Any] | None = None, anew: bool = False
+    name: str, compute: Callable[[], Any], *, read: Callable[[Any], Any] | None = None, refresh: bool = False
 ) -> Any:
-    """A JSON value computed once, or `anew`, and kept under `name`, as `read` reads it.
+    """A JSON value cached under `name` and parsed by `read`; `refresh` computes it again.
 
-    A cache that cannot be written is no reason to stop; one that is damaged, or of another shape than `read` expects
-    (it raises ValueError, KeyError, TypeError or AttributeError), is said so once and made again.
+    Failures to write the cache are ignored. A cached value that is damaged, or for which `read` raises ValueError,
+    KeyError, TypeError or AttributeError, is logged as a warning and computed again.
     """
     path = cache_directory() / f"{name}.json"
     read = read or (lambda value: value)
     try:
-        if not anew:
+        if not refresh:
             return read(json.loads(path.read_text(encoding="utf-8")))
     except OSError:
         pass
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("%s is damaged (%s: %s); it is made again", path, type(error).__name__, error)
+        log.warning("%s is damaged (%s: %s) and will be computed again", path, type(error).__name__, error)
     value = compute()
     with suppress(OSError):
         write_atomically(path.parent, {path.name: lambda staged: save_json(staged, value)})
@@ -100,7 +100,7 @@ def cached_json(
 
 
 def cached_digest(files: list[Path], compute: Callable[[], str], kind: str = "digest") -> str:
-    """A digest of files, computed once per state of them and `kind` of digest."""
+    """A digest of files, computed once per `kind` and per state of the files."""
     return str(cached_json(f"{kind}-{stamp(*files)}", compute, read=_hex_digest))
 
 
@@ -112,7 +112,7 @@ def _hex_digest(value: Any) -> str:
 
 
 def age_of(name: str) -> float:
-    """Seconds since a value was kept under `name`; infinite where none is."""
+    """Seconds since a value was cached under `name`; infinite if there is none."""
     try:
         return time() - (cache_directory() / f"{name}.json").stat().st_mtime
     except OSError:

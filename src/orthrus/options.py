@@ -1,4 +1,4 @@
-"""The options of `generate`, `stream` and `results`: what there is, of which type, and the records made of them."""
+"""The options of `generate`, `stream` and `results`: names, types, and the config records built from them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orthrus.decoding import cycles, rules
 
 
 class Options(TypedDict, total=False):
-    """All that `generate` and `stream` take besides the prompt; see `SamplingParams` and `StopConditions`.
+    """The options of `generate` and `stream`; see `SamplingParams`, `StopConditions` and `DecodingConfig`.
 
-    None stands for the default of an option.
+    None means the default of an option.
     """
 
     max_new_tokens: int | None
@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """Options as the rooms behind want them, checked in all that can be told without a model."""
+    """Options as config records; everything that can be checked without a model has been checked."""
 
     sampling: SamplingParams
     stop: StopConditions
@@ -57,7 +57,7 @@ class Settings:
 
     @staticmethod
     def of(options: Mapping[str, Any], *, cycle: str = DecodingConfig.cycle) -> Settings:
-        """Check options. `cycle` runs where they name none. Raises ValueError naming the option that is wrong."""
+        """Check options; `cycle` is the default of the option. Raises ValueError naming the option that is wrong."""
         given = _checked(options)
         decoding = DecodingConfig(**{"cycle": cycle, **_part(given, DecodingConfig)})
         cycles.load(decoding.cycle)
@@ -69,13 +69,15 @@ class Settings:
         )
         raw, system, template = given.get("raw", False), given.get("system"), given.get("chat_template_kwargs", {})
         if raw and (system is not None or template):
-            wrong = "system" if system is not None else "chat_template_kwargs"
-            raise ValueError(f"raw leaves the chat template out, so there is no place for {wrong}: drop one of them")
+            conflicting = "system" if system is not None else "chat_template_kwargs"
+            raise ValueError(
+                f"raw leaves the chat template out, so there is no place for {conflicting}: drop one of them"
+            )
         return Settings(SamplingParams(**_part(given, SamplingParams)), stop, decoding, raw, system, template)
 
 
-def whole(value: Any) -> int | None:
-    """An integer of Python, numpy or torch as a plain one; None for all else, truth values and floats included."""
+def as_integer(value: Any) -> int | None:
+    """An integer of Python, numpy or torch as an int; None for all other values, booleans and floats included."""
     if type(value) is int:
         return value
     kind = str(getattr(value, "dtype", type(value).__name__))
@@ -83,33 +85,33 @@ def whole(value: Any) -> int | None:
         return None
     try:
         return operator.index(value)
-    except (TypeError, RuntimeError):  # torch raises the latter, or the former, for a float
+    except (TypeError, RuntimeError):  # torch raises either for a float
         return None
 
 
-def whole_numbers(values: Any) -> list[int] | None:
-    """The same for a list, tuple or set of them, or a one-dimensional array; None where one is none."""
+def as_integers(values: Any) -> list[int] | None:
+    """A list, tuple, set or one-dimensional array of integers as ints; None for all other values."""
     if not isinstance(values, list | tuple | set | frozenset) and len(getattr(values, "shape", ())) != 1:
         return None
-    found = [whole(value) for value in (values if isinstance(values, Iterable) else ())]
-    return [number for number in found if number is not None] if None not in found else None
+    integers = [as_integer(value) for value in (values if isinstance(values, Iterable) else ())]
+    return [number for number in integers if number is not None] if None not in integers else None
 
 
 def check_type(name: str, value: object, kinds: type | tuple[type, ...], expected: str) -> None:
-    """Raises ValueError where a value is of none of the kinds."""
+    """Raise ValueError where a value is not an instance of `kinds`."""
     if not isinstance(value, kinds):
         raise wrong(name, value, expected)
 
 
 def wrong(name: str, value: object, expected: str) -> ValueError:
-    """The error that says which option it is about, what it must be, and what was given."""
+    """The error of an option with a wrong value: its name, what was expected, and the value."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     return ValueError(f"{name} must be {expected}, not {shown} ({type(value).__name__})")
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, as plain values of their types."""
+    """The options that are not None, as plain values of their types."""
     for name in options:
         if name not in KINDS:
             near = difflib.get_close_matches(str(name), KINDS, 1)
@@ -123,9 +125,9 @@ def _part(given: Mapping[str, Any], record: type[SamplingParams] | type[Decoding
 
 
 def _integer(name: str, value: object) -> int:
-    number = whole(value)
+    number = as_integer(value)
     if number is None:
-        raise wrong(name, value, "a whole number")
+        raise wrong(name, value, "an integer")
     return number
 
 
@@ -135,10 +137,10 @@ def _number(name: str, value: object) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} is beyond the numbers of a float") from None
+        raise ValueError(f"{name} is too large for a float") from None
 
 
-def _truth(name: str, value: object) -> bool:
+def _boolean(name: str, value: object) -> bool:
     check_type(name, value, bool, "True or False")
     return bool(value)
 
@@ -149,39 +151,39 @@ def _string(name: str, value: object) -> str:
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:
-    found = (value,) if isinstance(value, str) else value
-    if not isinstance(found, list | tuple | set | frozenset) or not all(isinstance(text, str) for text in found):
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple | set | frozenset) or not all(isinstance(text, str) for text in texts):
         raise wrong(name, value, "a string or a list of strings")
-    return tuple(sorted(found) if isinstance(found, set | frozenset) else found)
+    return tuple(sorted(texts) if isinstance(texts, set | frozenset) else texts)
 
 
 def _token_ids(name: str, value: object) -> list[int]:
-    found = whole_numbers(value)
-    if found is None:
+    token_ids = as_integers(value)
+    if token_ids is None:
         raise wrong(name, value, "a list of token ids")
-    return found
+    return token_ids
 
 
 def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
     expected = "a mapping of token ids to numbers"
     if not isinstance(value, Mapping):
         raise wrong(name, value, expected)
-    found = {}
+    biases = {}
     for key, bias in value.items():
-        token = whole(key)
+        token = as_integer(key)
         if token is None or isinstance(bias, bool) or not isinstance(bias, Real):
             raise wrong(name, {key: bias}, expected)
-        found[token] = _number(name, bias)
-    return tuple(sorted(found.items()))
+        biases[token] = _number(name, bias)
+    return tuple(sorted(biases.items()))
 
 
 def _template(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise wrong(name, value, "a mapping of names to values")
-    taken = [key for key in value if key in RESERVED]
-    if taken:
+    reserved = [key for key in value if key in RESERVED]
+    if reserved:
         raise ValueError(
-            f"{name} may not hold {', '.join(map(repr, taken))}: that is set here, or no variable of a chat template"
+            f"{name} may not hold {', '.join(map(repr, reserved))}: reserved arguments, not variables of the template"
         )
     return dict(value)
 
@@ -191,10 +193,10 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": _integer, "top_p": _number, "min_p": _number, "repetition_penalty": _number,
     "presence_penalty": _number, "frequency_penalty": _number, "logit_bias": _bias, "min_new_tokens": _integer,
     "seed": _integer, "sample_index": _integer, "cycle": _string, "rule": _string, "width": _integer,
-    "candidates": _integer, "batch_size": _integer, "raw": _truth, "system": _string,
+    "candidates": _integer, "batch_size": _integer, "raw": _boolean, "system": _string,
     "chat_template_kwargs": _template,
 }  # fmt: skip
-"""What makes a plain value of each option, or raises ValueError."""
+"""The function that converts each option to a plain value, or raises ValueError."""
 
 RESERVED = frozenset(
     (
@@ -203,4 +205,4 @@ RESERVED = frozenset(
         "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
     )
 )  # fmt: skip
-"""Arguments of `apply_chat_template` and of what it calls: none of them is a variable of the template."""
+"""Arguments of `apply_chat_template` and of the functions it calls; they cannot be variables of a template."""

@@ -1,4 +1,4 @@
-"""JSONL records as people write them: `prompt`, `messages`, or ShareGPT `conversations`. Errors name file and line."""
+"""JSONL prompt files: records with `prompt`, `messages` or ShareGPT `conversations`. Errors name file and line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 
 
 def lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL text with their line numbers; empty lines are passed over. Raises ValueError."""
+    """The objects of a JSONL text with their line numbers; empty lines are skipped. Raises ValueError."""
     for number, line in enumerate(decode_utf8(data, where).split("\n"), 1):
         if line.strip():
             yield number, parse_object(line, f"{where}, line {number}")
 
 
 def decode_utf8(data: bytes, where: str) -> str:
-    """Text. Raises ValueError naming the first byte that is none."""
+    """Decode UTF-8. Raises ValueError naming the first invalid byte."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -25,14 +25,14 @@ def decode_utf8(data: bytes, where: str) -> str:
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming `where` it should have been."""
+    """Parse a JSON object. Raises ValueError that begins with `where`."""
     try:
         value = json.loads(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: half of a surrogate pair, which is no text") from error
-    except (ValueError, RecursionError) as error:  # also nested without end, and integers of too many digits
+        raise ValueError(f"{where}: half of a surrogate pair, which is not valid text") from error
+    except (ValueError, RecursionError) as error:  # includes too deep nesting and integers with too many digits
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: not a JSON object")  # noqa: TRY004
@@ -40,7 +40,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 
 def prompt_of(record: dict[str, Any], where: str) -> Any:
-    """The prompt (a string) or the messages of a record. Raises ValueError naming `where` they are missing."""
+    """The prompt (a string) or the messages of a record. Raises ValueError that begins with `where`."""
     if isinstance(record.get("prompt"), str):
         return record["prompt"]
     for field, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
@@ -49,24 +49,24 @@ def prompt_of(record: dict[str, Any], where: str) -> Any:
             return [_message(turn, role, content, f"{where}, turn {n}") for n, turn in enumerate(turns, 1)]
     raise ValueError(
         f"{where}: needs `prompt` (a string), `messages` (a list of objects with role and content) or `conversations`"
-        f" (ShareGPT: from and value); found {', '.join(sorted(record)) or 'nothing'}"
+        f" (ShareGPT: from and value), but has {', '.join(sorted(record)) or 'no fields'}"
     )
 
 
 def prompts_in(data: bytes, where: str) -> list[Any]:
-    """The prompts of a JSONL text. Raises ValueError naming the line that is wrong, or that there is none."""
-    found = [prompt_of(record, f"{where}, line {number}") for number, record in lines(data, where)]
-    if not found:
+    """The prompts of a JSONL text. Raises ValueError naming the line that is wrong, or where there are no prompts."""
+    prompts = [prompt_of(record, f"{where}, line {number}") for number, record in lines(data, where)]
+    if not prompts:
         raise ValueError(f"{where}: no prompts in it")
-    return found
+    return prompts
 
 
 def messages_of(record: dict[str, Any], where: str) -> list[dict[str, str]]:
-    """The messages of a record; a prompt is the turn of a user. Raises ValueError where none of them has text."""
-    found = prompt_of(record, where)
-    messages = [{"role": "user", "content": found}] if isinstance(found, str) else found
+    """The messages of a record; a prompt becomes a user turn. Raises ValueError where no user turn has text."""
+    prompt = prompt_of(record, where)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
-        raise ValueError(f"{where}: there is no user turn with text in it")
+        raise ValueError(f"{where}: there is no user turn with text")
     return messages
 
 
@@ -76,5 +76,5 @@ def _message(turn: Any, role: str, content: str, where: str) -> dict[str, str]:
     if role == "role":
         return {"role": turn[role], "content": turn[content]}
     if turn[role] not in SHAREGPT_ROLES:
-        raise ValueError(f"{where}: `from` is {turn[role]!r}; known are {', '.join(SHAREGPT_ROLES)}")
+        raise ValueError(f"{where}: `from` is {turn[role]!r}; expected one of {', '.join(SHAREGPT_ROLES)}")
     return {"role": SHAREGPT_ROLES[turn[role]], "content": turn[content]}

@@ -1,4 +1,4 @@
-"""From prompts to token ids and back: strings, chat messages and token ids checked, the template applied, one lock."""
+"""Prompts to token ids and back: checks of prompts, the chat template, and a lock around the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from orthrus.options import Settings, whole, whole_numbers, wrong
+from orthrus.options import Settings, as_integer, as_integers, wrong
 
 T = TypeVar("T")
 Message = Mapping[str, Any]
-"""`role` and `content`, a string or a list of OpenAI's text parts; what else it holds is for the chat template."""
+"""`role` and `content` (a string or a list of OpenAI text parts); the chat template receives all other keys too."""
 Prompt = str | Seq[Message] | Seq[int]
 ROLES = ("system", "user", "assistant", "tool")
 EXPECTED = "a string, a list of messages, or a list of token ids"
 
 
 class Tokenization:
-    """A tokenizer that several threads may use at once.
+    """A thread-safe tokenizer.
 
-    Tokenizers of `transformers` set padding and truncation on a shared object before they encode, which fails in one
-    thread while another encodes; so every call holds a lock.
+    Tokenizers of `transformers` set padding and truncation on a shared object before they encode, which fails while
+    another thread encodes, so every call holds a lock.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer, self._lock = tokenizer, Lock()
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[int, ...]:
-        """Token ids of a prompt: through the chat template where the tokenizer has one, unless `raw`.
+        """Token ids of a prompt, rendered by the chat template unless `raw` is set or the tokenizer has none.
 
-        Raises ValueError where the prompt is none, or where the template refuses it.
+        Raises ValueError where the prompt is invalid or the template rejects it.
         """
-        found = checked_prompt(prompt)
-        if isinstance(found, tuple):
-            return found
+        checked = checked_prompt(prompt)
+        if isinstance(checked, tuple):
+            return checked
         template = self._tokenizer.chat_template
-        if isinstance(found, str) and (settings.raw or not template):
+        if isinstance(checked, str) and (settings.raw or not template):
             if settings.system is not None:
                 raise ValueError("this tokenizer has no chat template, so there is no place for a system message")
             with self._lock:
-                return tuple(self._tokenizer(found).input_ids)
+                return tuple(self._tokenizer(checked).input_ids)
         if settings.raw:
-            raise ValueError("raw continues a text as it is, and messages need the chat template: drop one of them")
+            raise ValueError("raw skips the chat template, but messages need the chat template: drop one of them")
         if not template:
             raise ValueError("messages need a chat template and this tokenizer has none; pass the prompt as a string")
-        if isinstance(found, str):
-            if not found.strip():
+        if isinstance(checked, str):
+            if not checked.strip():
                 raise ValueError("the prompt is empty")
-            found = [{"role": "user", "content": found}]
+            checked = [{"role": "user", "content": checked}]
         if settings.system is not None:
-            found = [{"role": "system", "content": settings.system}, *found]
-        return self._rendered(found, settings)
+            checked = [{"role": "system", "content": settings.system}, *checked]
+        return self._rendered(checked, settings)
 
     def decode(self, tokens: Seq[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """The text of token ids, without special tokens."""
         with self._lock:
             return self._tokenizer.decode(  # type: ignore[return-value]
                 list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -68,45 +68,45 @@ class Tokenization:
                 ids = self._tokenizer.apply_chat_template(
                     messages, add_generation_prompt=True, tokenize=True, return_dict=False, **settings.template
                 )
-            except Exception as error:  # a template is a program of the checkpoint, and may raise anything
+            except Exception as error:  # a template is a program in the checkpoint and may raise anything
                 raise ValueError(f"the chat template cannot render these messages: {error}") from error
         return tuple(ids)
 
 
 def prompts_in(given: Any) -> tuple[list[Prompt], bool]:
-    """The prompts of what `generate` was given, and whether they were a list of prompts rather than one."""
+    """The argument of `generate` as a list of prompts, and whether it was a list of prompts or a single one."""
     if isinstance(given, list | tuple) and (not given or _is_prompt(given[0])):
         return list(given), True
     return [given], False
 
 
 def several(given: Any) -> list[Prompt]:
-    """A list of prompts, from any iterable of them. Raises ValueError where it is a prompt itself, or none."""
+    """Any iterable of prompts as a list. Raises ValueError for a single prompt or another value."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise wrong("prompts", given, "a list of prompts")
     return list(given)
 
 
 def each_named(prompts: Seq[Prompt], make: Callable[[Prompt], T]) -> list[T]:
-    """What `make` makes of every prompt; its ValueError says which of several was wrong."""
-    made = []
+    """Apply `make` to every prompt; a ValueError of it names the index of the prompt."""
+    results = []
     for number, prompt in enumerate(prompts, 1):
         try:
-            made.append(make(prompt))
+            results.append(make(prompt))
         except ValueError as error:
             if len(prompts) == 1:
                 raise
             raise ValueError(f"prompt {number} of {len(prompts)}: {error}") from error
-    return made
+    return results
 
 
 def checked_prompt(prompt: Any) -> str | list[dict[str, Any]] | tuple[int, ...]:
-    """A prompt as a string, messages with plain text in them, or token ids. Raises ValueError where it is none."""
+    """A prompt as a string, as messages with text content, or as token ids. Raises ValueError where it is invalid."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, Mapping):
-        raise ValueError("a message alone is no prompt: put it into a list")  # noqa: TRY004
-    ids = whole_numbers(prompt)
+        raise ValueError("a single message is not a prompt: put it into a list")  # noqa: TRY004
+    ids = as_integers(prompt)
     if ids is not None and not isinstance(prompt, set | frozenset):
         return tuple(ids)
     shape = getattr(prompt, "shape", ())
@@ -116,14 +116,14 @@ def checked_prompt(prompt: Any) -> str | list[dict[str, Any]] | tuple[int, ...]:
         raise wrong("a prompt", prompt, EXPECTED)
     if isinstance(prompt[0], Mapping):
         return [_message(message, f"message {n} of {len(prompt)}") for n, message in enumerate(prompt, 1)]
-    if whole(prompt[0]) is not None:
-        at = next(n for n, token in enumerate(prompt) if whole(token) is None)
-        raise wrong(f"item {at + 1} of a list of token ids", prompt[at], "a whole number")
+    if as_integer(prompt[0]) is not None:
+        at = next(n for n, token in enumerate(prompt) if as_integer(token) is None)
+        raise wrong(f"item {at + 1} of a list of token ids", prompt[at], "an integer")
     raise wrong("a prompt", prompt, EXPECTED)
 
 
 def _is_prompt(item: Any) -> bool:
-    """Whether the first item of a list is a prompt of its own, not the first message or token of one."""
+    """Whether an item of a list is a prompt, rather than a message or token of a single prompt."""
     return isinstance(item, str | list | tuple) or len(getattr(item, "shape", ())) > 0
 
 
@@ -132,8 +132,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise wrong(where, message, "a mapping with `role` and `content`")
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        shown = "has no role" if role is None else f"has the role {role!r}"
-        raise ValueError(f"{where} {shown}; roles: {', '.join(ROLES)}")
+        problem = "has no role" if role is None else f"has the role {role!r}"
+        raise ValueError(f"{where} {problem}; roles: {', '.join(ROLES)}")
     if content is None and role == "assistant" and message.get("tool_calls"):
         return dict(message)
     if content is None:
@@ -142,7 +142,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
 
 
 def _text(content: Any, where: str) -> str:
-    """The text of a message: a string, or OpenAI's text parts joined."""
+    """The text of a message: a string, or the concatenated text parts of the OpenAI format."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
@@ -151,7 +151,7 @@ def _text(content: Any, where: str) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind is not None and kind != "text":
-            raise ValueError(f"{where} has a part of type {kind!r}: only text can be read")
+            raise ValueError(f"{where} has a part of type {kind!r}: only text is supported")
         if kind is None or not isinstance(part.get("text"), str):
             raise wrong(f"a part of {where}", part, 'like {"type": "text", "text": "..."}')
         texts.append(part["text"])

@@ -1,4 +1,4 @@
-"""What the Python face is given: every wrong type is one ValueError that says which, what, and what was expected."""
+"""Arguments of the Python API: a wrong type raises one ValueError with the name, the expected type and the value."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ WRONG = [
     ({"stop_token_ids": 5}, "stop_token_ids must be a list of token ids, not 5 (int)"),
     ({"stop_token_ids": [True]}, "stop_token_ids must be a list of token ids, not [True] (list)"),
     ({"stop_token_ids": [1.0]}, "stop_token_ids must be a list of token ids, not [1.0] (list)"),
-    ({"top_k": "a"}, "top_k must be a whole number, not 'a' (str)"),
-    ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, not 2.5 (float)"),
-    ({"max_new_tokens": 2.0}, "max_new_tokens must be a whole number, not 2.0 (float)"),
-    ({"max_new_tokens": np.float32(2)}, "max_new_tokens must be a whole number"),
-    ({"max_new_tokens": torch.tensor(2.0)}, "max_new_tokens must be a whole number"),
-    ({"max_new_tokens": torch.tensor([2])}, "max_new_tokens must be a whole number"),
+    ({"top_k": "a"}, "top_k must be an integer, not 'a' (str)"),
+    ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer, not 2.5 (float)"),
+    ({"max_new_tokens": 2.0}, "max_new_tokens must be an integer, not 2.0 (float)"),
+    ({"max_new_tokens": np.float32(2)}, "max_new_tokens must be an integer"),
+    ({"max_new_tokens": torch.tensor(2.0)}, "max_new_tokens must be an integer"),
+    ({"max_new_tokens": torch.tensor([2])}, "max_new_tokens must be an integer"),
     ({"temperature": "hot"}, "temperature must be a number, not 'hot' (str)"),
     ({"temperature": True}, "temperature must be a number, not True (bool)"),
-    ({"temperature": 10**400}, "temperature is beyond the numbers of a float"),
-    ({"seed": 1.5}, "seed must be a whole number, not 1.5 (float)"),
-    ({"seed": True}, "seed must be a whole number, not True (bool)"),
-    ({"seed": np.True_}, "seed must be a whole number"),
-    ({"seed": torch.tensor(True)}, "seed must be a whole number"),
+    ({"temperature": 10**400}, "temperature is too large for a float"),
+    ({"seed": 1.5}, "seed must be an integer, not 1.5 (float)"),
+    ({"seed": True}, "seed must be an integer, not True (bool)"),
+    ({"seed": np.True_}, "seed must be an integer"),
+    ({"seed": torch.tensor(True)}, "seed must be an integer"),
     ({"raw": "yes"}, "raw must be True or False, not 'yes' (str)"),
     ({"system": 3}, "system must be a string, not 3 (int)"),
     ({"cycle": 3}, "cycle must be a string, not 3 (int)"),
@@ -61,7 +61,7 @@ WRONG = [
     ({"logit_bias": {1.0: 1.0}}, "logit_bias must be a mapping of token ids to numbers"),
     ({"logit_bias": {tiny.VOCAB: 1.0}}, "the vocabulary ends at 319"),
     ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-    ({"batch_size": "4"}, "batch_size must be a whole number, not '4' (str)"),
+    ({"batch_size": "4"}, "batch_size must be an integer, not '4' (str)"),
     ({"width": 1}, "width must be at least 2"),
     ({"width": 99}, "width 99 is beyond the block size 8"),
     ({"chat_template_kwargs": [1]}, "chat_template_kwargs must be a mapping of names to values, not [1] (list)"),
@@ -75,11 +75,11 @@ BAD_PROMPTS = [
     (5, "a prompt must be a string, a list of messages, or a list of token ids, not 5 (int)"),
     (b"hi", "a prompt must be a string"),
     ({1, 2}, "a prompt must be a string"),
-    (USER, "a message alone is no prompt: put it into a list"),
+    (USER, "a single message is not a prompt: put it into a list"),
     ([None], "a prompt must be a string, a list of messages, or a list of token ids, not [None] (list)"),
-    ([1, "a"], "item 2 of a list of token ids must be a whole number, not 'a' (str)"),
-    ([1, 2.0], "item 2 of a list of token ids must be a whole number, not 2.0 (float)"),
-    ([1, True], "item 2 of a list of token ids must be a whole number, not True (bool)"),
+    ([1, "a"], "item 2 of a list of token ids must be an integer, not 'a' (str)"),
+    ([1, 2.0], "item 2 of a list of token ids must be an integer, not 2.0 (float)"),
+    ([1, True], "item 2 of a list of token ids must be an integer, not True (bool)"),
     ([True], "a prompt must be a string, a list of messages, or a list of token ids, not [True] (list)"),
     ([1.5], "a prompt must be a string"),
     ("  ", "the prompt is empty"),
@@ -96,7 +96,7 @@ BAD_PROMPTS = [
     ([{"role": "alien", "content": "a"}], "message 1 of 1 has the role 'alien'; roles: system, user, assistant, tool"),
     ([{"role": ["user"], "content": "a"}], "message 1 of 1 has the role ['user']"),
     ([{"role": "user", "content": 5}], "the content of message 1 of 1 must be a string or a list of text parts, not 5"),
-    ([{"role": "user", "content": [{"type": "image_url"}]}], "a part of type 'image_url': only text can be read"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "a part of type 'image_url': only text is supported"),
     ([{"role": "user", "content": ["a"]}], "a part of the content of message 1 of 1 must be like"),
     ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "a part of the content of message 1 of 1 must be"),
     ([{"role": "assistant", "content": "a"}], "the chat template cannot render these messages: the user speaks first"),
@@ -111,7 +111,7 @@ BAD_LISTS = [
 
 
 def entries(model):
-    """All three ways in, up to where they check."""
+    """The three methods that take prompts; each checks its arguments when called."""
     return (
         model.generate,
         model.stream,
@@ -165,23 +165,23 @@ def test_every_option_has_a_kind():
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(model):
-    truth = model.generate([5, 6, 7], max_new_tokens=9, temperature=1, seed=3, stop_token_ids=[1], logit_bias={2: -1})
-    found = model.generate(
+    plain = model.generate([5, 6, 7], max_new_tokens=9, temperature=1, seed=3, stop_token_ids=[1], logit_bias={2: -1})
+    result = model.generate(
         [np.int64(5), torch.tensor(6), 7],
         max_new_tokens=np.int32(9), temperature=np.float32(1), seed=torch.tensor(3), stop_token_ids=np.array([1]),
         logit_bias={np.int64(2): np.float64(-1)},
     )  # fmt: skip
-    assert found.tokens == truth.tokens
+    assert result.tokens == plain.tokens
     for ids in (np.array([5, 6, 7]), torch.tensor([5, 6, 7]), (5, 6, 7)):
         assert model.prompt_tokens(ids, {}) == (5, 6, 7)
-    several = model.generate([np.array([5, 6]), torch.tensor([7])], max_new_tokens=3)
-    assert [result.prompt_tokens for result in several] == [2, 1]
+    results = model.generate([np.array([5, 6]), torch.tensor([7])], max_new_tokens=3)
+    assert [result.prompt_tokens for result in results] == [2, 1]
 
 
 def test_content_parts_are_text(model):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]
-    found = model.prompt_tokens([{"role": "user", "content": parts}], {})
-    assert found == model.prompt_tokens([{"role": "user", "content": "a b"}], {})
+    tokens = model.prompt_tokens([{"role": "user", "content": parts}], {})
+    assert tokens == model.prompt_tokens([{"role": "user", "content": "a b"}], {})
     assert model.prompt_tokens([USER, {"role": "assistant", "tool_calls": [1], "content": None}], {})
 
 
@@ -214,7 +214,7 @@ def test_results_go_to_json(model):
     assert set(record) == {"text", "tokens", "finish_reason", "seed", "prompt_tokens", "statistics"}
 
 
-def test_a_model_says_what_it_is(model, tmp_path):
+def test_the_repr_of_a_model_describes_it(model, tmp_path):
     shown = repr(model)
     assert re.fullmatch(
         r"<orthrus\.Model \S+/model: qwen3, 3 layers, hidden size 64, 0\.\d M parameters; float32 on cpu;"
@@ -286,6 +286,6 @@ def test_the_tokenizer_serves_one_thread_at_a_time(model):
         return shared.encode(f"text {n}", raw), shared.encode(f"text {n}", plain), shared.decode([65 + n])
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(work, range(16)))
+        results = list(pool.map(work, range(16)))
     assert max(seen) == 1
-    assert [decoded for _, _, decoded in found] == [model.decode([65 + n]) for n in range(16)]
+    assert [decoded for _, _, decoded in results] == [model.decode([65 + n]) for n in range(16)]

@@ -29,7 +29,7 @@ def test_shipped_tasks_are_whole(name, count):
     assert all(isinstance(p.prompt, str) and p.prompt.strip() for p in prompts)
 
 
-def test_a_limit_takes_of_every_part_alike():
+def test_a_limit_takes_equally_from_all_parts():
     assert set(Counter(p.part for p in tasks.load("spec_bench", 40)).values()) <= {6, 7}
 
 
@@ -40,8 +40,8 @@ def test_a_file_is_a_task(tmp_path):
         + "\n\n"
         + json.dumps({"messages": [{"role": "user", "content": "c"}]})
     )
-    found = tasks.load(str(path))
-    assert [p.prompt for p in found] == ["a\u2028b", [{"role": "user", "content": "c"}]]
+    prompts = tasks.load(str(path))
+    assert [p.prompt for p in prompts] == ["a\u2028b", [{"role": "user", "content": "c"}]]
 
 
 def test_files_of_aime_and_livecodebench_are_tasks(tmp_path):
@@ -52,7 +52,7 @@ def test_files_of_aime_and_livecodebench_are_tasks(tmp_path):
     assert [(p.prompt, p.number) for p in tasks.load(str(path))] == [("Find n.", "204"), ("Sort it.", None)]
 
 
-def test_ledgers_are_as_long_as_they_say_and_hold_the_answer():
+def test_ledgers_have_the_length_of_their_part():
     sizes = {part: [p.prompt for p in tasks.load("long_context") if p.part == part] for part in ("2k", "40k")}
     assert all(80 < len(p.splitlines()) < 95 for p in sizes["2k"])
     assert all(1650 < len(p.splitlines()) < 1700 for p in sizes["40k"])
@@ -89,8 +89,8 @@ def test_acceptance_pools_over_cycles():
         for kept in accepted:
             run.count_cycle("two-pass", 3, kept)
             run.passes, run.generated = run.passes + 2, run.generated + kept + 1
-    found = measure.acceptance("all", runs)
-    assert found.acceptance_length == pytest.approx(6 / 4)
-    assert found.tpf == pytest.approx((7 + 5) / (7 + 3))
-    assert found.by_offset == pytest.approx([3 / 4, 2 / 4, 1 / 4])
-    assert found.interval[0] <= found.acceptance_length <= found.interval[1]
+    pooled = measure.acceptance("all", runs)
+    assert pooled.acceptance_length == pytest.approx(6 / 4)
+    assert pooled.tpf == pytest.approx((7 + 5) / (7 + 3))
+    assert pooled.by_offset == pytest.approx([3 / 4, 2 / 4, 1 / 4])
+    assert pooled.interval[0] <= pooled.acceptance_length <= pooled.interval[1]

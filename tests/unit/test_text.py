@@ -1,4 +1,4 @@
-"""Text as it streams: characters over several tokens, stop strings over token borders."""
+"""Streamed text: characters of several tokens, stop strings across token boundaries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Backbone families: one file each, its name the `model_type` of the Hugging Face config.
+"""Backbone families: one file per family, named after the `model_type` of the Hugging Face config.
 
-A family file has `config(hf) -> DecoderConfig` and nothing else it must have; adding a family is adding a file.
-This module finds them, refuses what none of them supports by name, and maps our tensor names to theirs.
+A family file must define `config(hf) -> DecoderConfig`; adding a family is adding a file. This module lists the
+families, refuses unsupported features of a config by name, and maps our tensor names to those of Hugging Face.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def names() -> list[str]:
-    """The supported families, by listing this folder."""
+    """All supported families, from the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> ModuleType:
-    """The family's module. Raises ValueError with the list of families where there is none of that name."""
+    """Load the module of a family. Raises ValueError with the list of families where there is none of that name."""
     if name not in names():
         raise ValueError(f"model family {name!r} is not supported; supported families: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def decoder_config(hf: Any) -> DecoderConfig:
-    """Translate a Hugging Face config. Raises ValueError naming whatever it asks for that the decoder cannot do."""
+    """Translate a Hugging Face config. Raises ValueError naming a feature that the decoder does not support."""
     family = load(hf.model_type)
     if getattr(hf, "use_sliding_window", False) or any(
         kind != "full_attention" for kind in getattr(hf, "layer_types", None) or ()
@@ -47,7 +47,7 @@ def decoder_config(hf: Any) -> DecoderConfig:
 
 
 def common(hf: Any, **differences: Any) -> DecoderConfig:
-    """What all families share, with a family's own `differences`."""
+    """The fields that all families translate alike, and the fields `differences` of one family."""
     return DecoderConfig(
         family=hf.model_type,
         vocab_size=hf.vocab_size,
@@ -66,10 +66,10 @@ def common(hf: Any, **differences: Any) -> DecoderConfig:
 
 
 def rope(hf: Any) -> RopeConfig:
-    """Rotary frequencies through transformers' own initialisers.
+    """Rotary frequencies from the initialisers of transformers.
 
-    Raises ValueError for types whose frequencies depend on the longest position of a pass: they would make a token's
-    K/V depend on what is decoded after it.
+    Raises ValueError for types whose frequencies depend on the longest position of a pass: with them the K/V of a token
+    would depend on the tokens after it.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -84,12 +84,12 @@ def rope(hf: Any) -> RopeConfig:
             frequencies, scaling = _default_frequencies(_head_dim(hf), parameters["rope_theta"]), 1.0
         else:
             frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
-        found = RopeConfig(tuple(frequencies.tolist()), float(scaling))
+        initialised = RopeConfig(tuple(frequencies.tolist()), float(scaling))
     except Exception as error:
         raise ValueError(f"rope_parameters of type {kind!r} give no frequencies ({error!r})") from error
-    if not all(map(isfinite, (*found.inverse_frequencies, found.scaling))):
+    if not all(map(isfinite, (*initialised.inverse_frequencies, initialised.scaling))):
         raise ValueError(f"rope_parameters of type {kind!r} give frequencies that are NaN or infinite")
-    return found
+    return initialised
 
 
 def _default_frequencies(dim: int, theta: float) -> Any:
@@ -99,9 +99,9 @@ def _default_frequencies(dim: int, theta: float) -> Any:
 
 
 def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...]]:
-    """Our tensor name -> the Hugging Face tensors it is the concatenation of.
+    """Maps each of our tensor names to the Hugging Face tensors that it concatenates.
 
-    `view` "ar" covers the whole backbone, "diffusion" the diffusion view alone, under its published names
+    View "ar" covers the whole backbone; view "diffusion" covers only the diffusion view, under its published names
     (`...q_proj_diff.weight`).
     """
     names: dict[str, tuple[str, ...]] = {}
@@ -131,11 +131,11 @@ def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...
 
 
 def _head_dim(hf: Any) -> int:
-    found = getattr(hf, "head_dim", None)
-    if not found and hf.hidden_size % hf.num_attention_heads:
+    head_dim = getattr(hf, "head_dim", None)
+    if not head_dim and hf.hidden_size % hf.num_attention_heads:
         sizes = f"hidden_size {hf.hidden_size}", f"num_attention_heads {hf.num_attention_heads}"
         raise ValueError(f"without a head_dim, {sizes[0]} must be a multiple of {sizes[1]}")
-    return int(found or hf.hidden_size // hf.num_attention_heads)
+    return int(head_dim or hf.hidden_size // hf.num_attention_heads)
 
 
 def _method(quantization: Any) -> str:

@@ -1,4 +1,4 @@
-"""Llama, and models that use its layout (SmolLM2): no head norms; biases where the config asks for them."""
+"""Llama and models with its layout (SmolLM2): no q/k norms; biases if the config sets them."""
 
 from __future__ import annotations
 

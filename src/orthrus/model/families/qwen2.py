@@ -1,4 +1,4 @@
-"""Qwen2: biases on queries, keys and values, none on the output."""
+"""Qwen2: biases in the q, k and v projections, none in the output projection."""
 
 from __future__ import annotations
 

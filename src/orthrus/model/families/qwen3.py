@@ -1,4 +1,4 @@
-"""Qwen3: a norm on every query and key head; biases only where the config asks for them."""
+"""Qwen3: q/k norms per head; biases only if the config sets them."""
 
 from __future__ import annotations
 
