@@ -123,7 +123,7 @@ class Model:
 
         Raises ValueError when called, before anything is decoded.
         """
-        return _in_order(self._steps(several(prompts), options))
+        return _in_order(self._steps(prompt_list(prompts), options))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Chunk]:
         """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`.
@@ -181,7 +181,7 @@ class Model:
             return Sequence(0, request, self.limits, self.decode).request
 
         config = self.decoding_config(options)
-        return self.run(each_named(prompts, checked), config)
+        return self.run(map_prompts(prompts, checked), config)
 
 
 def result_of(sequence: Sequence) -> Result:

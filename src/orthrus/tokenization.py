@@ -80,14 +80,14 @@ def prompts_in(given: Any) -> tuple[list[Prompt], bool]:
     return [given], False
 
 
-def several(given: Any) -> list[Prompt]:
+def prompt_list(given: Any) -> list[Prompt]:
     """Any iterable of prompts as a list. Raises ValueError for a single prompt or another value."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise wrong("prompts", given, "a list of prompts")
     return list(given)
 
 
-def each_named(prompts: Seq[Prompt], make: Callable[[Prompt], T]) -> list[T]:
+def map_prompts(prompts: Seq[Prompt], make: Callable[[Prompt], T]) -> list[T]:
     """Apply `make` to every prompt; a ValueError of it names the index of the prompt."""
     results = []
     for number, prompt in enumerate(prompts, 1):

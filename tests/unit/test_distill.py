@@ -11,7 +11,7 @@ import tiny
 from orthrus.config import DistillConfig, TrainConfig
 from orthrus.training import chat, data
 from orthrus.training.distill import Distillation, Reply, seed_of
-from orthrus.training.prompts import Conversation, conversations_in, word_runs
+from orthrus.training.prompts import Conversation, conversations_in, word_ngrams
 from orthrus.training.shards import DamagedShardError, read_manifest, read_shard, unfinished
 
 TOKENIZER = tiny.tokenizer(tiny.CHAT)
@@ -105,10 +105,10 @@ def test_progress_counts_prompts(tmp_path, prompts):
     assert reported == sorted(reported)
     assert len(set(reported)) > 4
     assert reported[-1] == 10
-    assert [(shard.prompts, shard.found) for shard in shards] == [(4, False), (8, False), (10, False)]
+    assert [(shard.prompts, shard.existing) for shard in shards] == [(4, False), (8, False), (10, False)]
     (tmp_path / "shard-00001.jsonl").unlink()
     again = list(distillation(tmp_path).run(asked if prompts == "given" else None, 10))
-    assert [shard.found for shard in again] == [True, False, True]
+    assert [shard.existing for shard in again] == [True, False, True]
     assert [shard.entry for shard in again] == [shard.entry for shard in shards]
 
 
@@ -182,7 +182,7 @@ def test_dropped_prompts_are_counted(tmp_path):
         "?",
     ]
     asked = [Conversation(f"r{n}", [{"role": "user", "content": text}]) for n, text in enumerate(prompts)]
-    excluded = word_runs("Zero one two three, four five six seven eight nine ten eleven twelve thirteen fourteen")
+    excluded = word_ngrams("Zero one two three, four five six seven eight nine ten eleven twelve thirteen fourteen")
     run = distillation(tmp_path, lambda q: respond(q, silent=[len(q) - 1]), excluded, shard_size=9)
     (shard,) = run.run(asked, len(asked))
     entry = shard.entry

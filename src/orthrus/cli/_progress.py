@@ -63,9 +63,9 @@ class DistillProgress:
 
     def shard(self, shard: Shard, line: str) -> None:
         """Enter a complete shard; `line` is what to say of one that was written now."""
-        self._found += shard.prompts - self.kept if shard.found else 0
+        self._found += shard.prompts - self.kept if shard.existing else 0
         self._done = self.kept = shard.prompts
-        if not shard.found:
+        if not shard.existing:
             stderr.print(line if stderr.is_terminal else f"{line}; {self}", markup=False, soft_wrap=True)
             self._shown = perf_counter()
         self._show()

@@ -76,7 +76,7 @@ def check(
 ) -> None:
     """All that can be told before a model is loaded. Raises ValueError."""
     from orthrus.options import Settings
-    from orthrus.tokenization import checked_prompt, each_named
+    from orthrus.tokenization import checked_prompt, map_prompts
 
     settings = Settings.of(options)
     for token, value in biases:
@@ -94,7 +94,7 @@ def check(
         if isinstance(found, list) and settings.raw:
             raise ValueError("--raw continues a text as it is, and messages need the chat template: drop one of them")
 
-    each_named(prompts, check_one)
+    map_prompts(prompts, check_one)
 
 
 def set_threads(threads: int | None) -> None:

@@ -166,7 +166,7 @@ def _backbone(model: Model, dtype: Dtype) -> dict[str, Any]:
 def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
     """The runs of words of benchmarks: of all strings of a file, or of the prompts of a task."""
     from orthrus.bench import tasks
-    from orthrus.training.prompts import texts_of, word_runs
+    from orthrus.training.prompts import texts_of, word_ngrams
 
     for name in names:
         if Path(name).is_file():
@@ -174,4 +174,4 @@ def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
         else:
             values = [prompt.prompt for prompt in tasks.load(name)]
         for text in texts_of(json.loads(json.dumps(values))):
-            yield from word_runs(text)
+            yield from word_ngrams(text)

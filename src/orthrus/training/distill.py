@@ -20,7 +20,7 @@ from orthrus.config import DistillConfig
 from orthrus.file_cache import save_bytes, save_json, write_atomically
 from orthrus.training import chat
 from orthrus.training.chat import Message
-from orthrus.training.prompts import Conversation, digest, fingerprint, word_runs
+from orthrus.training.prompts import Conversation, digest, fingerprint, word_ngrams
 from orthrus.training.shards import MANIFEST, DamagedShardError, read_manifest, read_shard
 
 
@@ -53,13 +53,13 @@ Respond = Callable[[list[Question]], Iterable[tuple[int, Reply]]]
 class Shard:
     """A complete shard.
 
-    entry: its entry in the manifest; prompts: finished prompts up to and including this shard; found: whether an
+    entry: its entry in the manifest; prompts: finished prompts up to and including this shard; existing: whether an
     earlier run wrote it.
     """
 
     entry: dict[str, Any]
     prompts: int
-    found: bool
+    existing: bool
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Distillation:
                 dropped["no question"] += 1
             elif (identity := fingerprint(item.messages)) in self._fingerprints:
                 dropped["duplicate"] += 1
-            elif any(not self.excluded.isdisjoint(word_runs(m["content"])) for m in item.messages):
+            elif any(not self.excluded.isdisjoint(word_ngrams(m["content"])) for m in item.messages):
                 dropped["excluded"] += 1
             else:
                 self._fingerprints.add(identity)

@@ -46,7 +46,7 @@ def conversations_in(data: bytes, where: str) -> list[Conversation]:
     return conversations
 
 
-def word_runs(text: str, size: int = NGRAM_WORDS) -> set[tuple[str, ...]]:
+def word_ngrams(text: str, size: int = NGRAM_WORDS) -> set[tuple[str, ...]]:
     """All n-grams of `size` consecutive words, in lower case and without punctuation."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
