@@ -1,4 +1,4 @@
-"""What the tests of the command line share: running it in this process."""
+"""Fixture of the command-line tests: run the command line in this process."""
 
 from __future__ import annotations
 

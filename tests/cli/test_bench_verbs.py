@@ -1,4 +1,4 @@
-"""`orthrus bench` on a tiny checkpoint: passes and peers."""
+"""`orthrus bench` on a tiny checkpoint: passes, peers, quality, report, suite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("quantize", [[], ["--quantize", "int8"]])
-def test_passes_are_timed_against_the_roof(run, model, quantize):
+def test_passes_are_timed_against_the_roofline(run, model, quantize):
     options = ["--rows", 1, "--rows", 5, "--context", 40, "--context", 600, "-n", 2, *quantize]
     code, out, _ = run("bench", "passes", "--model", model, *options, "--json")
     report = json.loads(out)
@@ -42,7 +42,7 @@ def test_passes_are_timed_against_the_roof(run, model, quantize):
         (["--rows", 4000], "a pass of this model has 1 to"),
         (["--context", 5000], "positions: fewer cached tokens"),
         (["--shape", "qwen9"], "there is no shape 'qwen9'"),
-        (["--layers", 2], "--layers goes with --shape"),
+        (["--layers", 2], "--layers needs --shape"),
     ],
 )
 def test_impossible_passes_are_refused(run, model, options, message):
@@ -68,7 +68,7 @@ def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp
     assert "absent: llama.cpp Q8_0" in out
     code, _, err = run("bench", "compare", "--task", task, "--peer", "nobody")
     assert code == 2
-    assert "no such peer; there are: " in err
+    assert "no such peer; peers: " in err
 
 
 def test_a_peer_that_fails_says_why():
@@ -76,7 +76,7 @@ def test_a_peer_that_fails_says_why():
         compare.Worker("transformers fp32", {}, 1)
 
 
-def test_a_gguf_file_is_written_anew_with_the_same_weights(tmp_path):
+def test_a_requantised_gguf_file_has_the_same_weights(tmp_path):
     path = sources.resolve("smollm2-demo", None).path
     reader = GGUFReader(path)
     small = {t.name for t in reader.tensors if t.n_elements < 2**20}
@@ -92,7 +92,7 @@ def test_a_gguf_file_is_written_anew_with_the_same_weights(tmp_path):
             assert np.abs(first - second).max() <= np.abs(first).max() / 100
 
 
-def test_answers_are_judged():
+def test_answers_are_scored():
     number = tasks.TaskPrompt("1", "gsm8k", "?", number="1,234")
     assert quality.right(number, "So 5 + 1229 is $1234.")
     assert not quality.right(number, "I do not know.")
@@ -106,12 +106,12 @@ def test_answers_are_judged():
 @pytest.mark.parametrize(
     "program", ["while True: pass", "bytearray(2**33)", "open('f', 'wb').write(b'0' * 2**22)", "\0"]
 )
-def test_programs_that_go_wild_are_stopped(program, monkeypatch):
+def test_programs_beyond_the_limits_are_stopped(program, monkeypatch):
     monkeypatch.setattr(quality, "SECONDS", 2)
     assert not quality.runs(program)
 
 
-def test_programs_find_nothing_of_ours(monkeypatch):
+def test_programs_run_in_an_empty_environment_and_folder(monkeypatch):
     monkeypatch.setenv("SECRET", "1")
     assert quality.runs("import os; assert 'SECRET' not in os.environ and not os.listdir('.')")
 
@@ -160,7 +160,7 @@ def test_results_become_one_page(run, model, tmp_path):
     assert "no such file" in err
 
 
-def test_the_suite_goes_on_where_it_stopped(run, model, tmp_path, monkeypatch):
+def test_the_suite_resumes_where_it_stopped(run, model, tmp_path, monkeypatch):
     task, output = tmp_path / "task.jsonl", tmp_path / "measured"
     task.write_text(json.dumps({"prompt": "say it"}) + "\n")
     speed = ("speed", ("--task", str(task), "--max-new-tokens", "4", "--setting", "ar"))
@@ -176,7 +176,7 @@ def test_the_suite_goes_on_where_it_stopped(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "QUICK", steps)
     code, out, err = run(*command)
     assert code == 0, err
-    assert "1 of 2: memory is there already" in err
+    assert "1 of 2: memory is already measured" in err
     assert (output / "memory.json").stat().st_mtime_ns == before
     page = (output / "report.html").read_text()
     assert "Bytes of one sequence" in page

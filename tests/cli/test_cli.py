@@ -1,4 +1,4 @@
-"""The command line on a tiny checkpoint: what it prints, and what it answers to bad input."""
+"""The command line on a tiny checkpoint: output, and error messages for bad input."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def json_lines(out):
 
 
 def untimed(record):
-    """A record without what differs from run to run."""
+    """A record without the fields that differ between runs."""
     statistics = {k: v for k, v in record["statistics"].items() if not k.endswith("seconds")}
     return {k: v for k, v in record.items() if k != "seed"} | {"statistics": statistics}
 
 
-def test_every_verb_teaches_itself(run):
+def test_every_command_has_help(run):
     verbs = ["generate", "demo", "info", "doctor", "verify", "bench", "chat", "distill", "train", "export"]
     code, out, _ = run("--help")
     assert code == 0
@@ -68,12 +68,12 @@ def test_json_has_one_line_per_prompt_in_input_order_and_nothing_else(run, model
 
 def test_cycles_and_their_alias_write_the_same_tokens(run, model):
     options = ["--model", model, "--json", "--max-new-tokens", 30, "--temperature", 0.9, "--seed", 5]
-    ways = ([], ["--cycle", "one-pass"], ["--cycle", "two-pass"], ["--cycle", "ar"], ["--no-diffusion"])
-    found = [json_lines(run("generate", "hi", *options, *more)[1])[0] for more in ways]
-    assert all(record["tokens"] == found[0]["tokens"] for record in found)
-    assert found[1]["statistics"]["acceptance_length"] > 0
-    assert untimed(found[3]) == untimed(found[4])
-    assert found[3]["statistics"]["acceptance_length"] == 0
+    settings = ([], ["--cycle", "one-pass"], ["--cycle", "two-pass"], ["--cycle", "ar"], ["--no-diffusion"])
+    records = [json_lines(run("generate", "hi", *options, *more)[1])[0] for more in settings]
+    assert all(record["tokens"] == records[0]["tokens"] for record in records)
+    assert records[1]["statistics"]["acceptance_length"] > 0
+    assert untimed(records[3]) == untimed(records[4])
+    assert records[3]["statistics"]["acceptance_length"] == 0
 
 
 def test_rejection_is_repeatable_and_greedy_is_the_same_under_both_rules(run, model):
@@ -282,9 +282,9 @@ def test_a_closed_pipe_ends_quietly(model):
 
 
 def test_ctrl_c_keeps_the_text_so_far(model):
-    slow = {**os.environ, "CC": "/nonexistent"}  # no native kernels, and little room for text that nobody reads:
+    slow = {**os.environ, "CC": "/nonexistent"}  # no native kernels, and a small pipe buffer:
     process = spawn("generate", "hi", "--model", model, "--max-new-tokens", 2000, "--raw", env=slow)
-    if hasattr(fcntl, "F_SETPIPE_SZ"):  # still busy, or waiting, when the signal comes, however late that is
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # the process still runs, or blocks on the pipe, when the signal arrives
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -295,7 +295,7 @@ def test_ctrl_c_keeps_the_text_so_far(model):
     assert b"Traceback" not in err
 
 
-def test_demo_tells_drafts_apart_and_compares(run, model):
+def test_demo_highlights_drafts_and_compares(run, model):
     code, out, _ = run("demo", "hello", "--model", model, "--max-new-tokens", 20)
     assert code == 0
     assert "accepted drafts, in [brackets]" in out
@@ -313,13 +313,16 @@ def test_measuring_the_cost_of_exactness_leaves_the_model_exact(tmp_path):
     assert model.generate("hi", max_new_tokens=30, cycle="ar").tokens == before
 
 
-def test_a_plan_explains_itself(run, model):
+def test_explain_plan_prints_costs_and_cycles(run, model):
     options = ["generate", "hi", "--model", model, "--max-new-tokens", 40]
     code, _, err = run(*options, "--explain-plan")
     assert code == 0
-    assert all(words in err for words in ("milliseconds of a pass", "cycles by what they", "By the table", "fell back"))
+    assert all(
+        words in err
+        for words in ("milliseconds per pass", "cycles by shape", "Expected from the cost table", "fell back")
+    )
     code, _, err = run(*options, "--explain-plan", "--cycle", "two-pass")
-    assert (code, "explains the cycle auto" in err) == (2, True)
+    assert (code, "needs --cycle auto" in err) == (2, True)
 
 
 def test_a_collapse_is_told(run, model, monkeypatch):
@@ -332,14 +335,14 @@ def test_a_collapse_is_told(run, model, monkeypatch):
     assert (code, "drafting hardly pays on this text" in err) == (0, True)
 
 
-def test_calibration_is_shown_and_kept(run, model):
+def test_calibration_is_printed_and_cached(run, model):
     report = json.loads(run("doctor", "--model", model, "--dtype", "float32", "--calibrate", "--json")[1])
     passes = report["float32"]["passes"]
     assert [rows for rows, _ in passes["rows"]][:4] == [1, 2, 4, 8]
     assert orthrus.load(str(model), dtype="float32").costs().as_dict() == CostModel.of(passes).as_dict()
 
 
-def test_speed_has_every_setting_in_turn_and_a_plot(run, model, tmp_path):
+def test_speed_has_every_setting_and_a_plot(run, model, tmp_path):
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(json.dumps({"prompt": f"count {n}"}) for n in range(3)))
     options = ["bench", "speed", "--task", task, "--model", model, "--limit", 2, "--max-new-tokens", 20]
@@ -371,11 +374,14 @@ def test_a_simulation_says_that_it_is_one(run, tmp_path):
     code, out, _ = run("bench", "simulate", "--acceptance", 6, "--width", 8, "--batch", 1, "--plot", tmp_path / "s.png")
     assert (code, "modelled" in out) == (0, True)
     assert (tmp_path / "s.png").stat().st_size > 5000
+    setting = ["bench", "simulate", "--acceptance", 6, "--width", 8, "--batch", 1]
+    outs = [run(*setting, name, 0.1)[1] for name in ("--miss-factor", "--astray")]
+    assert outs[0] == outs[1] != out
     code, _, err = run("bench", "simulate", "--shape", "gpt-9")
     assert (code, "shapes: qwen3-0.6b" in err) == (2, True)
 
 
-def test_a_replay_has_every_walk(run, model, tmp_path):
+def test_a_replay_has_every_cycle(run, model, tmp_path):
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"prompt": "count"}))
     code, out, _ = run("bench", "replay", "--task", task, "--model", model, "--max-new-tokens", 12)

@@ -1,4 +1,4 @@
-"""The options of `orthrus generate`: what they do, what is said under the text, and what is refused before loading."""
+"""The options of `orthrus generate`: their effect, the statistics below the text, and errors before loading."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tokens(run, path, *options):
     return json.loads(out)["tokens"]
 
 
-def test_short_names_are_names(run, path, model):
+def test_short_option_names_work(run, path, model):
     truth = model.generate("hi", max_new_tokens=7).tokens
     for options in (["hi", "-n", 7], ["-p", "hi", "--max-tokens", 7], ["--prompt", "hi", "--max-new-tokens", 7]):
         assert tokens(run, path, *options) == truth
@@ -63,7 +63,7 @@ def test_short_names_are_names(run, path, model):
          {"min_new_tokens": 30, "stop_token_ids": [32], "logit_bias": {32: 100}}),
     ],
 )  # fmt: skip
-def test_penalties_bias_and_least_length(run, path, model, options, given):
+def test_penalties_bias_and_minimum_length(run, path, model, options, given):
     assert model.tokenizer("A").input_ids == [32]
     truth = model.generate("hi", max_new_tokens=40, **given).tokens
     assert tokens(run, path, "hi", "-n", 40, *options) == truth
@@ -105,7 +105,7 @@ def test_a_footer_is_two_lines_however_narrow_the_pipe(model):
     assert [len(line) > 40 for line in shown.getvalue().splitlines()] == [True, True]
 
 
-def test_verbose_says_what_ran(run, path):
+def test_verbose_prints_what_ran(run, path):
     for options in ([], ["--json"]):
         code, _, err = run("generate", "hi", "--model", path, "-n", 30, "--cycle", "two-pass", "--verbose", *options)
         assert code == 0
@@ -139,7 +139,7 @@ BAD = [
     (["hi", "-t", "0"], "--threads must lie in 1..1024, not 0"),
     (["hi", "-t", "99999"], "--threads must lie in 1..1024, not 99999"),
     (["hi", "-c", "0"], "--ctx-size must be at least 1, not 0"),
-    (["hi", "--explain-plan", "--cycle", "ar"], "--explain-plan explains the cycle auto"),
+    (["hi", "--explain-plan", "--cycle", "ar"], "--explain-plan needs --cycle auto"),
     (["hi", "--chat-template-kwargs", '{"tokenize": 1}'], "chat_template_kwargs may not hold 'tokenize'"),
     (["hi", "--chat-template-kwargs", '{"messages": 1}'], "chat_template_kwargs may not hold 'messages'"),
     (["hi", "--chat-template-kwargs", "[1]"], "--chat-template-kwargs: not a JSON object"),
@@ -156,7 +156,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:50])
 def test_settings_are_checked_before_a_model_loads(run, monkeypatch, tmp_path, arguments, message):
     def load(*_args, **_kwargs):
-        raise AssertionError("it loads before it checks")
+        raise AssertionError("the model was loaded before the options were checked")
 
     monkeypatch.setattr(api, "load", load)
     monkeypatch.chdir(tmp_path)
@@ -182,21 +182,21 @@ def test_settings_are_checked_before_a_model_loads(run, monkeypatch, tmp_path, a
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_other_verbs_check_before_a_model_loads_too(run, monkeypatch, arguments, message):
+def test_other_commands_check_before_a_model_loads_too(run, monkeypatch, arguments, message):
     def load(*_args, **_kwargs):
-        raise AssertionError("it loads before it checks")
+        raise AssertionError("the model was loaded before the options were checked")
 
     monkeypatch.setattr(api, "load", load)
     code, _, err = run(*arguments)
     assert (code, message in err) == (2, True)
 
 
-def test_a_token_that_is_none_is_named(run, path):
+def test_an_unknown_token_is_named(run, path):
     code, _, err = run("generate", "hi", "--model", path, "--logit-bias", "hello=1")
     assert (code, "token 'hello' is not in the vocabulary; give its exact text or its id" in err) == (2, True)
 
 
-def test_what_keeps_fast_kernels_away_is_said_once(run, path, monkeypatch):
+def test_missing_native_kernels_are_reported_once(run, path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     for verb, options in (("generate", ["hi", "-n", 3]), ("chat", [])):
         _, _, err = run(verb, *options, "--model", path)
@@ -205,25 +205,27 @@ def test_what_keeps_fast_kernels_away_is_said_once(run, path, monkeypatch):
     assert "note:" not in run("generate", "hi", "-n", 3, "--model", path)[2]
 
 
-def test_measuring_costs_is_said_while_it_lasts(run, path, monkeypatch):
+def test_measuring_costs_is_reported_while_it_runs(run, path, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(_shared, "stderr", Console(file=shown))
     honest = api.Model.costs
 
     def slow(model, **options):
-        for _ in range(1000):  # ten seconds at most; the words come after a third of one
-            if "measuring what passes cost here, once (a few seconds)" in shown.getvalue():
+        for _ in range(1000):  # up to ten seconds; the message appears after 0.3 s
+            if "measuring the cost of passes on this machine, once (a few seconds)" in shown.getvalue():
                 return honest(model, **options)
             time.sleep(0.01)
-        raise AssertionError("nothing was said")
+        raise AssertionError("no message was printed")
 
     monkeypatch.setattr(api.Model, "costs", slow)
     assert run("generate", "hi", "-n", 3, "--model", path)[0] == 0
-    monkeypatch.setattr(api.Model, "costs", lambda *_, **__: pytest.fail("there is nothing to plan"))
+    monkeypatch.setattr(
+        api.Model, "costs", lambda *_, **__: pytest.fail("the costs are measured although nothing is planned")
+    )
     assert run("generate", "hi", "-n", 3, "--model", path, "--cycle", "two-pass")[0] == 0
 
 
-def test_help_tells_defaults(run):
+def test_help_shows_defaults(run):
     for verb, default in (("generate", "(torch's)"), ("verify", "(three tasks)"), ("train", "(two epochs)")):
         out = run(verb, "--help")[1]
         assert default in " ".join(out.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""The demo on processors and machines that lack something: AVX-512, a C compiler, one that works, an intact cache."""
+"""The demo model without AVX-512, without a C compiler, with a failing compiler, and with a damaged cache."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ print("notice:", model.runner.kernels.notice)
 
 
 def demo(tmp_path, **environment):
-    """Load the demo model in a process of its own, and hold its cycles to plain decoding."""
-    found = subprocess.run(
+    """Load the demo model in its own process, and compare its cycles with plain decoding."""
+    process = subprocess.run(
         [sys.executable, "-c", DEMO],
         env={**os.environ, "ORTHRUS_CACHE": str(tmp_path), **environment},
         capture_output=True,
@@ -40,12 +40,12 @@ def demo(tmp_path, **environment):
         timeout=600,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    return found.stdout, found.stderr
+    assert process.returncode == 0, process.stderr
+    return process.stdout, process.stderr
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="this processor has no AVX2")
-def test_the_demo_runs_within_the_limits_of_avx2(tmp_path):
+def test_the_demo_runs_on_avx2(tmp_path):
     output, _ = demo(tmp_path, **AVX2)
     assert "native C {'oneDNN, expanded to fp32'}\nnotice: None" in output
 
@@ -57,7 +57,7 @@ def test_the_demo_runs_without_a_compiler_and_says_so(tmp_path):
     assert "notice: no C compiler: $CC names 'no-such-compiler', which is not there." in output
 
 
-def test_int8_without_fast_products_says_that_it_is_slow(tmp_path, monkeypatch):
+def test_int8_without_fast_kernels_warns_that_it_is_slow(tmp_path, monkeypatch):
     checkpoint = tiny.save_checkpoint(tmp_path / "model")
     assert orthrus.load(str(checkpoint), dtype="float32").warnings == []
     monkeypatch.setenv("CC", "no-such-compiler")
@@ -77,7 +77,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     assert native.load(torch.float32, tmp_path) is None
 
 
-def test_doctor_shows_what_the_compiler_said_and_generate_its_first_error(run, tmp_path, monkeypatch):
+def test_doctor_shows_the_output_of_the_compiler_and_generate_its_first_error(run, tmp_path, monkeypatch):
     checkpoint = tiny.save_checkpoint(tmp_path / "model")
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\necho 'first line' >&2\necho 'native.c:1: error: no' >&2\nexit 1\n")
@@ -93,13 +93,13 @@ def test_doctor_shows_what_the_compiler_said_and_generate_its_first_error(run, t
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no checksum", "checksum of another"])
-def test_a_damaged_library_is_compiled_again_and_that_is_said_once(tmp_path, caplog, damage):
+def test_a_damaged_library_is_compiled_again_with_one_message(tmp_path, caplog, damage):
     if native.load(torch.float32, tmp_path) is None:
         pytest.skip("no C compiler on this machine")
     (built,) = tmp_path.glob("native-*.so")
     whole = built.read_bytes()
     (checksum,) = tmp_path.glob("native-*.sha256")
-    built.unlink()  # a library in use must not be written over
+    built.unlink()  # a loaded library must not be overwritten
     built.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else whole)
     if damage == "no checksum":
         checksum.unlink()

@@ -1,4 +1,4 @@
-"""From a bare backbone to a trained, exported, generating checkpoint, on the command line at toy size; and chat."""
+"""Distill, train, export and chat on the command line at toy size, from a backbone without a view."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bare(tmp_path_factory):
 
 @pytest.fixture
 def run(run, monkeypatch, tmp_path):
-    """Run a line of the shell in this process, in a directory of its own: (exit code, stdout, stderr)."""
+    """Run a shell line in this process, in a temporary directory: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     yield lambda line, stdin="": run(*shlex.split(line), stdin=stdin)
@@ -75,7 +75,7 @@ def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
     assert "recipe.steps was 4, is 9" in err
 
 
-def test_a_distillation_says_how_far_it_is_and_goes_on(run, bare, tmp_path, monkeypatch):
+def test_a_distillation_shows_progress_and_resumes(run, bare, tmp_path, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(10)))
     monkeypatch.setattr(_progress, "LINE_SECONDS", 0)
     speed = r"\d+ tokens/s, ETA (-|\d+:\d\d:\d\d)"
@@ -100,7 +100,7 @@ def test_a_distillation_says_how_far_it_is_and_goes_on(run, bare, tmp_path, monk
 
     code, again, err = distill(run, bare, "--data prompts.jsonl")
     assert code == 0, err
-    assert "4 of 10 prompts are done already: the run goes on" in err
+    assert "resuming: 4 of 10 prompts are already done" in err
     assert "shard-00000" not in err
     assert again.split(" in ")[0] == out.split(" in ")[0]
     assert (tmp_path / "data/manifest.json").read_bytes() == whole
@@ -108,14 +108,14 @@ def test_a_distillation_says_how_far_it_is_and_goes_on(run, bare, tmp_path, monk
     assert (code, "unfinished" in err) == (0, False)
 
 
-def test_shards_are_small_enough_to_be_of_use_when_stopped(run, bare, tmp_path):
+def test_shards_are_small_by_default(run, bare, tmp_path):
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "say it"}))
     code, _, err = distill(run, bare, "--data prompts.jsonl")
     assert code == 0, err
     assert json.loads((tmp_path / "data/manifest.json").read_text())["settings"]["shard_size"] == 64
 
 
-def test_an_interrupted_distillation_says_what_is_kept(run, bare, tmp_path, monkeypatch):
+def test_an_interrupted_distillation_reports_what_is_kept(run, bare, tmp_path, monkeypatch):
     from orthrus.training import distill as module
 
     honest, asked = module.Distillation._write, []
@@ -130,7 +130,7 @@ def test_an_interrupted_distillation_says_what_is_kept(run, bare, tmp_path, monk
     monkeypatch.setattr(module.Distillation, "_write", interrupted)
     code, out, err = distill(run, bare, "--data prompts.jsonl --shard-size 4")
     assert (code, out) == (130, "")
-    assert "interrupted: 8 of 10 prompts are in complete shards; the same command goes on" in err
+    assert "interrupted: 8 of 10 prompts are in complete shards; run the same command to resume" in err
 
 
 def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):
@@ -190,7 +190,7 @@ def test_bad_input_is_answered_in_one_message(run, bare, tmp_path, line, message
     assert "Traceback" not in err
 
 
-def test_an_interrupted_run_is_saved_and_goes_on(bare, tmp_path):
+def test_an_interrupted_run_is_saved_and_resumes(bare, tmp_path):
     record = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]}
     (tmp_path / "d.jsonl").write_text("\n".join([json.dumps(record)] * 9))
     line = (
@@ -205,7 +205,7 @@ def test_an_interrupted_run_is_saved_and_goes_on(bare, tmp_path):
         process.send_signal(name)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "saved; the same command goes on" in " ".join(err.split())
+        assert "the state is saved, run the same command to resume" in " ".join(err.split())
     assert "resumed after step" in err
     assert (tmp_path / "run" / "last" / "adapter.safetensors").exists()
 
@@ -253,7 +253,7 @@ def test_two_processes_do_the_work_of_one_and_resume_with_the_same_bits(bare, tm
         torch.testing.assert_close(value, weights("alone")[name], atol=5e-3, rtol=2e-2)
 
 
-def test_chat_remembers_forgets_and_says_what_it_cost(run, bare, monkeypatch):
+def test_chat_keeps_history_and_prints_statistics(run, bare, monkeypatch):
     asked = []
     real = tiny.tokenizer(tiny.CHAT).__class__.apply_chat_template
 
@@ -270,7 +270,7 @@ def test_chat_remembers_forgets_and_says_what_it_cost(run, bare, monkeypatch):
         ["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["system", "user"],
     ]  # fmt: skip
     assert out.count("passes") == 4
-    assert "drafts accepted a cycle" in out
+    assert "drafts accepted per cycle" in out
     assert out.count("/reset forgets") == 2
 
 

@@ -1,4 +1,4 @@
-"""The Python face on a tiny checkpoint."""
+"""The Python API on a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_one_prompt_gives_a_result_and_a_list_gives_a_list(model):
     assert one.finish_reason == "length"
 
 
-def test_streamed_pieces_are_the_text_and_tell_drafts_apart(model):
+def test_streamed_pieces_are_the_text_and_mark_drafts(model):
     chunks = list(model.stream("hi", max_new_tokens=40, temperature=0.7, seed=3, cycle="one-pass"))
     result = chunks[-1].result
     assert all(chunk.result is None for chunk in chunks[:-1])

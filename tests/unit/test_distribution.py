@@ -1,4 +1,4 @@
-"""The comparison of distributions tells equal from unequal."""
+"""The permutation test tells equal distributions from different ones."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def draws(weights, seed, count=400):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_distributions_differ_by_chance_alone(seed):
-    found = compare(draws([0.5, 0.3, 0.2], seed), draws([0.5, 0.3, 0.2], 100 + seed))
-    assert [a.what for a in found] == ["token 1", "token 2", "tokens 1 to 2 together"]
-    assert all(a.p_value > 0.001 for a in found)
-    assert all(0 < a.chance < a.limit < 0.2 for a in found)
+    agreements = compare(draws([0.5, 0.3, 0.2], seed), draws([0.5, 0.3, 0.2], 100 + seed))
+    assert [a.what for a in agreements] == ["token 1", "token 2", "tokens 1 to 2 together"]
+    assert all(a.p_value > 0.001 for a in agreements)
+    assert all(0 < a.chance < a.limit < 0.2 for a in agreements)
 
 
-def test_a_small_bias_is_found():
-    found = compare(draws([0.5, 0.3, 0.2], 1, 1500), draws([0.35, 0.3, 0.35], 2, 1500))
-    assert all(a.p_value < 0.001 for a in found)
-    assert all(a.distance > a.limit for a in found)
+def test_a_small_bias_is_detected():
+    agreements = compare(draws([0.5, 0.3, 0.2], 1, 1500), draws([0.35, 0.3, 0.35], 2, 1500))
+    assert all(a.p_value < 0.001 for a in agreements)
+    assert all(a.distance > a.limit for a in agreements)
 
 
 def test_sequences_that_end_early_are_a_value_of_their_own():
-    found = compare([(1, 2)] * 50, [(1,)] * 50)
-    assert [a.p_value < 0.001 for a in found] == [False, True, True]
+    agreements = compare([(1, 2)] * 50, [(1,)] * 50)
+    assert [a.p_value < 0.001 for a in agreements] == [False, True, True]

@@ -1,4 +1,4 @@
-"""Tables for a README."""
+"""Markdown tables of benchmark results."""
 
 from __future__ import annotations
 

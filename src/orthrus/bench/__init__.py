@@ -1,1 +1,1 @@
-"""Measuring: tasks with real prompts, runs with provenance, comparisons that can fail."""
+"""Benchmarks: tasks with real prompts, measurements with provenance, and comparisons with the oracle."""

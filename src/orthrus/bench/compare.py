@@ -1,4 +1,4 @@
-"""Against everything else one could run: the same prompts, weights and threads, every side in turn, batch 1, greedy."""
+"""Speed against peers with the same prompts, weights and threads: greedy, batch 1, systems interleaved per prompt."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from orthrus.file_cache import cache_directory
 
 OURS = ("ar", "auto")
 Run = tuple[list[int], float, float]
-"""Tokens of a prompt, the seconds they took, and those that the first alone takes."""
+"""Generated tokens, seconds to generate them, and seconds to generate the first token alone."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One side over all prompts of a part: tokens a second, prefill included, and our last setting's over its.
+class System:
+    """The results of one system (ours with one cycle, or a peer) over all prompts of a part.
 
-    first_token: median seconds of the prompt and one token; identical: prompts whose tokens are those of our plain
-    decoding; absent: why a peer could not run.
+    speed: tokens per second, prefill included; ours_over: speed of `orthrus auto` divided by it; first_token: median
+    seconds of prefill and one token; identical: prompts with the same tokens as our plain decoding; absent: why a peer
+    could not run.
     """
 
     part: str
@@ -52,12 +53,12 @@ class Side:
 
 
 def variants() -> dict[str, str]:
-    """Every variant of every peer, and the file it is in."""
-    found: dict[str, str] = {}
+    """Every variant of every peer, and the module that defines it."""
+    modules: dict[str, str] = {}
     for module in pkgutil.iter_modules(workers.__path__):
         if not module.name.startswith("_"):
-            found |= dict.fromkeys(_peer(module.name).VARIANTS, module.name)
-    return found
+            modules |= dict.fromkeys(_peer(module.name).VARIANTS, module.name)
+    return modules
 
 
 def _peer(name: str) -> Any:
@@ -65,14 +66,14 @@ def _peer(name: str) -> Any:
 
 
 def environment(peer: str) -> Path:
-    """The Python of a peer's own environment, or ours where it asks for nothing."""
+    """The Python of a peer's virtual environment, or ours if the peer has no requirements."""
     if not _peer(peer).REQUIREMENTS:
         return Path(sys.executable)
     return cache_directory() / "peers" / peer / "bin" / "python"
 
 
 def install(peer: str) -> None:
-    """Make a peer's environment. Raises ValueError with the end of pip's output where that fails."""
+    """Create a peer's virtual environment. Raises ValueError with the end of pip's output if that fails."""
     requirements = _peer(peer).REQUIREMENTS
     if not requirements:
         return
@@ -89,14 +90,14 @@ def install(peer: str) -> None:
 
 
 class Worker:
-    """A peer in a process of its own. Raises RuntimeError, with the end of what it said, where it cannot start."""
+    """A peer in its own process. Raises RuntimeError, with the end of its stderr, if it cannot start."""
 
     def __init__(self, variant: str, weights: dict[str, str], threads: int) -> None:
         peer = variants()[variant]
         script = Path(workers.__path__[0]) / "_worker.py"
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
         self._process = subprocess.Popen(
-            [environment(peer), "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
+            [environment(peer), "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
             text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
         options = _peer(peer).VARIANTS[variant]
@@ -109,7 +110,7 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=30)
-        self._said.close()
+        self._stderr.close()
 
     def generate(self, request: Request, stops: list[int]) -> tuple[list[int], float]:
         """Greedy tokens and the seconds they took, prefill included."""
@@ -123,25 +124,25 @@ class Worker:
             print(json.dumps(line), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            self._said.seek(0)
-            raise RuntimeError(self._said.read().strip()[-300:] or "it ended without a word")
-        found: dict[str, Any] = json.loads(answer)
-        return found
+            self._stderr.seek(0)
+            raise RuntimeError(self._stderr.read().strip()[-300:] or "the process ended without an error message")
+        content: dict[str, Any] = json.loads(answer)
+        return content
 
 
 def weights_for(model: Model, chosen: Iterable[str]) -> dict[str, str]:
-    """Files with this model's backbone in the forms that these variants read, made once and kept."""
-    wanted = {variants()[variant] for variant in chosen}
-    found: dict[str, str] = {}
+    """Files with this model's backbone in the formats that these variants read; written once and cached."""
+    peers = {variants()[variant] for variant in chosen}
+    paths: dict[str, str] = {}
     folder = cache_directory() / "peers" / "weights" / model.checkpoint.backbone.sha256[:16]
-    if wanted & {"transformers", "vllm"}:
+    if peers & {"transformers", "vllm"}:
         directory = folder / "transformers"
         if not (directory / "config.json").exists():
             transformers.load(model).save_pretrained(directory)
-        found["directory"] = str(directory)
-    if "llama_cpp" in wanted:
-        found |= gguf.files(model.checkpoint.backbone.id, folder)
-    return found
+        paths["directory"] = str(directory)
+    if "llama_cpp" in peers:
+        paths |= gguf.files(model.checkpoint.backbone.id, folder)
+    return paths
 
 
 def measure(
@@ -150,40 +151,42 @@ def measure(
     options: Options,
     chosen: list[str],
     track: Callable[[Iterable[int]], Iterable[int]],
-) -> list[Side]:
-    """Decode every prompt on every side, in an order that turns from prompt to prompt."""
+) -> list[System]:
+    """Decode every prompt with every system. The order of the systems rotates from prompt to prompt."""
     requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
     stops, absent = sorted(model.limits.end_token_ids), {}
     weights, threads = weights_for(model, chosen), torch.get_num_threads()
     with ExitStack() as stack:
-        sides: dict[str, Callable[[Request], tuple[list[int], float]]] = {
+        systems: dict[str, Callable[[Request], tuple[list[int], float]]] = {
             f"orthrus {cycle}": _ours(model, options, cycle) for cycle in OURS
         }
         for variant in chosen:
             try:
                 worker = stack.enter_context(Worker(variant, weights, threads))
-                sides[variant] = lambda request, worker=worker: worker.generate(request, stops)  # type: ignore[misc]
-                sides[variant](requests[0])  # pays for what is set up once
+                systems[variant] = lambda request, worker=worker: worker.generate(request, stops)  # type: ignore[misc]
+                systems[variant](requests[0])  # warm-up
             except (OSError, RuntimeError) as error:
                 absent[variant] = str(error)
-                sides.pop(variant, None)
+                systems.pop(variant, None)
         for cycle in OURS:
-            sides[f"orthrus {cycle}"](requests[0])
-        runs: dict[str, list[Run]] = {name: [] for name in sides}
+            systems[f"orthrus {cycle}"](requests[0])
+        runs: dict[str, list[Run]] = {name: [] for name in systems}
         for number in track(range(len(requests))):
-            names = list(sides)
+            names = list(systems)
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                whole, first = sides[name](requests[number]), sides[name](_first_of(requests[number]))
+                whole, first = systems[name](requests[number]), systems[name](_first_of(requests[number]))
                 runs[name].append((*whole, first[1]))
     parts = {prompt.part for prompt in prompts}
     groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in sorted(parts)}
     if len(parts) > 1:
         groups["all"] = list(range(len(prompts)))
-    found = [
-        _side(part, name, {side: [own[n] for n in wanted] for side, own in runs.items()})
-        for part, wanted in groups.items() for name in sides
+    measured = [
+        _summary(part, name, {system: [own[n] for n in indices] for system, own in runs.items()})
+        for part, indices in groups.items() for name in systems
     ]  # fmt: skip
-    return found + [Side("all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()]
+    return measured + [
+        System("all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()
+    ]
 
 
 def _ours(model: Model, options: Options, cycle: str) -> Callable[[Request], tuple[list[int], float]]:
@@ -200,15 +203,15 @@ def _first_of(request: Request) -> Request:
     return replace(request, stop=replace(request.stop, max_new_tokens=1))
 
 
-def _side(part: str, name: str, runs: dict[str, list[Run]]) -> Side:
-    def speeds_of(side: str) -> np.ndarray[Any, Any]:
-        return np.array([len(tokens) / seconds for tokens, seconds, _ in runs[side]])
+def _summary(part: str, name: str, runs: dict[str, list[Run]]) -> System:
+    def speeds_of(system: str) -> np.ndarray[Any, Any]:
+        return np.array([len(tokens) / seconds for tokens, seconds, _ in runs[system]])
 
     speeds, plain = speeds_of(name), runs[f"orthrus {OURS[0]}"]
     ratios = speeds_of(f"orthrus {OURS[-1]}") / speeds
     identical = sum(tokens == others for (tokens, *_), (others, *_) in zip(runs[name], plain, strict=True))
     medians = float(np.median(speeds)), _quartiles(speeds), float(np.median(ratios)), _quartiles(ratios)
-    return Side(part, name, len(plain), *medians, float(np.median([first for *_, first in runs[name]])), identical)
+    return System(part, name, len(plain), *medians, float(np.median([first for *_, first in runs[name]])), identical)
 
 
 def _quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:

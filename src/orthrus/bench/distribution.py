@@ -17,10 +17,10 @@ PERMUTATIONS = 2000
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two samples of something: their total variation distance, and what chance alone gives for equal distributions.
+    """A permutation test: the total variation distance of two samples, and its distribution under the null hypothesis.
 
-    `chance` is the median and `limit` the 95 % quantile of the distance when the pooled samples are dealt out anew;
-    `p_value` the share of such deals that lie at least as far apart as observed.
+    `chance` is the median and `limit` the 95 % quantile of the distance when the pooled samples are permuted;
+    `p_value` is the share of permutations with a distance at least as large as observed.
     """
 
     what: str
@@ -32,7 +32,7 @@ class Agreement:
 
 
 def first_tokens(model: Model, prompt: Prompt, options: Options, samples: int) -> Iterator[tuple[int, ...]]:
-    """The generated tokens of `samples` runs, seeds counting up from the one given."""
+    """The generated tokens of `samples` runs. The seeds count up from that in `options`."""
     asked = requests(model, [prompt] * samples, options)
     for step in model.run(asked, model.decoding_config(options)):
         if step.sequence.finish_reason is not None:
@@ -40,12 +40,12 @@ def first_tokens(model: Model, prompt: Prompt, options: Options, samples: int) -
 
 
 def compare(one: list[tuple[int, ...]], other: list[tuple[int, ...]]) -> list[Agreement]:
-    """Every position by itself, and all of them together."""
+    """Compare two samples at every position, and over all positions together."""
     longest = max(len(tokens) for tokens in (*one, *other))
-    found = [
+    single = [
         _agreement(f"token {n + 1}", [t[n : n + 1] for t in one], [t[n : n + 1] for t in other]) for n in range(longest)
     ]
-    return [*found, _agreement(f"tokens 1 to {longest} together", one, other)]
+    return [*single, _agreement(f"tokens 1 to {longest} together", one, other)]
 
 
 def _agreement(what: str, one: list[Any], other: list[Any]) -> Agreement:
@@ -53,13 +53,13 @@ def _agreement(what: str, one: list[Any], other: list[Any]) -> Agreement:
     pooled = np.array([names[value] for value in (*one, *other)])
     observed = _distance(pooled, len(one), len(names))
     generator = np.random.default_rng(0)
-    dealt = np.array([_distance(generator.permutation(pooled), len(one), len(names)) for _ in range(PERMUTATIONS)])
-    middle, limit = np.quantile(dealt, (0.5, 0.95))
-    share = float((dealt >= observed - 1e-12).mean())
+    permuted = np.array([_distance(generator.permutation(pooled), len(one), len(names)) for _ in range(PERMUTATIONS)])
+    middle, limit = np.quantile(permuted, (0.5, 0.95))
+    share = float((permuted >= observed - 1e-12).mean())
     return Agreement(what, len(names), observed, float(middle), float(limit), share)
 
 
 def _distance(values: np.ndarray[Any, Any], first: int, size: int) -> float:
-    """Total variation between the first part of the values and the rest."""
+    """Total variation distance between the first `first` values and the others."""
     one, other = (np.bincount(part, minlength=size) / len(part) for part in (values[:first], values[first:]))
     return float(0.5 * np.abs(one - other).sum())

@@ -1,4 +1,4 @@
-"""Every cycle against the oracle: tokens, first divergence, logit gap, and the bits of the logits themselves."""
+"""Compare every cycle with the oracle: tokens, first divergence, logit gap, and the bits of the logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orthrus.runner.layout import chunks
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a sequence left the oracle: the token's index, both tokens, and the oracle's logit gap between them."""
+    """The first token that differs from the oracle: its index, both tokens, and the oracle's logit gap between them."""
 
     prompt: int
     index: int
@@ -24,7 +24,7 @@ class Divergence:
 
 @dataclass
 class Comparison:
-    """One way of decoding against the oracle, over all prompts."""
+    """One cycle (or peer) compared with the oracle over all prompts."""
 
     name: str
     prompts: int = 0
@@ -33,41 +33,41 @@ class Comparison:
 
     @property
     def identical(self) -> int:
-        """How many prompts came out the same, token for token."""
+        """Number of prompts with the same tokens as the oracle."""
         return self.prompts - len(self.divergences)
 
-    def add(self, prompt: int, truth: list[int], found: list[int], logits_of: Callable[[], OracleResult]) -> None:
-        """Enter one prompt; the oracle's logits are asked for only where the tokens differ."""
+    def add(self, prompt: int, truth: list[int], tokens: list[int], logits_of: Callable[[], OracleResult]) -> None:
+        """Add one prompt. `logits_of` is called only if the tokens differ."""
         self.prompts += 1
         self.tokens += len(truth)
-        if found != truth:
-            self.divergences.append(_divergence(prompt, logits_of(), found))
+        if tokens != truth:
+            self.divergences.append(_divergence(prompt, logits_of(), tokens))
 
 
 @dataclass
 class Bits:
-    """Whether verified rows have the very logits of plain decoding."""
+    """Number of verified rows, and of those whose logits are bit-identical to plain decoding."""
 
     rows: int = 0
     equal: int = 0
 
 
 def oracle(model: Model, request: Request) -> OracleResult:
-    """The oracle's answer to a request made by `requests`, logits kept."""
+    """The oracle's answer to a request made by `requests`, with its logits."""
     seed = request.sampling.seed
     assert seed is not None
     return autoregress(model.runner, request, model.limits, seed, model.decode, keep_logits=True)
 
 
 def requests(model: Model, prompts: list[Prompt], options: Options) -> list[Request]:
-    """Requests with a seed each, counting up from the one given, so that oracle and cycle draw the same noise."""
+    """Requests with one seed each, counting up from that in `options`, so that oracle and cycles share the noise."""
     base = options.get("seed") or 0
     made = [model.request(prompt, options) for prompt in prompts]
     return [replace(r, sampling=replace(r.sampling, seed=base + n)) for n, r in enumerate(made)]
 
 
 def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits) -> None:
-    """Run the oracle's own tokens through blocks as wide as a verification and compare the logits bit for bit."""
+    """Run the oracle's tokens in blocks of the width of a verification, and compare the logits bit for bit."""
     assert truth.logits_NV is not None
     runner, tokens = model.runner, truth.tokens
     width = runner.diffusion.block_size if runner.diffusion else 8
@@ -84,11 +84,11 @@ def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits
         bits.equal += int((rows == expected).all(dim=-1).sum())
 
 
-def _divergence(prompt: int, truth: OracleResult, found: list[int]) -> Divergence:
-    pairs = list(zip(truth.tokens, found, strict=False))
+def _divergence(prompt: int, truth: OracleResult, tokens: list[int]) -> Divergence:
+    pairs = list(zip(truth.tokens, tokens, strict=False))
     index = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
     expected = truth.tokens[index] if index < len(truth.tokens) else None
-    got = found[index] if index < len(found) else None
+    got = tokens[index] if index < len(tokens) else None
     gap = None
     if truth.logits_NV is not None and expected is not None and got is not None:
         row = truth.logits_NV[index].float()

@@ -1,4 +1,4 @@
-"""Measurements: acceptance over a task, and what exactness costs."""
+"""Measurements: acceptance over a task, and the cost of exactness."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Acceptance over the prompts of one part, pooled: all accepted drafts over all cycles.
+    """Acceptance over the prompts of one part, pooled: all accepted drafts divided by all cycles.
 
-    The interval is a 95 % bootstrap over prompts.
+    Intervals are 95 % bootstrap intervals over prompts.
     """
 
     part: str
@@ -61,24 +61,24 @@ def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_ne
 
 
 def acceptance(part: str, runs: Iterable[Statistics]) -> Acceptance:
-    """Summarise the statistics of some prompts."""
-    found = list(runs)
-    accepted = np.array([sum(s.accepted) for s in found], dtype=float)
-    cycles = np.array([sum(s.cycles.values()) for s in found], dtype=float)
-    generated = np.array([s.generated for s in found], dtype=float)
-    passes = np.array([s.passes for s in found], dtype=float)
-    offsets = max(len(s.drafted) for s in found)
+    """Summarise the statistics of the prompts of one part."""
+    statistics = list(runs)
+    accepted = np.array([sum(s.accepted) for s in statistics], dtype=float)
+    cycles = np.array([sum(s.cycles.values()) for s in statistics], dtype=float)
+    generated = np.array([s.generated for s in statistics], dtype=float)
+    passes = np.array([s.passes for s in statistics], dtype=float)
+    offsets = max(len(s.drafted) for s in statistics)
     drafted, kept = np.zeros(offsets), np.zeros(offsets)
-    for s in found:
+    for s in statistics:
         drafted[: len(s.drafted)] += s.drafted
         kept[: len(s.accepted)] += s.accepted
     return Acceptance(
         part,
-        len(found),
+        len(statistics),
         int(generated.sum()),
         *_pooled(accepted, cycles),
         *_pooled(generated, passes),
-        sum(s.rows for s in found) / max(1, sum(s.passes - 1 for s in found)),
+        sum(s.rows for s in statistics) / max(1, sum(s.passes - 1 for s in statistics)),
         (kept / np.maximum(drafted, 1)).tolist(),
     )
 
@@ -93,9 +93,9 @@ def _pooled(above: np.ndarray[Any, Any], below: np.ndarray[Any, Any]) -> tuple[f
 
 
 def exactness_cost(model: Model, context: int, n: int = 150) -> dict[str, Any]:
-    """Milliseconds of a one-row pass as it is, and of one that does not care about bits, interleaved.
+    """Milliseconds of a one-row pass with and without the exact row layout, interleaved.
 
-    The latter pads no rows, rounds no keys, and gives attention its single row as it is.
+    Without it, no rows and no keys are padded, and attention gets its single row ungrouped.
     """
     runners = {True: model.runner, False: _unpadded(model.runner)}
     cache = model.runner.new_cache(1)

@@ -1,4 +1,4 @@
-"""Bytes that a cycle needs beyond plain decoding: keys and values, and workspace, at several contexts."""
+"""Bytes that a cycle needs beyond plain decoding at a given context: KV cache and workspace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orthrus.runner.runner import Runner
 
 
 class PeakBytes(TorchDispatchMode):
-    """Bytes of live tensor storage made while active, and their peak."""
+    """Counts the bytes of live tensor storage allocated while active, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -25,7 +25,7 @@ class PeakBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and enter the storages it made."""
+        """Run the operation and count the storages it allocated."""
         out = func(*args, **(kwargs or {}))
         inputs = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(out):
@@ -42,16 +42,16 @@ class PeakBytes(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    """Of all tensors in it but packed weights, which hide theirs."""
+    """Storages of all tensors in a tree, except packed (mkldnn) weights, which do not expose theirs."""
     tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn]
     return [tensor.untyped_storage() for tensor in tensors]
 
 
 @dataclass(frozen=True)
 class Extra:
-    """What a cycle of one sequence needs at one context. cache: bytes allocated for keys and values.
+    """Memory of the cycles for one sequence at one context. cache: bytes allocated for keys and values.
 
-    plain: workspace of a one-row AR pass; two_pass and one_pass: bytes beyond that and beyond its cache.
+    plain: workspace of a one-row AR pass; two_pass and one_pass: additional bytes of these cycles, cache included.
     """
 
     context: int
@@ -79,8 +79,8 @@ def extra_of(runner: Runner, context: int, width: int) -> Extra:
     found = {run.__name__: _peak(runner, context, run) for run in (plain, two_pass, one_pass)}
     allocated, least = found["plain"]
     return Extra(
-        context, allocated, least,
-        *(held - allocated + peak - least for held, peak in (found["two_pass"], found["one_pass"])),
+        context, allocated, workspace,
+        *(held - allocated + peak - workspace for held, peak in (found["two_pass"], found["one_pass"])),
     )  # fmt: skip
 
 

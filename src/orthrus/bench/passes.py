@@ -1,4 +1,4 @@
-"""What a pass costs by rows and context, beside what memory and arithmetic of this very machine allow."""
+"""Time of a pass by rows and context, and the limits that memory bandwidth and arithmetic of this machine set."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from orthrus.cache import KVCache
 from orthrus.runner.runner import Runner, bytes_of
 
 BUFFER = 2**28
-"""Bytes read to find the memory bandwidth: far more than any cache holds."""
+"""Bytes read to measure the memory bandwidth: far more than any processor cache holds."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one kind of pass: the median and quartiles of n, and over an AR pass of one row at this context."""
+    """Seconds of one kind of pass: median, quartiles, and the ratio to an AR pass of one row at the same context."""
 
     kind: str
     context: int
@@ -31,10 +31,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Roof:
-    """bandwidth: bytes a second read by all threads, in turn with the passes; arithmetic: operations a second in the
-    model's own products.
+    """Roofline of the machine. bandwidth: bytes per second read by all threads, measured interleaved with the passes.
 
-    weights: bytes of the linear maps that an AR pass reads; floor: seconds to read them.
+    arithmetic: operations per second of the model's largest GEMM; weights: bytes of the linear layers that an AR pass
+    reads; floor: seconds to read them.
     """
 
     bandwidth: float
@@ -43,17 +43,17 @@ class Roof:
 
     @property
     def floor(self) -> float:
-        """Seconds that a pass takes at least."""
+        """Minimum seconds of a pass: the time to read its weights."""
         return self.weights / self.bandwidth
 
 
 def measure(
     runner: Runner, rows: list[int], contexts: list[int], n: int, track: Callable[[range], Iterator[int]]
 ) -> tuple[list[Pass], float]:
-    """AR passes of so many rows at so many cached tokens, and a diffusion pass at each context, all of them in turn.
+    """Time AR passes at each number of rows and cached tokens, and a diffusion pass at each context, interleaved.
 
-    In every turn a large buffer is read too: the median of its bytes a second is returned beside them. A shared
-    machine's memory is faster at one minute than at another.
+    Every repetition also reads a large buffer, because the memory bandwidth of a shared machine changes within minutes.
+    Returns the passes and the median bandwidth in bytes per second.
     """
     buffer = torch.ones(BUFFER // 8, dtype=torch.int64, device=runner.device)
     cache = runner.new_cache(1)

@@ -1,4 +1,4 @@
-"""Where a number comes from: model, machine, versions, settings, command."""
+"""Provenance of a result: model, machine, versions, settings, command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orthrus.runner.runner import Runner
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions a figure was measured with."""
+    """The machine and the versions of the libraries."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "orthrus": orthrus.__version__,
@@ -36,7 +36,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def of_run(model: Model) -> dict[str, Any]:
-    """All of it for a run that is about to be reported."""
+    """The provenance of a result measured with a loaded model."""
     backbone = model.checkpoint.backbone
     found = {"revision": backbone.revision, "backbone_sha256": backbone.sha256, "view": model.checkpoint.view}
     return of_runner(model.runner, backbone.id) | found

@@ -1,7 +1,7 @@
-"""Are the answers right? By plain decoding and by any other cycle: as the tokens are equal, so must the scores be.
+"""Accuracy of the answers of every cycle. All cycles generate the same tokens, so all scores must be equal.
 
-Code that a model wrote runs in a process of its own with limits of time, memory and files, an empty environment and a
-temporary folder. That keeps accidents small; it is no sandbox.
+Code that a model wrote runs in its own process with limits on time, memory and file size, an empty environment and a
+temporary folder. That limits accidents; it is no sandbox.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from orthrus.bench.tasks import ANSWER, TaskPrompt
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 CODE = re.compile(r"```(?:python|py)?\n(.*?)(?:```|\Z)", re.DOTALL)
 SECONDS, MEMORY, FILE = 10, 2**30, 2**20
-"""Limits of one answer's run: seconds, bytes of memory, bytes of a file."""
+"""Limits for running one answer: seconds, bytes of memory, bytes of a file."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many answers were right, and how many were, token for token, those of the first cycle."""
+    """How many answers were right, and how many had the same tokens as those of the first cycle."""
 
     cycle: str
     prompts: int
@@ -34,9 +34,9 @@ class Score:
 
 
 def right(prompt: TaskPrompt, text: str) -> bool:
-    """Whether an answer is right: its last number, or what its first block of code does.
+    """Whether an answer is right: by its last number, or by running its first code block.
 
-    Raises ValueError where the task says of neither what is right.
+    Raises ValueError if the task defines no right answer.
     """
     if prompt.number is not None:
         return last_number(text) == last_number(prompt.number)
@@ -47,18 +47,18 @@ def right(prompt: TaskPrompt, text: str) -> bool:
 
 def last_number(text: str) -> float | None:
     """The last number in a text."""
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    numbers = NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def code_of(text: str) -> str:
-    """The first fenced block, or the whole text where there is none."""
-    found = CODE.search(text)
-    return found.group(1) if found else text
+    """The first fenced code block, or the whole text if there is none."""
+    block = CODE.search(text)
+    return block.group(1) if block else text
 
 
 def runs(program: str) -> bool:
-    """Whether a program ends by itself, without an error, within the limits."""
+    """Whether a program exits without an error within the limits."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
@@ -83,7 +83,7 @@ def measure(
     cycles: list[str],
     track: Callable[[Iterable[TaskPrompt]], Iterable[TaskPrompt]],
 ) -> list[Score]:
-    """Answer every prompt by every cycle and judge it."""
+    """Answer every prompt with every cycle, and score the answers."""
     scores = [[0, 0] for _ in cycles]
     answers = [model.results([p.prompt for p in prompts], **options | {"cycle": cycle}) for cycle in cycles]
     for prompt in track(prompts):

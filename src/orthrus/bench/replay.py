@@ -1,7 +1,8 @@
-"""Replay: what cycles would take on a text that is known, from which rows of the block at every root are right.
+"""Replay: the cycles that decoding a known text takes, computed from which rows of the block at every root are right.
 
-Two-pass walks from root s to s + 1 + run_0(s); one-pass from the block rooted at the last accepted draft that has one.
-Greedy, full width, no re-draft and no looked-up drafts; a run so configured takes exactly these cycles.
+Two-pass goes from root s to s + 1 + run_0(s). One-pass uses the block rooted at the last accepted draft that has a
+block. The replay is greedy, at full width, without re-drafting and prompt lookup; a run with these settings takes
+exactly the replayed cycles.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ CANDIDATES = (1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Text:
-    """A greedy answer: how many tokens precede it, and for every root position which rows of its block are right."""
+    """A greedy answer: number of prompt tokens, number of answer tokens, and the right rows of the block per root."""
 
     prompt: int
     tokens: int
     right: list[list[bool]]
 
     def run(self, root: int, start: int) -> int:
-        """Rows of the block at `root` that are right in a row, from row `start` on."""
+        """Number of consecutive right rows of the block at `root`, starting with row `start`."""
         rows = self.right[root - self.prompt + 1][start:]
         return rows.index(False) if False in rows else len(rows)
 
     def two_pass(self) -> list[int]:
-        """Accepted drafts of every cycle."""
+        """Accepted drafts of every two-pass cycle."""
         length, accepted = self.prompt + 1, []
         while length < self.prompt + self.tokens:
             accepted.append(self.run(length - 1, 0))
@@ -38,13 +39,13 @@ class Text:
         return accepted
 
     def one_pass(self, candidates: int | None = None) -> list[int]:
-        """Accepted drafts of every cycle, with blocks for that many accept counts, or for all."""
+        """Accepted drafts of every one-pass cycle with blocks for `candidates` accept counts (None: for all)."""
         length, root, accepted = self.prompt + 1, self.prompt - 1, []
         while length < self.prompt + self.tokens:
-            found = self.run(root, length - 1 - root)
-            accepted.append(found)
-            root = length - 1 + (found if candidates is None else min(found, candidates - 1))
-            length += found + 1
+            count = self.run(root, length - 1 - root)
+            accepted.append(count)
+            root = length - 1 + (count if candidates is None else min(count, candidates - 1))
+            length += count + 1
         return accepted
 
 
@@ -72,6 +73,6 @@ def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
     return Text(length, len(done.tokens), right[::-1])
 
 
-def tpf(found: list[Text], accepted: list[list[int]], passes_a_cycle: int) -> float:
-    """Tokens per pass over all texts, the prefill counted as one pass."""
-    return sum(text.tokens for text in found) / sum(1 + passes_a_cycle * len(cycles) for cycles in accepted)
+def tpf(replayed: list[Text], accepted: list[list[int]], passes_per_cycle: int) -> float:
+    """Tokens per pass over all texts, with the prefill counted as one pass."""
+    return sum(text.tokens for text in replayed) / sum(1 + passes_per_cycle * len(cycles) for cycles in accepted)

@@ -1,4 +1,4 @@
-"""Random models of real shapes, for figures that do not depend on what the weights say."""
+"""Models of real shapes with random weights, for measurements that do not depend on the values of the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QWEN3 = {
     "qwen3-4b": (2560, 9728, 36, 32),
     "qwen3-8b": (4096, 12288, 36, 32),
 }
-"""Hidden size, inner size, layers, query heads; 8 key/value heads of 128 dimensions and 151,936 tokens in all."""
+"""Hidden size, MLP size, layers, query heads. All have 8 key/value heads of size 128 and 151,936 tokens."""
 
 
 def random_runner(

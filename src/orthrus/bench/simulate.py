@@ -1,9 +1,9 @@
-"""A model of a large GPU, not a measurement: tokens a second of the cycles over acceptance, block size and batch.
+"""A performance model of a large GPU, not a measurement: tokens per second by acceptance, block size and batch.
 
-A pass takes the longer of reading its weights and doing its products, and reads the keys of its context once: AR rows
-and blocks in one attention call, with a mask, as a kernel for such a device would have it. Every draft of a block is
-right with one chance, chosen so that a two-pass cycle of the published block of 32 accepts A drafts; in a block that
-did not foresee the bonus, with a fraction of it.
+The time of a pass is a roofline: the maximum of the time to read its weights and the time of its GEMMs, plus the time
+to read the KV cache once (AR rows and blocks share one masked attention call). Every draft of a block is accepted with
+the same probability, chosen so that a two-pass cycle with the published block size of 32 accepts A drafts. In a block
+that did not predict the bonus token, that probability is multiplied by `miss_factor`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class Device:
-    """What a device reads and multiplies a second, in practice."""
+    """Achievable bytes and FLOPs per second of a device."""
 
     name: str = "H100-class (modelled)"
     bytes_per_second: float = 0.8 * 3.35e12
@@ -32,7 +32,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Point:
-    """Tokens a second, all sequences together, at one setting. one_pass: by candidates; planned: the best there is."""
+    """Tokens per second of the whole batch at one setting. one_pass: by number of candidates; planned: the optimum."""
 
     acceptance: float
     width: int
@@ -56,8 +56,8 @@ def costs_of(shape: str, device: Device) -> CostModel:
     return CostModel(tuple(rows), tuple(rows), beside, 0.0, key, 0.0)
 
 
-def chance_of(acceptance: float) -> float:
-    """The chance of every draft under which a block of 32 has `acceptance` accepted drafts on average."""
+def probability_of(acceptance: float) -> float:
+    """The probability per draft at which a block of 32 has `acceptance` accepted drafts on average."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -66,17 +66,17 @@ def chance_of(acceptance: float) -> float:
 
 
 def simulate(
-    shape: str, device: Device, acceptances: list[float], widths: list[int], batches: list[int], astray: float,
+    shape: str, device: Device, acceptances: list[float], widths: list[int], batches: list[int], miss_factor: float,
     context: int,
 ) -> list[Point]:  # fmt: skip
-    """All settings. `astray`: the fraction of the chance that is left in a block that did not foresee the bonus."""
+    """Simulate all settings. `miss_factor`: see the top of this file."""
     costs, points = costs_of(shape, device), []
     for acceptance in acceptances:
-        chance = chance_of(acceptance)
+        probability = probability_of(acceptance)
         for width in widths:
             for batch in batches:
-                chances = np.stack([np.full(width, chance), np.full(width, astray * chance)])
-                states = States(chances, width, costs, batch, context)
+                accepted = np.stack([np.full(width, probability), np.full(width, miss_factor * probability)])
+                states = States(accepted, width, costs, batch, context)
                 limits = {f"{n}": n for n in (1, 2, 4, 8) if n <= width} | {"all": width + 1}
                 one_pass = {name: _rate_with(states, n) for name, n in limits.items()}
                 points.append(
@@ -89,7 +89,7 @@ def simulate(
 
 
 def _rate_with(states: States, blocks: int) -> float:
-    """Tokens per second when every pass carries that many blocks, as far as it has rows; 0 is two-pass."""
+    """Tokens per second when every pass has `blocks` blocks, or as many as it has AR rows; 0 is two-pass."""
     chosen = np.minimum(blocks, states.held + 1)
     if not blocks:
         chosen = np.full_like(states.held, 2 + states.held.max())
@@ -98,7 +98,7 @@ def _rate_with(states: States, blocks: int) -> float:
 
 
 def plot(points: list[Point], title: str, path: Path) -> None:
-    """Speed over plain decoding by acceptance: a panel for each batch, the best block size for each line."""
+    """Plot speed relative to plain decoding by acceptance: one panel per batch size, the best block size per line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,7 +124,7 @@ def plot(points: list[Point], title: str, path: Path) -> None:
         axis.plot(acceptances, [best("plan", a) for a in acceptances], "k--", label="planned")
         axis.axhline(1.0, color="#cccccc", linewidth=1)
         axis.set(title=f"batch {batch}", xlabel="A of two-pass, block of 32")
-    axes[0][0].set_ylabel("speed over plain decoding")
+    axes[0][0].set_ylabel("speed relative to plain decoding")
     axes[0][-1].legend(fontsize="x-small")
     figure.suptitle(title)
     figure.tight_layout()

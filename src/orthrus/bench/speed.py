@@ -1,4 +1,4 @@
-"""Speed of cycles against each other: every prompt by every setting in turn, batch 1."""
+"""Speed of the cycles at batch 1, with settings interleaved per prompt."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SETTINGS = ("ar", "two-pass", "one-pass", "auto")
 
 @dataclass(frozen=True)
 class Speed:
-    """One setting over all prompts of a part; tokens a second, prefill included, are medians with quartiles.
+    """Results of one setting over all prompts of a part.
 
-    over_plain: the same against the first setting, prompt by prompt; expected: tokens a second by the cost table;
-    first_token: median seconds until there is one; between: median and 99th percentile of seconds between cycles, which
-    bring one token or several; peak: bytes that the process held at most (of the GPU's memory, where there is one),
-    weights included, 0 where the system does not tell.
+    speed: median tokens per second, prefill included; over_plain: median of the ratio to the first setting, prompt by
+    prompt; expected: tokens per second by the cost table; first_token: median seconds to the first token; between:
+    median and 99th percentile of the seconds between cycles (one or several tokens each); peak: maximum bytes of the
+    process (or of GPU memory), weights included, 0 if the system does not report it.
     """
 
     part: str
@@ -53,8 +53,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt by one setting: what it cost, its tokens, the seconds at which prefill and every cycle ended, and the
-    most bytes held meanwhile."""
+    """One prompt with one setting: statistics, tokens, end times of prefill and every cycle in seconds, peak bytes."""
 
     statistics: Statistics
     tokens: list[int]
@@ -63,11 +62,13 @@ class Run:
 
 
 def options_of(setting: str) -> Options:
-    """`cycle`, `cycle/width`, `one-pass:candidates` or `one-pass:candidates/width` as options."""
+    """Parse `cycle`, `cycle/width`, `one-pass:candidates` or `one-pass:candidates/width` into options."""
     cycle, _, width = setting.partition("/")
     cycle, _, candidates = cycle.partition(":")
     if not all(number.isdecimal() for number in (width, candidates) if number):
-        raise ValueError(f"{setting!r} is no setting: give a cycle, or one-pass:CANDIDATES/WIDTH, such as one-pass:2/6")
+        raise ValueError(
+            f"{setting!r} is no setting: give CYCLE, CYCLE/WIDTH or one-pass:CANDIDATES/WIDTH, such as one-pass:2/6"
+        )
     return {
         "cycle": cycle, "width": int(width) if width else None, "candidates": int(candidates) if candidates else None,
     }  # fmt: skip
@@ -80,11 +81,14 @@ def measure_settings(
     settings: list[str],
     track: Callable[[Iterable[int]], Iterable[int]],
 ) -> list[Speed]:
-    """Decode every prompt by every setting, in an order that turns from prompt to prompt; parts first, then all."""
+    """Decode every prompt with every setting. The order of the settings rotates from prompt to prompt.
+
+    Returns the results of each part, then those of all parts together.
+    """
     requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
     runs: dict[str, list[Run]] = {setting: [] for setting in settings}
     for setting in settings:
-        _decode(model, requests[0], options | options_of(setting))  # pays for what is set up once
+        _decode(model, requests[0], options | options_of(setting))  # warm-up
     for number in track(range(len(prompts))):
         turn = number % len(settings)
         for setting in settings[turn:] + settings[:turn]:
@@ -102,14 +106,14 @@ def measure_settings(
 
 
 def _decode(model: Model, request: Request, options: Options) -> Run:
-    _forget_peak(model.decoder.device)
+    _reset_peak(model.decoder.device)
     start = perf_counter()
     steps = [(step.sequence, perf_counter() - start) for step in model.run([request], model.decoding_config(options))]
     done = steps[-1][0]
     return Run(done.statistics, done.tokens, [end for _, end in steps], _peak(model.decoder.device))
 
 
-def _forget_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -134,18 +138,18 @@ def _summary(
     base: list[Run],
     lengths: list[int],
 ) -> Speed:
-    found = [run.statistics for run in runs]
-    pooled = measure.acceptance(name[0], found)
-    speeds = np.array([s.generated / s.seconds for s in found])
+    statistics = [run.statistics for run in runs]
+    pooled = measure.acceptance(name[0], statistics)
+    speeds = np.array([s.generated / s.seconds for s in statistics])
     plain = np.array([run.statistics.generated / run.statistics.seconds for run in base])
     gaps = np.concatenate([np.diff(run.ends) for run in runs])
     costs = model.costs()
-    seconds = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in zip(found, lengths, strict=True))
+    seconds = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in zip(statistics, lengths, strict=True))
     return Speed(
-        *name, len(found), pooled.generated, pooled.acceptance_length, pooled.acceptance_length + 1,
-        sum(s.passes for s in found), pooled.tpf, pooled.rows_per_pass,
+        *name, len(statistics), pooled.generated, pooled.acceptance_length, pooled.acceptance_length + 1,
+        sum(s.passes for s in statistics), pooled.tpf, pooled.rows_per_pass,
         float(np.median(speeds)), _quartiles(speeds), float(np.median(speeds / plain)), _quartiles(speeds / plain),
-        sum(s.generated for s in found) / seconds,
+        sum(s.generated for s in statistics) / seconds,
         sum(run.tokens == other.tokens for run, other in zip(runs, base, strict=True)),
         float(np.median([run.ends[0] for run in runs])), _quantiles(gaps, (0.5, 0.99)),
         max(run.peak for run in runs),
@@ -161,33 +165,33 @@ def _quantiles(values: np.ndarray[Any, Any], shares: tuple[float, float]) -> tup
     return float(low), float(high)
 
 
-def plot(found: list[Speed], path: Path) -> None:
-    """Expected and real tokens a second of every setting, a panel for each part."""
+def plot(speeds: list[Speed], path: Path) -> None:
+    """Plot expected and measured tokens per second of every setting, one panel per part."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    parts = list(dict.fromkeys(speed.part for speed in found))
+    parts = list(dict.fromkeys(speed.part for speed in speeds))
     figure, axes = pyplot.subplots(1, len(parts), figsize=(max(5.0, 4.2 * len(parts)), 4), squeeze=False, sharey=True)
     for axis, part in zip(axes[0], parts, strict=True):
-        chosen = [speed for speed in found if speed.part == part]
-        places = np.arange(len(chosen))
-        real = [speed.speed for speed in chosen]
-        spread = np.abs(np.array([speed.quartiles for speed in chosen]).T - real)
+        chosen = [speed for speed in speeds if speed.part == part]
+        x = np.arange(len(chosen))
+        measured = [speed.speed for speed in chosen]
+        spread = np.abs(np.array([speed.quartiles for speed in chosen]).T - measured)
         axis.bar(
-            places - 0.2, [speed.expected for speed in chosen], 0.4, label="expected by the cost table", color="#b8c4d6"
+            x - 0.2, [speed.expected for speed in chosen], 0.4, label="expected by the cost table", color="#b8c4d6"
         )
-        axis.bar(places + 0.2, real, 0.4, yerr=spread, capsize=3, label="measured: median, quartiles", color="#2f6690")
-        axis.set_xticks(places, [speed.setting for speed in chosen], rotation=40, ha="right")
+        axis.bar(x + 0.2, measured, 0.4, yerr=spread, capsize=3, label="measured: median, quartiles", color="#2f6690")
+        axis.set_xticks(x, [speed.setting for speed in chosen], rotation=40, ha="right")
         axis.set_title(f"{part} ({chosen[0].prompts} prompts)")
-    axes[0][0].set_ylabel("tokens a second")
+    axes[0][0].set_ylabel("tokens per second")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncols=2, fontsize="small")
     figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def as_records(found: list[Speed]) -> list[dict[str, Any]]:
-    """For JSON."""
-    return [asdict(speed) for speed in found]
+def as_records(speeds: list[Speed]) -> list[dict[str, Any]]:
+    """The results as JSON objects."""
+    return [asdict(speed) for speed in speeds]

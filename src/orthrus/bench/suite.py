@@ -1,4 +1,4 @@
-"""The whole of the measurements, one after another, each into a file of its own; what is there already is kept."""
+"""Run all benchmarks, one after another, each into its own file. Existing results are kept."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ QUICK: dict[str, Step] = {
     "quality": ("quality", ("--task", "gsm8k", "--limit", "8", "--batch-size", "8")),
 }
 SETTINGS = "suite.json"
-"""The file that says what the results of a directory are of."""
+"""The file with the settings of the results in a directory."""
 NOT_FOR_MEMORY = ("--adapter", "--device", "--quantize")
-"""Options of the others that `memory` does not have."""
+"""Options of the other benchmarks that `memory` does not have."""
 
 
 def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[[str], None]) -> Path:
-    """Measure into `directory` what is missing there, and draw one page of all of it, whose path is returned.
+    """Run the benchmarks whose results are missing in `directory`, and write a page of all results. Returns its path.
 
-    options: passed on to every measurement (`--model NAME`, ...). Each runs in a process of its own.
+    options: passed to every benchmark (`--model NAME`, ...). Each benchmark runs in its own process.
 
     Raises:
-        ValueError: the directory is none, or holds results of other settings.
-        ChildProcessError: a measurement failed; it has said why. Those before it are kept.
+        ValueError: `directory` is a file, or has results of other settings.
+        ChildProcessError: a benchmark failed and printed the reason to stderr. Earlier results are kept.
     """
     settings = {"quick": quick, "options": list(options)}
     if directory.exists() and not directory.is_dir():
@@ -73,16 +73,14 @@ def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[
     for number, (name, (verb, arguments)) in enumerate(steps.items(), start=1):
         at = f"{number} of {len(steps)}: {name}"
         if (directory / f"{name}.json").is_file():
-            tell(f"{at} is there already")
+            tell(f"{at} is already measured")
             continue
         own = _without(options, NOT_FOR_MEMORY) if verb == "memory" else options
         command = ["bench", verb, *arguments, *own, "--json"]
         tell(f"{at}: orthrus {' '.join(command)}")
         done = subprocess.run([sys.executable, "-m", "orthrus", *command], check=False, stdout=subprocess.PIPE)
         if done.returncode:
-            raise ChildProcessError(
-                f"{name} failed with exit code {done.returncode}; the same command goes on from there"
-            )
+            raise ChildProcessError(f"{name} failed with exit code {done.returncode}; run the same command to resume")
         write_atomically(directory, {f"{name}.json": partial(save_bytes, data=done.stdout)})
     page = directory / "report.html"
     page.write_text(report.page([directory / f"{name}.json" for name in steps]), encoding="utf-8")
@@ -90,6 +88,6 @@ def run(directory: Path, options: Sequence[str], *, quick: bool, tell: Callable[
 
 
 def _without(options: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Options, in pairs of name and value, but those."""
+    """Options, as pairs of name and value, without those in `names`."""
     pairs = zip(options[::2], options[1::2], strict=True)
     return [part for name, value in pairs if name not in names for part in (name, value)]

@@ -1,4 +1,4 @@
-"""How fast a training step is: against its plain twin, and against its matrix products alone."""
+"""Speed of a training step against its reference implementation and against its matrix products alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOCUMENTS = 4
 
 
 def measure(decoder: Decoder, config: TrainConfig, n: int) -> dict[str, Any]:
-    """Supervised rows a second of the step, its plain twin and its products alone, n interleaved turns; a profile."""
+    """Supervised rows per second of the step, its reference and its GEMMs alone, n runs interleaved; and a profile."""
     parameters = list(trainable(decoder).values())
     blocks, objective = random_blocks(decoder, config), objectives.load(config.objective)
     rows = int(blocks.trained_SM.sum())
@@ -62,7 +62,7 @@ def measure(decoder: Decoder, config: TrainConfig, n: int) -> dict[str, Any]:
 
 
 def random_blocks(decoder: Decoder, config: TrainConfig) -> Blocks:
-    """A packed text of four random documents, three quarters of each the assistant's."""
+    """A packed text of four random documents; the assistant turn is the last three quarters of each."""
     generator = torch.Generator().manual_seed(config.seed)
     size = config.sequence_length // DOCUMENTS
     tokens = torch.randint(decoder.config.vocab_size, (size * DOCUMENTS,), generator=generator)
@@ -73,7 +73,7 @@ def random_blocks(decoder: Decoder, config: TrainConfig) -> Blocks:
 
 
 def plain_loss(decoder: Decoder, blocks: Blocks) -> Tensor:
-    """Forward KL as one would first write it: autograd, one dense mask, all rows of the vocabulary at once."""
+    """Reference implementation of the forward KL: autograd, one dense mask, the logits of all rows at once."""
     assert decoder.diffusion is not None
     K, text, eps = blocks.block_size, len(blocks.tokens_T), decoder.config.norm_eps
     owner_T = torch.searchsorted(torch.tensor(blocks.starts), torch.arange(text), right=True)
@@ -125,7 +125,7 @@ def _plain_pass(
 
 
 def products(decoder: Decoder, blocks: Blocks) -> Callable[[], None]:
-    """All matrix products with weights that a step cannot do without, and nothing else, on random rows."""
+    """Run only the GEMMs with weights that a step needs, on random rows."""
     dtype = decoder.dtype
     supervised = int(blocks.trained_SM.sum())
     distinct = len(blocks.targets_SM[blocks.trained_SM].unique())
@@ -159,10 +159,10 @@ def _job(rows: int, weight: Tensor, *, learns: bool) -> tuple[Tensor, Tensor, Te
 
 
 def profile(run: Callable[[], None]) -> dict[str, float]:
-    """The share of a step's time by kind of operation, the ten largest."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+    """The share of a step's time by operation, for the ten largest."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         run()
-    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    times = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
     total = sum(times.values())
     largest = sorted(times.items(), key=lambda item: -item[1])[:10]
     return {name: time / total for name, time in largest}

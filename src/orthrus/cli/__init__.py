@@ -1,4 +1,7 @@
-"""The command line: one file per verb, found by listing this folder. Heavy imports wait until a verb runs."""
+"""The command line: one module per command, discovered by listing this package.
+
+Commands import torch and transformers only when they run, so `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import typer
 
 
 def build() -> typer.Typer:
-    """The application with all its verbs."""
+    """Build the Typer application with all commands."""
     app = typer.Typer(
         help="Lossless parallel token generation: several tokens per forward pass, the same text as the base model.",
         no_args_is_help=True,
@@ -21,24 +24,24 @@ def build() -> typer.Typer:
 
     @app.callback(invoke_without_command=True)
     def orthrus(
-        version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     ) -> None:
         if version:
             print(importlib.import_module("orthrus").__version__)
             raise typer.Exit
 
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         if not module.name.startswith("_"):
-            verb = importlib.import_module(f"{__name__}.{module.name}")
-            if hasattr(verb, "app"):
-                app.add_typer(verb.app, name=module.name)
+            command = importlib.import_module(f"{__name__}.{module.name}")
+            if hasattr(command, "app"):
+                app.add_typer(command.app, name=module.name)
             else:
-                app.command(name=module.name)(verb.command)
+                app.command(name=module.name)(command.command)
     return app
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend are one message and exit code 2."""
+    """Run the command line. A ValueError is for the user to fix: it becomes one message and exit code 2."""
     try:
         build()()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The part of `orthrus verify` that compares distributions."""
+"""`orthrus verify --samples`: compare the distributions of rejection and plain sampling."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from orthrus.cli._shared import progress
 if TYPE_CHECKING:
     from orthrus.api import Model, Options
 
-LEAST_P = 0.001
-"""Below this the two distributions are called different: a false alarm in a thousand."""
+SIGNIFICANCE = 0.001
+"""A smaller p-value is reported as a difference; equal distributions give one in a thousand times."""
 
 
 def compare_distributions(model: Model, prompt: str, samples: int, options: Options, *, as_json: bool) -> bool:
-    """Sample a prompt by `rejection` and plainly; print how far apart the first tokens are; whether that is chance."""
+    """Sample a prompt by `rejection` and by plain decoding, and print the distance between their first tokens.
+
+    Returns whether chance explains the distance.
+    """
     from orthrus.bench import distribution, provenance
 
     seed = options.get("seed") or 0
-    ways: list[tuple[str, Options]] = [
+    settings: list[tuple[str, Options]] = [
         ("rejection", {**options, "cycle": "two-pass", "rule": "rejection", "seed": seed}),
         ("plain sampling", {**options, "cycle": "ar", "seed": seed + samples}),
     ]
-    found = [
+    drawn = [
         list(progress(distribution.first_tokens(model, prompt, chosen, samples), name, samples))
-        for name, chosen in ways
+        for name, chosen in settings
     ]
-    agreements = distribution.compare(found[0], found[1])
-    same = all(a.p_value >= LEAST_P for a in agreements)
+    agreements = distribution.compare(drawn[0], drawn[1])
+    same = all(a.p_value >= SIGNIFICANCE for a in agreements)
     if as_json:
         record = {"samples": samples, "agreements": [asdict(a) for a in agreements], "same": same}
         print(json.dumps({**record, "provenance": provenance.of_run(model)}, indent=2))
         return same
     console = Console(highlight=False)
-    table = Table(
-        title=f"{samples} samples by rejection against {samples} by plain sampling, T = {options['temperature']:g}"
-    )
-    for column in ("of", "distinct", "total variation", "by chance: median", "95 %", "p"):
-        table.add_column(column, justify="left" if column == "of" else "right")
+    table = Table(title=f"{samples} samples by rejection, {samples} by plain sampling, T = {options['temperature']:g}")
+    for column in ("compared", "distinct", "total variation", "chance: median", "chance: 95 %", "p-value"):
+        table.add_column(column, justify="left" if column == "compared" else "right")
     for a in agreements:
         figures = (a.distance, a.chance, a.limit, a.p_value)
         table.add_row(a.what, str(a.distinct), *(f"{figure:.3f}" for figure in figures))

@@ -1,4 +1,4 @@
-"""What generating cost, for the lines that `orthrus generate` writes under the text."""
+"""Statistics that `orthrus generate` prints below the text."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Wall time of a run, from when the clock was made, and of its first token."""
+    """Wall time of a run since the clock was created, and the time to its first token."""
 
     def __init__(self) -> None:
         self._started = perf_counter()
         self.first: float | None = None
-        """Seconds until the first token, where one was seen to come."""
+        """Seconds until the first token; None before there is one."""
 
     @property
     def seconds(self) -> float:
-        """Seconds until now."""
+        """Seconds since the clock was created."""
         return perf_counter() - self._started
 
     def token(self) -> None:
-        """Enter that a token came."""
+        """Record that a token arrived."""
         if self.first is None:
             self.first = self.seconds
 
 
 def print_footer(console: Console, results: list[Result], clock: Clock, *, sampled: bool) -> None:
-    """Prompt and answer: tokens, seconds, speed. Several prompts are taken together."""
-    alone, found = len(results) == 1, [result.statistics for result in results]
-    prompt, prefill = sum(result.prompt_tokens for result in results), sum(s.prefill_seconds for s in found)
+    """Print tokens, seconds and speed of prompt and answer. Several prompts are summed."""
+    alone, statistics = len(results) == 1, [result.statistics for result in results]
+    prompt, prefill = sum(result.prompt_tokens for result in results), sum(s.prefill_seconds for s in statistics)
     first = f", first token after {clock.first:.2f} s" if clock.first is not None else ""
     console.print(
         f"{f'{len(results)} prompts' if not alone else 'prompt'}: {prompt} tokens read in {prefill:.2f} s"
@@ -42,8 +42,8 @@ def print_footer(console: Console, results: list[Result], clock: Clock, *, sampl
         style="dim",
         soft_wrap=True,
     )
-    generated, passes = sum(s.generated for s in found), sum(s.passes for s in found)
-    seconds = found[0].seconds if alone else clock.seconds
+    generated, passes = sum(s.generated for s in statistics), sum(s.passes for s in statistics)
+    seconds = statistics[0].seconds if alone else clock.seconds
     ended = Counter(result.finish_reason for result in results)
     how = ", ".join(reason if alone else f"{reason} {count}" for reason, count in sorted(ended.items()))
     seed = f", seed {results[0].seed}" if sampled and alone else ""
@@ -56,7 +56,7 @@ def print_footer(console: Console, results: list[Result], clock: Clock, *, sampl
 
 
 def print_details(console: Console, model: Model, results: list[Result], load_seconds: float) -> None:
-    """What ran, for `--verbose`: model, kernels, threads, cycles by kind, acceptance by offset."""
+    """Print model, kernels, threads, cycles by kind and acceptance by offset, for `--verbose`."""
     import torch
 
     cycles, drafted, accepted = Counter[str](), Counter[int](), Counter[int]()

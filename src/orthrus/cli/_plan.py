@@ -1,4 +1,4 @@
-"""What the planner knew, chose and expected, for `--explain-plan` and `doctor --calibrate`; its warning."""
+"""Print the planner's cost table, choices and predictions (`--explain-plan`, `doctor --calibrate`), and its warning."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from orthrus.decoding.planning.cost_model import CostModel
     from orthrus.decoding.statistics import Statistics
 
-FEW = 32
-"""Cycles below which a collapse is not worth a word."""
+MIN_CYCLES = 32
+"""With fewer cycles there is no warning of a collapse."""
 
 
 def print_costs(console: Console, costs: CostModel) -> None:
@@ -25,7 +25,7 @@ def print_costs(console: Console, costs: CostModel) -> None:
     drafting = dict(costs.drafting)
     for name, seconds in (
         ("AR pass, short context", dict(costs.rows)),
-        ("diffusion pass, with work around it", drafting),
+        ("diffusion pass, with its overhead", drafting),
     ):
         table.add_row(name, *[f"{1e3 * seconds[n]:.1f}" if n in seconds else "-" for n, _ in costs.rows])
     console.print(table)
@@ -38,7 +38,7 @@ def print_costs(console: Console, costs: CostModel) -> None:
 def explain(console: Console, costs: CostModel, runs: list[tuple[Statistics, int]]) -> None:
     """Cost table, the passes that were run with their prices, and prediction against what happened.
 
-    `runs`: statistics, and tokens of the prompt.
+    `runs`: statistics and number of prompt tokens of each prompt.
     """
     print_costs(console, costs)
     shapes: Counter[tuple[str, int, int, int]] = Counter()
@@ -46,8 +46,8 @@ def explain(console: Console, costs: CostModel, runs: list[tuple[Statistics, int
         shapes.update(statistics.shapes)
     generated, passes = sum(s.generated for s, _ in runs), sum(s.passes for s, _ in runs)
     context = sum(n + s.generated / 2 for s, n in runs) / len(runs)
-    table = Table(title="cycles by what they verified and drafted")
-    for column in ("cycle", "drafts verified", "blocks beside", "rows of a block", "times", "expected ms each"):
+    table = Table(title="cycles by shape")
+    for column in ("cycle", "drafts verified", "blocks in AR pass", "rows per block", "count", "expected ms each"):
         table.add_column(column, justify="left" if column == "cycle" else "right")
     for shape, count in sorted(shapes.items(), key=lambda item: -item[1]):
         kind, drafts, blocks, width = shape
@@ -57,25 +57,25 @@ def explain(console: Console, costs: CostModel, runs: list[tuple[Statistics, int
     expected = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in runs)
     plain, seconds = generated * costs.ar(1, 1, context), sum(s.seconds for s, _ in runs)
     console.print(
-        f"{generated} tokens in {passes} passes. By the table: {1e3 * expected:.0f} ms, against {1e3 * plain:.0f} ms"
-        f" for plain decoding ({plain / expected if expected else 1:.2f} x)."
+        f"{generated} tokens in {passes} passes. Expected from the cost table: {1e3 * expected:.0f} ms, against"
+        f" {1e3 * plain:.0f} ms for plain decoding ({plain / expected if expected else 1:.2f} x)."
         f" Measured: {1e3 * seconds:.0f} ms, prefill included."
     )
-    fallen = sum(s.cycles.get("ar", 0) for s, _ in runs)
+    fallbacks = sum(s.cycles.get("ar", 0) for s, _ in runs)
     console.print(
-        f"{fallen} of {sum(shapes.values())} cycles fell back to plain decoding: drafts were not worth their rows."
+        f"{fallbacks} of {sum(shapes.values())} cycles fell back to plain decoding: drafting was not expected to pay."
     )
 
 
 def warn_of_collapse(console: Console, runs: list[Statistics]) -> None:
-    """Say so where the planner mostly decoded plainly: then the view does not fit the text."""
+    """Warn if most cycles fell back to plain decoding: the view does not fit the text."""
     cycles, plain = sum(sum(s.cycles.values()) for s in runs), sum(s.cycles.get("ar", 0) for s in runs)
-    if cycles < FEW or plain < 0.6 * cycles:
+    if cycles < MIN_CYCLES or plain < 0.6 * cycles:
         return
     drafted = sum(sum(s.drafted[:1]) for s in runs)
     right = sum(sum(s.accepted[:1]) for s in runs) / drafted if drafted else 0.0
     console.print(
         f"note: drafting hardly pays on this text (the first draft was right {right:.0%} of the time), so {plain} of"
-        f" {cycles} cycles decoded plainly. A view trained on such text would help: `orthrus train`",
+        f" {cycles} cycles used plain decoding. A view trained on such text would help: `orthrus train`",
         style="yellow",
     )

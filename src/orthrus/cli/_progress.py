@@ -1,4 +1,4 @@
-"""How far a distillation is: a bar on a terminal, else a line on stderr now and then."""
+"""Progress of a distillation: a bar on a terminal, otherwise a line on stderr every few seconds."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from orthrus.training.distill import Reply, Shard
 
 LINE_SECONDS = 10.0
-"""The least time between two lines where there is no terminal."""
+"""Minimum time between two progress lines when stderr is not a terminal."""
 
 
 class DistillProgress:
-    """Prompts dealt with, tokens per second, and the time that the rest will take."""
+    """Finished prompts, tokens per second, and the estimated remaining time."""
 
     def __init__(self, total: int) -> None:
         self.total, self.kept = total, 0
-        self._done = self._found = self._tokens = 0
+        self._done = self._resumed = self._tokens = 0
         self._started = self._shown = perf_counter()
         columns = (BarColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
@@ -37,27 +37,27 @@ class DistillProgress:
         self._bar.stop()
 
     def __str__(self) -> str:
-        new = self._done - self._found
+        new = self._done - self._resumed
         left = (self.total - self._done) * self.seconds / new if new else None
         eta = "-" if left is None else timedelta(seconds=round(left))
         return f"{self._done} of {self.total} prompts, {self._tokens / self.seconds:.0f} tokens/s, ETA {eta}"
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the start."""
         return perf_counter() - self._started
 
     def replies(self, given: Iterator[tuple[int, Reply]]) -> Iterator[tuple[int, Reply]]:
-        """Pass replies on, counting their tokens."""
-        if self._found and not self._tokens:
-            stderr.print(f"{self._found} of {self.total} prompts are done already: the run goes on")
+        """Yield the replies unchanged and count their tokens."""
+        if self._resumed and not self._tokens:
+            stderr.print(f"resuming: {self._resumed} of {self.total} prompts are already done")
         for index, reply in given:
             self._tokens += len(reply.tokens)
             self._show()
             yield index, reply
 
     def prompts(self, done: int) -> None:
-        """Enter how many prompts are dealt with."""
+        """Set the number of finished prompts."""
         self._done = done
         self._show()
 

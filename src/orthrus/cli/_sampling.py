@@ -1,4 +1,4 @@
-"""Options of `orthrus generate`, and what is made of them."""
+"""Options of `orthrus generate`, and their checks."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ import typer
 if TYPE_CHECKING:
     from orthrus.api import Model, Prompt
 
-MOST_THREADS = 1024
-NOTHING_PLANNED = "--explain-plan explains the cycle auto, which needs a diffusion view; nothing is planned here"
+MAX_THREADS = 1024
+NOTHING_PLANNED = "--explain-plan needs --cycle auto and a diffusion view: without them no pass is planned"
 
 PromptArgument = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
 PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
 FileOption = Annotated[
     Path | None,
-    typer.Option(help="JSONL, one object a line with `prompt`, `messages` or `conversations`; `-` is standard input."),
+    typer.Option(
+        help="JSONL, one object per line with `prompt`, `messages` or `conversations`; `-` is standard input."
+    ),
 ]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", "--max-tokens", "-n", help="Stop after this many tokens.")
 ]
-MinNewTokensOption = Annotated[int, typer.Option(help="No end token before this many tokens.")]
+MinNewTokensOption = Annotated[int, typer.Option(help="Suppress end tokens until this many tokens are generated.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
 TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")]
 TopKOption = Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")]
-MinPOption = Annotated[float, typer.Option(help="Keep tokens at least this likely relative to the best.")]
+MinPOption = Annotated[float, typer.Option(help="Keep tokens at least this fraction as likely as the most likely one.")]
 RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1 discourages tokens already in the text.")]
-PresencePenaltyOption = Annotated[float, typer.Option(help="Subtracted from the logits of generated tokens, once.")]
-FrequencyPenaltyOption = Annotated[float, typer.Option(help="The same for every time they were generated.")]
+PresencePenaltyOption = Annotated[float, typer.Option(help="Subtracted once from the logit of each generated token.")]
+FrequencyPenaltyOption = Annotated[
+    float, typer.Option(help="Subtracted from a token's logit for each time it was generated.")
+]
 LogitBiasOption = Annotated[
     list[str] | None,
     typer.Option(metavar="ID_OR_TEXT=VALUE", help="Add a value to the logit of a token; may be repeated."),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Seed for sampling; drawn and reported where absent.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed for sampling; without it one is drawn and reported.")]
 StopOption = Annotated[list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.")]
 StopTokenOption = Annotated[
-    list[str] | None, typer.Option(help="Further end token, by text (`<|im_end|>`) or id; may be repeated.")
+    list[str] | None, typer.Option(help="Additional end token, as text (`<|im_end|>`) or id; may be repeated.")
 ]
 SystemOption = Annotated[str | None, typer.Option(help="System message for the chat template.")]
 ChatTemplateKwargsOption = Annotated[
@@ -47,24 +51,24 @@ ChatTemplateKwargsOption = Annotated[
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 RuleOption = Annotated[
-    str, typer.Option(help="exact: the tokens of plain decoding. rejection: its distribution, more drafts kept.")
+    str, typer.Option(help="exact: same tokens as plain decoding. rejection: same distribution, more drafts accepted.")
 ]
 ExplainOption = Annotated[
     bool, typer.Option("--explain-plan", help="Print the planner's costs, choices and predictions after the text.")
 ]
 NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
-WidthOption = Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")]
-BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded side by side.")]
+WidthOption = Annotated[int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size")]
+BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded together in one batch.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="Threads of a pass.", show_default="torch's")
+    int | None, typer.Option("--threads", "-t", help="CPU threads of a forward pass.", show_default="torch's")
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--ctx-size", "-c", help="Most tokens, prompt included.", show_default="the model's context"),
+    typer.Option("--ctx-size", "-c", help="Maximum tokens, prompt included.", show_default="the model's context"),
 ]
 VerboseOption = Annotated[
     bool,
-    typer.Option("--verbose", help="Say more on stderr: kernels, cycles, acceptance by offset, seconds of loading."),
+    typer.Option("--verbose", help="Also print kernels, cycles, acceptance by offset and load time to stderr."),
 ]
 AsJsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON line per prompt, in input order, and nothing else on stdout.")
@@ -74,7 +78,7 @@ AsJsonOption = Annotated[
 def check(
     options: Mapping[str, Any], prompts: list[Prompt], biases: list[tuple[str, float]], *, explain_plan: bool
 ) -> None:
-    """All that can be told before a model is loaded. Raises ValueError."""
+    """Check what can be checked before a model is loaded. Raises ValueError."""
     from orthrus.options import Settings
     from orthrus.tokenization import checked_prompt, map_prompts
 
@@ -88,34 +92,36 @@ def check(
         raise ValueError(NOTHING_PLANNED)
 
     def check_one(prompt: Prompt) -> None:
-        found = checked_prompt(prompt)
-        if isinstance(found, str) and not found.strip():
+        checked = checked_prompt(prompt)
+        if isinstance(checked, str) and not checked.strip():
             raise ValueError("the prompt is empty")
-        if isinstance(found, list) and settings.raw:
-            raise ValueError("--raw continues a text as it is, and messages need the chat template: drop one of them")
+        if isinstance(checked, list) and settings.raw:
+            raise ValueError(
+                "--raw skips the chat template, which messages need: drop --raw, or give the prompt as text"
+            )
 
     map_prompts(prompts, check_one)
 
 
 def set_threads(threads: int | None) -> None:
-    """Let passes run on so many threads. Raises ValueError where the number is impossible."""
+    """Set the number of CPU threads. Raises ValueError if it is out of range."""
     if threads is None:
         return
-    if not 1 <= threads <= MOST_THREADS:
-        raise ValueError(f"--threads must lie in 1..{MOST_THREADS}, not {threads}")
+    if not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"--threads must lie in 1..{MAX_THREADS}, not {threads}")
     import torch
 
     torch.set_num_threads(threads)
 
 
 def check_context(size: int | None) -> None:
-    """Raises ValueError where no text fits."""
+    """Raise ValueError unless the size is positive."""
     if size is not None and size < 1:
         raise ValueError(f"--ctx-size must be at least 1, not {size}")
 
 
 def cap_context(model: Model, size: int | None) -> None:
-    """Let no sequence grow beyond `size` tokens. Raises ValueError where the model's context is smaller."""
+    """Limit sequences to `size` tokens. Raises ValueError if the model's context is smaller."""
     if size is None:
         return
     if size > model.limits.max_positions:
@@ -124,26 +130,26 @@ def cap_context(model: Model, size: int | None) -> None:
 
 
 def biases(given: list[str] | None) -> list[tuple[str, float]]:
-    """Tokens, as they were named, and values. Raises ValueError where one is not ID_OR_TEXT=VALUE."""
-    found = []
+    """Parse --logit-bias into pairs of token (as given) and value. Raises ValueError unless ID_OR_TEXT=VALUE."""
+    parsed = []
     for item in given or ():
         token, _, value = item.rpartition("=")
         try:
-            found.append((token, float(value)))
+            parsed.append((token, float(value)))
         except ValueError:
             token = ""
         if not token:
             raise ValueError(f"--logit-bias takes ID_OR_TEXT=VALUE, such as 42=-5 or '<|im_end|>=2', not {item!r}")
-    return found
+    return parsed
 
 
 def token_id(model: Model, text: str, what: str) -> int:
     """The id of a token given by id, by its entry in the vocabulary, or by text that is one token."""
     if text.isdecimal():
         return int(text)
-    found = model.tokenizer.get_vocab().get(text)
-    if found is not None:
-        return int(found)
+    entry = model.tokenizer.get_vocab().get(text)
+    if entry is not None:
+        return int(entry)
     ids = model.tokenizer(text, add_special_tokens=False).input_ids
     if len(ids) != 1 or model.decode(ids) != text:
         raise ValueError(f"{what} {text!r} is not in the vocabulary; give its exact text or its id")

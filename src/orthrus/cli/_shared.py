@@ -1,4 +1,4 @@
-"""What several verbs share: options, loading with a notice, tables."""
+"""Shared by several commands: options, model loading, progress."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Dtype(StrEnum):
 
 
 class Quantize(StrEnum):
-    """What weights and activations of the linear maps are rounded to."""
+    """Precision to which weights and activations of linear layers are quantized."""
 
     int8 = "int8"
 
@@ -39,13 +39,16 @@ ModelOption = Annotated[
 ]
 AdapterOption = Annotated[
     str | None,
-    typer.Option(help="Directory of a trained diffusion view for this backbone; none: without the demo's own."),
+    typer.Option(
+        help="Adapter directory with a diffusion view for this backbone; `none` ignores the demo's bundled view."
+    ),
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.")]
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option(
-        help="Round weights and activations of all linear maps: a faster model, to which lossless then refers."
+        help="Quantize weights and activations of all linear layers. Output is then identical to plain decoding of the"
+        " quantized model."
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cuda:1, ...")]
@@ -62,7 +65,7 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def quiet() -> None:
-    """Keep the libraries' own notices and progress bars off the screen."""
+    """Silence the messages and progress bars of transformers."""
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -99,14 +102,14 @@ def print_notice(model: Model) -> None:
 
 
 def measure_costs(model: Model) -> None:
-    """Have the cost table that `--cycle auto` plans by, and say so where it has to be measured."""
-    with status("measuring what passes cost here, once (a few seconds)"):
+    """Load the cost table of `--cycle auto`, or measure it once and say so."""
+    with status("measuring the cost of passes on this machine, once (a few seconds)"):
         model.costs()
 
 
 @contextmanager
 def status(text: str, after: float = 0.3) -> Iterator[None]:
-    """Say what takes time once it has taken `after` seconds: a spinner on a terminal, else a line on stderr."""
+    """Show `text` if the work takes longer than `after` seconds: a spinner on a terminal, else a line on stderr."""
     spinner = stderr.status(text)
     timer = Timer(after, spinner.start if stderr.is_terminal else lambda: stderr.print(text))
     timer.daemon = True
@@ -120,7 +123,7 @@ def status(text: str, after: float = 0.3) -> Iterator[None]:
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Go through items behind a progress bar with ETA on stderr, which vanishes when done."""
+    """Iterate with a progress bar and ETA on stderr; the bar disappears at the end."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

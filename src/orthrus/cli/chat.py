@@ -1,4 +1,4 @@
-"""`orthrus chat`: a conversation in the terminal, with what each answer cost."""
+"""`orthrus chat`: a conversation in the terminal, with statistics after each answer."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.", min=1)] = 512,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed for sampling; drawn where absent.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for sampling; without it one is drawn.")] = None,
     cycle: CycleOption = None,
     rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
     color: Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")] = True,
@@ -67,7 +67,7 @@ def command(
         if line == "/exit":
             return
         if line.startswith("/"):
-            history, system = _order(console, line, history, system)
+            history, system = _run_slash_command(console, line, history, system)
         elif line:
             opening: list[Message] = [{"role": "system", "content": system}] if system else []
             asked: list[Message] = [*history, {"role": "user", "content": line}]
@@ -75,8 +75,10 @@ def command(
             history = [*asked, {"role": "assistant", "content": text}]
 
 
-def _order(console: Console, line: str, history: list[Message], system: str | None) -> tuple[list[Message], str | None]:
-    """Carry out a line that begins with a slash: the history and the system message after it."""
+def _run_slash_command(
+    console: Console, line: str, history: list[Message], system: str | None
+) -> tuple[list[Message], str | None]:
+    """Run a line that begins with a slash. Returns the new history and system message."""
     if line == "/reset":
         return [], system
     if line == "/undo":
@@ -88,7 +90,7 @@ def _order(console: Console, line: str, history: list[Message], system: str | No
 
 
 def _answer(console: Console, model: Model, messages: list[Message], options: Options, *, color: bool) -> str:
-    """Stream one answer and the line of what it cost; an answer stopped by Ctrl-C stays as far as it came."""
+    """Stream one answer and print its statistics. After Ctrl-C the partial answer is kept."""
     text, result = "", None
     try:
         for chunk in model.stream(messages, **options):
@@ -101,17 +103,17 @@ def _answer(console: Console, model: Model, messages: list[Message], options: Op
     except KeyboardInterrupt:
         console.print(" [stopped]", style="yellow", markup=False)
         return text
-    except ValueError as error:  # a conversation that no longer fits: say so, and stay
+    except ValueError as error:  # the conversation no longer fits the context: report it and keep chatting
         console.print(f"{error} (/reset or /undo makes room)", style="yellow", markup=False)
         return text
     console.print()
     if result is not None:
-        console.print(_cost(result), style="dim")
+        console.print(_statistics(result), style="dim")
     return text
 
 
-def _cost(result: Result) -> str:
+def _statistics(result: Result) -> str:
     s = result.statistics
     speed = s.generated / s.seconds if s.seconds else 0.0
-    drafts = f", {s.acceptance_length:.2f} drafts accepted a cycle" if s.drafted else ""
-    return f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} a pass{drafts}), {speed:.1f} tokens/s"
+    drafts = f", {s.acceptance_length:.2f} drafts accepted per cycle" if s.drafted else ""
+    return f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} per pass{drafts}), {speed:.1f} tokens/s"

@@ -1,4 +1,4 @@
-"""`orthrus demo`: see it work, and see that the text is the same."""
+"""`orthrus demo`: accepted drafts highlighted, then the same text by plain decoding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = "Write a Python function that checks whether a number is prime, then ex
 INTRODUCTION = """\
 A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives the same,
 unchanged model a second view that [bold]drafts[/bold] several tokens at once; the model then checks all of them in a
-single pass and keeps the ones it would have written itself. So the text cannot differ, only the number of passes can.
+single pass and keeps the ones it would have written itself. The text is the same; only the number of passes changes.
 """
 
 
@@ -35,12 +35,12 @@ def command(
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = PROMPT,
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.", min=1)] = 160,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of the answer.", min=1)] = 160,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
 ) -> None:
-    """Stream one answer with drafts and verified tokens told apart, then the same prompt by plain decoding."""
+    """Stream one answer with accepted drafts highlighted, then answer the same prompt by plain decoding."""
     loaded = load_model(model, adapter, dtype, device, quantize=quantize)
     console = Console(highlight=False)
     if loaded.decoder.diffusion is None:
@@ -62,7 +62,7 @@ def _introduce(console: Console, model: Model, prompt: str) -> None:
     )
     if "untrained" in model.checkpoint.view:
         console.print(
-            "This diffusion view is not trained yet: it can draft about one token a cycle, so expect correct text and"
+            "This diffusion view is not trained yet: it can draft about one token per cycle, so expect correct text and"
             " no speed-up.",
             style="yellow",
         )

@@ -1,4 +1,7 @@
-"""`orthrus distill`: training data for a diffusion view, answered (and asked) by the backbone itself."""
+"""`orthrus distill`: training data for a diffusion view.
+
+The backbone generates the answers and, without `--data`, the prompts too.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from orthrus.api import Model
     from orthrus.training.distill import Question, Reply, Shard
 
-SHARD = 64
-"""A minute or two of work on a laptop."""
+SHARD_SIZE = 64
+"""Prompts per shard by default: a minute or two of work on a laptop."""
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards and their manifest.")]
 DataOption = Annotated[
@@ -29,29 +32,36 @@ DataOption = Annotated[
         " model writes the user's turns too."
     ),
 ]
-CountOption = Annotated[int | None, typer.Option(help="Prompts; all of the data, or 1000 self-written ones.", min=1)]
+CountOption = Annotated[
+    int | None,
+    typer.Option(help="Maximum number of prompts.", show_default="all of --data, or 1000 self-written", min=1),
+]
 TopicsOption = Annotated[
-    Path | None, typer.Option(help="Text file, a line each: words that self-written user turns begin with.")
+    Path | None, typer.Option(help="Text file, one opening per line: the first words of self-written user turns.")
 ]
 ExcludeOption = Annotated[
     list[str] | None,
-    typer.Option(help="Benchmark task or JSONL file; prompts that share 13 words in a row with it are dropped."),
+    typer.Option(help="Benchmark task or JSONL file; prompts that share 13 consecutive words with it are dropped."),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="System message for self-written prompts.")]
-TemperatureOption = Annotated[float, typer.Option(help="Of the answers; 0 is greedy.")]
-PromptTemperatureOption = Annotated[float, typer.Option(help="Of self-written user turns.")]
-TopPOption = Annotated[float, typer.Option(help="Of both.")]
-MaxNewTokensOption = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
-MaxPromptTokensOption = Annotated[int, typer.Option(help="Longer prompts are dropped.")]
+TemperatureOption = Annotated[float, typer.Option(help="Sampling temperature of the answers; 0 is greedy.")]
+PromptTemperatureOption = Annotated[float, typer.Option(help="Sampling temperature of self-written user turns.")]
+TopPOption = Annotated[float, typer.Option(help="Top-p of answers and self-written user turns.")]
+MaxNewTokensOption = Annotated[int, typer.Option(help="Maximum tokens per answer.")]
+MaxPromptTokensOption = Annotated[int, typer.Option(help="Drop prompts with more tokens.")]
 ShardSizeOption = Annotated[
     int | None,
     typer.Option(
-        help="Prompts per shard; what is lost at most when the run is killed.",
-        show_default=f"{SHARD}, or the run's own",
+        help="Prompts per shard. A killed run loses at most one shard.",
+        show_default=f"{SHARD_SIZE}, or that of the run to resume",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of the run; every record's own follows from it and its id.")]
-BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded side by side; changes no record.", min=1)]
+SeedOption = Annotated[
+    int, typer.Option(help="Seed of the run; the seed of a record is derived from it and the id of the record.")
+]
+BatchSizeOption = Annotated[
+    int, typer.Option(help="Prompts decoded together in one batch; does not change the records.", min=1)
+]
 
 
 def command(
@@ -73,9 +83,10 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Write conversations in which the backbone itself answers: what a diffusion view is trained on.
+    """Write conversations to train a diffusion view on; the backbone generates the answers.
 
-    Run it again after an interruption: complete shards are kept, and the files come out the same.
+    After an interruption, run the same command again: complete shards are kept, and the files are the same as those of
+    an uninterrupted run.
     """
     from orthrus.config import DistillConfig
     from orthrus.training.distill import Distillation
@@ -86,7 +97,7 @@ def command(
         raise ValueError("--topics and --system are for self-written prompts; leave them or --data out")
     config = DistillConfig(
         temperature, prompt_temperature, top_p, max_new_tokens, max_prompt_tokens, seed,
-        _begun_with(output) if shard_size is None else shard_size, system, words,
+        _resumed_shard_size(output) if shard_size is None else shard_size, system, words,
     )  # fmt: skip
     several = len(data or ()) > 1
     given = [
@@ -97,42 +108,43 @@ def command(
     excluded = frozenset(_excluded(exclude or []))
     loaded = load_model(model, None, dtype, device)
     total = min(count or len(given), len(given)) if data else count or 1000
-    done = DistillProgress(total)
+    progress = DistillProgress(total)
     run = Distillation(
         output, config, loaded.tokenizer, loaded.checkpoint.end_token_ids, _backbone(loaded, dtype),
-        lambda questions: done.replies(_respond(loaded, questions, batch_size)), excluded, done.prompts,
+        lambda questions: progress.replies(_respond(loaded, questions, batch_size)), excluded, progress.prompts,
     )  # fmt: skip
-    _follow(run.run(given if data else None, total), done, output)
+    _follow(run.run(given if data else None, total), progress, output)
 
 
-def _begun_with(output: Path) -> int:
-    """The shard size that a run in this directory was begun with."""
+def _resumed_shard_size(output: Path) -> int:
+    """The shard size of the run in this directory, or the default if there is none."""
     from orthrus.training.shards import MANIFEST, read_manifest
 
-    begun = read_manifest(output)["settings"].get("shard_size") if (output / MANIFEST).exists() else None
-    return begun if isinstance(begun, int) else SHARD
+    size = read_manifest(output)["settings"].get("shard_size") if (output / MANIFEST).exists() else None
+    return size if isinstance(size, int) else SHARD_SIZE
 
 
-def _follow(shards: Iterator[Shard], done: DistillProgress, output: Path) -> None:
+def _follow(shards: Iterator[Shard], progress: DistillProgress, output: Path) -> None:
     kept = tokens = 0
     try:
-        with done:
+        with progress:
             for shard in shards:
                 entry = shard.entry
                 kept, tokens = kept + entry["records"], tokens + entry["answer_tokens"]
-                lost = ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items())
-                done.shard(
+                dropped = ", ".join(f"{n} {reason}" for reason, n in entry["dropped"].items())
+                progress.shard(
                     shard,
                     f"{entry['file']}: {entry['records']} records, {entry['answer_tokens']} answer tokens"
-                    + (f"; left out: {lost}" if lost else ""),
+                    + (f"; dropped: {dropped}" if dropped else ""),
                 )
     except KeyboardInterrupt:
         stderr.print(
-            f"interrupted: {done.kept} of {done.total} prompts are in complete shards; the same command goes on",
+            f"interrupted: {progress.kept} of {progress.total} prompts are in complete shards; run the same command to"
+            " resume",
             style="yellow",
         )
         raise typer.Exit(130) from None
-    print(f"{kept} records with {tokens} answer tokens in {output} ({done.seconds:.0f} s)")
+    print(f"{kept} records with {tokens} answer tokens in {output} ({progress.seconds:.0f} s)")
 
 
 def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterator[tuple[int, Reply]]:
@@ -164,7 +176,7 @@ def _backbone(model: Model, dtype: Dtype) -> dict[str, Any]:
 
 
 def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
-    """The runs of words of benchmarks: of all strings of a file, or of the prompts of a task."""
+    """Word n-grams to exclude: from all strings of a file, or from the prompts of a benchmark task."""
     from orthrus.bench import tasks
     from orthrus.training.prompts import texts_of, word_ngrams
 

@@ -1,4 +1,4 @@
-"""`orthrus doctor`: what runs here, and whether the promise of equal bits holds on this machine."""
+"""`orthrus doctor`: which kernels run on this machine, and whether output is bit-identical to plain decoding."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated.", show_default="both")] = None,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="Dtype to check; may be repeated.", show_default="both")
+    ] = None,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
-    cost: Annotated[bool, typer.Option("--cost", help="Also measure what exactness costs plain decoding.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Also measure how much exactness slows plain decoding.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Also measure what passes cost, from which `--cycle auto` plans, anew.")
+        bool, typer.Option("--calibrate", help="Also measure the cost table of `--cycle auto` again.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Report versions, device, threads, the kernels in use, and which invariance probes hold; exit code 1 if one fails.
 
     A probe runs a kernel at the shapes of the model with different numbers of rows, offsets, masked keys and batch
-    neighbours, and compares bits. `pad to` and `at most` are the weakest layout of rows under which they were equal.
+    neighbours, and compares bits. `pad rows to` and `max rows` (JSON: `pad to`, `at most`) are the least restrictive
+    layout of rows for which the bits were equal.
     """
     report: dict[str, Any] = {}
     for precision in dtype or list(Dtype):
@@ -91,26 +94,30 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     machine = report.pop("machine")
     console.print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), "\n")
     for dtype, part in report.items():
-        table = Table(title=f"{dtype}: matrix products, attention", title_justify="left")
-        for column in ("shape", "kernel", "pad rows to", "rows a call", "bits hold"):
+        table = Table(title=f"{dtype}: matrix products and attention", title_justify="left")
+        for column in ("shape", "kernel", "pad rows to", "max rows", "bits equal"):
             table.add_column(column)
         for label, row in part["kernels"].items():
             held = "[green]yes[/]" if row["bits hold"] else "[red]NO[/]"
             table.add_row(label.replace("[", r"\["), row["kernel"], str(row["pad to"]), str(row["at most"]), held)
         console.print(table)
-        console.print(f"between products: {part['between products']}; keys rounded up to {part['keys rounded to']}")
+        console.print(
+            f"elementwise kernels: {part['between products']}; keys padded to a multiple of {part['keys rounded to']}"
+        )
         for note in filter(None, (part["notice"], part["compiler"])):
             console.print(note, style="yellow", markup=False)
         verdict = (
-            "output is bit-identical to plain decoding" if part["exact"] else "no layout found whose bits hold here"
+            "output is bit-identical to plain decoding"
+            if part["exact"]
+            else "no row layout gives identical bits on this machine"
         )
         console.print(f"{dtype}: {verdict}", style="bold green" if part["exact"] else "bold red")
         for c in part.get("cost", ()):
             low, high = c["ratio_quartiles"]
             console.print(
-                f"cost of exactness, {c['context']} tokens of context: {c['ratio']:.3f} x a pass that does not care"
-                f" about bits ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']} in turn,"
-                f" quartiles of the ratio {low:.3f} to {high:.3f})"
+                f"cost of exactness at {c['context']} tokens of context: {c['ratio']:.3f} x a pass without padding and"
+                f" rounding ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']} interleaved"
+                f" runs, quartiles of the ratio {low:.3f} to {high:.3f})"
             )
         if "passes" in part:
             print_costs(console, CostModel.of(part["passes"]))

@@ -12,7 +12,7 @@ from orthrus.cli._shared import AdapterOption, AllowOption, Dtype, ModelOption, 
 
 
 class Layout(StrEnum):
-    """What is written."""
+    """Layout of the output directory."""
 
     published = "published"
     adapter = "adapter"
@@ -31,7 +31,7 @@ def command(
     int8: Annotated[
         bool, typer.Option("--int8", help="Store an adapter's matrices in int8 with a scale per row: half the size.")
     ] = False,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of what is written.")] = Dtype.bfloat16,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the written weights.")] = Dtype.bfloat16,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Write a checkpoint that `--model` reads (published layout), or an adapter that `--adapter` reads."""
@@ -39,7 +39,9 @@ def command(
     from orthrus.checkpoint import export, hub
 
     if int8 and layout is Layout.published:
-        raise ValueError("--int8 is for adapters; the published layout stores plain weights")
+        raise ValueError(
+            "--int8 is for adapters; the published layout stores plain weights: drop --int8, or add --layout adapter"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: exists and is not an empty directory; choose another --output")
     quiet()

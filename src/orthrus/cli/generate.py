@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orthrus.api import Model, Options, Prompt, Result
 
 NO_VIEW = (
-    "note: this checkpoint has no diffusion view, so it decodes plainly, one token a pass."
+    "note: this checkpoint has no diffusion view, so it uses plain decoding, one token per pass."
     " To speed it up: --adapter DIR, a published Orthrus checkpoint, or a view of your own by `orthrus train`"
 )
 
@@ -102,7 +102,7 @@ def command(
 def _generate(
     model: Model, prompts: list[Prompt], options: Options, *, explain_plan: bool, as_json: bool
 ) -> list[Result]:
-    """Print the answers, and what they cost."""
+    """Print the answers and their statistics."""
     print_notice(model)
     if model.decoder.diffusion is None:
         stderr.print(NO_VIEW, style="yellow")

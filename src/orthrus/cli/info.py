@@ -1,4 +1,4 @@
-"""`orthrus info`: what a checkpoint is, before it is loaded."""
+"""`orthrus info`: describe a checkpoint without loading its weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def command(
         typer.Argument(help="smollm2-demo, a checkpoint directory, a .gguf file, an adapter directory, or a hub id."),
     ] = "smollm2-demo",
     adapter: AdapterOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
 ) -> None:
-    """Say what a checkpoint is: its backbone, its diffusion view, sizes, and the share of trained weights."""
+    """Describe a checkpoint: backbone, diffusion view, sizes, and the share of trained weights."""
     from orthrus.checkpoint import adapter as adapters
 
     quiet()
@@ -40,20 +40,20 @@ def command(
 def _checkpoint(model: str, adapter: str | None) -> dict[str, Any]:
     from orthrus.checkpoint import hub
 
-    found = hub.describe(model, adapter)
-    decoder, config = found.decoder, found.decoder.config
+    described = hub.describe(model, adapter)
+    decoder, config = described.decoder, described.decoder.config
     sizes = {name: parameter.numel() for name, parameter in decoder.named_parameters()}
     trained = sum(size for name, size in sizes.items() if ".diffusion." in name)
     total = sum(sizes.values())
     record: dict[str, Any] = {
-        "checkpoint": found.backbone.id,
+        "checkpoint": described.backbone.id,
         "family": config.family,
         "layers, hidden size": f"{config.layers}, {config.hidden_size}",
         "query heads, key/value heads, head size": f"{config.heads}, {config.kv_heads}, {config.head_dim}",
         "vocabulary": config.vocab_size,
         "context": config.max_positions,
         "backbone parameters": f"{(total - trained) / 1e6:.1f} M",
-        "diffusion view": found.view,
+        "diffusion view": described.view,
     }
     if decoder.diffusion is not None:
         diffusion = decoder.diffusion
@@ -66,12 +66,12 @@ def _checkpoint(model: str, adapter: str | None) -> dict[str, Any]:
     record |= {
         "weights in bfloat16": f"{2 * total / 1e6:.0f} MB",
         "cache per token in bfloat16": f"{2 * elements / 1e3:.1f} KB, shared by both views",
-        "backbone sha256": found.backbone.sha256,
-        "tokenizer sha256": found.backbone.tokenizer_sha256,
+        "backbone sha256": described.backbone.sha256,
+        "tokenizer sha256": described.backbone.tokenizer_sha256,
     }
-    if found.adapter is not None:
-        fits = found.adapter.backbone.sha256 == found.backbone.sha256
-        record["adapter's backbone"] = "this one" if fits else f"another: {found.adapter.backbone.sha256}"
+    if described.adapter is not None:
+        fits = described.adapter.backbone.sha256 == described.backbone.sha256
+        record["adapter's backbone"] = "this one" if fits else f"another: {described.adapter.backbone.sha256}"
     return record
 
 

@@ -1,4 +1,4 @@
-"""`orthrus train`: give a bare backbone a diffusion view."""
+"""`orthrus train`: train a diffusion view for a backbone."""
 
 from __future__ import annotations
 
@@ -28,41 +28,52 @@ STYLES = {"other": "dim", "target": "green", "root": "bold cyan", "root and targ
 
 
 OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes it.")
+    Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes the run.")
 ]
 DataOption = Annotated[
     list[Path],
     typer.Option(help="Directory written by `orthrus distill`, or JSONL of conversations; may be repeated."),
 ]
-WarmStartOption = Annotated[str | None, typer.Option(help="Adapter to begin from, instead of the AR projections.")]
-BlockSizeOption = Annotated[
-    int | None, typer.Option(help="K, rows of a block.", show_default="the view's own, else 32")
+WarmStartOption = Annotated[
+    str | None, typer.Option(help="Adapter to initialise the view from, instead of the AR projections.")
 ]
-TrainLastRowOption = Annotated[bool, typer.Option(help="Train the last row of a block too: one draft more.")]
+BlockSizeOption = Annotated[int | None, typer.Option(help="K, rows per block.", show_default="the view's own, else 32")]
+TrainLastRowOption = Annotated[
+    bool, typer.Option(help="Also train the last row of a block, which gives one more draft.")
+]
 MaskTokenOption = Annotated[
-    str | None, typer.Option(help="Text or id of a token never seen in chat.", show_default="the view's own")
+    str | None,
+    typer.Option(help="Mask token, as text or id; it must never occur in chat.", show_default="the view's own"),
 ]
 ObjectiveOption = Annotated[
-    str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the text's tokens.")
+    str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the tokens of the text.")
 ]
 DecayOption = Annotated[
-    float, typer.Option(help="Weight of a row's loss over that of the row before it; 0.6 favours the first drafts.")
+    float, typer.Option(help="Loss weight of a row relative to the row before it; 0.6 favours the first drafts.")
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="two epochs", min=1)]
-SequenceLengthOption = Annotated[int, typer.Option(help="Tokens of a packed text.")]
+SequenceLengthOption = Annotated[int, typer.Option(help="Tokens per packed text.")]
 RootsOption = Annotated[int, typer.Option(help="Blocks in each packed text.")]
-SequencesOption = Annotated[int, typer.Option(help="Packed texts per step (accumulated, and shared by processes).")]
-LearningRateOption = Annotated[float, typer.Option(help="Its peak.")]
-WarmupOption = Annotated[float, typer.Option(help="Share of the steps in which the rate rises.")]
-FinalRateOption = Annotated[float, typer.Option(help="What the cosine falls to, as a share of the peak.")]
-WeightDecayOption = Annotated[float, typer.Option(help="AdamW's.")]
-ClipOption = Annotated[float, typer.Option(help="Largest norm of the gradient.")]
-SeedOption = Annotated[int, typer.Option(help="Of the order of the data and the choice of roots.")]
-HeldOutOption = Annotated[int, typer.Option(help="Records kept for validation by real decoding.")]
+SequencesOption = Annotated[
+    int, typer.Option(help="Packed texts per optimiser step, split over processes and accumulated.")
+]
+LearningRateOption = Annotated[float, typer.Option(help="Peak learning rate.")]
+WarmupOption = Annotated[float, typer.Option(help="Fraction of the steps used for learning-rate warm-up.")]
+FinalRateOption = Annotated[
+    float, typer.Option(help="Final learning rate of the cosine schedule, as a fraction of the peak.")
+]
+WeightDecayOption = Annotated[float, typer.Option(help="Weight decay of AdamW.")]
+ClipOption = Annotated[float, typer.Option(help="Maximum gradient norm.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the data order and the choice of roots.")]
+HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation by decoding.")]
 ValidateEveryOption = Annotated[int, typer.Option(help="Steps between validations.")]
 SaveEveryOption = Annotated[int, typer.Option(help="Steps between saved states.")]
-EstimateOption = Annotated[bool, typer.Option("--estimate", help="Print what a step costs, and stop.")]
-InspectOption = Annotated[bool, typer.Option("--inspect", help="Print a packed text with roots and targets, and stop.")]
+EstimateOption = Annotated[
+    bool, typer.Option("--estimate", help="Print parameters, memory and FLOPs of a step, then exit.")
+]
+InspectOption = Annotated[
+    bool, typer.Option("--inspect", help="Print a packed text with roots and targets, then exit.")
+]
 
 
 def command(
@@ -94,10 +105,11 @@ def command(
     inspect: InspectOption = False,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """Train the diffusion view of a backbone, which itself stays frozen.
+    """Train the diffusion view of a frozen backbone.
 
-    Ctrl-C and SIGTERM finish the step, save, and end; the same command goes on from there, and ends with the same bits.
-    `best/` in the output is the adapter with the highest acceptance length by real decoding of held-out prompts.
+    Ctrl-C and SIGTERM finish the current step, save the state and exit. The same command resumes the run; the result is
+    bit-identical to that of an uninterrupted run. `best/` in the output is the adapter with the highest acceptance
+    length on the held-out prompts.
     """
     from orthrus.config import TrainConfig
     from orthrus.training import data as corpora
@@ -105,8 +117,8 @@ def command(
     from orthrus.training.packing import Packing
 
     objectives.load(objective)
-    begun = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
-    decoder = _give_view(model, begun, block_size, mask_token, last_row=train_last_row)
+    checkpoint = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
+    decoder = _give_view(model, checkpoint, block_size, mask_token, last_row=train_last_row)
     view = decoder.diffusion
     assert view is not None
     config = TrainConfig(
@@ -114,21 +126,22 @@ def command(
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
         validate_every, save_every,
     )  # fmt: skip
-    if begun is None:
+    if checkpoint is None:
         _print_estimate(decoder, config)
         return
-    corpus = corpora.load(data, begun.tokenizer, begun.end_token_ids, config)
+    corpus = corpora.load(data, checkpoint.tokenizer, checkpoint.end_token_ids, config)
     for notice in corpus.notices:
         stderr.print(f"note: {notice}", style="yellow", markup=False)
     packing = Packing(corpus.documents, config)
     if inspect:
-        _print_text(packing, begun.tokenizer.decode)
+        _print_text(packing, checkpoint.tokenizer.decode)
         return
-    _train(begun, replace(config, steps=steps or max(1, 2 * packing.texts_per_epoch() // sequences)), corpus, output)
+    config = replace(config, steps=steps or max(1, 2 * packing.texts_per_epoch() // sequences))
+    _train(checkpoint, config, corpus, output)
 
 
 def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:
-    """The checkpoint with plain weights, without the demo's own adapter."""
+    """Load the checkpoint with plain weights and without the demo's bundled adapter."""
     from orthrus.api import DTYPES
     from orthrus.checkpoint import hub
 
@@ -144,15 +157,15 @@ def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_o
 
 
 def _give_view(
-    model: str, begun: Checkpoint | None, block_size: int | None, mask_token: str | None, *, last_row: bool
+    model: str, checkpoint: Checkpoint | None, block_size: int | None, mask_token: str | None, *, last_row: bool
 ) -> Decoder:
-    """The decoder with a view to train; an empty one, of which only sizes are known, where nothing was loaded."""
+    """The decoder with a view to train. Without a loaded checkpoint it has shapes but no weights."""
     from orthrus.checkpoint import hub
     from orthrus.config import DiffusionConfig
 
-    if begun is not None:
+    if checkpoint is not None:
         mask = int(mask_token) if mask_token is not None and mask_token.isdecimal() else mask_token
-        return hub.give_view(begun, block_size, mask, last_row=last_row)
+        return hub.give_view(checkpoint, block_size, mask, last_row=last_row)
     decoder = hub.describe(model, hub.NO_ADAPTER).decoder
     rows = block_size or (decoder.diffusion.block_size if decoder.diffusion else 32)
     return decoder.set_view(DiffusionConfig(rows, 0, rows if last_row else rows - 1))
@@ -185,11 +198,12 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
         return 1
     if trainer.done < config.steps:
         stderr.print(
-            f"stopped after step {trainer.done} of {config.steps}, saved; the same command goes on", style="yellow"
+            f"stopped after step {trainer.done} of {config.steps}; the state is saved, run the same command to resume",
+            style="yellow",
         )
         return 130
     if world.rank == 0:
-        print(f"done: best A {trainer.best:.2f} by real decoding; the adapter is {output / 'best'}")
+        print(f"done: best A {trainer.best:.2f} on the held-out prompts; the adapter is {output / 'best'}")
     return 0
 
 
@@ -221,12 +235,12 @@ def _print_validation(console: Console, step: Step) -> None:
 
 
 def _validate(checkpoint: Checkpoint, corpus: Corpus) -> Validation:
-    """Decode the held-out prompts by two-pass cycles with a copy of the decoder, prepared for inference."""
+    """Decode the held-out prompts by two-pass cycles with a copy of the model that is prepared for inference."""
     from orthrus.bench import measure
     from orthrus.training.trainer import Validation
 
-    found = measure.held_out_acceptance(checkpoint, [document.prompt for document in corpus.held_out])
-    return Validation(found.acceptance_length, found.tpf, found.by_offset)
+    acceptance = measure.held_out_acceptance(checkpoint, [document.prompt for document in corpus.held_out])
+    return Validation(acceptance.acceptance_length, acceptance.tpf, acceptance.by_offset)
 
 
 def _print_estimate(decoder: Decoder, config: TrainConfig) -> None:
@@ -257,7 +271,7 @@ def _print_text(packing: Packing, decode: Any) -> None:
     console.print(
         f"\n{len(blocks.tokens_T)} tokens, {len(blocks.starts)} documents, {len(blocks.roots_S)} blocks of"
         f" {blocks.block_size} rows; [bold cyan]roots[/]{' in brackets' if console.color_system is None else ''},"
-        f" [green]targets[/], [dim]neither[/]. The first block, row by row (what it holds -> its target):"
+        f" [green]targets[/], [dim]other tokens[/]. The first block, row by row (input -> target):"
     )
     for row, (held, target) in enumerate(block_rows(blocks, 0, decode)):
         console.print(f"  {row}: {held!r} -> {target!r}", markup=False)

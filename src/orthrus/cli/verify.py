@@ -1,4 +1,4 @@
-"""`orthrus verify`: prove on this machine that every cycle writes what plain decoding writes."""
+"""`orthrus verify`: check on this machine that every cycle generates the tokens of plain decoding."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ TaskOption = Annotated[
     list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated.", show_default="three tasks")
 ]
 TemperatureOption = Annotated[
-    list[float] | None, typer.Option(help="May be repeated.", show_default="0 (greedy) and 0.8")
+    list[float] | None, typer.Option(help="0 is greedy; may be repeated.", show_default="0 and 0.8")
 ]
 AgainstOption = Annotated[
     str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
 ]
 SamplesOption = Annotated[
-    int | None, typer.Option(help="Compare distributions instead: this many samples by rejection and plainly.", min=2)
+    int | None,
+    typer.Option(
+        help="Compare distributions instead: draw this many samples by rejection and by plain decoding.", min=2
+    ),
 ]
-PromptOption = Annotated[str, typer.Option(help="The prompt that --samples draws from.")]
+PromptOption = Annotated[str, typer.Option(help="The prompt for --samples.")]
 
 
 def command(
@@ -51,43 +54,47 @@ def command(
     adapter: AdapterOption = None,
     task: TaskOption = None,
     limit: Annotated[int, typer.Option(help="Prompts per task.", min=1)] = 5,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 64,
     temperature: TemperatureOption = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be repeated.", show_default="bfloat16")] = None,
-    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="every cycle")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side by the cycles.", min=1)] = 4,
+    dtype: Annotated[
+        list[Dtype] | None, typer.Option(help="Dtype to verify; may be repeated.", show_default="bfloat16")
+    ] = None,
+    cycle: Annotated[
+        list[str] | None, typer.Option(help="Cycle to verify; may be repeated.", show_default="every cycle")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; each further prompt adds 1.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together in one batch by the cycles.", min=1)] = 4,
     against: AgainstOption = None,
     samples: SamplesOption = None,
     prompt: PromptOption = "What is the capital of France?",
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compare every cycle with plain decoding, token for token; exit code 1 where anything differs.
+    """Compare every cycle with plain decoding, token for token; exit code 1 if anything differs.
 
-    With --against transformers, tokens must agree in float32; in bfloat16 two implementations round differently, so
-    there the rate of agreement is reported and the exit code stays 0. With --samples, the first four tokens of a prompt
-    are sampled by the rule `rejection` and plainly, and their distributions compared with what chance alone would give.
-    A backbone without a diffusion view has one cycle to compare: `ar`.
+    With --against transformers, tokens must agree in float32. In bfloat16 two implementations round differently, so the
+    rate of agreement is reported and the exit code is 0. With --samples, the first four tokens of a prompt are sampled
+    by the rule `rejection` and by plain decoding, and the distance between the two distributions is compared with the
+    distance expected by chance. A backbone without a diffusion view has one cycle to compare: `ar`.
     """
     from orthrus.bench import tasks
     from orthrus.options import Settings
 
     if against not in (None, "transformers"):
         raise ValueError(f"--against takes transformers, not {against!r}")
-    for heat, name in product(temperature or [0.0], cycle or ["ar"]):
-        Settings.of({"temperature": heat, "cycle": name, "seed": seed})
+    for value, name in product(temperature or [0.0], cycle or ["ar"]):
+        Settings.of({"temperature": value, "cycle": name, "seed": seed})
     if samples is not None:
         loaded = load_model(model, adapter, (dtype or [Dtype.bfloat16])[0], device, allow_other_backbone, quantize)
         if loaded.decoder.diffusion is None:
             raise ValueError(
-                "--samples compares the rule `rejection`, which needs a diffusion view; there is none here"
+                "--samples compares the rule `rejection`, which needs a diffusion view; this checkpoint has none"
             )
-        heat = (temperature or [0.7])[0]
-        drawn: Options = {"max_new_tokens": min(max_new_tokens, 4), "seed": seed, "temperature": heat, "batch_size": 32}
-        if not compare_distributions(loaded, prompt, samples, drawn, as_json=as_json):
+        sampling: Options = {"max_new_tokens": min(max_new_tokens, 4), "seed": seed, "batch_size": 32}
+        sampling["temperature"] = (temperature or [0.7])[0]
+        if not compare_distributions(loaded, prompt, samples, sampling, as_json=as_json):
             raise typer.Exit(1)
         return
     prompts = [p for name in task or ("gsm8k", "humaneval", "spec_bench") for p in tasks.load(name, limit)]
@@ -99,8 +106,8 @@ def command(
             outcomes.append(_against_transformers(console, loaded, prompts, options))
             continue
         names = _cycles(loaded, cycle)
-        for heat in temperature or [0.0, 0.8]:
-            options["temperature"] = heat
+        for value in temperature or [0.0, 0.8]:
+            options["temperature"] = value
             outcomes.append(_against_oracle(console, loaded, prompts, options, (names, batch_size)))
     if as_json:
         print(json.dumps([record for record, _ in outcomes], indent=2))
@@ -109,7 +116,7 @@ def command(
 
 
 def _cycles(model: Model, asked: list[str] | None) -> list[str]:
-    """The cycles to compare. Raises ValueError where one needs a view and there is none."""
+    """The cycles to compare. Raises ValueError if one needs a diffusion view and there is none."""
     from orthrus.decoding import cycles
 
     if model.decoder.diffusion is not None:
@@ -132,14 +139,16 @@ def _need_view(model: Model, what: str) -> None:
 def _against_oracle(
     console: Console, model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str], int]
 ) -> tuple[dict[str, Any], bool]:
-    """Every cycle against the oracle: the record, and whether nothing differed."""
+    """Compare every cycle with the oracle. Returns the record, and whether nothing differed."""
     from orthrus.bench import provenance
 
-    heat = options["temperature"]
-    label = f"{_dtype(model)}, {'greedy' if heat == 0 else f'T = {heat:g}'}"
+    temperature = options["temperature"]
+    label = f"{_dtype(model)}, {'greedy' if temperature == 0 else f'T = {temperature:g}'}"
     comparisons, bits = _run(model, prompts, options, how, label)
     _print(console, label, comparisons, prompts)
-    console.print(f"logits bit-identical to plain decoding in blocks: {bits.equal} of {bits.rows} rows\n")
+    console.print(
+        f"rows of verification blocks with logits bit-identical to plain decoding: {bits.equal} of {bits.rows}\n"
+    )
     record = {
         "setting": label, "comparisons": [_record(c) for c in comparisons], "bits": asdict(bits),
         "provenance": provenance.of_run(model),
@@ -150,7 +159,7 @@ def _against_oracle(
 def _against_transformers(
     console: Console, model: Model, prompts: list[TaskPrompt], options: Options
 ) -> tuple[dict[str, Any], bool]:
-    """Our plain greedy decoding against transformers: the record, and whether float32 tokens agreed."""
+    """Compare our plain greedy decoding with transformers. Returns the record, and whether float32 tokens agreed."""
     from orthrus.bench import provenance
     from orthrus.bench.peers import transformers as peer
 
@@ -159,7 +168,7 @@ def _against_transformers(
     _print(console, label, [comparison], prompts)
     low, high = speed.ratio_quartiles
     console.print(
-        f"plain decoding, batch 1, in turn: {speed.ours:.1f} tokens/s here, {speed.peer:.1f} by transformers,"
+        f"plain decoding, batch 1, interleaved: {speed.ours:.1f} tokens/s by Orthrus, {speed.peer:.1f} by transformers,"
         f" {speed.ratio:.2f} x (medians of n = {speed.n}, quartiles {low:.2f} to {high:.2f})\n"
     )
     record = {
@@ -172,7 +181,7 @@ def _against_transformers(
 def _run(
     model: Model, prompts: list[TaskPrompt], options: Options, how: tuple[list[str], int], label: str
 ) -> tuple[list[Comparison], Bits]:
-    """The oracle over all prompts, then the bits of its logits in blocks, then each cycle, batched."""
+    """Run the oracle on all prompts, compare its logits with those of blocks, then run each cycle in batches."""
     from orthrus.bench import exactness
     from orthrus.config import DecodingConfig
 

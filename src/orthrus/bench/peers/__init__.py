@@ -1,1 +1,1 @@
-"""Peers: what a user could run instead, one file each."""
+"""Peers: other systems that run the same weights, one module each."""

@@ -1,4 +1,4 @@
-"""The backbone as GGUF files: the one it came in, and the same weights in Q8_0."""
+"""The backbone as GGUF files: the original file, and the same weights in Q8_0."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from orthrus.checkpoint.sources import resolve
 
 
 def files(backbone: str, folder: Path) -> dict[str, str]:
-    """Both files; the second is made once, in `folder`. Raises ValueError where the backbone is no GGUF file."""
+    """Both paths; the Q8_0 file is written once, to `folder`. Raises ValueError unless the backbone is GGUF."""
     source = resolve(backbone, None)
     if not source.gguf:
-        raise ValueError(f"{backbone}: llama.cpp reads GGUF files, and this backbone is none")
+        raise ValueError(f"{backbone}: llama.cpp reads GGUF files, and this backbone is not a GGUF file")
     quantised = folder / "q8_0.gguf"
     if not quantised.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def files(backbone: str, folder: Path) -> dict[str, str]:
 
 
 def requantise(source: Path, target: Path, kind: GGMLQuantizationType) -> None:
-    """Write a GGUF file anew with its matrices in another form; everything else stays."""
+    """Copy a GGUF file with its matrices quantized to another type; everything else is unchanged."""
     reader = GGUFReader(source)
     fields = {field.name: field for field in reader.fields.values() if not field.name.startswith("GGUF.")}
     writer = GGUFWriter(target, fields.pop("general.architecture").contents())

@@ -1,4 +1,4 @@
-"""`transformers` generate() on the same weights."""
+"""Compare plain decoding with `transformers` generate() on the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orthrus.decoding.sequence import Request
 
 
 def load(model: Model) -> PreTrainedModel:
-    """The same backbone, from the same files, in the same dtype, as a transformers model."""
+    """Load the backbone as a transformers model, from the same files and in the same dtype."""
     source = hub.load_decoder(model.checkpoint.backbone.id, model.decoder.dtype)
     content = dict(model.checkpoint.hf_config)
     kind = published.backbone_type(content)
@@ -53,7 +53,7 @@ def _given(truth: OracleResult) -> OracleResult:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of plain decoding, ours and the peer's, prompt by prompt in turn; medians and quartiles."""
+    """Tokens per second of plain decoding, ours and the peer's, interleaved per prompt; medians and quartiles."""
 
     n: int
     ours: float
@@ -68,11 +68,11 @@ def compare(
     options: Options,
     track: Callable[[Iterable[Request]], Iterable[Request]],
 ) -> tuple[exactness.Comparison, Speed]:
-    """Its greedy tokens against those of our plain decoding, and how fast each wrote them, prefill included."""
+    """Compare its greedy tokens with those of our plain decoding, and the speeds, prefill included."""
     peer, comparison = load(model), exactness.Comparison("transformers")
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     speeds: list[tuple[float, float]] = []
-    for request in requests[:1]:  # the first call of either side pays for what is set up once
+    for request in requests[:1]:  # warm-up of both systems
         generate(peer, request)
         exactness.oracle(model, request)
     for number, request in enumerate(track(requests)):

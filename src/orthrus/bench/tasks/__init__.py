@@ -1,4 +1,4 @@
-"""Benchmark tasks: one file each, with its prompts as package data. Adding a task is adding a file.
+"""Benchmark tasks: one module each, with its prompts as package data. To add a task, add a module.
 
 A task file has `SOURCE`, `LICENCE` and `prompts()`. A path to a JSONL file of `prompt` or `messages` is a task too.
 """
@@ -20,9 +20,9 @@ ANSWER = "# the answer goes here"
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One prompt: a string for the user's turn, or messages; `part` names the part of the task it belongs to.
+    """One prompt: a string for the user turn, or messages. `part` names its part of the task.
 
-    number: the right answer, where it is one; program: Python that fails where the code put for `ANSWER` is wrong.
+    number: the right answer, if it is a number; program: Python that fails if the code inserted at `ANSWER` is wrong.
     """
 
     id: str
@@ -33,24 +33,24 @@ class TaskPrompt:
 
 
 def names() -> list[str]:
-    """The tasks there are, by listing this folder."""
+    """The names of all tasks, from the modules of this package."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str, limit: int | None = None) -> list[TaskPrompt]:
-    """The first `limit` prompts of a task (of every part alike, where it has parts), or of a JSONL file.
+    """The first `limit` prompts of a task or a JSONL file. Tasks with parts interleave them.
 
-    Raises ValueError where there is no such task, with the list of tasks, or where the file is malformed.
+    Raises ValueError with the list of tasks if there is no such task or file, or if the file is malformed.
     """
     if name in names():
-        found = list(importlib.import_module(f"{__name__}.{name}").prompts())
+        loaded = list(importlib.import_module(f"{__name__}.{name}").prompts())
     elif Path(name).is_file():
-        found = [_from_file(name, number, record) for number, record in lines(Path(name).read_bytes(), name)]
+        loaded = [_from_file(name, number, record) for number, record in lines(Path(name).read_bytes(), name)]
     else:
         raise ValueError(f"no task {name!r} and no such file; tasks: {', '.join(names())}")
-    if not found:
+    if not loaded:
         raise ValueError(f"{name}: no prompts in it")
-    return found[:limit]
+    return loaded[:limit]
 
 
 def records(file: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ SOURCE, LICENCE = "openai/grade-school-math", "MIT"
 
 
 def prompts() -> Iterator[TaskPrompt]:
-    """All 1319."""
+    """All 1319 prompts."""
     for number, record in enumerate(records("gsm8k_test.jsonl")):
         solution = record["answer"].rpartition("####")[2].strip()
         yield TaskPrompt(f"gsm8k/{number}", "gsm8k", record["question"], number=solution)

@@ -10,7 +10,7 @@ SOURCE, LICENCE = "openai/human-eval", "MIT"
 
 
 def prompts() -> Iterator[TaskPrompt]:
-    """All 164."""
+    """All 164 prompts."""
     for number, record in enumerate(records("humaneval.jsonl")):
         text = f"Complete the following Python function.\n\n```python\n{record['prompt'].rstrip()}\n```"
         before = record["prompt"].rpartition(f"def {record['entry_point']}")[0]

@@ -10,7 +10,7 @@ SOURCE, LICENCE = "google-research/mbpp", "CC-BY-4.0"
 
 
 def prompts() -> Iterator[TaskPrompt]:
-    """All 500."""
+    """All 500 prompts."""
     for number, record in enumerate(records("mbpp_test.jsonl")):
         tests = "\n".join(record["test_list"])
         text = f"{record['prompt']} Your code should pass these tests:\n\n```python\n{tests}\n```"

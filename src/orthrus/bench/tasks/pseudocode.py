@@ -1,4 +1,4 @@
-"""Pseudocode to code, in the manner of the set on which the paper's models draft best. Written for this project."""
+"""Pseudocode to code, similar to Pseudo2code, on which the paper's models draft best. Written for this project."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PROGRAMS = {
 
 
 def prompts() -> Iterator[TaskPrompt]:
-    """Every program in every language, all of one language first."""
+    """Every program in every language, one language after another."""
     for language in LANGUAGES:
         for number, (signature, steps) in enumerate(PROGRAMS.items()):
             listed = "\n".join(f"{n}. {step.strip()}" for n, step in enumerate(steps.split(";"), 1))

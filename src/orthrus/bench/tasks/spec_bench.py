@@ -1,4 +1,4 @@
-"""Spec-Bench: the field's common test for lossless acceleration. First turns; parts in rotation.
+"""Spec-Bench, the common benchmark of lossless acceleration: first turns only, parts interleaved.
 
 The eight categories of ten records each are MT-bench and count as one part, as in the original report.
 """
@@ -15,7 +15,7 @@ PARTS = ("translation", "summarization", "qa", "math_reasoning", "rag")
 
 
 def prompts() -> Iterator[TaskPrompt]:
-    """All 480, one of each part in turn, so that any limit takes of every part alike."""
+    """All 480 prompts, parts interleaved, so that any limit takes equally many prompts of every part."""
     parts: dict[str, list[TaskPrompt]] = {}
     for number, record in enumerate(records("spec_bench.jsonl")):
         part = record["category"] if record["category"] in PARTS else "mt_bench"

@@ -1,4 +1,4 @@
-"""`orthrus bench`: measure, with provenance. One file per measurement, found by listing this folder."""
+"""`orthrus bench`: benchmarks with provenance. One module per benchmark, discovered by listing this package."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import pkgutil
 
 import typer
 
-app = typer.Typer(help="Measure, with provenance.", no_args_is_help=True)
+app = typer.Typer(help="Run benchmarks. Results record model, machine, versions and command.", no_args_is_help=True)
 
 
 @app.callback()
 def _bench() -> None:
-    """Measure, with provenance."""
+    """Run benchmarks. Results record model, machine, versions and command."""
 
 
-for _module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
-    _verb = importlib.import_module(f"{__name__}.{_module.name}")
-    app.command(name=_module.name.replace("_", "-"))(_verb.command)
+for _module in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+    _command = importlib.import_module(f"{__name__}.{_module.name}")
+    app.command(name=_module.name.replace("_", "-"))(_command.command)

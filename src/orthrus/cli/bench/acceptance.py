@@ -1,4 +1,4 @@
-"""`orthrus bench acceptance`: how many drafts a cycle are accepted."""
+"""`orthrus bench acceptance`: accepted drafts per cycle."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ def command(
     task: Annotated[list[str], typer.Option(help="Task name or JSONL file of prompts; may be repeated.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts; all where absent.", min=1)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 256,
+    limit: Annotated[int | None, typer.Option(help="Prompts per task.", show_default="all", min=1)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
-    width: Annotated[int | None, typer.Option(help="Rows of a diffusion block; the block size where absent.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side; changes no figure here.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; each further prompt adds 1.")] = 0,
+    width: Annotated[int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size")] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts decoded together in one batch; does not change the figures.", min=1)
+    ] = 8,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
-    """Accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals."""
+    """Measure accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals."""
     from orthrus.bench import measure, provenance, tasks
     from orthrus.decoding.statistics import Statistics
 
@@ -58,9 +60,9 @@ def command(
         parts: dict[str, list[Statistics]] = {}
         for prompt, statistics in progress(measure.decode(loaded, asked, options), name, len(asked)):
             parts.setdefault(prompt.part, []).append(statistics)
-        rows += [measure.acceptance(part, found) for part, found in sorted(parts.items())]
+        rows += [measure.acceptance(part, runs) for part, runs in sorted(parts.items())]
         if len(parts) > 1:
-            rows.append(measure.acceptance(f"{name}, all", [s for found in parts.values() for s in found]))
+            rows.append(measure.acceptance(f"{name}, all", [s for runs in parts.values() for s in runs]))
     if as_json:
         print(
             json.dumps({"acceptance": [asdict(row) for row in rows], "provenance": provenance.of_run(loaded)}, indent=2)
@@ -77,7 +79,7 @@ def _print(rows: list[Acceptance], view: str) -> None:
         "tokens",
         "A (95 %)",
         "TPF (95 %)",
-        "rows a pass",
+        "rows per pass",
         "accepted at offset 1, 2, ...",
     ):
         table.add_column(column, justify="left" if column in ("part", "accepted at offset 1, 2, ...") else "right")

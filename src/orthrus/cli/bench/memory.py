@@ -1,4 +1,4 @@
-"""`orthrus bench memory`: bytes that drafting needs."""
+"""`orthrus bench memory`: memory that drafting needs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 def command(
     context: Annotated[
-        list[int] | None, typer.Option(help="Cached tokens; may be repeated.", show_default="two", min=1)
+        list[int] | None, typer.Option(help="Cached tokens; may be repeated.", show_default="1124, 7780", min=1)
     ] = None,
     model: ModelOption = "smollm2-demo",
     shape: Annotated[
         str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")
     ] = None,
-    width: Annotated[int, typer.Option(help="Rows of a block, and rows verified in a pass.", min=2)] = 8,
+    width: Annotated[int, typer.Option(help="Rows per block, and rows verified per pass.", min=2)] = 8,
     dtype: DtypeOption = Dtype.bfloat16,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
-    """Bytes that a cycle needs beyond plain decoding, at several contexts: drafting has no cache of its own."""
+    """Measure the bytes that a cycle needs beyond plain decoding. Drafting has no KV cache of its own."""
     from orthrus.api import DTYPES
     from orthrus.bench import memory as bytes_of
     from orthrus.bench import provenance, shapes
@@ -52,10 +52,10 @@ def command(
         print(json.dumps({"memory": [asdict(extra) for extra in found], "provenance": where}, indent=2))
         return
     table = Table(
-        title=f"{shape or model}, {dtype.value}, one sequence, blocks and verifications of {width} rows; bytes"
+        title=f"{shape or model}, {dtype.value}, bytes for one sequence, blocks and verifications of {width} rows"
     )
-    for column in ("context", "cache", "workspace of plain decoding", "more, two-pass", "more, one-pass"):
+    for column in ("context", "cache", "workspace of plain decoding", "extra, two-pass", "extra, one-pass"):
         table.add_column(column, justify="right")
-    for extra in found:
+    for extra in measured:
         table.add_row(*[f"{number:,}" for number in asdict(extra).values()])
     Console(highlight=False).print(table)

@@ -34,27 +34,28 @@ def command(
         str | None, typer.Option(help="Random weights of a real shape instead: qwen3-0.6b, -1.7b, -4b, -8b.")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(help="Only so many layers of that shape, where all of them do not fit.", min=1)
+        int | None,
+        typer.Option(help="Use only this many layers of that shape, if the whole model does not fit.", min=1),
     ] = None,
     rows: Annotated[
-        list[int] | None, typer.Option(help="May be repeated.", show_default="1, 2, 4, ... 128", min=1)
+        list[int] | None, typer.Option(help="Rows per pass; may be repeated.", show_default="1, 2, 4, ... 128", min=1)
     ] = None,
     context: Annotated[
         list[int] | None, typer.Option(help="Cached tokens; may be repeated.", show_default="128, 1024", min=0)
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Turns; two more warm up.", min=1)] = 15,
+    n: Annotated[int, typer.Option("-n", help="Interleaved repetitions, after two for warm-up.", min=1)] = 15,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
-    """Milliseconds of a pass by rows and context, beside the time that reading its weights takes on this machine."""
+    """Measure milliseconds per pass by rows and context, and the time to read the weights on this machine."""
     from orthrus.api import DTYPES
     from orthrus.bench import passes, provenance, shapes
     from orthrus.bench.profile import profile
 
     if layers is not None and shape is None:
-        raise ValueError("--layers goes with --shape: a checkpoint has the layers it has")
+        raise ValueError("--layers needs --shape: a checkpoint always runs with all its layers")
     name = f"{shape or model}{f', {layers} layers' if layers else ''}"
     if shape is None:
         runner = load_model(model, adapter, dtype, device, quantize=quantize).runner
@@ -83,11 +84,11 @@ def command(
     _print_profiles(profiles, contexts[0])
 
 
-def _print(found: list[Pass], limits: Roof, title: str) -> None:
+def _print(measured: list[Pass], limits: Roof, title: str) -> None:
     table = Table(title=title)
-    for column in ("pass", "context", "rows", "ms (quartiles)", "over one row", "over reading its weights"):
+    for column in ("pass", "context", "rows", "ms (quartiles)", "x one row", "x reading the weights"):
         table.add_column(column, justify="left" if column == "pass" else "right")
-    for one in found:
+    for one in measured:
         low, high = (1e3 * value for value in one.quartiles)
         table.add_row(
             one.kind, f"{one.context:,}", str(one.rows), f"{1e3 * one.seconds:.2f} ({low:.2f}-{high:.2f})",
@@ -96,8 +97,8 @@ def _print(found: list[Pass], limits: Roof, title: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        f"to read {limits.weights / 1e6:.0f} MB of weights at {limits.bandwidth / 1e9:.1f} GB/s (the median, in turn)"
-        f" takes {1e3 * limits.floor:.2f} ms; products reach {limits.arithmetic / 1e9:,.0f} GFLOP/s"
+        f"reading {limits.weights / 1e6:.0f} MB of weights at {limits.bandwidth / 1e9:.1f} GB/s (median, interleaved)"
+        f" takes {1e3 * limits.floor:.2f} ms; GEMM reaches {limits.arithmetic / 1e9:,.0f} GFLOP/s"
     )
 
 
@@ -108,5 +109,5 @@ def _print_profiles(profiles: dict[int, dict[str, float]], context: int) -> None
         table.add_column(f"{count} rows" if count > 1 else "1 row", justify="right")
     for name in next(iter(profiles.values())):
         table.add_row(name, *[f"{1e3 * profile.get(name, 0.0):.2f}" for profile in profiles.values()])
-    table.add_row("all", *[f"{1e3 * sum(profile.values()):.2f}" for profile in profiles.values()])
+    table.add_row("total", *[f"{1e3 * sum(profile.values()):.2f}" for profile in profiles.values()])
     Console(highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""`orthrus bench quality`: are the answers right, with and without drafts?"""
+"""`orthrus bench quality`: accuracy of the answers with and without drafts."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def command(
     task: Annotated[str, typer.Option(help="gsm8k (exact match), humaneval or mbpp (pass@1).")] = "gsm8k",
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts; all where absent.", min=1)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 256,
-    cycle: Annotated[list[str] | None, typer.Option(help="May be repeated.", show_default="ar, auto")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded side by side.", min=1)] = 8,
+    limit: Annotated[int | None, typer.Option(help="Number of prompts.", show_default="all", min=1)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 256,
+    cycle: Annotated[
+        list[str] | None, typer.Option(help="Cycle to test; may be repeated.", show_default="ar, auto")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together in one batch.", min=1)] = 8,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run code that the model wrote; see the warning above.")
     ] = False,
@@ -44,16 +46,16 @@ def command(
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
-    """How many answers are right, greedy, by each cycle: the same number, or something is wrong. Exit code 1 if not.
+    """Count the right answers of every cycle, greedy. Exit code 1 if the cycles do not generate the same tokens.
 
-    HumanEval and MBPP run code that the model wrote, with limits of time, memory and files, an empty environment and a
-    temporary folder. That is NO sandbox: it can read your files and reach the network.
+    HumanEval and MBPP run code that the model wrote, with limits on time, memory and file size, an empty environment
+    and a temporary folder. That is NO sandbox: the code can read your files and reach the network.
     """
     from orthrus.bench import provenance, quality, tasks
 
     prompts = tasks.load(task, limit)
     if any(prompt.program for prompt in prompts) and not allow_code_execution:
-        raise ValueError(f"{task} runs code that the model wrote, outside a sandbox: say --allow-code-execution")
+        raise ValueError(f"{task} runs code that the model wrote, outside a sandbox: pass --allow-code-execution")
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0, "batch_size": batch_size}
     track = partial(progress, label=task, total=len(prompts))

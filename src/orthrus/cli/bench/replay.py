@@ -1,4 +1,4 @@
-"""`orthrus bench replay`: what cycles would take on known texts."""
+"""`orthrus bench replay`: cycles and tokens per pass, computed from known answers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def command(
     task: Annotated[str, typer.Option(help="Task name or JSONL file.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    limit: Annotated[int, typer.Option(help="Prompts.", min=1)] = 20,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 128,
+    limit: Annotated[int, typer.Option(help="Number of prompts.", min=1)] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 128,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """The limit of one pass against two with the same weights: tokens per pass by candidates, on known answers."""
+    """Compute tokens per pass of two-pass cycles, and of one-pass cycles by number of candidates, on known answers."""
     from orthrus.bench import replay as replays
     from orthrus.bench import tasks
 
@@ -43,16 +43,16 @@ def command(
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     if loaded.decoder.diffusion is None:
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
-    found = [replays.texts(loaded, prompt, max_new_tokens) for prompt in progress(prompts, task, len(prompts))]
-    walks = [("two-pass", [text.two_pass() for text in found], 2)]
-    walks += [(f"one-pass, {n} candidates", [t.one_pass(n) for t in found], 1) for n in replays.CANDIDATES]
-    walks.append(("one-pass, all candidates", [text.one_pass() for text in found], 1))
-    table = Table(title=f"{task}, {len(found)} prompts, greedy, full width: replayed")
-    for column in ("", "A of its cycles", "TPF", "over two-pass"):
+    texts = [replays.texts(loaded, prompt, max_new_tokens) for prompt in progress(prompts, task, len(prompts))]
+    replayed = [("two-pass", [text.two_pass() for text in texts], 2)]
+    replayed += [(f"one-pass, {n} candidates", [t.one_pass(n) for t in texts], 1) for n in replays.CANDIDATES]
+    replayed.append(("one-pass, all candidates", [text.one_pass() for text in texts], 1))
+    table = Table(title=f"{task}, {len(texts)} prompts, greedy, full width: replayed")
+    for column in ("", "A", "TPF", "x two-pass"):
         table.add_column(column, justify="right" if column else "left")
-    base = replays.tpf(found, walks[0][1], 2)
-    for name, accepted, passes in walks:
-        cycles, reached = sum(map(len, accepted)), replays.tpf(found, accepted, passes)
+    base = replays.tpf(texts, replayed[0][1], 2)
+    for name, accepted, passes in replayed:
+        cycles, reached = sum(map(len, accepted)), replays.tpf(texts, accepted, passes)
         mean = sum(map(sum, accepted)) / max(1, cycles)
         table.add_row(name, f"{mean:.2f}", f"{reached:.2f}", f"{reached / base:.2f}")
     Console(highlight=False).print(table)

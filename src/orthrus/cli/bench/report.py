@@ -1,4 +1,4 @@
-"""`orthrus bench report`: one page of what was measured."""
+"""`orthrus bench report`: one HTML page of results."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 
 def command(
-    files: Annotated[list[Path], typer.Argument(help="What `orthrus bench ... --json` printed, saved into files.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    files: Annotated[list[Path], typer.Argument(help="Files with the output of `orthrus bench ... --json`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown instead.")] = False,
 ) -> None:
-    """Put results into one self-contained HTML page: tables, pictures, and where every figure comes from."""
+    """Write results into one self-contained HTML page with tables, charts and the provenance of every figure."""
     from orthrus.bench import report
 
     missing = [str(file) for file in files if not file.is_file()]

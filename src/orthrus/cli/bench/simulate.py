@@ -1,4 +1,4 @@
-"""`orthrus bench simulate`: a model of a large GPU."""
+"""`orthrus bench simulate`: a performance model of a large GPU."""
 
 from __future__ import annotations
 
@@ -17,24 +17,33 @@ def command(
     shape: Annotated[str, typer.Option(help="qwen3-0.6b, -1.7b, -4b or -8b.")] = "qwen3-8b",
     acceptance: Annotated[
         list[float] | None,
-        typer.Option(help="A of two-pass at a block of 32; may be repeated.", show_default="6 to 12"),
+        typer.Option(
+            help="Acceptance length A of two-pass cycles with a block of 32; may be repeated.", show_default="6 to 12"
+        ),
     ] = None,
-    width: Annotated[list[int] | None, typer.Option(help="Rows of a block.", show_default="8, 16, 32", min=2)] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Sequences.", show_default="1, 4, 16, 64", min=1)] = None,
-    context: Annotated[int, typer.Option(help="Cached tokens of each.")] = 2048,
-    astray: Annotated[
-        float, typer.Option(help="What is left of a draft's chance in a block that did not foresee the bonus.")
+    width: Annotated[
+        list[int] | None, typer.Option(help="Rows per block; may be repeated.", show_default="8, 16, 32", min=2)
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Sequences per batch; may be repeated.", show_default="1, 4, 16, 64", min=1)
+    ] = None,
+    context: Annotated[int, typer.Option(help="Cached tokens per sequence.")] = 2048,
+    miss_factor: Annotated[
+        float,
+        typer.Option(help="Factor on the acceptance probability in a block that did not predict the bonus token."),
     ] = 0.5,
-    plot: Annotated[Path | None, typer.Option(help="Draw speed over plain decoding into this PNG.")] = None,
+    astray: Annotated[float | None, typer.Option(help="Old name of --miss-factor.", hidden=True)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot speed relative to plain decoding into this PNG.")] = None,
 ) -> None:
-    """MODEL, do not measure: tokens a second on an H100-class GPU, by acceptance, block size, candidates and batch."""
+    """Model, not measure, tokens per second on an H100-class GPU by acceptance, block size, candidates and batch."""
     from orthrus.bench import simulate as simulated
 
     device = simulated.Device()
+    factor = miss_factor if astray is None else astray
     points = simulated.simulate(
-        shape, device, acceptance or [6, 8, 10, 12], width or [8, 16, 32], batch or [1, 4, 16, 64], astray, context
+        shape, device, acceptance or [6, 8, 10, 12], width or [8, 16, 32], batch or [1, 4, 16, 64], factor, context
     )
-    title = f"{shape}, {device.name}, {context} tokens of context: tokens a second"
+    title = f"{shape}, {device.name}, {context} tokens of context: tokens per second"
     table = Table(title=title)
     for column in ("A", "K", "batch", "plain", "two-pass", *[f"one-pass, {n}" for n in points[0].one_pass], "planned"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""`orthrus bench speed`: cycles against each other, by the clock."""
+"""`orthrus bench speed`: wall-clock speed of the cycles."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def command(
     task: Annotated[list[str], typer.Option(help="Task name or JSONL file; may be repeated.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
-    limit: Annotated[int, typer.Option(help="Prompts of every task.", min=1)] = 20,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.", min=1)] = 128,
+    limit: Annotated[int, typer.Option(help="Prompts per task.", min=1)] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cycle, with candidates and width where wanted: auto, two-pass/4, one-pass:2/6; may be repeated."
-            " The first is what the others are compared with.",
+            help="A cycle, with optional candidates and width: auto, two-pass/4, one-pass:2/6; may be repeated."
+            " The first setting is the baseline.",
             show_default="ar, two-pass, one-pass, auto",
         ),
     ] = None,
     rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
-    seed: Annotated[int, typer.Option(help="Seed of the first prompt; the next ones count up.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw expected and measured speed into this PNG.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first prompt; each further prompt adds 1.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Plot expected and measured speed into this PNG.")] = None,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
-    """Tokens a second of the cycles, batch 1, every prompt by every setting in turn, beside what they took."""
+    """Measure tokens per second of the cycles at batch 1. Settings are interleaved per prompt."""
     from orthrus.bench import provenance, tasks
     from orthrus.bench import speed as speeds
 
@@ -62,40 +62,40 @@ def command(
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
-    found = []
+    measured = []
     for name, asked in prompts.items():
         track = partial(progress, label=name)
-        found += speeds.measure_settings(loaded, asked, options, settings, track)
+        measured += speeds.measure_settings(loaded, asked, options, settings, track)
     if plot is not None:
-        speeds.plot(found, plot)
+        speeds.plot(measured, plot)
     if as_json:
-        print(json.dumps({"speed": speeds.as_records(found), "provenance": provenance.of_run(loaded)}, indent=2))
+        print(json.dumps({"speed": speeds.as_records(measured), "provenance": provenance.of_run(loaded)}, indent=2))
         return
-    _print_speed(found, loaded.checkpoint.view)
+    _print_speed(measured, loaded.checkpoint.view)
 
 
-def _print_speed(found: list[Speed], view: str) -> None:
-    speeds = Table(title=f"batch 1, in turn; medians (quartiles); diffusion view: {view}")
-    taken = Table(title="what it took")
+def _print_speed(measured: list[Speed], view: str) -> None:
+    speeds = Table(title=f"batch 1, settings interleaved per prompt; medians (quartiles); diffusion view: {view}")
+    details = Table(title="acceptance, latency, memory")
     for table, columns in (
-        (speeds, ("tokens/s", "by the cost table", f"over {found[0].setting}", "same tokens")),
-        (taken, ("A", "TPF", "rows a pass", "first token, ms", "between cycles, ms: p50 / p99", "peak, MB")),
+        (speeds, ("tokens/s", "expected by the cost table", f"x {measured[0].setting}", "same tokens")),
+        (details, ("A", "TPF", "rows per pass", "first token, ms", "cycle latency, ms: p50 / p99", "peak memory, MB")),
     ):
         table.add_column("")
         for column in columns:
             table.add_column(column, justify="right")
-    for row in found:
-        name, last = f"{row.part}: {row.setting}", row.setting == found[-1].setting
+    for row in measured:
+        name, last = f"{row.part}: {row.setting}", row.setting == measured[-1].setting
         speeds.add_row(
             name, f"{row.speed:.1f} ({row.quartiles[0]:.0f}-{row.quartiles[1]:.0f})", f"{row.expected:.1f}",
             f"{row.over_plain:.2f} ({row.over_plain_quartiles[0]:.2f}-{row.over_plain_quartiles[1]:.2f})",
             f"{row.identical} of {row.prompts}", end_section=last,
         )  # fmt: skip
-        taken.add_row(
+        details.add_row(
             name, f"{row.acceptance_length:.2f}", f"{row.tpf:.2f}", f"{row.rows_per_pass:.1f}",
             f"{1e3 * row.first_token:.0f}", f"{1e3 * row.between[0]:.1f} / {1e3 * row.between[1]:.1f}",
             f"{row.peak / 1e6:,.0f}", end_section=last,
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(speeds)
-    console.print(taken)
+    console.print(details)

@@ -1,4 +1,4 @@
-"""`orthrus bench suite`: everything, into one directory and one page."""
+"""`orthrus bench suite`: all benchmarks, in one directory and on one HTML page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, DtypeOption,
 
 
 def command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the results.")] = Path("measured"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few prompts of each: minutes instead of an hour.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")] = Path("measured"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few prompts per benchmark: minutes instead of an hour.")
+    ] = False,
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
 ) -> None:
-    """Passes, memory, speed, peers, acceptance, quality: each into a JSON file, and all on one page with pictures.
+    """Run all benchmarks (passes, memory, speed, peers, acceptance, quality): a JSON file each, and one HTML page.
 
-    Stopped or failed, the same command goes on with what is missing. Keep the machine idle meanwhile.
+    After an interruption or a failure, run the same command to measure what is missing. Keep the machine idle while it
+    runs.
     """
     from orthrus.bench import suite
 
@@ -30,4 +33,4 @@ def command(
         if value not in (None, "cpu"):
             options += [name, str(value)]
     page = suite.run(output, options, quick=quick, tell=stderr.print)
-    print(f"{page}: all of it")
+    print(f"{page}: all results")

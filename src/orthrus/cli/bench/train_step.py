@@ -1,4 +1,4 @@
-"""`orthrus bench train-step`: how fast training is."""
+"""`orthrus bench train-step`: speed of a training step."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from orthrus.cli._shared import (
 if TYPE_CHECKING:
     pass
 
+LABELS = {"step": "step", "plain twin": "reference step", "products alone": "matrix products alone"}
+"""How the table names the keys of the JSON."""
+
 
 def command(
     model: ModelOption = "smollm2-demo",
-    block_size: Annotated[int, typer.Option(help="K, rows of a block; all are trained.", min=2)] = 8,
+    block_size: Annotated[int, typer.Option(help="K, rows per block; all rows are trained.", min=2)] = 8,
     sequence_length: Annotated[
-        int, typer.Option(help="Tokens of the packed text: four random documents.", min=64)
+        int, typer.Option(help="Tokens of the packed text of four random documents.", min=64)
     ] = 1024,
-    roots: Annotated[int, typer.Option(help="Blocks in it.", min=1)] = 192,
-    n: Annotated[int, typer.Option("-n", help="Interleaved turns; two more warm up.", min=1)] = 7,
+    roots: Annotated[int, typer.Option(help="Blocks in the packed text.", min=1)] = 192,
+    n: Annotated[int, typer.Option("-n", help="Interleaved repetitions, after two for warm-up.", min=1)] = 7,
     dtype: DtypeOption = Dtype.bfloat16,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
-    """Speed of a training step against its plain twin (autograd, dense masks) and its matrix products alone."""
+    """Measure a training step against its reference (autograd, dense masks) and against its matrix products alone."""
     from orthrus.api import DTYPES
     from orthrus.bench import provenance, training
     from orthrus.checkpoint import hub
@@ -44,18 +47,20 @@ def command(
         mask = checkpoint.decoder.diffusion.mask_token_id if checkpoint.decoder.diffusion else 0
         hub.give_view(checkpoint, block_size, mask, last_row=True)
         config = TrainConfig(block_size, block_size, mask, sequence_length=sequence_length, roots=roots)
-        found = training.measure(checkpoint.decoder, config, n)
+        measured = training.measure(checkpoint.decoder, config, n)
     if as_json:
-        print(json.dumps({**found, "provenance": provenance.machine(checkpoint.decoder.device)}, indent=2))
+        print(json.dumps({**measured, "provenance": provenance.machine(checkpoint.decoder.device)}, indent=2))
         return
-    table = Table(title=f"a training step with {found['rows']} supervised rows; medians of n = {n}, in turn")
-    for column in ("", "rows a second", "seconds", "time over the step's (quartiles)"):
+    table = Table(title=f"a training step with {measured['rows']} supervised rows; medians of n = {n}, interleaved")
+    for column in ("", "rows/s", "seconds", "time relative to the step (quartiles)"):
         table.add_column(column, justify="right" if column else "left")
-    for name, speed in found["rows_per_second"].items():
-        middle, low, high = found["time_over_step"].get(name, (1.0, 1.0, 1.0))
-        table.add_row(name, f"{speed:.0f}", f"{found['seconds'][name]:.2f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
+    for name, speed in measured["rows_per_second"].items():
+        middle, low, high = measured["time_over_step"].get(name, (1.0, 1.0, 1.0))
+        table.add_row(
+            LABELS[name], f"{speed:.0f}", f"{measured['seconds'][name]:.2f}", f"{middle:.2f} ({low:.2f}-{high:.2f})"
+        )
     console = Console(highlight=False)
     console.print(table)
-    console.print("where a step spends its time:")
-    for name, share in found["profile"].items():
+    console.print("share of the step's time by operation:")
+    for name, share in measured["profile"].items():
         console.print(f"  {share:6.1%}  {name}", markup=False)

@@ -1,6 +1,6 @@
-"""Peers that run in processes and environments of their own: one file each, which imports nothing of this package.
+"""Peers that run in their own process and virtual environment: one module each, which imports nothing of orthrus.
 
-A file has `REQUIREMENTS` (what pip installs into its environment; none: this one serves), `VARIANTS` (name -> options)
-and `load(weights, options, threads)`, whose result takes (tokens, count, stops) and gives greedy tokens.
-`weights` names a `directory` with the backbone in the layout of transformers, and `gguf`, its file in that form.
+A module has `REQUIREMENTS` (pip installs them into its environment; if empty, the current environment is used),
+`VARIANTS` (name -> options) and `load(weights, options, threads)`, which returns a function from (tokens, count, stops)
+to greedy tokens. `weights` has the paths of the backbone: `directory` (transformers layout), `gguf` and `gguf_q8_0`.
 """

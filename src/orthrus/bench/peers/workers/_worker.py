@@ -1,4 +1,4 @@
-"""The other end of a pipe: loads one peer, then answers a line of JSON with a line of JSON until the pipe closes."""
+"""The worker process: loads one peer, then answers each line of JSON with a line of JSON until the pipe closes."""
 
 import importlib.util
 import json
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def main() -> None:
-    """The first line says which peer; every further one is a prompt."""
+    """The first line names the peer; each further line is a prompt."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not end up between the answers
+    os.dup2(2, 1)  # libraries that print must not write between the answers
     asked = json.loads(sys.stdin.readline())
     path = Path(__file__).with_name(asked["peer"] + ".py")
     spec = importlib.util.spec_from_file_location("peer_" + asked["peer"], path)

