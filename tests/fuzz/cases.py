@@ -1,4 +1,4 @@
-"""Random decodings: a model, requests, and several ways of decoding them. A case follows from its seed and number."""
+"""Random decoding cases: a model, requests, and several decoding jobs. Seed and number determine a case."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ KERNELS = (
 )  # fmt: skip
 """As in `tiny.runner`; `in blocks` and `unpacked` are for where torch lacks its fast attention or products."""
 SHAPES = ((4, 2, 16), (2, 2, 32), (3, 1, 16), (6, 2, 64), (4, 1, 48), (5, 5, 8), (8, 2, 24))
-"""Query heads, key/value heads, size of a head."""
+"""Query heads, key/value heads, head size."""
 THREADS = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 7)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A model. doubt: how far the diffusion view is from the AR view; poison: what some of its weights are instead."""
+    """A model. doubt: scale of the noise on the diffusion view; poison: a value that replaces some of its weights."""
 
     family: str
     dtype: str
@@ -47,8 +47,8 @@ class Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """A way of decoding. order: of the requests; quality: of scripted drafts; shapes: seed of a planner without sense;
-    cancel: which request ends early, after how many tokens."""
+    """One decoding run. order: of the requests; quality: share of right scripted drafts; shapes: seed of a random
+    planner; cancel: the request to cancel, and after how many tokens."""
 
     config: DecodingConfig
     order: tuple[int, ...]
@@ -68,7 +68,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, what is asked of it, and how; `together`: jobs run by this many Python threads at once."""
+    """A model, its requests, and the jobs that decode them; `together`: number of Python threads that run the jobs."""
 
     setup: Setup
     requests: tuple[Request, ...]
@@ -78,18 +78,18 @@ class Case:
 
 
 def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), threads=THREADS, longest=1200, poison=True):
-    """The case of this number; the rest narrows what it may be."""
+    """The case with this number; the other arguments restrict the choices."""
     rng = random.Random(f"{seed} {number}")
     setup = _setup(rng, rng.choice(kernels), rng.choice(dtypes), poison=poison)
     vocab, together = setup.overrides["vocab_size"], rng.choice([1, 1, 1, 2, 3, 4])
     if setup.kernels == "torch int8":
-        longest = min(longest, 150)  # its sums are made in float64, slowly
+        longest = min(longest, 150)  # it sums in float64, which is slow
     requests = tuple(_request(rng, vocab, longest) for _ in range(rng.randint(1, 5)))
     longest_prompt = max(len(request.prompt) for request in requests)
     positions = rng.choice([2048, 2048, 2048, longest_prompt + rng.randint(1, 30)])
     limits = Limits(vocab, positions, frozenset([vocab - 1] if rng.random() < 0.8 else []))
     if together > 1:
-        threads = (1, 2)  # of each Python thread: more would mostly wait for one another
+        threads = (1, 2)  # per Python thread: with more, threads mostly wait for each other
     jobs = tuple(_job(rng, setup, requests, threads, serial=together == 1) for _ in range(rng.randint(4, 9)))
     return Case(setup, requests, limits, jobs, together)
 
@@ -98,7 +98,7 @@ def _setup(rng, kernels, dtype, *, poison):
     heads, kv_heads, size = rng.choice(SHAPES)
     vocab, block = rng.choice([64, 320, 333]), rng.choice([2, 3, 4, 8, 8, 16, 32])
     family = rng.choice(families.names())
-    each = size if family == "qwen2" else rng.choice([8, 16, 16, 24])  # there, heads have no size of their own
+    each = size if family == "qwen2" else rng.choice([8, 16, 16, 24])  # qwen2 has no separate head size
     overrides = {
         "vocab_size": vocab, "eos_token_id": vocab - 1, "hidden_size": heads * each,
         "intermediate_size": rng.choice([32, 64, 96, 56]), "num_hidden_layers": rng.randint(1, 3),
@@ -149,7 +149,7 @@ class _Unpacked(TorchKernels):
 def _request(rng, vocab, longest):
     length = min(longest, int(10 ** rng.uniform(0, 3.08)) if rng.random() < 0.25 else rng.randint(1, 60))
     prompt = [rng.randrange(vocab) for _ in range(length)]
-    if rng.random() < 0.4:  # a text that repeats itself
+    if rng.random() < 0.4:  # a repetitive text
         period = rng.randint(1, max(1, min(length, 40)))
         prompt = (prompt[:period] * (length // period + 1))[:length]
     stop = StopConditions(
@@ -189,7 +189,7 @@ def _job(rng, setup, requests, threads, *, serial):
     cycle = rng.choice([*cycles.names(), "auto"])
     rounds = setup.dtype != "fp32" or setup.kernels.endswith(
         ("int8", "cheap")
-    )  # what diffusion rows differ by, further
+    )  # rounding makes diffusion rows of a batch differ from those of a sequence alone
     by_rejection = rng.random() < 0.5 and setup.poison is None and not rounds
     order = list(range(len(requests)))
     rng.shuffle(order)

@@ -1,4 +1,4 @@
-"""Runs a case and holds every answer against the oracle (`exact`), or against the sequence alone (`rejection`)."""
+"""Run a case and compare every answer with the oracle (`exact`), or with the sequence decoded alone (`rejection`)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from orthrus.decoding.reference import autoregress
 
 cycle_module, generate_module = (importlib.import_module(f"orthrus.decoding.{name}") for name in ("cycle", "engine"))
 OTHER_SEEDS = 12
-"""Runs of which one must show a difference under `rejection` again. One that never comes back was rounding: a diffusion
-row in a batch is that of a sequence alone only up to that."""
+"""Number of further seeds tried after a difference under `rejection`. If none shows it again, it was rounding: a
+diffusion row in a batch equals that of a sequence alone only up to rounding."""
 
 
 @dataclass
 class Findings:
-    """What came of cases: counts by axis, and every answer that was wrong."""
+    """Results of cases: counts by axis, and every wrong answer."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
 def run(case):
-    """All jobs of a case."""
+    """Run all jobs of a case."""
     findings, before = Findings(), torch.get_num_threads()
     try:
         runner = cases.build(case.setup)
@@ -138,7 +138,7 @@ def _judge(runner, case, job, answer, truths, findings):
                 and not request.sampling.greedy
                 and not _recurs(runner, case, job, number)
             ):
-                findings.counts["differences under rejection that no other seed shows (rounding)"] += 1
+                findings.counts["differences under rejection that no other seed reproduces (rounding)"] += 1
                 continue
             findings.failures.append(
                 f"{case.setup}\n{job}\nrequest {number}: {len(request.prompt)} tokens, {request.sampling},"
@@ -149,7 +149,7 @@ def _judge(runner, case, job, answer, truths, findings):
 
 
 def _text(case, request, tokens):
-    """The text of tokens: without the end token, up to the first stop string."""
+    """The text of tokens without the end token, cut at the first stop string."""
     ends = case.limits.end_token_ids | request.stop.stop_token_ids
     text = tiny.text_of([token for token in tokens if token not in ends])
     cuts = [text.find(stop) for stop in request.stop.stop_strings if stop in text]

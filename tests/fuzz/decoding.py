@@ -1,10 +1,10 @@
-"""Fuzz of decoding: random cases for a given time, each of which can be run again by its seed and number.
+"""Fuzz decoding with random cases for a given time. Seed and number reproduce a case.
 
     python tests/fuzz/decoding.py --seconds 60 --seed 0
     python tests/fuzz/decoding.py --seed 0 --case 17
 
-Cases run in a child process, which is replaced after some of them: so memory stays bounded, and a crash or a case that
-hangs is a finding like any other. Exit status 1 where there is any.
+Cases run in a child process that is replaced after some cases. This bounds the memory, and a crash or a hanging case is
+reported like any other failure. The exit status is 1 if there is a failure.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ import checks
 
 CASES_PER_PROCESS = 60
 PATIENCE = 600.0
-"""Seconds after which a case counts as hung."""
+"""A case that takes more seconds counts as hung."""
 EVERY = 10.0
 """Seconds between two lines of progress."""
 MOST_FAILURES = 20
-"""Cases that failed, after which it ends."""
+"""Stop after this many failed cases."""
 
 
 def main(arguments=None):
-    """Run as told; returns the exit status."""
+    """Run the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Fuzz of decoding against the oracle.")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="run this one case, here, and say all about it")
+    parser.add_argument("--case", type=int, help="run only this case, in this process, and print all of it")
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -58,7 +58,7 @@ def main(arguments=None):
 
 
 def work(seed, first):
-    """The child: a line of JSON before and after every case."""
+    """The child process: prints a line of JSON before and after every case."""
     faulthandler.enable()
     for number in range(first, first + CASES_PER_PROCESS):
         print(json.dumps({"begins": number}), flush=True)
@@ -68,7 +68,7 @@ def work(seed, first):
 
 
 class Run:
-    """All cases from `first` on, in children one after another."""
+    """Runs the cases from `first` on, in one child process after another."""
 
     def __init__(self, seed, first):
         self._seed, self._next, self._current = seed, first, first
@@ -76,7 +76,7 @@ class Run:
         self._began = self._told = time.monotonic()
 
     def until(self, end):
-        """Run until this time, or until there are too many failures. Returns the exit status."""
+        """Run until this time, or until too many cases failed. Returns the exit status."""
         while time.monotonic() < end and self._failures < MOST_FAILURES:
             self._child(end)
         print(f"\n{self._line()}")
@@ -113,7 +113,7 @@ class Run:
                 for reader in readers:
                     reader.join()
         if self._current is not None:
-            reason = " (killed from outside, or for want of memory)" if child.returncode == -signal.SIGKILL else ""
+            reason = " (killed from outside, or out of memory)" if child.returncode == -signal.SIGKILL else ""
             said = "".join(filter(None, errors))[-4000:]
             self._fail(f"the process died with status {child.returncode}{reason}\n{said}")
 
@@ -143,7 +143,7 @@ class Run:
 
 
 def _read(stream, take):
-    """Pass on the lines of a stream, and None at its end."""
+    """Call `take` with every line of a stream, and with None at its end."""
     with contextlib.suppress(ValueError):
         for line in stream:
             take(line)

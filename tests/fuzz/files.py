@@ -1,10 +1,10 @@
-"""A fuzz of files: tiny checkpoints, mutated one file at a time and loaded; only clear errors may come of it.
+"""Fuzz file loading: mutate one file of a tiny checkpoint and load it. Only clear errors are allowed.
 
     python tests/fuzz/files.py --count 10000 --seed 0
 
-Every case is a function of seed and index: what fails is printed with both, and `--start INDEX --count 1 --keep DIR`
-writes its files. A case fails where it raises anything but ValueError or OSError, where the ValueError does not name
-a file of the case, takes more than 20 seconds of processor time, or adds a gibibyte to the memory of the process.
+Seed and index determine a case. Failures are printed with both, and `--start INDEX --count 1 --keep DIR` writes the
+files of a case. A case fails if it raises anything but ValueError or OSError, if the ValueError does not name a file of
+the case, if it takes more than 20 seconds of CPU time, or if it adds a gibibyte to the memory of the process.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
 
 
 class Twice(dict):
-    """An object all of whose entries are written twice."""
+    """A dict that is serialised with every entry twice."""
 
     def items(self):
         return [*super().items(), *super().items()]
 
 
 def paths_of(value, path=()):
-    """All places of a JSON value."""
+    """The paths of all nodes of a JSON value."""
     yield path
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -64,10 +64,10 @@ def paths_of(value, path=()):
 
 
 def mutate_json(rng, value):
-    """Replace, delete, double or rename something, as text."""
+    """Replace, delete, duplicate or rename some nodes. Returns the JSON text."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(paths_of(value))
-        if rng.random() < 0.7:  # places near the top matter most, and there are few of them
+        if rng.random() < 0.7:  # nodes near the top matter most, and are few
             places = [place for place in places if len(place) <= 2]
         place = rng.choice(places)
         if not place:
@@ -90,7 +90,7 @@ def mutate_json(rng, value):
 
 
 def near(rng, value):
-    """A value like the one that is there."""
+    """A value similar to the present one."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -101,12 +101,12 @@ def near(rng, value):
 
 
 def position(rng, data, head):
-    """A place in the data, more often in its head."""
+    """A random offset into the data, more often into its head."""
     return rng.randrange(max(1, min(head, len(data)) if rng.random() < 0.7 else len(data)))
 
 
 def mutate_bytes(rng, data, head):
-    """Flip, cut, insert, remove, repeat or overwrite."""
+    """Flip, cut, insert, remove, repeat or overwrite bytes."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, length = position(rng, data, head), rng.choice((1, 2, 4, 8, 40, 500))
@@ -133,7 +133,7 @@ def mutate_bytes(rng, data, head):
 
 
 def mutate_safetensors(rng, data):
-    """The header as JSON, with its length put right or not; else bytes."""
+    """Mutate the JSON header, with a right or wrong length, or mutate bytes."""
     size = struct.unpack("<Q", data[:8])[0]
     if rng.random() < 0.5:
         return mutate_bytes(rng, data, 8 + size)
@@ -144,7 +144,7 @@ def mutate_safetensors(rng, data):
 
 
 def mutate_gguf(rng, path, data, head):
-    """Metadata written anew with a value of another kind; else bytes."""
+    """Write a GGUF file with metadata values of another type, or mutate bytes."""
     if rng.random() < 0.7:
         path.write_bytes(mutate_bytes(rng, data, head))
         return
@@ -183,7 +183,9 @@ class Homes:
         (self.root / "sharded" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         (self.root / "sharded" / "model.safetensors").unlink()
         loaded = hub.load(str(whole), dtype=torch.float32)
-        loaded = replace(loaded, backbone=replace(loaded.backbone, id="home"))  # no path: cases must not depend on it
+        loaded = replace(
+            loaded, backbone=replace(loaded.backbone, id="home")
+        )  # not a path: cases must not depend on one
         for name, int8 in (("plain", False), ("int8", True)):
             export.export_adapter(loaded, self.root / name, {"made by": "a test"}, int8=int8)
         types = {
@@ -197,7 +199,7 @@ class Homes:
 
 
 def write_case(rng, homes, where):
-    """The files of one case. Returns what was mutated, the checkpoint and its adapter."""
+    """Write the files of one case. Returns what was mutated, the checkpoint and its adapter."""
     kind = rng.choice(("published", "published", "sharded", "plain", "int8", "gguf", "gguf"))
     where.mkdir()
     if kind == "gguf":
@@ -229,7 +231,7 @@ def write_case(rng, homes, where):
 
 
 def outcome_of(checkpoint, adapter, dtype, where):
-    """What became of loading and describing: `loaded`, `ValueError`, `OSError`, or a failure in words."""
+    """The outcome of load and describe: `loaded`, `ValueError`, `OSError`, or a description of a failure."""
     found = []
     for read in (
         lambda: hub.load(str(checkpoint), adapter=adapter, dtype=dtype, allow_other_backbone=True),
@@ -239,7 +241,7 @@ def outcome_of(checkpoint, adapter, dtype, where):
             decoder = read().decoder
             found.append("loaded")
             if decoder.device.type != "meta" and not all(p.isfinite().all() for p in decoder.parameters()):
-                return "loaded weights that are no numbers"
+                return "loaded weights that are NaN or infinite"
         except ValueError as error:
             found.append("ValueError")
             if str(where) not in str(error) and "adapter" not in str(error):
@@ -248,14 +250,14 @@ def outcome_of(checkpoint, adapter, dtype, where):
                 return f"an error of {len(str(error))} characters: {str(error)[:300]}"
         except OSError:
             found.append("OSError")
-        except BaseException:  # a panic of a library is no Exception
+        except BaseException:  # a panic in a library is not an Exception
             return traceback.format_exc()
     return found[0]
 
 
 @dataclass
 class Report:
-    """What became of the cases, by kind and outcome; failures with how to have them again."""
+    """Counts of cases by kind and outcome, and the failures with the options that reproduce them."""
 
     counts: dict[str, Counter] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -275,7 +277,7 @@ class Report:
 
 
 def run(root, seed, start, count, keep=None, progress=None):
-    """Run cases `start` to `start + count` under a directory, with derived files kept in it."""
+    """Run cases `start` to `start + count` in a directory, which also holds the file cache."""
     os.environ |= {"ORTHRUS_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
     homes, report = Homes(root / "homes").make(), Report()
     first_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -285,7 +287,7 @@ def run(root, seed, start, count, keep=None, progress=None):
             os.pwrite(progress, f"{index:12}\n".encode(), 0)
         kind, checkpoint, adapter = write_case(rng, homes, where)
         began = time.process_time()
-        faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)  # a hang, on the busiest of machines
+        faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)  # a hang, even on a busy machine
         outcome = outcome_of(checkpoint, adapter, rng.choice((torch.float32, torch.bfloat16)), where)
         faulthandler.cancel_dump_traceback_later()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - first_memory
@@ -311,14 +313,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--keep", type=Path, help="copy the files of every case there")
+    parser.add_argument("--keep", type=Path, help="copy the files of every case to this directory")
     options = parser.parse_args()
     memory = Path("/dev/shm")
     with (
         tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder,
         tempfile.TemporaryFile() as file,
     ):
-        worker = os.fork()  # so that somebody is left to say which case ended the process
+        worker = os.fork()  # the parent reports which case ended the process
         if not worker:
             os._exit(work(Path(folder), options, file.fileno()))
         signal.signal(signal.SIGTERM, lambda *_: os.kill(worker, signal.SIGTERM))
@@ -329,7 +331,7 @@ def main():
 
 
 def work(root, options, progress):
-    """Run the cases with memory limited and print the report. Returns the exit code."""
+    """Run the cases with a memory limit and print the report. Returns the exit code."""
     import transformers
 
     transformers.logging.set_verbosity_error()

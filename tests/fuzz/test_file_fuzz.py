@@ -1,4 +1,4 @@
-"""A slice of the fuzz of files: every case loads, or is refused by a ValueError that names a file of it."""
+"""Some cases of the file fuzz: every case loads, or raises a ValueError that names one of its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fuzz import files
 
 @pytest.fixture
 def own_environment(monkeypatch):
-    """The fuzz sets its own cache directory, and transformers reports what it thinks of every mutated field."""
+    """Restore the environment variables that the fuzz sets."""
     for name in ("ORTHRUS_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, os.environ[name])
 
@@ -40,7 +40,7 @@ def test_a_case_is_a_function_of_seed_and_index(tmp_path, own_environment):
 
 
 def test_the_fuzz_finds_what_it_looks_for(tmp_path, own_environment, monkeypatch):
-    """A loader that lets any other error through, or does not name the file, fails every case."""
+    """If the loader raises any other error, or does not name the file, every case fails."""
     for error in (KeyError("vocab_size"), RecursionError(), MemoryError(), ValueError("something is wrong")):
 
         def load(*_, _error=error, **__):

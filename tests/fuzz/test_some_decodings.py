@@ -1,4 +1,4 @@
-"""A few cases of the fuzz of decoding, always the same ones; and those that torch alone decodes, without a compiler."""
+"""Some fixed cases of the decoding fuzz, and cases for kernels that need no C compiler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 QUICK = (1, 2, 7, 14, 16, 20, 28, 82, 106, 146)
-"""Cases of seed 0 that take little time: every kind of kernels, Python threads, poisoned views."""
+"""Fast cases of seed 0 that cover every kind of kernels, Python threads and poisoned views."""
 WITHOUT_COMPILER = ("torch", "torch in blocks", "torch unpacked")
 
 
