@@ -107,9 +107,8 @@ def command(
 ) -> None:
     """Train the diffusion view of a frozen backbone.
 
-    Ctrl-C and SIGTERM finish the current step, save the state and exit. The same command resumes the run; the result is
-    bit-identical to that of an uninterrupted run. `best/` in the output is the adapter with the highest acceptance
-    length on the held-out prompts.
+    Ctrl-C and SIGTERM finish the step, save and exit; the same command resumes the run, with bit-identical results.
+    `best/` in the output is the adapter with the highest acceptance length on the held-out prompts.
     """
     from orthrus.config import TrainConfig
     from orthrus.training import data as corpora
@@ -117,8 +116,8 @@ def command(
     from orthrus.training.packing import Packing
 
     objectives.load(objective)
-    checkpoint = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
-    decoder = _give_view(model, checkpoint, block_size, mask_token, last_row=train_last_row)
+    loaded = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
+    decoder = _give_view(model, loaded, block_size, mask_token, last_row=train_last_row)
     view = decoder.diffusion
     assert view is not None
     config = TrainConfig(
@@ -126,18 +125,17 @@ def command(
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
         validate_every, save_every,
     )  # fmt: skip
-    if checkpoint is None:
+    if loaded is None:
         _print_estimate(decoder, config)
         return
-    corpus = corpora.load(data, checkpoint.tokenizer, checkpoint.end_token_ids, config)
+    corpus = corpora.load(data, loaded.tokenizer, loaded.end_token_ids, config)
     for notice in corpus.notices:
         stderr.print(f"note: {notice}", style="yellow", markup=False)
     packing = Packing(corpus.documents, config)
     if inspect:
-        _print_text(packing, checkpoint.tokenizer.decode)
+        _print_text(packing, loaded.tokenizer.decode)
         return
-    config = replace(config, steps=steps or max(1, 2 * packing.texts_per_epoch() // sequences))
-    _train(checkpoint, config, corpus, output)
+    _train(loaded, replace(config, steps=steps or max(1, 2 * packing.texts_per_epoch() // sequences)), corpus, output)
 
 
 def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:

@@ -37,6 +37,12 @@ TaskOption = Annotated[
 TemperatureOption = Annotated[
     list[float] | None, typer.Option(help="0 is greedy; may be repeated.", show_default="0 and 0.8")
 ]
+DtypesOption = Annotated[
+    list[Dtype] | None, typer.Option(help="Dtype to verify; may be repeated.", show_default="bfloat16")
+]
+CyclesOption = Annotated[
+    list[str] | None, typer.Option(help="Cycle to verify; may be repeated.", show_default="every cycle")
+]
 AgainstOption = Annotated[
     str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
 ]
@@ -56,12 +62,8 @@ def command(
     limit: Annotated[int, typer.Option(help="Prompts per task.", min=1)] = 5,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 64,
     temperature: TemperatureOption = None,
-    dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Dtype to verify; may be repeated.", show_default="bfloat16")
-    ] = None,
-    cycle: Annotated[
-        list[str] | None, typer.Option(help="Cycle to verify; may be repeated.", show_default="every cycle")
-    ] = None,
+    dtype: DtypesOption = None,
+    cycle: CyclesOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; each further prompt adds 1.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together in one batch by the cycles.", min=1)] = 4,
     against: AgainstOption = None,
