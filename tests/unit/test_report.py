@@ -21,7 +21,7 @@ ORIGIN = {
 
 
 @pytest.mark.parametrize("prompts", [{"small": 1, "large": 4}, {"small": 1}])
-def test_parts_of_one_prompt_stay_out_beside_larger_ones(tmp_path, prompts):
+def test_parts_with_one_prompt_are_omitted_if_there_are_larger_ones(tmp_path, prompts):
     sides = [{**SIDE, "part": part, "prompts": count, "identical": count} for part, count in prompts.items()]
     file = tmp_path / "sides.json"
     file.write_text(json.dumps({"sides": sides, "provenance": ORIGIN}))

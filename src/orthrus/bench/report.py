@@ -1,4 +1,4 @@
-"""One self-contained HTML page of the JSON that `orthrus bench ... --json` printed, with pictures."""
+"""One self-contained HTML page, with charts, from the JSON output of `orthrus bench ... --json`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _faster(record: Record) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """How records of one kind are shown: a title, and columns as (heading, cell)."""
+    """How to display records of one kind: a title, and columns as (heading, cell)."""
 
     title: str
     columns: list[tuple[str, Cell]]
@@ -80,7 +80,7 @@ SECTIONS = {
 
 
 def page(files: list[Path]) -> str:
-    """The page. Raises ValueError naming a file that is no result of a measurement."""
+    """The HTML page. Raises ValueError, naming the file, if a file is not the result of a benchmark."""
     parts = []
     for file in files:
         kind, content = _read(file)
@@ -92,7 +92,7 @@ def page(files: list[Path]) -> str:
 
 
 def markdown(files: list[Path]) -> str:
-    """The same tables for a README, each with its origin; parts of one prompt stay out beside larger ones."""
+    """The tables in Markdown, each with its provenance. Parts with one prompt are omitted if there are larger ones."""
     parts = []
     for file in files:
         kind, content = _read(file)
@@ -138,7 +138,7 @@ def _section(section: Section, records: list[Record], provenance: Record, pictur
 
 
 def _picture(kind: str, records: list[Record]) -> str:
-    """Bars of tokens a second, or lines of milliseconds over rows; nothing for other kinds."""
+    """A bar chart of tokens per second, or lines of milliseconds by rows; empty for other kinds."""
     if kind not in ("speed", "sides", "passes"):
         return ""
     import matplotlib
@@ -159,7 +159,7 @@ def _picture(kind: str, records: list[Record]) -> str:
     else:
         names = [f"{r['part']}: {r.get('setting') or r['name']}" for r in shown][::-1]
         axis.barh(names, [r["speed"] for r in shown][::-1], color="#2f6690")
-        axis.set_xlabel("tokens a second")
+        axis.set_xlabel("tokens per second")
     figure.tight_layout()
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)

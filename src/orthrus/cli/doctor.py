@@ -115,8 +115,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         for c in part.get("cost", ()):
             low, high = c["ratio_quartiles"]
             console.print(
-                f"cost of exactness at {c['context']} tokens of context: {c['ratio']:.3f} x a pass without padding and"
-                f" rounding ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']} interleaved"
+                f"cost of exactness at {c['context']} tokens of context: {c['ratio']:.3f} x a pass without the exact"
+                f" row layout ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']} interleaved"
                 f" runs, quartiles of the ratio {low:.3f} to {high:.3f})"
             )
         if "passes" in part:
