@@ -8,7 +8,7 @@ import pytest
 
 from orthrus.bench import report
 
-SIDE = {
+SYSTEM = {
     "name": "orthrus auto", "speed": 9.0, "quartiles": [8.0, 10.0], "ours_over": 1.0, "ours_over_quartiles": [1.0, 1.0],
     "first_token": 0.1, "absent": None,
 }  # fmt: skip
@@ -22,7 +22,7 @@ ORIGIN = {
 
 @pytest.mark.parametrize("prompts", [{"small": 1, "large": 4}, {"small": 1}])
 def test_parts_with_one_prompt_are_omitted_if_there_are_larger_ones(tmp_path, prompts):
-    sides = [{**SIDE, "part": part, "prompts": count, "identical": count} for part, count in prompts.items()]
+    sides = [{**SYSTEM, "part": part, "prompts": count, "identical": count} for part, count in prompts.items()]
     file = tmp_path / "sides.json"
     file.write_text(json.dumps({"sides": sides, "provenance": ORIGIN}))
     shown = report.markdown([file])

@@ -28,7 +28,7 @@ def _spread(middle: float, ends: list[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def _faster(record: Record) -> str:
+def _speedup(record: Record) -> str:
     return "" if record["absent"] else _spread(record["ours_over"], record["ours_over_quartiles"])
 
 
@@ -41,38 +41,38 @@ class Section:
 
 
 SECTIONS = {
-    "acceptance": Section("Acceptance, two-pass", [
+    "acceptance": Section("Acceptance of two-pass cycles", [
         ("part", lambda r: r["part"]), ("prompts", lambda r: str(r["prompts"])),
         ("A (95 %)", lambda r: _spread(r["acceptance_length"], r["interval"])),
-        ("tokens a pass (95 %)", lambda r: _spread(r["tpf"], r["tpf_interval"])),
-        ("rows a pass", lambda r: f"{r['rows_per_pass']:.1f}"),
+        ("tokens per pass (95 %)", lambda r: _spread(r["tpf"], r["tpf_interval"])),
+        ("rows per pass", lambda r: f"{r['rows_per_pass']:.1f}"),
     ]),
-    "speed": Section("Speed of cycles, batch 1, in turn", [
+    "speed": Section("Speed of cycles, batch 1, settings interleaved per prompt", [
         ("part", lambda r: r["part"]), ("setting", lambda r: r["setting"]), ("prompts", lambda r: str(r["prompts"])),
-        ("A", lambda r: f"{r['acceptance_length']:.2f}"), ("tokens a pass", lambda r: f"{r['tpf']:.2f}"),
-        ("rows a pass", lambda r: f"{r['rows_per_pass']:.1f}"),
+        ("A", lambda r: f"{r['acceptance_length']:.2f}"), ("tokens per pass", lambda r: f"{r['tpf']:.2f}"),
+        ("rows per pass", lambda r: f"{r['rows_per_pass']:.1f}"),
         ("tokens/s (quartiles)", lambda r: _spread(r["speed"], r["quartiles"], 0)),
-        ("over the first setting", lambda r: _spread(r["over_plain"], r["over_plain_quartiles"])),
+        ("speedup over the first setting", lambda r: _spread(r["over_plain"], r["over_plain_quartiles"])),
         ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
     ]),
-    "passes": Section("What a pass costs", [
+    "passes": Section("Time per pass", [
         ("pass", lambda r: r["kind"]), ("context", lambda r: f"{r['context']:,}"), ("rows", lambda r: str(r["rows"])),
         ("ms (quartiles)", lambda r: _spread(1e3 * r["seconds"], [1e3 * q for q in r["quartiles"]])),
-        ("over one row", lambda r: f"{r['over_one_row']:.2f}"),
+        ("x one row", lambda r: f"{r['over_one_row']:.2f}"),
     ]),
-    "sides": Section("Against others, greedy, batch 1, in turn", [
-        ("part", lambda r: r["part"]), ("side", lambda r: r["name"]), ("prompts", lambda r: str(r["prompts"])),
+    "sides": Section("Against peers, greedy, batch 1, systems interleaved per prompt", [
+        ("part", lambda r: r["part"]), ("system", lambda r: r["name"]), ("prompts", lambda r: str(r["prompts"])),
         ("tokens/s (quartiles)", lambda r: r["absent"] or _spread(r["speed"], r["quartiles"], 0)),
-        ("orthrus auto is faster by", _faster),
+        ("speedup of orthrus auto", _speedup),
         ("ms to the first token", lambda r: "" if r["absent"] else f"{1e3 * r['first_token']:.0f}"),
         ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
     ]),
     "memory": Section("Bytes of one sequence", [
         ("context", lambda r: f"{r['context']:,}"), ("cache", lambda r: f"{r['cache']:,}"),
         ("workspace of plain decoding", lambda r: f"{r['plain']:,}"),
-        ("more, two-pass", lambda r: f"{r['two_pass']:,}"), ("more, one-pass", lambda r: f"{r['one_pass']:,}"),
+        ("extra, two-pass", lambda r: f"{r['two_pass']:,}"), ("extra, one-pass", lambda r: f"{r['one_pass']:,}"),
     ]),
-    "scores": Section("Right answers", [
+    "scores": Section("Accuracy", [
         ("cycle", lambda r: r["cycle"]), ("right", lambda r: f"{r['right']} of {r['prompts']}"),
         ("same tokens", lambda r: f"{r['identical']} of {r['prompts']}"),
     ]),
