@@ -23,7 +23,7 @@ from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
 from orthrus.runner import prepare
 from orthrus.runner.runner import Runner
-from orthrus.tokenization import Message, Prompt, Tokenization, each_named, prompts_in, several
+from orthrus.tokenization import Message, Prompt, Tokenization, map_prompts, prompt_list, prompts_in
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
 
@@ -166,12 +166,12 @@ class Model:
         costs = self.costs() if config.cycle == "auto" and self.decoder.diffusion else None
         return generate(self.runner, requests, config, self.limits, self.decode, costs)
 
-    def costs(self, *, anew: bool = False) -> CostModel:
+    def costs(self, *, refresh: bool = False) -> CostModel:
         """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
 
-        `anew` measures again. Raises ValueError where there is no diffusion view to plan for.
+        `refresh` measures again. Raises ValueError where there is no diffusion view to plan for.
         """
-        return self._calibration.costs(anew=anew)
+        return self._calibration.costs(refresh=refresh)
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
         """Check everything now, and decode when asked."""

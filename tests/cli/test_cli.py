@@ -325,7 +325,7 @@ def test_explain_plan_prints_costs_and_cycles(run, model):
     assert (code, "needs --cycle auto" in err) == (2, True)
 
 
-def test_a_collapse_is_told(run, model, monkeypatch):
+def test_a_collapse_prints_a_warning(run, model, monkeypatch):
     from orthrus.decoding.plan import PassPlan
     from orthrus.decoding.planning.planner import Planner
 

@@ -109,7 +109,13 @@ def test_verbose_prints_what_ran(run, path):
     for options in ([], ["--json"]):
         code, _, err = run("generate", "hi", "--model", path, "-n", 30, "--cycle", "two-pass", "--verbose", *options)
         assert code == 0
-        for words in ("model: <orthrus.Model ", "kernels: ", "context 2048", "between products: ", "cycles: two-pass "):
+        for words in (
+            "model: <orthrus.Model ",
+            "kernels: ",
+            "context 2048",
+            "elementwise kernels: ",
+            "cycles: two-pass ",
+        ):
             assert words in err
         assert re.search(r"loaded: in \d+\.\d\d s; \d+ threads", err)
         assert re.search(r"accepted: \d\.\d\d drafts per cycle; by offset [01]\.\d\d ", err)

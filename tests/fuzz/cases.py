@@ -25,7 +25,7 @@ KERNELS = (
     "native", "native", "native int8", "native low precision",
     "torch", "torch int8", "torch in blocks", "torch unpacked",
 )  # fmt: skip
-"""As in `tiny.runner`; `in blocks` and `unpacked` are for where torch lacks its fast attention or products."""
+"""As in `tiny.runner`; `in blocks` and `unpacked` emulate a torch without fast attention or packed GEMM."""
 SHAPES = ((4, 2, 16), (2, 2, 32), (3, 1, 16), (6, 2, 64), (4, 1, 48), (5, 5, 8), (8, 2, 24))
 """Query heads, key/value heads, head size."""
 THREADS = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 7)
@@ -139,7 +139,7 @@ def build(setup):
 
 
 class _Unpacked(TorchKernels):
-    """The kernels of a torch that cannot pack weights."""
+    """Kernels that emulate a torch without packed weights."""
 
     def packed(self, plain):
         del plain

@@ -40,10 +40,10 @@ def run(case):
         runner = cases.build(case.setup)
         _count_case(findings.counts, case)
         if not runner.exact:
-            findings.counts["models whose bits the probes do not promise"] += 1
+            findings.counts["models whose row layout is not exact"] += 1
             return findings
         judge = cases.build(case.setup) if case.together > 1 else runner
-        if case.together > 1:  # before anything else ran on this decoder
+        if case.together > 1:  # the threads must be the first to use this runner
             answers = _together(runner, case)
         truths = [
             autoregress(judge, request, case.limits, request.sampling.seed, tiny.text_of) for request in case.requests
@@ -62,7 +62,7 @@ def run(case):
 
 
 def _together(runner, case):
-    """Jobs from several Python threads, which begin at once."""
+    """Run the jobs from several Python threads that start at the same time."""
     start = Barrier(case.together)
 
     def several(n):
@@ -75,7 +75,7 @@ def _together(runner, case):
 
 
 def _attempt(runner, case, job, truths=None):
-    """What a job gives, or the exception that it raised."""
+    """The answer of a job, or the traceback of its exception."""
     torch.set_num_threads(job.threads)
     try:
         return _decode(runner, case, job, truths)
@@ -84,7 +84,7 @@ def _attempt(runner, case, job, truths=None):
 
 
 def _decode(runner, case, job, truths=None):
-    """By request: tokens, reason, text."""
+    """Tokens, finish reason and text by request."""
     found = {}
     with contextlib.ExitStack() as patches:
         if job.quality is not None:
@@ -114,7 +114,7 @@ def _script(patches, quality, truths):
 
 
 def _judge(runner, case, job, answer, truths, findings):
-    """Enter what a job gave, and whatever is wrong with it."""
+    """Count a job, and record what is wrong with its answer."""
     _count_job(findings.counts, job)
     if isinstance(answer, str):
         findings.failures.append(f"{case.setup}\n{job} raised\n{answer}")
@@ -157,14 +157,14 @@ def _text(case, request, tokens):
 
 
 def _alone(runner, case, job, number):
-    """Tokens and reason of a request that is decoded by itself."""
+    """Tokens and finish reason of a request that is decoded alone."""
     alone = replace(job, config=replace(job.config, batch_size=1), order=(number,), cancel=None)
     tokens, reason, _ = _decode(runner, case, alone)[number]
     return tokens, reason
 
 
 def _recurs(runner, case, job, number):
-    """Whether a difference under `rejection` shows with other seeds too."""
+    """Whether a difference under `rejection` also occurs with other seeds."""
     for seed in range(OTHER_SEEDS):
         requests = [replace(r, sampling=replace(r.sampling, seed=seed)) for r in case.requests]
         other = replace(case, requests=tuple(requests))

@@ -37,7 +37,7 @@ def documents(blocks):
 
 
 def trainable(family):
-    """A fresh unprepared decoder whose diffusion view requires gradients."""
+    """Plain weights whose diffusion view requires gradients."""
     made = tiny.decoder(family)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(".diffusion." in name)
@@ -84,7 +84,7 @@ def test_loss_and_every_gradient_equal_the_reference(family, objective, trained_
 
 @pytest.mark.parametrize("family", families.names())
 def test_a_block_in_training_is_the_block_in_decoding(family):
-    """Agreement per offset, computed from training-time logits, is that of `diffuse` at the same roots."""
+    """The agreement per offset of a training step equals that of `diffuse` at the same roots."""
     blocks, runner = packed(), tiny.runner(family)
     outcome = step(trainable(family), blocks, objectives.load("kl"))
     agreed, rows = torch.zeros(7), torch.zeros(7)

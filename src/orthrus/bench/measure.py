@@ -53,7 +53,7 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
 
 
 def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_new_tokens: int = 128) -> Acceptance:
-    """Two-pass acceptance of a view in training, greedy, on prompts given as tokens."""
+    """Greedy two-pass acceptance of a view in training, on prompts given as tokens."""
     model = Model(checkpoint, inference_copy(checkpoint.decoder))
     asked = [TaskPrompt(str(n), "held out", prompt) for n, prompt in enumerate(prompts)]
     options: Options = {"max_new_tokens": max_new_tokens, "cycle": "two-pass", "batch_size": 8, "seed": 0}

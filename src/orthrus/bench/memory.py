@@ -62,7 +62,7 @@ class Extra:
 
 
 def extra_of(runner: Runner, context: int, width: int) -> Extra:
-    """Measure the passes of each cycle with `context` cached tokens; their values do not matter."""
+    """Measure the passes of each cycle with `context` cached tokens; the cached values do not matter."""
     row, rows = [[0]], [[0] * width]
 
     def plain(cache: KVCache) -> None:
@@ -76,20 +76,20 @@ def extra_of(runner: Runner, context: int, width: int) -> Extra:
         _, (blocks,) = runner.ar_and_diffuse(rows, [range(width)], width, cache.window(0, 1))
         runner.logits(blocks[0])
 
-    found = {run.__name__: _peak(runner, context, run) for run in (plain, two_pass, one_pass)}
-    allocated, least = found["plain"]
+    peaks = {run.__name__: _peak(runner, context, run) for run in (plain, two_pass, one_pass)}
+    allocated, workspace = peaks["plain"]
     return Extra(
         context, allocated, workspace,
-        *(held - allocated + peak - workspace for held, peak in (found["two_pass"], found["one_pass"])),
+        *(held - allocated + peak - workspace for held, peak in (peaks["two_pass"], peaks["one_pass"])),
     )  # fmt: skip
 
 
 def _peak(runner: Runner, context: int, run: Callable[[KVCache], None]) -> tuple[int, int]:
-    """Bytes of the cache after the pass, and the peak of everything else made in it."""
+    """Bytes of the cache after the pass, and the peak bytes of everything else allocated in it."""
     cache = runner.new_cache(1)
     cache.reserve(context)
     cache.commit(0, context)
-    run(cache)  # allocates what the pass needs of the cache
+    run(cache)  # grows the cache to what the pass needs
     for executor in runner.executors:
         if isinstance(executor, NativeForward):
             executor.free_workspace()

@@ -69,8 +69,8 @@ def measure(
             if turn > 1:
                 times[kind].append(seconds)
         reading.append(min(_seconds(runner, buffer.sum) for _ in range(3)))
-    found = [_summary(kind, times[kind], times["ar", kind[1], 1]) for kind in kinds]
-    return found, BUFFER / median(reading[2:])
+    measured = [_summary(kind, times[kind], times["ar", kind[1], 1]) for kind in kinds]
+    return measured, BUFFER / median(reading[2:])
 
 
 def run(runner: Runner, cache: KVCache, kind: str, context: int, rows: int) -> float:
@@ -98,7 +98,7 @@ def _summary(kind: tuple[str, int, int], times: list[float], base: list[float]) 
 
 
 def roof(runner: Runner, bandwidth: float) -> Roof:
-    """The machine's limits: its memory's, as measured in turn, and the model's own largest product over 512 rows."""
+    """The roofline from the measured bandwidth and the speed of the model's largest GEMM over 512 rows."""
     linears = [linear for name, linear in runner.decoder.linears().items() if ".diffusion." not in name]
     weights = sum(bytes_of(linear) for linear in linears)
     largest = max(linears, key=lambda linear: linear.shape[0] * linear.shape[1])

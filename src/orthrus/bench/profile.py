@@ -27,7 +27,7 @@ LABELS = {
 
 
 def profile(runner: Runner, rows: int, context: int, n: int) -> dict[str, float]:
-    """Mean seconds of an AR pass by kind of operation; what no kernel accounts for is `between kernels`."""
+    """Seconds of an AR pass by kind of kernel; `between kernels` is the time outside of all kernels."""
     cache = runner.new_cache(1)
     cache.reserve(context + rows)
     for _ in range(2):

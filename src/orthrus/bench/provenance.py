@@ -38,12 +38,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 def of_run(model: Model) -> dict[str, Any]:
     """The provenance of a result measured with a loaded model."""
     backbone = model.checkpoint.backbone
-    found = {"revision": backbone.revision, "backbone_sha256": backbone.sha256, "view": model.checkpoint.view}
-    return of_runner(model.runner, backbone.id) | found
+    checkpoint = {"revision": backbone.revision, "backbone_sha256": backbone.sha256, "view": model.checkpoint.view}
+    return of_runner(model.runner, backbone.id) | checkpoint
 
 
 def of_runner(runner: Runner, name: str) -> dict[str, Any]:
-    """The same for a model without a checkpoint, called `name`."""
+    """The provenance of a result measured with a model called `name`, which may have no checkpoint."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "orthrus"), *sys.argv[1:]]),
@@ -56,5 +56,5 @@ def of_runner(runner: Runner, name: str) -> dict[str, Any]:
 
 
 def kernels(runner: Runner) -> str:
-    """The products that an AR pass runs."""
+    """The GEMM kernels that an AR pass runs."""
     return " + ".join(runner.linear_kernels)

@@ -50,7 +50,7 @@ class Text:
 
 
 def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
-    """Decode a prompt plainly, then draft from every root of its answer, last one first."""
+    """Decode a prompt by plain decoding, then draft from every root of its answer, the last root first."""
     runner = model.runner
     assert runner.diffusion is not None
     (request,) = exactness.requests(model, [prompt.prompt], {"max_new_tokens": max_new_tokens, "seed": 0})

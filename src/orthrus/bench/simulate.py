@@ -44,7 +44,7 @@ class Point:
 
 
 def costs_of(shape: str, device: Device) -> CostModel:
-    """The cost table of a Qwen3 shape in bf16. Raises ValueError for an unknown one."""
+    """The cost table of a Qwen3 shape in bf16. Raises ValueError for an unknown shape."""
     if shape not in QWEN3:
         raise ValueError(f"there is no shape {shape!r}; shapes: {', '.join(QWEN3)}")
     hidden, inner, layers, heads = QWEN3[shape]

@@ -70,7 +70,7 @@ def print_details(console: Console, model: Model, results: list[Result], load_se
     for name, value in (
         ("model", repr(model)),
         ("loaded", f"in {load_seconds:.2f} s; {torch.get_num_threads()} threads; context {model.limits.max_positions}"),
-        ("between products", model.runner.kernels.name),
+        ("elementwise kernels", model.runner.kernels.name),
         ("cycles", kinds),
         ("accepted", f"{average:.2f} drafts per cycle; by offset {shares or '-'}"),
     ):

@@ -17,8 +17,8 @@ MIN_CYCLES = 32
 
 
 def print_costs(console: Console, costs: CostModel) -> None:
-    """The cost table of this model on this device."""
-    table = Table(title="milliseconds of a pass (measured once, kept; `orthrus doctor --calibrate` measures again)")
+    """Print the cost table of this model on this device."""
+    table = Table(title="milliseconds per pass (measured once and cached; `orthrus doctor --calibrate` measures again)")
     table.add_column("rows")
     for rows, _ in costs.rows:
         table.add_column(str(rows), justify="right")
@@ -31,7 +31,7 @@ def print_costs(console: Console, costs: CostModel) -> None:
     console.print(table)
     console.print(
         f"blocks beside AR rows add {1e3 * costs.block_overhead:.2f} ms, and {1e3 * costs.block:.2f} ms each;"
-        f" 1,000 tokens of context {1e6 * costs.key:.2f} ms, and {1e6 * costs.row_key:.2f} ms for every row more"
+        f" 1,000 tokens of context add {1e6 * costs.key:.2f} ms, plus {1e6 * costs.row_key:.2f} ms for each further row"
     )
 
 

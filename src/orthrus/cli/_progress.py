@@ -62,8 +62,8 @@ class DistillProgress:
         self._show()
 
     def shard(self, shard: Shard, line: str) -> None:
-        """Enter a complete shard; `line` is what to say of one that was written now."""
-        self._found += shard.prompts - self.kept if shard.existing else 0
+        """Count a complete shard, and print `line` unless an earlier run wrote the shard."""
+        self._resumed += shard.prompts - self.kept if shard.existing else 0
         self._done = self.kept = shard.prompts
         if not shard.existing:
             stderr.print(line if stderr.is_terminal else f"{line}; {self}", markup=False, soft_wrap=True)

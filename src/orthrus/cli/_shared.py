@@ -96,7 +96,7 @@ def load_model(
 
 
 def print_notice(model: Model) -> None:
-    """Say what keeps fast kernels from running here, where something does."""
+    """Print why the native kernels are not available, if they are not."""
     if model.runner.kernels.notice is not None:
         stderr.print(f"note: {model.runner.kernels.notice}", style="yellow", markup=False)
 

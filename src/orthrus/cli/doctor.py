@@ -42,7 +42,7 @@ def command(
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
         if calibrate and loaded.decoder.diffusion is not None:
-            report[precision.value]["passes"] = loaded.costs(anew=True).as_dict()
+            report[precision.value]["passes"] = loaded.costs(refresh=True).as_dict()
     if as_json:
         print(json.dumps(report, indent=2))
     else:

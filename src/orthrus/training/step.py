@@ -76,7 +76,7 @@ def step(
 
 
 def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The AR view over the whole text: final normed hidden states [T, D], and K and V [T, G, E] of every layer."""
+    """The AR pass over the whole text: normed final hidden states [T, D], and K and V [T, G, E] of every layer."""
     offsets_T = blocks.offsets_T
     rope = decoder.rope.rows(offsets_T, len(offsets_T))
     borders = (*blocks.starts[1:], len(blocks.tokens_T))
@@ -100,7 +100,7 @@ def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, li
 
 
 def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]], ops: Ops) -> Tensor:
-    """All blocks through the diffusion view: final normed hidden states [N, D]."""
+    """The diffusion pass over all blocks: normed final hidden states [N, D]."""
     K = blocks.block_size
     ids_SK = torch.full((len(blocks.roots_S), K), decoder.mask_token_id, device=decoder.device)
     ids_SK[:, 0] = blocks.tokens_T[blocks.roots_S]

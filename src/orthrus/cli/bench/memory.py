@@ -46,10 +46,10 @@ def command(
         quiet()
         with stderr.status(f"random weights of the shape of {shape}"):
             runner = shapes.random_runner(shape, DTYPES[dtype.value], block_size=max(width, 2))
-    found = [bytes_of.extra_of(runner, tokens, width) for tokens in context or (1124, 7780)]
+    measured = [bytes_of.extra_of(runner, tokens, width) for tokens in context or (1124, 7780)]
     if as_json:
         where = provenance.of_runner(runner, shape or model)
-        print(json.dumps({"memory": [asdict(extra) for extra in found], "provenance": where}, indent=2))
+        print(json.dumps({"memory": [asdict(extra) for extra in measured], "provenance": where}, indent=2))
         return
     table = Table(
         title=f"{shape or model}, {dtype.value}, bytes for one sequence, blocks and verifications of {width} rows"

@@ -69,18 +69,18 @@ def command(
         raise ValueError(f"a pass of this model has 1 to {runner.max_rows} rows")
     if max(contexts) + max(counts) > runner.config.max_positions:
         raise ValueError(f"this model has {runner.config.max_positions} positions: fewer cached tokens, please")
-    found, bandwidth = passes.measure(runner, counts, contexts, n, lambda all_: progress(all_, "passes", len(all_)))
+    measured, bandwidth = passes.measure(runner, counts, contexts, n, lambda all_: progress(all_, "passes", len(all_)))
     limits = passes.roof(runner, bandwidth)
     profiles = {count: profile(runner, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
     if as_json:
         record = {
-            "passes": [asdict(one) for one in found], "roof": asdict(limits) | {"floor": limits.floor},
+            "passes": [asdict(one) for one in measured], "roof": asdict(limits) | {"floor": limits.floor},
             "profiles": profiles, "provenance": provenance.of_runner(runner, name),
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return
-    _print(found, limits, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n} in turn")
-    Console(highlight=False).print(f"products: {provenance.kernels(runner)}")
+    _print(measured, limits, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n}, interleaved")
+    Console(highlight=False).print(f"GEMM: {provenance.kernels(runner)}")
     _print_profiles(profiles, contexts[0])
 
 

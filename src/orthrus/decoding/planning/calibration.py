@@ -47,8 +47,8 @@ class Calibration:
         """Whether there is a table already."""
         return self._costs is not None or file_cache.age_of(self.key) < inf
 
-    def costs(self, *, anew: bool = False) -> CostModel:
-        """The table, measured in seconds where there is none yet, or `anew`.
+    def costs(self, *, refresh: bool = False) -> CostModel:
+        """The table, measured in seconds where there is none yet, or `refresh`.
 
         One that other work disturbed is measured again by a later run, and the calmer of the two is kept. Raises
         ValueError where there is no diffusion view to plan for.
@@ -56,20 +56,23 @@ class Calibration:
         if self._runner.diffusion is None:
             raise ValueError("without a diffusion view there is nothing to plan: see --adapter")
         with self._lock:
-            if self._costs is None or anew:
-                self._costs = self._measured(anew=anew)
+            if self._costs is None or refresh:
+                self._costs = self._measured(refresh=refresh)
             return self._costs
 
-    def _measured(self, *, anew: bool) -> CostModel:
-        fresh = anew or not self.known
-        found = self._kept(lambda: measure(self._runner), anew=anew)
-        if found.disturbed and not fresh and file_cache.age_of(self.key) > MEASURE_AGAIN_AFTER:
-            log.info("what passes cost was measured beside other work; it is measured again")
-            found = self._kept(lambda: min(found, measure(self._runner), key=lambda costs: costs.spread), anew=True)
-        if found.disturbed:
-            log.info("other work disturbed the measuring of what passes cost; a later run measures again")
-        return found
+    def _measured(self, *, refresh: bool) -> CostModel:
+        fresh = refresh or not self.known
+        costs = self._cached(lambda: measure(self._runner), refresh=refresh)
+        if costs.disturbed and not fresh and file_cache.age_of(self.key) > MEASURE_AGAIN_AFTER:
+            log.info("other work disturbed the cost table when it was measured; it is measured again")
+            earlier = costs
+            costs = self._cached(lambda: min(earlier, measure(self._runner), key=lambda c: c.spread), refresh=True)
+        if costs.disturbed:
+            log.info("other work disturbed the measurement of the cost table; a later run measures it again")
+        return costs
 
-    def _kept(self, compute: Callable[[], CostModel], *, anew: bool) -> CostModel:
-        found: CostModel = file_cache.cached_json(self.key, lambda: compute().as_dict(), read=CostModel.of, anew=anew)
-        return found
+    def _cached(self, compute: Callable[[], CostModel], *, refresh: bool) -> CostModel:
+        costs: CostModel = file_cache.cached_json(
+            self.key, lambda: compute().as_dict(), read=CostModel.of, refresh=refresh
+        )
+        return costs

@@ -98,7 +98,7 @@ def _fitted(passes: _Passes, typical: dict[Any, float], spread: float) -> CostMo
     more = max(0.0, keys - key) / max(1, few - 1)
 
     def without_keys(name: Any, count: int) -> float:
-        return typical[name] - (key + more * (count - 1)) * short
+        return max(typical[name] - (key + more * (count - 1)) * short, typical[name] / 10)
 
     plain = table(counts, [without_keys(count, count) for count in counts])
     drafting = table(DRAFTED, [without_keys(f"draft {count}", count) + AROUND for count in DRAFTED])
