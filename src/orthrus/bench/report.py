@@ -79,6 +79,66 @@ SECTIONS = {
 }  # fmt: skip
 
 
+TASKS = {"GSM8K": ("gsm8k",), "HumanEval": ("humaneval",), "Spec-Bench": ("spec_bench, all", "all")}
+"""The columns of the headline table: a task, and what its part is called in the results."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of the headline table: its text, the results it is read from, and the figure of a record.
+
+    names: what `setting` or `name` of the record begins with; the fastest such record of a task is shown.
+    """
+
+    text: str
+    kind: str
+    cell: Cell
+    names: str = ""
+    int8: bool = False
+
+
+HEADLINES = (
+    Headline("A, accepted drafts per two-pass cycle", "acceptance", lambda r: f"{r['acceptance_length']:.2f}"),
+    Headline("tokens per forward pass, two-pass", "acceptance", lambda r: f"{r['tpf']:.2f}"),
+    Headline("speed-up of `auto` over plain decoding", "speed",
+             lambda r: _spread(r["over_plain"], r["over_plain_quartiles"]), "auto"),
+    Headline("tokens/s, Orthrus `auto`", "sides", lambda r: f"{r['speed']:.0f}", "orthrus auto"),
+    Headline("tokens/s, Orthrus plain decoding", "sides", lambda r: f"{r['speed']:.0f}", "orthrus ar"),
+    Headline("tokens/s, llama.cpp", "sides", lambda r: f"{r['speed']:.0f}", "llama.cpp"),
+    Headline("tokens/s, vLLM", "sides", lambda r: f"{r['speed']:.0f}", "vllm"),
+    Headline("tokens/s, transformers", "sides", lambda r: f"{r['speed']:.0f}", "transformers"),
+    Headline("int8: tokens/s, Orthrus `auto`", "sides", lambda r: f"{r['speed']:.0f}", "orthrus auto", int8=True),
+    Headline("int8: tokens/s, llama.cpp", "sides", lambda r: f"{r['speed']:.0f}", "llama.cpp", int8=True),
+)  # fmt: skip
+
+
+def headlines(files: list[Path]) -> str:
+    """The headline figures of these results in Markdown: a row each, a column for each task; medians."""
+    contents = [_read(file) for file in files]
+    lines = [f"| | {' | '.join(TASKS)} | prompts per task | processor |", f"|{'---|' * (len(TASKS) + 3)}"]
+    for headline in HEADLINES:
+        for kind, content in contents:
+            provenance = content["provenance"]
+            if (kind, "--quantize int8" in provenance["command"]) != (headline.kind, headline.int8):
+                continue
+            shown = [_headline_record(content[kind], headline.names, parts) for parts in TASKS.values()]
+            cells = [headline.cell(record) if record else "" for record in shown]
+            counts = dict.fromkeys(str(record["prompts"]) for record in shown if record)
+            processor = provenance["machine"]["cpu"]
+            lines.append(f"| {headline.text} | {' | '.join(cells)} | {', '.join(counts)} | {processor} |")
+    return "\n".join(lines)
+
+
+def _headline_record(records: list[Record], names: str, parts: tuple[str, ...]) -> Record | None:
+    """The fastest record of a part whose setting or name begins so; None where there is none."""
+    found = [
+        record for record in records
+        if record["part"] in parts and not record.get("absent")
+        and (record.get("setting") or record.get("name") or "").startswith(names)
+    ]  # fmt: skip
+    return max(found, key=lambda record: record.get("speed", 0.0), default=None)
+
+
 def page(files: list[Path]) -> str:
     """The HTML page. Raises ValueError, naming the file, if a file is not the result of a benchmark."""
     parts = []

@@ -12,6 +12,9 @@ def command(
     files: Annotated[list[Path], typer.Argument(help="Files with the output of `orthrus bench ... --json`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown instead.")] = False,
+    headlines: Annotated[
+        bool, typer.Option("--headlines", help="Print only the headline figures, in one Markdown table.")
+    ] = False,
 ) -> None:
     """Write results into one self-contained HTML page with tables, charts and the provenance of every figure."""
     from orthrus.bench import report
@@ -19,8 +22,8 @@ def command(
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ValueError(f"no such file: {', '.join(missing)}")
-    if markdown:
-        print(report.markdown(files))
+    if markdown or headlines:
+        print(report.headlines(files) if headlines else report.markdown(files))
         return
     output.write_text(report.page(files), encoding="utf-8")
     print(f"{output}: {len(files)} results")
