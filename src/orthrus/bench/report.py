@@ -130,13 +130,13 @@ def headlines(files: list[Path]) -> str:
 
 
 def _headline_record(records: list[Record], names: str, parts: tuple[str, ...]) -> Record | None:
-    """The fastest record of a part whose setting or name begins so; None where there is none."""
-    found = [
+    """The fastest record of a part whose setting or name begins with `names`; None where there is none."""
+    matching = [
         record for record in records
         if record["part"] in parts and not record.get("absent")
         and (record.get("setting") or record.get("name") or "").startswith(names)
     ]  # fmt: skip
-    return max(found, key=lambda record: record.get("speed", 0.0), default=None)
+    return max(matching, key=lambda record: record.get("speed", 0.0), default=None)
 
 
 def page(files: list[Path]) -> str:

@@ -1,4 +1,4 @@
-"""`orthrus bench report`: one HTML page of results."""
+"""`orthrus bench report`: results as one HTML page, or as Markdown tables."""
 
 from __future__ import annotations
 
