@@ -1,4 +1,4 @@
-"""Device code in Triton: see `gpu.py`. Capital letters are what a kernel is compiled for.
+"""Device code in Triton: see `kernels.py`. Capital letters are what a kernel is compiled for.
 
 Keys go by in chunks whose borders depend on the position alone, merged in order; what a row does not see weighs zero.
 """
