@@ -187,9 +187,8 @@ def _sampling(rng, vocab):
 
 def _job(rng, setup, requests, threads, *, serial):
     cycle = rng.choice([*cycles.names(), "auto"])
-    rounds = setup.dtype != "fp32" or setup.kernels.endswith(
-        ("int8", "cheap")
-    )  # rounding makes diffusion rows of a batch differ from those of a sequence alone
+    # rounding makes diffusion rows of a batch differ from those of a sequence alone
+    rounds = setup.dtype != "fp32" or setup.kernels.endswith(("int8", "low precision"))
     by_rejection = rng.random() < 0.5 and setup.poison is None and not rounds
     order = list(range(len(requests)))
     rng.shuffle(order)

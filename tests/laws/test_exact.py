@@ -29,24 +29,24 @@ AXES = {
     "quality": [None, 0.0, 0.6, 1.0],
     "batch": [1, 3],
     "block": [8, 32],
-    "kernels": ["native", "torch", "native int8", "torch int8", "native cheap"],
+    "kernels": ["native", "torch", "native int8", "torch int8", "native low precision"],
     "costs": list(tiny.COSTS),
 }
 
 
 def pairwise(axes):
     """A small set of cases in which every pair of values of two axes occurs (greedy, deterministic)."""
-    names = list(axes)
-    wanted = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
+    names, bits = list(axes), {}
+    for a, b in itertools.combinations(names, 2):
+        for pair in itertools.product(axes[a], axes[b]):
+            bits[a, b, *pair] = 1 << len(bits)
     product = [dict(zip(names, values, strict=True)) for values in itertools.product(*axes.values())]
-    chosen = []
+    pairs = [sum(bits[a, b, case[a], case[b]] for a, b in itertools.combinations(names, 2)) for case in product]
+    wanted, chosen = (1 << len(bits)) - 1, []
     while wanted:
-        best = max(
-            product,
-            key=lambda case: sum(((a, case[a]), (b, case[b])) in wanted for a, b in itertools.combinations(names, 2)),
-        )
-        chosen.append(best)
-        wanted -= {((a, best[a]), (b, best[b])) for a, b in itertools.combinations(names, 2)}
+        best = max(range(len(product)), key=lambda n: (pairs[n] & wanted).bit_count())
+        chosen.append(product[best])
+        wanted &= ~pairs[best]
     return chosen
 
 

@@ -93,7 +93,7 @@ def test_a_long_answer_is_the_greedy_choices_of_transformers(model):
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def full_drafts(request):
     """A replay drafts in passes of their own, which cheap drafts would make another drafter than blocks are."""
-    return orthrus.load("smollm2-demo", dtype=request.param, cheap_drafts=False)
+    return orthrus.load("smollm2-demo", dtype=request.param, low_precision_drafts=False)
 
 
 @pytest.mark.parametrize("candidates", [None, 1, 2])

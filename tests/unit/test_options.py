@@ -242,7 +242,7 @@ def test_the_repr_of_a_model_describes_it(model, tmp_path):
         ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"device": "moon"}, "device 'moon' cannot be used here"),
         ({"revision": 1}, "revision must be a string, not 1 (int)"),
-        ({"cheap_drafts": "no"}, "cheap_drafts must be True or False, not 'no' (str)"),
+        ({"low_precision_drafts": "no"}, "low_precision_drafts must be True or False, not 'no' (str)"),
         ({"allow_other_backbone": 1}, "allow_other_backbone must be True or False, not 1 (int)"),
     ],
     ids=lambda value: str(value)[:40],
