@@ -35,7 +35,7 @@ def _precision(request):
 def _tiles():
     """Products by tiles and without them, on a processor that has them."""
     found = native.load(torch.bfloat16, cache_directory())
-    return ["tiles", "no tiles"] if found and found.library.has_tiles() else ["no tiles"]
+    return ["tiles", "no tiles"] if found and found.library.has_amx() else ["no tiles"]
 
 
 @pytest.fixture(name="fast", params=_tiles())
@@ -44,9 +44,9 @@ def _fast(precision, request):
     if found is None:
         pytest.skip("no C compiler on this machine: the torch twins run instead")
     if request.param == "no tiles":
-        ctypes.c_int.in_dll(found.library, "use_tiles").value = 0
+        ctypes.c_int.in_dll(found.library, "use_amx").value = 0
     yield found
-    found.library.has_tiles()
+    found.library.has_amx()
 
 
 def values(*shape, precision="fp32"):
@@ -135,11 +135,11 @@ def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_i
     expected = next(fast.packed(plain))()
     plain.blocks = own
     found = next(fast.packed(plain))()
-    if not fast.library.has_blocks():
+    if not fast.library.has_linear_dequant():
         assert type(found) is type(expected)
         pytest.skip("this processor or precision has no products of groups: weights are expanded in advance")
-    assert isinstance(found, native_linears.BlockLinear) and found.stored_bytes < 0.6 * plain.weight.nbytes
-    by_tiles = bool(ctypes.c_int.in_dll(fast.library, "use_tiles").value)
+    assert isinstance(found, native_linears.DequantLinear) and found.stored_bytes < 0.6 * plain.weight.nbytes
+    by_tiles = bool(ctypes.c_int.in_dll(fast.library, "use_amx").value)
     assert (fast.low_precision(plain) is None) == by_tiles  # else arithmetic decides, not bytes
     x = values(100, inputs, precision=precision)
     expected.rule = found.rule = RowRule(1, 512)
@@ -163,7 +163,7 @@ def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, b
     x = values(100, inputs, precision=precision)
     x[3] = 0
     *others, slow = (make() for make in fast.quantised(plain))
-    assert bool(others) == bool(fast.library.has_linear_grouped() and outputs % 32 == 0)
+    assert bool(others) == bool(fast.library.has_linear_w4a8() and outputs % 32 == 0)
     whole = slow(x)
     error = (whole - plain(x)).float().norm() / plain(x).float().norm()
     assert error < 0.01

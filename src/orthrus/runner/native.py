@@ -1,4 +1,4 @@
-"""A whole pass in one call of `c/stack.h`: the same kernels as one by one, hence the same bits, without Python between.
+"""A whole pass in one call of `c/forward.h`: the same kernels as in separate calls, hence the same bits.
 
 The eager executor is its reference implementation.
 """
@@ -38,7 +38,7 @@ class NativeForward:
         self, decoder: Decoder, kernels: NativeKernels, draft_weights: DraftWeights, *, draft_only: bool
     ) -> None:
         config, library = decoder.config, kernels.library
-        self._run, self._bytes = library.stack, library.stack_bytes
+        self._run, self._bytes = library.forward, library.forward_workspace_bytes
         self._run.argtypes, self._run.restype = ((_POINTER,) * 11 + (ctypes.c_float,)), None
         self._bytes.restype = _INTEGER
         self._embedding, self._norm, self._eps = decoder.embedding, decoder.norm, config.norm_eps
@@ -100,7 +100,7 @@ class NativeForward:
 
 def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) -> bool:
     """Whether every kernel of a packed decoder has its place in `NativeForward`."""
-    if not isinstance(kernels, NativeKernels) or not kernels.library.has_stack() or not attention.ragged:
+    if not isinstance(kernels, NativeKernels) or not kernels.library.has_forward() or not attention.ragged:
         return False
     forms = all(
         isinstance(linear, FORMS) and linear.rule.exact and linear.rule.multiple == 1
@@ -142,4 +142,4 @@ def _map(linear: Linear) -> list[int]:
     scales = [0, 0]
     if isinstance(linear, NativeInt8Linear):
         scales = [linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()]
-    return [linear.packed.data_ptr(), _address(linear.bias), *scales, inputs, outputs, linear.form]
+    return [linear.packed.data_ptr(), _address(linear.bias), *scales, inputs, outputs, linear.format]

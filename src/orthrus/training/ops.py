@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orthrus.backends.native import build
+from orthrus.backends.native import build, structs
 from orthrus.file_cache import cache_directory
 from orthrus.model.rope import rotate
 
@@ -95,7 +95,8 @@ class NativeOps(Ops):
     def block_softmax(self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """See `Ops`; in place."""
         past, own, kv_lens_S = past.contiguous(), own.contiguous(), kv_lens_S.contiguous()
-        _call(self.library.block_softmax, past, own, kv_lens_S, _sizes(*past.shape, own.shape[-1]), scale)
+        shape = structs.BlockScores(*past.shape, own.shape[-1])
+        _call(self.library.block_softmax, past, own, kv_lens_S, ctypes.byref(shape), scale)
         return past, own
 
     def block_softmax_backward(
@@ -103,8 +104,8 @@ class NativeOps(Ops):
     ) -> tuple[Tensor, Tensor]:
         """See `Ops`; in place."""
         past, own = (grad.contiguous() for grad in grads)
-        sizes = _sizes(*past.shape, own.shape[-1])
-        _call(self.library.block_softmax_backward, *weights, past, own, sizes, scale)
+        shape = structs.BlockScores(*past.shape, own.shape[-1])
+        _call(self.library.block_softmax_backward, *weights, past, own, ctypes.byref(shape), scale)
         return past, own
 
     def forward_kl(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +149,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, gate_up_NF: Tensor, library: ctypes.CDLL) -> Tensor:
         rows, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(rows, size)
-        _call(library.gate, gate_up_NF, out, rows, size, threads=False)
+        _call(library.silu_mul, gate_up_NF, out, rows, size, threads=False)
         ctx.save_for_backward(gate_up_NF)
         ctx.library = library
         return out
@@ -158,7 +159,7 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, grad_NI: Tensor) -> tuple[Tensor | None, ...]:
         (gate_up_NF,) = ctx.saved_tensors
         out = torch.empty_like(gate_up_NF)
-        _call(ctx.library.gate_backward, gate_up_NF, grad_NI.contiguous(), out, *grad_NI.shape)
+        _call(ctx.library.silu_mul_backward, gate_up_NF, grad_NI.contiguous(), out, *grad_NI.shape)
         return out, None
 
 
@@ -180,12 +181,9 @@ def _rotated(x_NHE: Tensor, cos: Tensor, sin: Tensor, direction: float, library:
     if x_NHE.stride()[1:] != (x_NHE.shape[2], 1):
         x_NHE = x_NHE.contiguous()
     out = x_NHE.new_empty(x_NHE.shape)
-    _call(library.rotate_rows, x_NHE, cos, sin, out, _sizes(*x_NHE.shape, x_NHE.stride(0)), direction)
+    shape = structs.RopeShape(*x_NHE.shape, x_NHE.stride(0))
+    _call(library.rope, x_NHE, cos, sin, out, ctypes.byref(shape), direction)
     return out
-
-
-def _sizes(*values: int) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
 
 
 def _call(function: Any, *arguments: Any, threads: bool = True) -> None:

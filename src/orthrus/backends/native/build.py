@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from orthrus.backends.native import structs
+
 SOURCES = Path(__file__).with_name("c")
 MARCH = "ORTHRUS_MARCH"
 """Environment variable: the processor to compile for, as the compiler's -march names it; `native` where unset."""
@@ -50,9 +52,13 @@ def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
     try:
         if not _intact(target):
             _compile([*compiler, *flags, f"-D{DEFINES[dtype]}"], target)
-        return ctypes.CDLL(str(target))
+        loaded = ctypes.CDLL(str(target))
     except OSError as error:
         raise UnavailableError(f"the compiled kernels cannot be kept or loaded: {error}") from error
+    wrong = structs.mismatch(loaded)
+    if wrong:
+        raise UnavailableError(f"the compiled kernels do not fit this version of the package: {wrong}")
+    return loaded
 
 
 def _compiler() -> list[str]:

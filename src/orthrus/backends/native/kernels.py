@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
-from orthrus.backends.native import build
+from orthrus.backends.native import build, structs
 from orthrus.backends.native.linears import (
     PAIR,
     PANEL_OUTPUTS,
     TILE_OUTPUTS,
-    BlockLinear,
+    DequantLinear,
     NativeGroupedLinear,
     NativeInt8Linear,
     PanelLinear,
@@ -36,6 +36,8 @@ from orthrus.quantization import GROUP, Blocks
 
 Kernel = Callable[..., Any] | None
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_WEIGHTS, _QUANTIZED = ctypes.POINTER(structs.LinearWeights), ctypes.POINTER(structs.QuantizedRows)
+_CACHE, _METADATA = ctypes.POINTER(structs.KVCache), ctypes.POINTER(structs.AttentionMetadata)
 
 
 class NativeKernels(TorchKernels):
@@ -46,46 +48,49 @@ class NativeKernels(TorchKernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__()
         self.library, self.build = library, Path(library._name).stem
-        library.has_tiles()
+        library.has_amx()
+        rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
         self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT)
-        self._place = _bound(library.place, *(_POINTER,) * 10, _INTEGER, _FLOAT)
-        self._gate = _bound(library.gate, _POINTER, _POINTER, _INTEGER, _INTEGER)
-        self._top1_probability = _bound(library.largest_probability, _POINTER, _POINTER, *(_INTEGER,) * 3)
-        self._beside = _bound(library.beside, _INTEGER, gives=_INTEGER)
+        self._rope_and_cache_write = _bound(library.rope_and_cache_write, *rope)
+        self._silu_mul = _bound(library.silu_mul, _POINTER, _POINTER, _INTEGER, _INTEGER)
+        self._top1_probability = _bound(library.top1_probability, _POINTER, _POINTER, *(_INTEGER,) * 3)
+        self._k_interleave = _bound(library.k_interleave, _INTEGER, gives=_INTEGER)
         self._linear: Kernel = None
-        self._attend: Kernel = None
-        self._linear_blocks: Kernel = None
+        self._attention: Kernel = None
+        self._linear_dequant: Kernel = None
         self._linear_int8: Kernel = None
-        self._linear_grouped: Kernel = None
-        if self._beside(GROUP):
-            self._linear = _bound(library.linear, *(_POINTER,) * 4, *(_INTEGER,) * 4)
+        self._linear_w4a8: Kernel = None
+        linear = (_POINTER, _WEIGHTS, _POINTER, _INTEGER)
+        if self._k_interleave(GROUP):
+            self._linear = _bound(library.linear, *linear, _INTEGER)
         if library.has_attention():
-            self._attend = _bound(library.attend, *(_POINTER,) * 5, _INTEGER, _POINTER, _POINTER, _INTEGER)
-        if library.has_blocks():
-            self._linear_blocks = _bound(library.linear_blocks, *(_POINTER,) * 6)
+            self._attention = _bound(library.attention, *(_POINTER,) * 2, _INTEGER, _CACHE, _METADATA, _INTEGER)
+        if library.has_linear_dequant():
+            self._linear_dequant = _bound(library.linear_dequant, *linear, _POINTER, _INTEGER)
         if library.has_linear_int8():
-            self._linear_int8 = _bound(library.linear_int8, *(_POINTER,) * 9)
-        if library.has_linear_grouped():
-            self._linear_grouped = _bound(library.linear_grouped, *(_POINTER,) * 8)
+            self._linear_int8 = _bound(library.linear_int8, *linear, _QUANTIZED, _INTEGER)
+        if library.has_linear_w4a8():
+            self._linear_w4a8 = _bound(library.linear_w4a8, *linear, _QUANTIZED, _INTEGER)
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
-        beside = self._beside(plain.shape[1])
-        if self._linear_blocks and plain.blocks is not None and self._divides(plain):
-            yield partial(BlockLinear, plain, self._linear_blocks, beside, plain.blocks)
+        interleave = self._k_interleave(plain.shape[1])
+        if self._linear_dequant and plain.blocks is not None and self._divides(plain):
+            yield partial(DequantLinear, plain, self._linear_dequant, interleave, plain.blocks)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
-        if self._linear and beside and plain.shape[0] % form.outputs == 0:
-            yield partial(form, plain, self._linear, beside)
+        if self._linear and interleave and plain.shape[0] % form.outputs == 0:
+            yield partial(form, plain, self._linear, interleave)
         yield from super().packed(plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides; the
         view's weights in four bits. None, with tiles, of weights that are in groups anyway: a copy of them costs more
         than their arithmetic."""
-        if not view and plain.blocks is not None and self._beside(plain.shape[1]) == PAIR and self._divides(plain):
+        on_tiles = self._k_interleave(plain.shape[1]) == PAIR
+        if not view and plain.blocks is not None and on_tiles and self._divides(plain):
             return None
         blocks = plain.blocks
-        if view and blocks is None and self._linear_grouped and self._divides(plain):
+        if view and blocks is None and self._linear_w4a8 and self._divides(plain):
             blocks = Blocks.rounded(plain.weight.detach())
         form = self._grouped(plain, blocks) or self._int8(plain)
         if form is None:
@@ -107,9 +112,9 @@ class NativeKernels(TorchKernels):
         yield from super().quantised(plain)
 
     def _grouped(self, plain: Linear, blocks: Blocks | None) -> LinearForm | None:
-        if self._linear_grouped is None or blocks is None or not blocks.four_bits or not self._divides(plain):
+        if self._linear_w4a8 is None or blocks is None or not blocks.four_bits or not self._divides(plain):
             return None
-        return partial(NativeGroupedLinear, plain, self._linear_grouped, blocks)
+        return partial(NativeGroupedLinear, plain, self._linear_w4a8, blocks)
 
     def _int8(self, plain: Linear) -> LinearForm | None:
         if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):
@@ -149,30 +154,25 @@ class NativeKernels(TorchKernels):
         _, G, _, E = keys_BGTE.shape
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
-        sizes = (_INTEGER * 5)(H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
-        self._place(
-            qkv_NF.data_ptr(), q_norm, k_norm, mapping.cos.data_ptr(), mapping.sin.data_ptr(),
-            mapping.table_3N.data_ptr(),
-            q.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(), sizes, N, mapping.norm_eps,
-        )  # fmt: skip
+        rope = structs.RopeParams(
+            q_norm, k_norm, mapping.cos.data_ptr(), mapping.sin.data_ptr(), None, mapping.norm_eps
+        )
+        table, cache = mapping.table_3N.data_ptr(), _cache_of(keys_BGTE, values_BGTE)
+        self._rope_and_cache_write(qkv_NF.data_ptr(), q.data_ptr(), H, rope, table, cache, N)
         return q
 
     def supports_ragged_attention(self, head_dim: int) -> bool:
         """See `Kernels`."""
-        return self._attend is not None and head_dim % LANES == 0
+        return self._attention is not None and head_dim % LANES == 0
 
     def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `Kernels`."""
-        (N, H, E), G = q_NHE.shape, keys_BGTE.shape[1]
-        assert self._attend is not None and q_NHE.is_contiguous() and keys_BGTE.stride(2) == E
-        out = torch.empty_like(q_NHE)
-        sizes = (_INTEGER * 5)(H, G, E, keys_BGTE.stride(0), keys_BGTE.stride(1))
-        self._attend(
-            q_NHE.data_ptr(), keys_BGTE.data_ptr(), values_BGTE.data_ptr(), out.data_ptr(),
-            metadata.segments.data_ptr(),
-            len(metadata.segments), metadata.kv_lens.data_ptr(), sizes, torch.get_num_threads(),
-        )  # fmt: skip
+        N, H, E = q_NHE.shape
+        assert self._attention is not None and q_NHE.is_contiguous() and keys_BGTE.stride(2) == E
+        out, cache, segments = torch.empty_like(q_NHE), _cache_of(keys_BGTE, values_BGTE), metadata.segments
+        attended = structs.AttentionMetadata(segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr())
+        self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, torch.get_num_threads())
         return out.view(N, H * E)
 
     def top1_probability(self, logits_RV: Tensor) -> Tensor:
@@ -186,8 +186,14 @@ class NativeKernels(TorchKernels):
         assert gate_up_NF.is_contiguous()
         rows, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(rows, size)
-        self._gate(gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
+        self._silu_mul(gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
         return out
+
+
+def _cache_of(keys_BGTE: Tensor, values_BGTE: Tensor) -> structs.KVCache:
+    """One layer's cache, slots dense; the strides of both tensors are the same."""
+    _, G, _, E = keys_BGTE.shape
+    return structs.KVCache(keys_BGTE.data_ptr(), values_BGTE.data_ptr(), G, E, *keys_BGTE.stride()[:2])
 
 
 def _bound(function: Any, *takes: type, gives: type | None = None) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 
 import torch
@@ -10,17 +9,16 @@ from torch import Tensor
 
 from orthrus.backends.interface import ExecutableLinear
 from orthrus.backends.linears import GroupedLinear, Int8Linear
+from orthrus.backends.native import structs
 from orthrus.backends.native.huge_pages import in_huge_pages
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, Blocks
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
 PAIR = 2
-"""How many inputs of an output lie side by side in weights for tiles."""
-PLAIN, INT8, FOUR_BITS, EIGHT_BITS, GROUPED = range(5)
-"""How weights are stored, as `c/blocks.h` numbers it."""
-
-_INTEGER = ctypes.c_int64
+"""How many inputs of an output lie next to each other in weights for tiles."""
+PLAIN, INT8, Q4, Q8, W4A8 = range(5)
+"""Formats of weights, as `c/linear_weights.h` numbers them."""
 
 
 class NativeLinear(ExecutableLinear):
@@ -28,27 +26,25 @@ class NativeLinear(ExecutableLinear):
 
     least_multiple = 1
     packed: Tensor
-    form = PLAIN
+    format = PLAIN
     outputs: int
     """Of which their number must be a multiple."""
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], beside: int) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int) -> None:
         super().__init__(plain, plain.weight.nbytes)
         self._kernel = kernel
-        self.packed = in_huge_pages(self.pack(plain.weight.detach(), beside))
+        self.packed = in_huge_pages(self.pack(plain.weight.detach(), interleave))
 
     @staticmethod
-    def pack(weight_OI: Tensor, beside: int) -> Tensor:
-        """The weights in the order in which the kernel reads them, with so many inputs of an output side by side."""
+    def pack(weight_OI: Tensor, interleave: int) -> Tensor:
+        """The weights in the order of the kernel: `interleave` inputs of an output lie next to each other."""
         raise NotImplementedError
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
-        x_NI = x_NI.contiguous()
-        y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
-        bias = None if self.bias is None else self.bias.data_ptr()
-        where = (x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr())
-        self._kernel(*where, *x_NI.shape, self.shape[0], torch.get_num_threads())
+        x_NI, rows = x_NI.contiguous(), len(x_NI)
+        y_NO = x_NI.new_empty(rows, self.shape[0])
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, torch.get_num_threads())
         return y_NO
 
 
@@ -60,11 +56,11 @@ class TiledLinear(NativeLinear):
     outputs = TILE_OUTPUTS
 
     @staticmethod
-    def pack(weight_OI: Tensor, beside: int) -> Tensor:
+    def pack(weight_OI: Tensor, interleave: int) -> Tensor:
         """[outputs / 16, inputs / 2, 16 outputs, 2] for tiles, else [outputs / 16, inputs / 8, 4, 4 outputs, 8], the
         four being 4 apart."""
-        panels = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, beside)).transpose(1, 2)
-        return panels if beside == PAIR else panels.unflatten(2, (4, 4)).transpose(2, 3)
+        panels = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, interleave)).transpose(1, 2)
+        return panels if interleave == PAIR else panels.unflatten(2, (4, 4)).transpose(2, 3)
 
 
 class PanelLinear(NativeLinear):
@@ -75,13 +71,13 @@ class PanelLinear(NativeLinear):
     outputs = PANEL_OUTPUTS
 
     @staticmethod
-    def pack(weight_OI: Tensor, beside: int) -> Tensor:
+    def pack(weight_OI: Tensor, interleave: int) -> Tensor:
         """[outputs / 32, inputs, 32 outputs]."""
-        assert beside == 1
+        assert interleave == 1
         return weight_OI.unflatten(0, (-1, PANEL_OUTPUTS)).transpose(1, 2)
 
 
-class BlockLinear(NativeLinear):
+class DequantLinear(NativeLinear):
     """In bf16, on weights that stay in the groups of their file and are expanded where they are used.
 
     The same values by the same sums as in `TiledLinear`, hence the same bits, for a third of the bytes.
@@ -89,22 +85,20 @@ class BlockLinear(NativeLinear):
 
     outputs = TILE_OUTPUTS
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], beside: int, blocks: Blocks) -> None:
-        packed = blocks.packed() if beside == PAIR else blocks.packed_in_quads()
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, blocks: Blocks) -> None:
+        packed = blocks.packed() if interleave == PAIR else blocks.packed_in_quads()
         ExecutableLinear.__init__(self, plain, packed.nbytes)
         self._kernel = kernel
         self.name = f"native C, {blocks.type} to bf16"
-        self.form = FOUR_BITS if blocks.four_bits else EIGHT_BITS
+        self.format = Q4 if blocks.four_bits else Q8
         self.packed = in_huge_pages(packed)
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
-        x_NI, threads = x_NI.contiguous(), torch.get_num_threads()
-        y_NO = x_NI.new_empty(len(x_NI), self.shape[0])
-        room = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)
-        bias = None if self.bias is None else self.bias.data_ptr()
-        sizes = (_INTEGER * 5)(*x_NI.shape, self.shape[0], self.form, threads)
-        self._kernel(x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr(), room.data_ptr(), sizes)
+        x_NI, rows, threads = x_NI.contiguous(), len(x_NI), torch.get_num_threads()
+        y_NO = x_NI.new_empty(rows, self.shape[0])
+        scratch = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, scratch.data_ptr(), threads)
         return y_NO
 
 
@@ -113,7 +107,7 @@ class NativeInt8Linear(Int8Linear):
 
     name = "native C, int8"
     probed = True
-    form = INT8
+    format = INT8
     packed: Tensor
     shifts_O: Tensor
 
@@ -131,12 +125,8 @@ class NativeInt8Linear(Int8Linear):
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
         scales_N = x_NI.new_empty(rows, dtype=torch.float32)
-        bias = None if self.bias is None else self.bias.data_ptr()
-        sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
-        self._kernel(
-            x_NI.data_ptr(), self.packed.data_ptr(), self.scales_O.data_ptr(), self.shifts_O.data_ptr(), bias,
-            y_NO.data_ptr(), q_NI.data_ptr(), scales_N.data_ptr(), sizes,
-        )  # fmt: skip
+        quantized = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), None)
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, quantized, torch.get_num_threads())
         return y_NO
 
 
@@ -145,7 +135,7 @@ class NativeGroupedLinear(GroupedLinear):
 
     name = "native C, groups by int8"
     probed = True
-    form = GROUPED
+    format = W4A8
     packed: Tensor
 
     def __init__(self, plain: Linear, kernel: Callable[..., None], blocks: Blocks) -> None:
@@ -161,10 +151,16 @@ class NativeGroupedLinear(GroupedLinear):
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.int8)
         sums, scales_N = (x_NI.new_empty(rows, n, dtype=torch.float32) for n in (depth // GROUP, 1))
-        bias = None if self.bias is None else self.bias.data_ptr()
-        sizes = (_INTEGER * 4)(rows, depth, self.shape[0], torch.get_num_threads())
-        self._kernel(
-            x_NI.data_ptr(), self.packed.data_ptr(), bias, y_NO.data_ptr(), q_NI.data_ptr(), sums.data_ptr(),
-            scales_N.data_ptr(), sizes,
-        )  # fmt: skip
+        quantized = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), sums.data_ptr())
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, quantized, torch.get_num_threads())
         return y_NO
+
+
+def weights_of(linear: NativeLinear | NativeInt8Linear | NativeGroupedLinear) -> structs.LinearWeights:
+    """The weights of a linear map as C reads them; valid while its tensors stay where they are."""
+    outputs, inputs = linear.shape
+    bias = None if linear.bias is None else linear.bias.data_ptr()
+    scales = shifts = None
+    if isinstance(linear, NativeInt8Linear):
+        scales, shifts = linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()
+    return structs.LinearWeights(linear.packed.data_ptr(), bias, scales, shifts, inputs, outputs, linear.format)

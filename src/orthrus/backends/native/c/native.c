@@ -1,29 +1,17 @@
-/* All kernels of a pass on a CPU, compiled on the user's machine, once per type of value: see compiled.py.
+/* The C kernels of a forward pass on a CPU, compiled on the user's machine, once per scalar type (see build.py).
  *
- * Every row is computed alone, in one fixed order, so its bits cannot depend on the rows beside it. All arithmetic is
- * fp32; VALUE is how numbers are stored.
- */
-#include <math.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
-#include "thread_state.h"
-#include "small.h"
-#include "training.h"
-#include "tiles.h"
-#include "products.h"
-#include "blocks.h"
-#include "int8.h"
-#include "grouped.h"
+ * Every row is computed independently and in one fixed order, so its bits do not depend on the other rows of a call. All
+ * arithmetic is fp32 or exact integers; `scalar_t` is the type in which values are stored. */
 #include "attention.h"
-#include "stack.h"
+#include "block_softmax.h"
+#include "forward.h"
+#include "gemm.h"
+#include "gemm_dequant.h"
+#include "gemm_int8.h"
+#include "gemm_w4a8.h"
+#include "kl_div.h"
+#include "rms_norm.h"
+#include "rope.h"
+#include "silu_mul.h"
+#include "softmax.h"
+#include "struct_sizes.h"

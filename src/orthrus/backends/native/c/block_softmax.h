@@ -1,0 +1,60 @@
+/* One softmax over two tensors of attention scores in training: those of the text before the root of a draft block, and
+ * those of the block itself. past [groups, blocks, rows, text], own [groups, blocks, rows, block]. */
+#ifndef ORTHRUS_BLOCK_SOFTMAX_H
+#define ORTHRUS_BLOCK_SOFTMAX_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "float_state.h"
+#include "simd.h"
+#include "softmax.h"
+
+typedef struct {
+    int64_t groups, blocks, rows, text, block;
+} BlockScores;
+
+/* In place; of the text, block s attends to the first kv_lens[s] keys. */
+void block_softmax(scalar_t *past, scalar_t *own, const int64_t *kv_lens, const BlockScores *shape, float scale,
+                   int64_t threads) {
+    int64_t blocks = shape->blocks, rows = shape->rows, text = shape->text, block = shape->block;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < shape->groups * blocks * rows; n++) {
+        SCOPED_FLOAT_STATE caller = set_default_float_state();
+        scalar_t *a = past + n * text, *b = own + n * block;
+        int64_t visible = kv_lens[n / rows % blocks];
+        int64_t count = (visible + block + LANES - 1) / LANES * LANES;
+        float scores[text + block + LANES], max;
+        for (int64_t i = 0; i < visible; i++) scores[i] = to_float(a[i]) * scale;
+        for (int64_t i = 0; i < block; i++) scores[visible + i] = to_float(b[i]) * scale;
+        for (int64_t i = visible + block; i < count; i++) scores[i] = -INFINITY;
+        float inverse = 1.0f / softmax_exp(scores, count, &max);
+        for (int64_t i = 0; i < visible; i++) a[i] = from_float(scores[i] * inverse);
+        memset(a + visible, 0, (text - visible) * sizeof(scalar_t));
+        for (int64_t i = 0; i < block; i++) b[i] = from_float(scores[visible + i] * inverse);
+    }
+}
+
+/* Backward: gradients of the weights become, in place, gradients of the unscaled scores. */
+void block_softmax_backward(const scalar_t *past, const scalar_t *own, scalar_t *grad_past, scalar_t *grad_own,
+                            const BlockScores *shape, float scale, int64_t threads) {
+    int64_t text = shape->text, block = shape->block;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < shape->groups * shape->blocks * shape->rows; n++) {
+        SCOPED_FLOAT_STATE caller = set_default_float_state();
+        const scalar_t *a = past + n * text, *b = own + n * block;
+        scalar_t *da = grad_past + n * text, *db = grad_own + n * block;
+        float lanes[LANES] = {0}, dot = 0;
+        int64_t i = 0;
+        for (; i + LANES <= text; i += LANES)
+            for (int l = 0; l < LANES; l++) lanes[l] += to_float(a[i + l]) * to_float(da[i + l]);
+        for (int l = 0; i + l < text; l++) lanes[l] += to_float(a[i + l]) * to_float(da[i + l]);
+        for (i = 0; i < block; i++) lanes[i % LANES] += to_float(b[i]) * to_float(db[i]);
+        for (int l = 0; l < LANES; l++) dot += lanes[l];
+        for (i = 0; i < text; i++) da[i] = from_float(to_float(a[i]) * (to_float(da[i]) - dot) * scale);
+        for (i = 0; i < block; i++) db[i] = from_float(to_float(b[i]) * (to_float(db[i]) - dot) * scale);
+    }
+}
+
+#endif

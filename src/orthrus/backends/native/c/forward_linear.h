@@ -1,0 +1,63 @@
+/* The linear maps of a forward pass, whatever the format of their weights, one thread's share at a time. */
+#ifndef ORTHRUS_FORWARD_LINEAR_H
+#define ORTHRUS_FORWARD_LINEAR_H
+
+#include <stdint.h>
+
+#include "gemm.h"
+#include "gemm_dequant.h"
+#include "gemm_int8.h"
+#include "gemm_w4a8.h"
+#include "linear_weights.h"
+#include "quantize.h"
+#include "silu_mul.h"
+#include "simd.h"
+#include "threads.h"
+
+#if defined(HAVE_GEMM) && defined(HAVE_VNNI)
+#define HAVE_FORWARD
+
+static inline int reads_int8(const LinearWeights *w) { return w->format == FORMAT_INT8 || w->format == FORMAT_W4A8; }
+
+/* Scalars of scratch memory that a thread needs for the products of a depth. */
+static inline int64_t linear_scratch_scalars(int64_t depth) {
+#ifdef HAVE_BF16_DOT
+    return dequant_scratch_scalars(depth);
+#else
+    return 0 * depth;
+#endif
+}
+
+/* Quantises the rows in `range` of x [.., inputs], where the map reads int8. */
+static void quantize_for(const LinearWeights *w, const scalar_t *x, QuantizedRows quantized, Range range) {
+    if (!reads_int8(w) || range.end <= range.begin) return;
+    int64_t rows = range.end - range.begin;
+    QuantizedRows to = rows_from(quantized, range.begin, w->inputs);
+    if (w->format == FORMAT_INT8) quantize_rows_int8(x + range.begin * w->inputs, to, rows, w->inputs);
+    else quantize_rows_groups(x + range.begin * w->inputs, to, rows, w->inputs);
+}
+
+/* The outputs in `range` for `rows` rows; `quantized` has the same rows in int8 where the map reads those. */
+static void linear_range(const LinearWeights *w, const scalar_t *x, QuantizedRows quantized, scalar_t *y, int64_t rows,
+                         Range range, char *scratch) {
+    (void)scratch;
+    if (w->format == FORMAT_PLAIN) gemm(x, w, y, rows, range);
+    else if (w->format == FORMAT_INT8) gemm_int8(quantized, w, y, rows, range);
+    else if (w->format == FORMAT_W4A8) gemm_w4a8(quantized, w, y, rows, range);
+#ifdef HAVE_BF16_DOT
+    else gemm_dequant(x, w, y, rows, range, (scalar_t *)scratch);
+#endif
+}
+
+/* The thread's share of the gated activations, from its own outputs of both halves of gate_up [rows, 2 size]. */
+static void gate_up_share(const LinearWeights *w, const scalar_t *x, QuantizedRows quantized, scalar_t *gate_up,
+                          scalar_t *gated, int64_t rows, char *scratch, Thread thread) {
+    int64_t size = w->outputs / 2;
+    Range gates = split_outputs(size, thread), ups = {size + gates.begin, size + gates.end};
+    linear_range(w, x, quantized, gate_up, rows, gates, scratch);
+    linear_range(w, x, quantized, gate_up, rows, ups, scratch);
+    for (int64_t n = 0; n < rows; n++) silu_mul_row(gate_up + 2 * n * size, gated + n * size, size, gates);
+}
+#endif
+
+#endif

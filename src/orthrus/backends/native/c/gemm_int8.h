@@ -1,0 +1,114 @@
+/* Products of int8 weights with a scale per output and int8 activations with a scale per row (W8A8). */
+#ifndef ORTHRUS_GEMM_INT8_H
+#define ORTHRUS_GEMM_INT8_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "amx.h"
+#include "dispatch.h"
+#include "float_state.h"
+#include "linear_weights.h"
+#include "quantize.h"
+#include "simd.h"
+#include "threads.h"
+
+#ifdef HAVE_VNNI
+/* The most rows whose sums fit in registers. */
+enum { INT8_MAX_ROWS = 8 };
+
+int has_linear_int8(void) { return 1; }
+
+/* The epilogue: sixteen integer sums of a row for the outputs from `output` on. */
+static inline void store_int8_outputs(__m512i sums, const LinearWeights *w, int64_t output, float row_scale, scalar_t *y) {
+    const scalar_t *bias = bias_at(w, output);
+    __m512 values = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_loadu_si512(w->shifts + output)));
+    values = _mm512_mul_ps(values, _mm512_mul_ps(_mm512_loadu_ps(w->scales + output), _mm512_set1_ps(row_scale)));
+    store_outputs(values, bias, y);
+}
+
+/* `rows` rows by two panels of 16 outputs, of which the second lies `second` bytes behind, 0 if there is none. */
+ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearWeights *w, int64_t output, int64_t second,
+                                  scalar_t *y) {
+    int64_t depth = w->inputs, outputs = w->outputs;
+    const int8_t *panel = (const int8_t *)w->weight + output * depth;
+    __m512i low[INT8_MAX_ROWS], high[INT8_MAX_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < depth; k += 4, panel += 4 * LANES) {
+        if (rows > 1) prefetch_ahead(panel), prefetch_ahead(panel + second);
+        __m512i w_low = _mm512_loadu_si512(panel), w_high = _mm512_loadu_si512(panel + second);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x.codes + r * depth + k, 4);
+            __m512i codes = _mm512_set1_epi32(four);
+            low[r] = _mm512_dpbusd_epi32(low[r], codes, w_low);
+            high[r] = _mm512_dpbusd_epi32(high[r], codes, w_high);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        scalar_t *to = y + r * outputs + output;
+        store_int8_outputs(low[r], w, output, x.scales[r], to);
+        if (second) store_int8_outputs(high[r], w, output + LANES, x.scales[r], to + LANES);
+    }
+}
+
+#ifdef HAVE_AMX
+static void gemm_int8_amx(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
+    int32_t sums[2][2][TILE_ROWS][LANES] __attribute__((aligned(64)));
+    int64_t depth = w->inputs, configured = 0;
+    for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
+        const char *weights = (const char *)w->weight + out * depth;
+        int64_t second = out + LANES < range.end ? LANES * depth : 0;
+        for (int64_t r = 0; r < rows; r += 2 * TILE_ROWS) {
+            int64_t taken = rows - r < 2 * TILE_ROWS ? rows - r : 2 * TILE_ROWS;
+            if (configured != taken) configure_row_tiles(configured = taken);
+            amx_panels_int8((const char *)x.codes + r * depth, weights, second, taken, depth, sums);
+            for (int64_t i = 0; i < taken; i++)
+                for (int64_t p = 0; p < (second ? 2 : 1); p++) {
+                    __m512i found = _mm512_load_si512(sums[i / TILE_ROWS][p][i % TILE_ROWS]);
+                    int64_t at = out + p * LANES;
+                    store_int8_outputs(found, w, at, x.scales[r + i], y + (r + i) * w->outputs + at);
+                }
+        }
+    }
+    _tile_release();
+}
+#endif
+
+/* The outputs in `range` of y = x w^T + bias. Weights are packed [outputs / 16][inputs / 4][16 outputs][4]. */
+static void gemm_int8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
+    int64_t depth = w->inputs;
+#ifdef HAVE_AMX
+    if (use_amx && depth % TILE_ROW_BYTES == 0) {
+        gemm_int8_amx(x, w, y, rows, range);
+        return;
+    }
+#endif
+    for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
+        int64_t second = out + LANES < range.end ? LANES * depth : 0;
+        for (int64_t r = 0, taken; r < rows; r += taken) {
+            taken = next_rows(rows - r, INT8_MAX_ROWS);
+            DISPATCH_ROWS_8(taken, gemm_int8_rows, rows_from(x, r, depth), w, out, second, y + r * w->outputs)
+        }
+    }
+}
+
+/* y [rows, outputs] = x [rows, inputs] w^T + bias; `quantized` is room for the codes and scales of x. */
+void linear_int8(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, const QuantizedRows *quantized,
+                 int64_t threads) {
+    SCOPED_FLOAT_STATE state = set_default_float_state();
+    quantize_rows_int8(x, *quantized, rows, w->inputs);
+#pragma omp parallel num_threads(threads)
+    {
+        SCOPED_FLOAT_STATE caller = set_default_float_state();
+        gemm_int8(*quantized, w, y, rows, split_outputs(w->outputs, this_thread()));
+    }
+}
+#else
+int has_linear_int8(void) { return 0; }
+#endif
+
+#endif

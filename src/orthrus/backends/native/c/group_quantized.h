@@ -1,0 +1,49 @@
+/* Group-quantised weights, as GGUF files hold them: 32 inputs of an output share a scale and, at four bits, a minimum.
+ *
+ * A packed group is 32 inputs of 16 outputs: their codes, 16 scales and, at four bits, 16 minima (fp16). */
+#ifndef ORTHRUS_GROUP_QUANTIZED_H
+#define ORTHRUS_GROUP_QUANTIZED_H
+
+#include <stdint.h>
+
+#include "linear_weights.h"
+#include "simd.h"
+
+enum { GROUP = 32, GROUP_WEIGHTS = GROUP * LANES };
+/* Bytes of a packed group. */
+enum { Q4_BYTES = GROUP_WEIGHTS / 2 + 4 * LANES, Q8_BYTES = GROUP_WEIGHTS + 2 * LANES };
+
+static inline int64_t group_bytes(int64_t format) { return format == FORMAT_Q8 ? Q8_BYTES : Q4_BYTES; }
+
+#ifdef HAVE_AVX512
+static inline __m512 q4_scales(const char *group) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(group + Q4_BYTES) - 2));
+}
+
+static inline __m512 q4_mins(const char *group) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(group + Q4_BYTES) - 1));
+}
+
+static inline __m512 q8_scales(const char *group) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(group + Q8_BYTES) - 1));
+}
+
+static inline void prefetch_group(const char *group, int64_t bytes) {
+    for (int64_t l = 0; l < bytes; l += 64) prefetch_ahead(group + l);
+}
+
+/* The scales and minima of a packed group in fp32, in memory: a load repeats one of them in all lanes for free. */
+typedef struct {
+    float scale[LANES], min[LANES];
+} GroupScales;
+
+static inline void load_group_scales(int64_t format, const char *group, GroupScales *to) {
+    if (format == FORMAT_Q4) {
+        _mm512_storeu_ps(to->scale, q4_scales(group));
+        _mm512_storeu_ps(to->min, q4_mins(group));
+    } else _mm512_storeu_ps(to->scale, q8_scales(group));
+    __asm__("" : "+m"(*to)); /* otherwise the compiler keeps them in registers */
+}
+#endif
+
+#endif

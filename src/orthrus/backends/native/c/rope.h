@@ -1,0 +1,120 @@
+/* Rotary embedding, fused with the norms of q and k and with the write to the key/value cache. */
+#ifndef ORTHRUS_ROPE_H
+#define ORTHRUS_ROPE_H
+
+#include <stdint.h>
+
+#include "float_state.h"
+#include "kv_cache.h"
+#include "rms_norm.h"
+#include "simd.h"
+#include "threads.h"
+
+/* How the heads of q and k are normalised (no norm where the weight is null) and rotated: `cos` and signed `sin` have
+ * head_dim values per position, or per row where `positions` is null. */
+typedef struct {
+    const scalar_t *q_norm, *k_norm;
+    const float *cos, *sin;
+    const int64_t *positions;
+    float eps;
+} RopeParams;
+
+/* Keys and values are clamped to this, NaN included: a key that a row does not attend to is multiplied by zero. */
+static const float CACHE_LIMIT = 1e15f;
+
+static inline float clamp_finite(float x) {
+    x = x > -CACHE_LIMIT ? x : -CACHE_LIMIT;
+    return x < CACHE_LIMIT ? x : CACHE_LIMIT;
+}
+
+#ifdef HAVE_AVX512
+static inline __m512 clamp_finite_lanes(__m512 x) { /* of a comparison with NaN, the result is the second operand */
+    return _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-CACHE_LIMIT)), _mm512_set1_ps(CACHE_LIMIT));
+}
+#endif
+
+/* out = clamp(x) */
+static inline void copy_finite(const scalar_t *x, scalar_t *out, int64_t size) {
+    int64_t i = 0;
+#ifdef HAVE_AVX512
+    for (; i + LANES <= size; i += LANES) store_lanes(out + i, clamp_finite_lanes(load_lanes(x + i)));
+#endif
+    for (; i < size; i++) out[i] = from_float(clamp_finite(to_float(x[i])));
+}
+
+/* One head: normalised where there is a norm, rotated, clamped. */
+static inline void rope_head(const scalar_t *x, const scalar_t *norm, const float *cos, const float *sin, scalar_t *out,
+                             int64_t size, float eps) {
+    int64_t half = size / 2;
+    float inverse = norm ? inverse_rms(x, size, eps) : 1.0f;
+    int64_t i = 0;
+#ifdef HAVE_AVX512
+    for (; i + LANES <= half; i += LANES) {
+        __m512 a = _mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(inverse));
+        __m512 b = _mm512_mul_ps(load_lanes(x + i + half), _mm512_set1_ps(inverse));
+        if (norm) a = _mm512_mul_ps(a, load_lanes(norm + i)), b = _mm512_mul_ps(b, load_lanes(norm + i + half));
+        __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
+        __m512 c2 = _mm512_loadu_ps(cos + i + half), s2 = _mm512_loadu_ps(sin + i + half);
+        store_lanes(out + i, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s))));
+        store_lanes(out + i + half, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(b, c2), _mm512_mul_ps(a, s2))));
+    }
+#endif
+    for (; i < half; i++) {
+        float a = to_float(x[i]) * inverse, b = to_float(x[i + half]) * inverse;
+        if (norm) a *= to_float(norm[i]), b *= to_float(norm[i + half]);
+        out[i] = from_float(clamp_finite(a * cos[i] + b * sin[i]));
+        out[i + half] = from_float(clamp_finite(b * cos[i + half] + a * sin[i + half]));
+    }
+}
+
+/* The rows in `range` of qkv [rows, (heads + 2 kv_heads) head_dim]: q goes to its row of `q` [.., heads, head_dim], k and v
+ * to their slots of the cache. slot_mapping [3][rows]: row of q, sequence, slot. */
+static void rope_and_cache_write_rows(const scalar_t *qkv, scalar_t *q, int64_t heads, const RopeParams *rope,
+                                      const int64_t *slot_mapping, const KVCache *cache, int64_t rows, Range range) {
+    int64_t kv_heads = cache->kv_heads, size = cache->head_dim;
+    for (int64_t n = range.begin; n < range.end; n++) {
+        const scalar_t *from = qkv + n * (heads + 2 * kv_heads) * size;
+        int64_t angle = rope->positions ? rope->positions[n] : n;
+        const float *c = rope->cos + angle * size, *s = rope->sin + angle * size;
+        scalar_t *row = q + slot_mapping[n] * heads * size;
+        for (int64_t h = 0; h < heads; h++, from += size) rope_head(from, rope->q_norm, c, s, row + h * size, size, rope->eps);
+        int64_t slot = slot_mapping[rows + n] * cache->sequence_stride + slot_mapping[2 * rows + n] * size;
+        scalar_t *keys = cache->keys + slot, *values = cache->values + slot;
+        for (int64_t g = 0; g < kv_heads; g++, from += size)
+            rope_head(from, rope->k_norm, c, s, keys + g * cache->head_stride, size, rope->eps);
+        for (int64_t g = 0; g < kv_heads; g++, from += size) copy_finite(from, values + g * cache->head_stride, size);
+    }
+}
+
+/* All rows. */
+void rope_and_cache_write(const scalar_t *qkv, scalar_t *q, int64_t heads, const RopeParams *rope,
+                          const int64_t *slot_mapping, const KVCache *cache, int64_t rows) {
+    SCOPED_FLOAT_STATE caller = set_default_float_state();
+    rope_and_cache_write_rows(qkv, q, heads, rope, slot_mapping, cache, rows, (Range){0, rows});
+}
+
+/* x [rows, heads, size], rows `stride` scalars apart. */
+typedef struct {
+    int64_t rows, heads, size, stride;
+} RopeShape;
+
+/* Rotate x to a dense `out`, for training; `direction` is 1, or -1 for the backward. */
+void rope(const scalar_t *x, const float *cos, const float *sin, scalar_t *out, const RopeShape *shape, float direction,
+          int64_t threads) {
+    int64_t rows = shape->rows, heads = shape->heads, size = shape->size, stride = shape->stride, half = size / 2;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; n++)
+        for (int64_t h = 0; h < heads; h++) {
+            SCOPED_FLOAT_STATE caller = set_default_float_state();
+            const scalar_t *from = x + n * stride + h * size;
+            const float *c = cos + n * size, *s = sin + n * size;
+            scalar_t *to = out + (n * heads + h) * size;
+            for (int64_t i = 0; i < half; i++) {
+                float a = to_float(from[i]), b = to_float(from[i + half]);
+                to[i] = from_float(a * c[i] + direction * b * s[i]);
+                to[i + half] = from_float(b * c[i + half] + direction * a * s[i + half]);
+            }
+        }
+}
+
+#endif

@@ -1,0 +1,51 @@
+/* The gated activation silu(gate) * up, and its backward. */
+#ifndef ORTHRUS_SILU_MUL_H
+#define ORTHRUS_SILU_MUL_H
+
+#include <stdint.h>
+
+#include "float_state.h"
+#include "simd.h"
+#include "threads.h"
+
+/* out[i] = silu(x[i]) * x[size + i] for i in `range`. */
+static inline void silu_mul_row(const scalar_t *x, scalar_t *out, int64_t size, Range range) {
+    int64_t i = range.begin;
+#ifdef HAVE_AVX512
+    for (; i + LANES <= range.end; i += LANES) {
+        __m512 g = load_lanes(x + i), up = load_lanes(x + size + i);
+        __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), fast_exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+        __m512 r = _mm512_rcp14_ps(d); /* 1 / d, accurate to a unit or two after one Newton step */
+        r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));
+        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(g, r), up));
+    }
+#endif
+    for (; i < range.end; i++) {
+        float g = to_float(x[i]);
+        out[i] = from_float(g / (1.0f + fast_exp(-g)) * to_float(x[size + i]));
+    }
+}
+
+/* x [rows, 2 size]: gates, then ups; out [rows, size]. */
+void silu_mul(const scalar_t *x, scalar_t *out, int64_t rows, int64_t size) {
+    SCOPED_FLOAT_STATE caller = set_default_float_state();
+    for (int64_t n = 0; n < rows; n++) silu_mul_row(x + 2 * n * size, out + n * size, size, (Range){0, size});
+}
+
+/* Backward of silu_mul: x [rows, 2 size], grad [rows, size] to out [rows, 2 size]. */
+void silu_mul_backward(const scalar_t *x, const scalar_t *grad, scalar_t *out, int64_t rows, int64_t size,
+                       int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; n++) {
+        SCOPED_FLOAT_STATE caller = set_default_float_state();
+        const scalar_t *a = x + 2 * n * size;
+        scalar_t *to = out + 2 * n * size;
+        for (int64_t i = 0; i < size; i++) {
+            float g = to_float(a[i]), d = to_float(grad[n * size + i]), sigmoid = 1.0f / (1.0f + fast_exp(-g));
+            to[i] = from_float(d * to_float(a[size + i]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
+            to[size + i] = from_float(d * g * sigmoid);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,50 @@
+/* Softmax over logits: the largest probability of a row, and the exponentials that the training kernels share. */
+#ifndef ORTHRUS_SOFTMAX_H
+#define ORTHRUS_SOFTMAX_H
+
+#include <math.h>
+#include <stdint.h>
+
+#include "float_state.h"
+#include "simd.h"
+
+/* x becomes exp(x - max); returns their sum. The size is a multiple of LANES. */
+static inline float softmax_exp(float *x, int64_t size, float *max) {
+    float tops[LANES], lanes[LANES] = {0}, sum = 0;
+    for (int l = 0; l < LANES; l++) tops[l] = x[l];
+    for (int64_t i = LANES; i < size; i += LANES)
+        for (int l = 0; l < LANES; l++) tops[l] = x[i + l] > tops[l] ? x[i + l] : tops[l];
+    *max = tops[0];
+    for (int l = 1; l < LANES; l++) *max = tops[l] > *max ? tops[l] : *max;
+    for (int64_t i = 0; i < size; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += x[i + l] = fast_exp(x[i + l] - *max);
+    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    return sum;
+}
+
+/* out[n] = the largest probability of softmax(x[n]), x [rows, size]. */
+void top1_probability(const scalar_t *x, float *out, int64_t rows, int64_t size, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; n++) {
+        SCOPED_FLOAT_STATE caller = set_default_float_state();
+        const scalar_t *row = x + n * size;
+        float max = -INFINITY, sum = 0;
+        int64_t i = 0;
+#ifdef HAVE_AVX512
+        __m512 tops = _mm512_set1_ps(max), sums = _mm512_setzero_ps();
+        for (; i + LANES <= size; i += LANES) tops = _mm512_max_ps(tops, load_lanes(row + i));
+        max = _mm512_reduce_max_ps(tops);
+#endif
+        for (; i < size; i++) max = to_float(row[i]) > max ? to_float(row[i]) : max;
+        i = 0;
+#ifdef HAVE_AVX512
+        for (; i + LANES <= size; i += LANES)
+            sums = _mm512_add_ps(sums, fast_exp_lanes(_mm512_sub_ps(load_lanes(row + i), _mm512_set1_ps(max))));
+        sum = _mm512_reduce_add_ps(sums);
+#endif
+        for (; i < size; i++) sum += fast_exp(to_float(row[i]) - max);
+        out[n] = 1.0f / sum;
+    }
+}
+
+#endif

@@ -1,0 +1,34 @@
+/* The sizes of the structs that callers pass, for a check of their mirrors in structs.py. */
+#ifndef ORTHRUS_STRUCT_SIZES_H
+#define ORTHRUS_STRUCT_SIZES_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "block_softmax.h"
+#include "kv_cache.h"
+#include "linear_weights.h"
+#include "quantize.h"
+#include "rope.h"
+
+/* The size of a struct by its name; 0 for an unknown name. */
+int64_t struct_size(const char *name) {
+    const struct {
+        const char *name;
+        int64_t size;
+    } sizes[] = {
+        {"LinearWeights", sizeof(LinearWeights)},
+        {"QuantizedRows", sizeof(QuantizedRows)},
+        {"KVCache", sizeof(KVCache)},
+        {"Segment", sizeof(Segment)},
+        {"AttentionMetadata", sizeof(AttentionMetadata)},
+        {"RopeParams", sizeof(RopeParams)},
+        {"RopeShape", sizeof(RopeShape)},
+        {"BlockScores", sizeof(BlockScores)},
+    };
+    for (unsigned long i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (!strcmp(name, sizes[i].name)) return sizes[i].size;
+    return 0;
+}
+
+#endif

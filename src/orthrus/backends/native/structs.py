@@ -1,0 +1,100 @@
+"""The structs of `c/*.h`, mirrored field by field. Pointers are addresses of tensors, 0 or None where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class LinearWeights(ctypes.Structure):
+    """See `c/linear_weights.h`. format: see `linears`."""
+
+    _fields_ = (
+        ("weight", _POINTER),
+        ("bias", _POINTER),
+        ("scales", _POINTER),
+        ("shifts", _POINTER),
+        ("inputs", _INTEGER),
+        ("outputs", _INTEGER),
+        ("format", _INTEGER),
+    )
+
+
+class QuantizedRows(ctypes.Structure):
+    """See `c/quantize.h`."""
+
+    _fields_ = (("codes", _POINTER), ("scales", _POINTER), ("sums", _POINTER))
+
+
+class KVCache(ctypes.Structure):
+    """See `c/kv_cache.h`, as for the next two."""
+
+    _fields_ = (
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("kv_heads", _INTEGER),
+        ("head_dim", _INTEGER),
+        ("sequence_stride", _INTEGER),
+        ("head_stride", _INTEGER),
+    )
+
+
+class Segment(ctypes.Structure):
+    """A row of `AttentionMetadata.segments`."""
+
+    _fields_ = tuple((name, _INTEGER) for name in ("first_row", "rows", "sequence", "own_start", "own_stop"))
+
+
+class AttentionMetadata(ctypes.Structure):
+    """Segments, and the number of keys that each row attends to."""
+
+    _fields_ = (("segments", _POINTER), ("num_segments", _INTEGER), ("kv_lens", _POINTER))
+
+
+class RopeParams(ctypes.Structure):
+    """See `c/rope.h`, as for the next."""
+
+    _fields_ = (
+        ("q_norm", _POINTER),
+        ("k_norm", _POINTER),
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+        ("positions", _POINTER),
+        ("eps", _FLOAT),
+    )
+
+
+class RopeShape(ctypes.Structure):
+    """Rows, heads, size of a head, and stride of the rows."""
+
+    _fields_ = tuple((name, _INTEGER) for name in ("rows", "heads", "size", "stride"))
+
+
+class BlockScores(ctypes.Structure):
+    """See `c/block_softmax.h`."""
+
+    _fields_ = tuple((name, _INTEGER) for name in ("groups", "blocks", "rows", "text", "block"))
+
+
+MIRRORED: tuple[type[ctypes.Structure], ...] = (
+    LinearWeights,
+    QuantizedRows,
+    KVCache,
+    Segment,
+    AttentionMetadata,
+    RopeParams,
+    RopeShape,
+    BlockScores,
+)
+
+
+def mismatch(library: ctypes.CDLL) -> str | None:
+    """What is wrong with the first struct whose size in the library is not that of its mirror; None where all agree."""
+    size_of = library.struct_size
+    size_of.argtypes, size_of.restype = (ctypes.c_char_p,), _INTEGER
+    for mirror in MIRRORED:
+        size = size_of(mirror.__name__.encode())
+        if size != ctypes.sizeof(mirror):
+            return f"{mirror.__name__} has {size} bytes in C and {ctypes.sizeof(mirror)} in its ctypes mirror"
+    return None
