@@ -23,7 +23,7 @@ from orthrus.decoding.sequence import Limits, Request
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
-from orthrus.quantization import Blocks
+from orthrus.quantization import GroupQuantized
 from orthrus.runner.runner import Runner
 
 VOCAB = 320
@@ -87,7 +87,7 @@ def runner(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native
     if kernels.endswith("rounded"):
         for layer in made.decoder_layers:
             for linear in (layer.diffusion.qkv, layer.diffusion.o):
-                linear.weight.copy_(Blocks.rounded(linear.weight).values())
+                linear.weight.copy_(GroupQuantized.rounded(linear.weight).values())
     fast = native.load(DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
     return Runner.prepare(made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision"))
 

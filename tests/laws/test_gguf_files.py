@@ -48,8 +48,8 @@ def test_a_file_is_read_as_by_the_gguf_library(good):
     made = load(good)
     assert (made.decoder.config.layers, made.decoder.config.kv_heads, made.end_token_ids) == (2, 2, {319})
     assert hub.describe(str(good)).backbone == made.backbone
-    assert made.decoder.decoder_layers[1].gate_up.blocks is None
-    assert made.decoder.head.blocks.type == "Q8_0"
+    assert made.decoder.decoder_layers[1].gate_up.group_quantized is None
+    assert made.decoder.head.group_quantized.type == "Q8_0"
 
 
 INVALID_HEADERS = {

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from orthrus import quantization as blocks
+from orthrus import quantization
 from orthrus.backends.interface import RowRule
 from orthrus.backends.invariance import find_row_rule
 from orthrus.backends.native import kernels as native
@@ -119,21 +119,21 @@ def test_linear_forms(precision, outputs, inputs, bias):
             assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
 
 
-@pytest.mark.parametrize("kind", list(blocks.BYTES))
+@pytest.mark.parametrize("kind", list(quantization.BYTES))
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 32), (96, 576), (32, 1536)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_in_advance(
     fast, precision, kind, outputs, inputs, bias
 ):
     stored = gguf.quantize(values(outputs, inputs).numpy(), gguf.GGMLQuantizationType[kind])
-    own = blocks.Blocks(kind, torch.from_numpy(stored).unflatten(1, (-1, blocks.BYTES[kind])))
+    own = quantization.GroupQuantized(kind, torch.from_numpy(stored).unflatten(1, (-1, quantization.BYTES[kind])))
     assert torch.equal(own.values(), torch.from_numpy(gguf.dequantize(stored, gguf.GGMLQuantizationType[kind])))
     plain = Linear(inputs, outputs, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
     plain.weight.copy_(own.values())
     if bias:
         plain.bias.copy_(values(outputs))
     expected = next(fast.packed(plain))()
-    plain.blocks = own
+    plain.group_quantized = own
     found = next(fast.packed(plain))()
     if not fast.library.has_linear_dequant():
         assert type(found) is type(expected)
@@ -153,11 +153,11 @@ def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_i
 def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, bias):
     plain = Linear(inputs, outputs, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
     weights = values(outputs, inputs) / inputs**0.5
-    plain.blocks = blocks.Blocks.rounded(weights)
+    plain.group_quantized = quantization.GroupQuantized.rounded(weights)
     if kind != "rounded":
         stored = torch.from_numpy(gguf.quantize(weights.numpy(), gguf.GGMLQuantizationType[kind]))
-        plain.blocks = blocks.Blocks(kind, stored.unflatten(1, (-1, blocks.BYTES[kind])))
-    plain.weight.copy_(plain.blocks.values())
+        plain.group_quantized = quantization.GroupQuantized(kind, stored.unflatten(1, (-1, quantization.BYTES[kind])))
+    plain.weight.copy_(plain.group_quantized.values())
     if bias:
         plain.bias.copy_(values(outputs))
     x = values(100, inputs, precision=precision)
@@ -278,4 +278,4 @@ def test_the_probe_finds_a_kernel_that_breaks_the_promise():
     rows = values(512, 8)
     assert find_row_rule(tail_differs, rows).multiple == 4
     assert not find_row_rule(offset_differs, rows).exact
-    assert find_row_rule(lambda x: x * (2 if len(x) <= 32 else 3), rows).most == 32
+    assert find_row_rule(lambda x: x * (2 if len(x) <= 32 else 3), rows).max_rows == 32

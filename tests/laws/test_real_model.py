@@ -45,7 +45,7 @@ def test_weights_kept_as_their_file_holds_them_change_no_bit(model):
     """The whole model, in one call for all layers, against the same with weights expanded in advance."""
     checkpoint = hub.load("smollm2-demo", dtype=model.decoder.dtype)
     for linear in checkpoint.decoder.linears().values():
-        linear.blocks = None
+        linear.group_quantized = None
     expanded = prepare.prepare(checkpoint.decoder)
     tokens = torch.randint(0, 40_000, (1, 60), generator=torch.Generator().manual_seed(1))
     found = []

@@ -82,7 +82,7 @@ class ExecutableLinear(Linear):
     def __init__(self, plain: Linear, stored_bytes: int) -> None:
         nn.Module.__init__(self)
         self.register_parameter("weight", None)
-        self.bias, self.shape, self.blocks = plain.bias, plain.shape, None
+        self.bias, self.shape, self.group_quantized = plain.bias, plain.shape, None
         self.rule = RowRule(2, MAX_ROWS, exact=False)
         self.stored_bytes = stored_bytes
         """What a call reads of its weights."""

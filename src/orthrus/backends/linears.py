@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orthrus.backends.interface import ExecutableLinear
 from orthrus.model.layers import Linear
-from orthrus.quantization import Blocks
+from orthrus.quantization import GroupQuantized
 
 
 class TorchLinear(ExecutableLinear):
@@ -22,7 +22,7 @@ class TorchLinear(ExecutableLinear):
 
     def __init__(self, plain: Linear) -> None:
         super().__init__(plain, plain.weight.nbytes)
-        self.weight, self.blocks = plain.weight, plain.blocks
+        self.weight, self.group_quantized = plain.weight, plain.group_quantized
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`, as for all below."""
@@ -103,22 +103,22 @@ class GroupedLinear(ExecutableLinear):
     probed = False
     least_multiple = 1
 
-    def __init__(self, plain: Linear, blocks: Blocks) -> None:
-        super().__init__(plain, blocks.raw.nbytes)
-        self.keep(blocks)
+    def __init__(self, plain: Linear, quantized: GroupQuantized) -> None:
+        super().__init__(plain, quantized.raw.nbytes)
+        self.keep(quantized)
 
-    def keep(self, blocks: Blocks) -> None:
+    def keep(self, quantized: GroupQuantized) -> None:
         """Store the weights in the form that `run` reads."""
-        stored = blocks.numbers, blocks.scales, blocks.least
-        self._numbers, self._scales, self._least = (tensor.double() for tensor in stored)
+        stored = quantized.codes, quantized.scales, quantized.mins
+        self._codes, self._scales, self._mins = (tensor.double() for tensor in stored)
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
         q_NI, scales_N1 = quantize_rows_int8(x_NI)
         y_NO = x_NI.new_zeros(len(x_NI), self.shape[0], dtype=torch.float32)
-        for group, q_NG in enumerate(q_NI.double().split(self._numbers.shape[2], dim=1)):
-            y_NO = (q_NG @ self._numbers[:, group].T * self._scales[:, group] + y_NO).float()
-            y_NO = (q_NG.sum(dim=1, keepdim=True) * self._least[:, group] + y_NO).float()
+        for group, q_NG in enumerate(q_NI.double().split(self._codes.shape[2], dim=1)):
+            y_NO = (q_NG @ self._codes[:, group].T * self._scales[:, group] + y_NO).float()
+            y_NO = (q_NG.sum(dim=1, keepdim=True) * self._mins[:, group] + y_NO).float()
         y_NO = y_NO * scales_N1
         return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
 

@@ -95,7 +95,7 @@ def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> 
         for name, plain in list(parent.named_children()):
             if type(plain) is not Linear:
                 continue
-            stored = plain.blocks and plain.blocks.type
+            stored = plain.group_quantized and plain.group_quantized.type
             key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None, stored)
             if key in chosen:
                 form, rule = chosen[key]

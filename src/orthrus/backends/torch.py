@@ -40,9 +40,9 @@ class TorchKernels(Kernels):
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The reference implementations."""
-        blocks = plain.blocks
-        grouped = blocks is not None and blocks.four_bits
-        yield partial(GroupedLinear, plain, blocks) if grouped and blocks else partial(Int8Linear, plain)
+        quantized = plain.group_quantized
+        grouped = quantized is not None and quantized.four_bits
+        yield partial(GroupedLinear, plain, quantized) if grouped and quantized else partial(Int8Linear, plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """None."""

@@ -14,7 +14,7 @@ from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
-from orthrus.quantization import Blocks
+from orthrus.quantization import GroupQuantized
 
 
 def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
@@ -54,7 +54,7 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
                     kind = str(decoder.dtype).removeprefix("torch.")
                     raise ValueError(f"{what} has values outside the range of {kind}; load it in another dtype")
             if ours in linears:
-                linears[ours].blocks = Blocks.joined([files.group_quantized(name) for name in theirs])
+                linears[ours].group_quantized = GroupQuantized.joined([files.group_quantized(name) for name in theirs])
 
 
 def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:

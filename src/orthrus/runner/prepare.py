@@ -30,7 +30,7 @@ def inference_copy(decoder: Decoder) -> Runner:
     copy.load_state_dict(decoder.state_dict())
     copies = copy.linears()
     for name, linear in decoder.linears().items():
-        copies[name].blocks = linear.blocks
+        copies[name].group_quantized = linear.group_quantized
     return prepare(copy)
 
 

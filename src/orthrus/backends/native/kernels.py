@@ -32,7 +32,7 @@ from orthrus.backends.native.linears import (
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.model.layers import Linear
-from orthrus.quantization import GROUP, Blocks
+from orthrus.quantization import GROUP, GroupQuantized
 
 Kernel = Callable[..., Any] | None
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -75,8 +75,8 @@ class NativeKernels(TorchKernels):
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
         interleave = self._k_interleave(plain.shape[1])
-        if self._linear_dequant and plain.blocks is not None and self._divides(plain):
-            yield partial(DequantLinear, plain, self._linear_dequant, interleave, plain.blocks)
+        if self._linear_dequant and plain.group_quantized is not None and self._divides(plain):
+            yield partial(DequantLinear, plain, self._linear_dequant, interleave, plain.group_quantized)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
         if self._linear and interleave and plain.shape[0] % form.outputs == 0:
             yield partial(form, plain, self._linear, interleave)
@@ -87,12 +87,12 @@ class NativeKernels(TorchKernels):
         view's weights in four bits. None, with tiles, of weights that are in groups anyway: a copy of them costs more
         than their arithmetic."""
         on_tiles = self._k_interleave(plain.shape[1]) == PAIR
-        if not view and plain.blocks is not None and on_tiles and self._divides(plain):
+        if not view and plain.group_quantized is not None and on_tiles and self._divides(plain):
             return None
-        blocks = plain.blocks
-        if view and blocks is None and self._linear_w4a8 and self._divides(plain):
-            blocks = Blocks.rounded(plain.weight.detach())
-        form = self._grouped(plain, blocks) or self._int8(plain)
+        quantized = plain.group_quantized
+        if view and quantized is None and self._linear_w4a8 and self._divides(plain):
+            quantized = GroupQuantized.rounded(plain.weight.detach())
+        form = self._grouped(plain, quantized) or self._int8(plain)
         if form is None:
             return None
         made = form()
@@ -105,16 +105,16 @@ class NativeKernels(TorchKernels):
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
-        in_groups = plain.blocks is not None and plain.blocks.four_bits
-        form = self._grouped(plain, plain.blocks) if in_groups else self._int8(plain)
+        in_groups = plain.group_quantized is not None and plain.group_quantized.four_bits
+        form = self._grouped(plain, plain.group_quantized) if in_groups else self._int8(plain)
         if form is not None:
             yield form
         yield from super().quantised(plain)
 
-    def _grouped(self, plain: Linear, blocks: Blocks | None) -> LinearForm | None:
-        if self._linear_w4a8 is None or blocks is None or not blocks.four_bits or not self._divides(plain):
+    def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
+        if self._linear_w4a8 is None or quantized is None or not quantized.four_bits or not self._divides(plain):
             return None
-        return partial(NativeGroupedLinear, plain, self._linear_w4a8, blocks)
+        return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized)
 
     def _int8(self, plain: Linear) -> LinearForm | None:
         if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):

@@ -12,7 +12,7 @@ from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
 from orthrus.backends.native.huge_pages import in_huge_pages
 from orthrus.model.layers import Linear
-from orthrus.quantization import GROUP, Blocks
+from orthrus.quantization import GROUP, GroupQuantized
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
 PAIR = 2
@@ -85,12 +85,12 @@ class DequantLinear(NativeLinear):
 
     outputs = TILE_OUTPUTS
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, blocks: Blocks) -> None:
-        packed = blocks.packed() if interleave == PAIR else blocks.packed_in_quads()
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, quantized: GroupQuantized) -> None:
+        packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()
         ExecutableLinear.__init__(self, plain, packed.nbytes)
         self._kernel = kernel
-        self.name = f"native C, {blocks.type} to bf16"
-        self.format = Q4 if blocks.four_bits else Q8
+        self.name = f"native C, {quantized.type} to bf16"
+        self.format = Q4 if quantized.four_bits else Q8
         self.packed = in_huge_pages(packed)
 
     def run(self, x_NI: Tensor) -> Tensor:
@@ -125,8 +125,8 @@ class NativeInt8Linear(Int8Linear):
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
         scales_N = x_NI.new_empty(rows, dtype=torch.float32)
-        quantized = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), None)
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, quantized, torch.get_num_threads())
+        rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), None)
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, torch.get_num_threads())
         return y_NO
 
 
@@ -138,21 +138,21 @@ class NativeGroupedLinear(GroupedLinear):
     format = W4A8
     packed: Tensor
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], blocks: Blocks) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], quantized: GroupQuantized) -> None:
         self._kernel = kernel
-        super().__init__(plain, blocks)
+        super().__init__(plain, quantized)
 
-    def keep(self, blocks: Blocks) -> None:
-        """See `Blocks.packed_in_bytes`."""
-        self.packed = in_huge_pages(blocks.packed_in_bytes())
+    def keep(self, quantized: GroupQuantized) -> None:
+        """See `GroupQuantized.packed_for_w4a8`."""
+        self.packed = in_huge_pages(quantized.packed_for_w4a8())
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `GroupedLinear`."""
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.int8)
         sums, scales_N = (x_NI.new_empty(rows, n, dtype=torch.float32) for n in (depth // GROUP, 1))
-        quantized = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), sums.data_ptr())
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, quantized, torch.get_num_threads())
+        rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), sums.data_ptr())
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, torch.get_num_threads())
         return y_NO
 
 
