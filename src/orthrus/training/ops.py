@@ -6,7 +6,7 @@ On processors with AMX the GEMMs are so fast that these operations, as a dozen s
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import logging
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,8 @@ from orthrus.file_cache import cache_directory
 from orthrus.model.rope import rotate
 
 LANES = 16
+
+log = logging.getLogger(__name__)
 
 
 class Ops:
@@ -121,8 +123,10 @@ class NativeOps(Ops):
 def load(dtype: torch.dtype, device: torch.device) -> Ops:
     """The fastest implementation for this dtype and device."""
     if device.type == "cpu":
-        with suppress(build.UnavailableError):
+        try:
             return NativeOps(build.library(dtype, cache_directory()))
+        except build.UnavailableError as error:
+            log.warning("%s. Training runs on torch's kernels, which are slower", error)
     return Ops()
 
 

@@ -1,4 +1,7 @@
-"""The C kernels, compiled once on the user's machine and kept, with a checksum: a truncated library ends a process."""
+"""Compiles the C kernels once on the user's machine and caches the library.
+
+The library is cached with a checksum, because loading a truncated one ends the process.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from orthrus.backends.native import structs
 
 SOURCES = Path(__file__).with_name("c")
 MARCH = "ORTHRUS_MARCH"
-"""Environment variable: the processor to compile for, as the compiler's -march names it; `native` where unset."""
+"""Environment variable: the value of the compiler's -march option, `native` by default."""
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
-"""No contraction into fused multiply-adds: vector loop and scalar tail must round alike."""
+"""No contraction into fused multiply-adds: a vector loop and its scalar tail must round alike."""
 THREADING = "-fopenmp"
-"""The OpenMP runtime is found by name, and torch has already loaded its own: both share one pool of threads."""
+"""The loader finds the OpenMP runtime by its name, and torch has already loaded one: both share its pool of threads."""
 DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
 SECONDS_TO_COMPILE = 120
 
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class UnavailableError(RuntimeError):
-    """There are no compiled kernels here: the message says why in one line, `output` in the compiler's words."""
+    """The C kernels cannot be used: the message states why in one line, `output` is what the compiler printed."""
 
     def __init__(self, reason: str, output: str = "") -> None:
         super().__init__(reason)
@@ -39,7 +42,7 @@ class UnavailableError(RuntimeError):
 
 
 def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
-    """`native.c` for `dtype`, compiled into `cache_directory` on first use. Raises UnavailableError."""
+    """`c/native.c` for `dtype`, compiled into `cache_directory` on first use. Raises UnavailableError."""
     if dtype not in DEFINES:
         raise UnavailableError(f"there are no C kernels for {dtype}")
     if platform.system() not in ("Linux", "Darwin"):
@@ -57,12 +60,12 @@ def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
         raise UnavailableError(f"the compiled kernels cannot be kept or loaded: {error}") from error
     wrong = structs.mismatch(loaded)
     if wrong:
-        raise UnavailableError(f"the compiled kernels do not fit this version of the package: {wrong}")
+        raise UnavailableError(f"the C structs do not match this version of the package: {wrong}")
     return loaded
 
 
 def _compiler() -> list[str]:
-    """The command of the C compiler: $CC, else the first of cc, gcc and clang."""
+    """The command of the C compiler: $CC if set, else the first of cc, gcc and clang that exists."""
     asked = shlex.split(os.environ.get("CC", ""))
     for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
@@ -72,7 +75,7 @@ def _compiler() -> list[str]:
 
 
 def _intact(target: Path) -> bool:
-    """Whether the library is there as it was compiled; says so where it is damaged."""
+    """Whether the cached library exists and has its checksum; warns about a damaged one."""
     try:
         expected = _checksum_of(target).read_text(encoding="ascii").strip()
         if hashlib.sha256(target.read_bytes()).hexdigest() == expected:
@@ -89,15 +92,18 @@ def _checksum_of(target: Path) -> Path:
 
 
 def _compile(command: list[str], target: Path) -> None:
+    """Compile the library and its checksum, and move both to their names only when they are complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name
         command = [*command, str(SOURCES / "native.c"), "-o", str(built), "-lm"]
-        if _failure([*command, THREADING]):  # a compiler without OpenMP: the same kernels on one thread
+        without_threads = _failure([*command, THREADING])
+        if without_threads:  # a compiler without OpenMP compiles the same kernels for one thread
             output = _failure(command)
             if output:
-                reason = next((line for line in output.splitlines() if "error" in line), output.splitlines()[0])
-                raise UnavailableError(f"the C compiler failed: {reason.strip()}", f"{shlex.join(command)}\n{output}")
+                message = f"the C compiler failed: {_first_error(output)}"
+                raise UnavailableError(message, f"{shlex.join(command)}\n{output}")
+            log.warning("the C kernels run on one thread, without OpenMP: %s", _first_error(without_threads))
         checksum = _checksum_of(built)
         checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest(), encoding="ascii")
         built.replace(target)
@@ -105,17 +111,23 @@ def _compile(command: list[str], target: Path) -> None:
 
 
 def _failure(command: list[str]) -> str:
-    """What a compiler says that fails; nothing of one that succeeds."""
+    """The output of a compiler that fails; empty if it succeeds."""
     try:
         run = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS_TO_COMPILE)
     except subprocess.TimeoutExpired:
         return f"error: no result within {SECONDS_TO_COMPILE} seconds"
     output = (run.stderr + run.stdout).decode(errors="replace").strip()
-    return (output or f"error: exit status {run.returncode}, without a word") if run.returncode else ""
+    return (output or f"error: exit status {run.returncode}, no output") if run.returncode else ""
+
+
+def _first_error(output: str) -> str:
+    """The first line with an error, else the first line."""
+    lines = output.splitlines()
+    return next((line for line in lines if "error" in line), lines[0]).strip()
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: a home directory may be shared by machines that differ."""
+    """The features that `-march=native` depends on: machines that differ may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

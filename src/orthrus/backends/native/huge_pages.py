@@ -1,4 +1,4 @@
-"""Memory for packed weights, in huge pages where the system has them: a pass reads it all, and pages cost look-ups."""
+"""Memory for packed weights in huge pages: a pass reads all of it, and small pages would cost TLB misses."""
 
 from __future__ import annotations
 
@@ -8,26 +8,35 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-CHUNK = 2**26
+CHUNK_BYTES = 2**26
 ALIGNMENT = 64
-_lock = Lock()
-_open: list[tuple[mmap.mmap, int]] = []
-"""The chunk that is being filled, and how far."""
 
 
-def in_huge_pages(tensor: Tensor) -> Tensor:
-    """A contiguous copy of a CPU tensor, right after the one before it; freed with the last tensor of its chunk."""
-    with _lock:
-        memory, used = _open.pop() if _open else (_chunk(0), 0)
-        if used + tensor.nbytes > len(memory):
-            memory, used = _chunk(tensor.nbytes), 0
-        _open.append((memory, -(-(used + tensor.nbytes) // ALIGNMENT) * ALIGNMENT))
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=used).view(tensor.shape)
-    return copy.copy_(tensor)
+class HugePageArena:
+    """Allocates tensors one after another from chunks of `CHUNK_BYTES`, in huge pages where the system has them.
+
+    A chunk is freed with the last tensor in it. Safe for many threads.
+    """
+
+    def __init__(self) -> None:
+        self._chunk: mmap.mmap | None = None
+        self._used = 0
+        self._lock = Lock()
+
+    def copy_to_huge_pages(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy of a CPU tensor."""
+        with self._lock:
+            chunk, start = self._chunk, self._used
+            if chunk is None or start + tensor.nbytes > len(chunk):
+                self._chunk = chunk = _new_chunk(tensor.nbytes)
+                start = 0
+            self._used = -(-(start + tensor.nbytes) // ALIGNMENT) * ALIGNMENT
+        copy = torch.frombuffer(chunk, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
+        return copy.copy_(tensor)
 
 
-def _chunk(least: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, max(CHUNK, least))
+def _new_chunk(min_bytes: int) -> mmap.mmap:
+    chunk = mmap.mmap(-1, max(CHUNK_BYTES, min_bytes))
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+        chunk.madvise(mmap.MADV_HUGEPAGE)
+    return chunk

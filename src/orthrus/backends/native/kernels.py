@@ -19,6 +19,7 @@ from torch import Tensor
 
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
 from orthrus.backends.native import build, structs
+from orthrus.backends.native.huge_pages import HugePageArena
 from orthrus.backends.native.linears import (
     PAIR,
     PANEL_OUTPUTS,
@@ -48,6 +49,7 @@ class NativeKernels(TorchKernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__()
         self.library, self.build = library, Path(library._name).stem
+        self._arena = HugePageArena()
         library.has_amx()
         rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
         self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT)
@@ -76,10 +78,10 @@ class NativeKernels(TorchKernels):
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
         interleave = self._k_interleave(plain.shape[1])
         if self._linear_dequant and plain.group_quantized is not None and self._divides(plain):
-            yield partial(DequantLinear, plain, self._linear_dequant, interleave, plain.group_quantized)
+            yield partial(DequantLinear, plain, self._linear_dequant, interleave, self._arena)
         form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
         if self._linear and interleave and plain.shape[0] % form.outputs == 0:
-            yield partial(form, plain, self._linear, interleave)
+            yield partial(form, plain, self._linear, interleave, self._arena)
         yield from super().packed(plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
@@ -114,12 +116,12 @@ class NativeKernels(TorchKernels):
     def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
         if self._linear_w4a8 is None or quantized is None or not quantized.four_bits or not self._divides(plain):
             return None
-        return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized)
+        return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._arena)
 
     def _int8(self, plain: Linear) -> LinearForm | None:
         if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):
             return None
-        return partial(NativeInt8Linear, plain, self._linear_int8)
+        return partial(NativeInt8Linear, plain, self._linear_int8, self._arena)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """See `Kernels`, as for all below."""

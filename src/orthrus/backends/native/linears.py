@@ -1,4 +1,4 @@
-"""Matrix products in C: their weights, in the order in which a kernel reads them."""
+"""Linear maps in C: their weights, packed in the order in which a kernel reads them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from orthrus.backends.interface import ExecutableLinear
 from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
-from orthrus.backends.native.huge_pages import in_huge_pages
+from orthrus.backends.native.huge_pages import HugePageArena
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, GroupQuantized
 
@@ -30,10 +30,10 @@ class NativeLinear(ExecutableLinear):
     outputs: int
     """Of which their number must be a multiple."""
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, arena: HugePageArena) -> None:
         super().__init__(plain, plain.weight.nbytes)
         self._kernel = kernel
-        self.packed = in_huge_pages(self.pack(plain.weight.detach(), interleave))
+        self.packed = arena.copy_to_huge_pages(self.pack(plain.weight.detach(), interleave))
 
     @staticmethod
     def pack(weight_OI: Tensor, interleave: int) -> Tensor:
@@ -85,13 +85,15 @@ class DequantLinear(NativeLinear):
 
     outputs = TILE_OUTPUTS
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, quantized: GroupQuantized) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, arena: HugePageArena) -> None:
+        quantized = plain.group_quantized
+        assert quantized is not None
         packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()
         ExecutableLinear.__init__(self, plain, packed.nbytes)
         self._kernel = kernel
         self.name = f"native C, {quantized.type} to bf16"
         self.format = Q4 if quantized.four_bits else Q8
-        self.packed = in_huge_pages(packed)
+        self.packed = arena.copy_to_huge_pages(packed)
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
@@ -111,14 +113,15 @@ class NativeInt8Linear(Int8Linear):
     packed: Tensor
     shifts_O: Tensor
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None]) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], arena: HugePageArena) -> None:
         self._kernel = kernel
         super().__init__(plain)
+        self.packed = arena.copy_to_huge_pages(self.packed)
 
     def keep(self, weight_OI: Tensor) -> None:
         """[outputs / 16, inputs / 4, 16 outputs, 4], and 128 times the sum of each output's weights."""
         self.shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
-        self.packed = in_huge_pages(weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2))
+        self.packed = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2)
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `Int8Linear`."""
@@ -138,13 +141,16 @@ class NativeGroupedLinear(GroupedLinear):
     format = W4A8
     packed: Tensor
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], quantized: GroupQuantized) -> None:
+    def __init__(
+        self, plain: Linear, kernel: Callable[..., None], quantized: GroupQuantized, arena: HugePageArena
+    ) -> None:
         self._kernel = kernel
         super().__init__(plain, quantized)
+        self.packed = arena.copy_to_huge_pages(self.packed)
 
     def keep(self, quantized: GroupQuantized) -> None:
         """See `GroupQuantized.packed_for_w4a8`."""
-        self.packed = in_huge_pages(quantized.packed_for_w4a8())
+        self.packed = quantized.packed_for_w4a8()
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `GroupedLinear`."""
