@@ -1,40 +1,60 @@
-"""The house measures, held: which room may import which, how long files and functions may grow."""
+"""The house, held: import order between and inside rooms, no circles, and the measures of files and functions."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2] / "src" / "orthrus"
 FILES = sorted(ROOT.rglob("*.py"))
-COMPUTING = {"config", "file_cache", "quantization", "masks", "cache", "batch", "model", "backends", "runner"}
+C_FILES = sorted((ROOT / "backends" / "native" / "c").iterdir())
+RECORDS = {"config", "file_cache", "prompt_files", "quantization", "masks", "cache", "batch"}
+"""Single files at the bottom of the house."""
 MAY_IMPORT = {
     "config": set(),
     "file_cache": set(),
+    "prompt_files": set(),
     "quantization": set(),
     "masks": set(),
     "cache": {"config"},
     "batch": {"cache"},
-    "model": COMPUTING,
-    "backends": COMPUTING,
-    "runner": COMPUTING,
-    "checkpoint": COMPUTING,
-    "decoding": COMPUTING,
-    "prompt_files": set(),
-    "training": COMPUTING | {"checkpoint", "prompt_files"},
+    "model": {"batch", "config", "quantization"},
+    "backends": {"batch", "config", "model", "quantization"},
+    "runner": {"backends", "batch", "cache", "config", "file_cache", "masks", "model"},
+    "checkpoint": {"config", "file_cache", "model", "quantization"},
+    "decoding": {"cache", "config", "file_cache", "runner"},
+    "training": {"backends", "checkpoint", "config", "file_cache", "model", "prompt_files"},
     "options": {"config", "decoding"},
     "tokenization": {"options"},
-    "api": COMPUTING | {"checkpoint", "decoding", "options", "tokenization"},
-    "bench": COMPUTING | {"api", "checkpoint", "decoding", "prompt_files", "training"},
-    "cli": COMPUTING
-    | {"api", "bench", "checkpoint", "decoding", "options", "prompt_files", "tokenization", "training"},
+    "api": {"checkpoint", "config", "decoding", "model", "options", "runner", "tokenization"},
+    "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "training"},
+    "cli": RECORDS | {"api", "bench", "checkpoint", "decoding", "model", "options", "tokenization", "training"},
     "__init__": {"config", "api"},
     "__main__": {"cli"},
 }
-LIBRARIES_KEPT_OUT = {"decoding": {"transformers"}, "config": {"torch", "transformers"}, "cache": {"transformers"}}
-MOST_FILE_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 300, 60, 8
+"""What each room may import. What is not listed goes the wrong way."""
+LAYERS = {
+    "model": ["rope", "layers", "decoder", "families"],
+    "backends": ["interface", "linears", "torch", "invariance", "native", "triton", "select"],
+    "runner": ["float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "prepare"],
+    "decoding": [
+        "noise", "processors", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules", "reference",
+        "propose", "cycles", "cycle", "planning", "engine",
+    ],
+}  # fmt: skip
+"""The order inside the rooms that hold the method: a file imports only what stands before it."""
+LIBRARIES_KEPT_OUT = {
+    "config": {"torch", "transformers"},
+    "cache": {"transformers"},
+    "model": {"transformers"},
+    "backends": {"transformers"},
+    "runner": {"transformers"},
+    "decoding": {"transformers"},
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_MODEL_LINES = 300, 60, 8, 700
 DEVICE_CODE = ("device.py",)
 
 
@@ -42,15 +62,30 @@ def room_of(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+def module_of(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
 def imports_of(path):
+    """Every import, wherever it stands: in functions, and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            if node.module == "orthrus":
-                yield from (f"orthrus.{alias.name}" for alias in node.names)
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = [name for name in submodules if name in MODULES]
+            yield from known
+            if len(known) < len(node.names):
+                yield node.module
+
+
+def modules_imported_by(path):
+    return {name for name in imports_of(path) if name in MODULES} - {module_of(path)}
 
 
 def functions_of(path):
@@ -60,21 +95,119 @@ def functions_of(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
+def test_rooms_import_one_way(path):
     room = room_of(path)
     rooms = {name.split(".")[1] for name in imports_of(path) if name.startswith("orthrus.")}
-    assert rooms - {room} <= MAY_IMPORT[room] | ({"__init__"} if room in ("bench", "cli") else set())
+    allowed = MAY_IMPORT[room] | ({"__init__"} if room in ("bench", "cli") else set())
+    assert rooms - {room} <= allowed
     libraries = {name.split(".")[0] for name in imports_of(path)}
-    assert not libraries & LIBRARIES_KEPT_OUT.get(room, set())
+    if path.parent.name != "families":  # a family reads the Hugging Face config of its models
+        assert not libraries & LIBRARIES_KEPT_OUT.get(room, set())
+
+
+@pytest.mark.parametrize("room", list(LAYERS))
+def test_files_of_a_room_import_only_what_stands_before_them(room):
+    order, wrong = LAYERS[room], []
+    places = {path.relative_to(ROOT / room).parts[0].removesuffix(".py") for path in FILES if room_of(path) == room}
+    assert places - {"__init__"} == set(order)
+    for path in FILES:
+        if room_of(path) != room or path == ROOT / room / "__init__.py":
+            continue
+        own = path.relative_to(ROOT / room).parts[0].removesuffix(".py")
+        for name in modules_imported_by(path):
+            if name.startswith(f"orthrus.{room}."):
+                other = name.split(".")[2]
+                if order.index(other) > order.index(own):
+                    wrong.append(f"{own} imports {other}")
+    assert wrong == []
+
+
+def circles(graph):
+    """Groups of nodes that reach each other (Tarjan)."""
+    index, low, stack, groups = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            groups.append(sorted(group))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return [group for group in groups if len(group) > 1]
+
+
+def test_the_search_for_circles_finds_them():
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
+    assert circles({"a": ["b"], "b": []}) == []
+
+
+def test_no_files_import_each_other():
+    assert circles({module_of(path): sorted(modules_imported_by(path)) for path in FILES}) == []
+
+
+def test_no_headers_include_each_other():
+    names = {path.name for path in C_FILES}
+    includes = {path.name: set(re.findall(r'#include "([^"]+)"', path.read_text())) for path in C_FILES}
+    assert all(used <= names for used in includes.values())
+    assert circles({name: sorted(used) for name, used in includes.items()}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path):
-    assert path.read_text().count("\n") <= MOST_FILE_LINES
+    assert path.read_text().count("\n") <= MAX_FILE_LINES
     for function in functions_of(path):
-        assert function.end_lineno - function.lineno + 1 <= MOST_FUNCTION_LINES, function.name
+        assert function.end_lineno - function.lineno + 1 <= MAX_FUNCTION_LINES, function.name
         parameters = [a.arg for a in (*function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")]
-        assert len(parameters) <= MOST_PARAMETERS or room_of(path) == "cli" or path.name in DEVICE_CODE, function.name
+        assert len(parameters) <= MAX_PARAMETERS or room_of(path) == "cli" or path.name in DEVICE_CODE, function.name
+
+
+def c_functions(text):
+    """Name and length of every function: from a line that begins in column 0 and opens a body to the brace that ends
+    it."""
+    start, name = None, ""
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if start is None and line.endswith("{") and re.match(r"[A-Za-z_].*|[ ]+.*\) \{$", line):
+            first = number
+            while first > 0 and lines[first].startswith(" "):
+                first -= 1
+            head = " ".join(lines[first : number + 1])
+            called = re.search(r"(\w+)\(", head)
+            if called and not head.startswith(("typedef", "struct", "enum", "union", "#")):
+                start, name = first, called.group(1)
+        elif start is not None and line == "}":
+            yield name, number - start + 1
+            start = None
+
+
+@pytest.mark.parametrize("path", C_FILES, ids=lambda p: p.name)
+def test_c_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    lengths = dict(c_functions(text))
+    assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+def test_functions_in_c_are_found():
+    text = "static int one(int a,\n               int b) {\n    return a;\n}\nint two(void) { return 2; }\n"
+    assert list(c_functions(text)) == [("one", 4)]
+    total = sum(1 for path in C_FILES for _ in c_functions(path.read_text()))
+    assert total > 40
+
+
+def test_the_model_is_weights_and_mathematics():
+    assert sum(path.read_text().count("\n") for path in FILES if room_of(path) == "model") < MAX_MODEL_LINES
 
 
 def test_every_module_says_what_it_is():
