@@ -23,13 +23,18 @@ def _library(request):
 
 
 def in_c(name):
-    """The fields of a struct in the headers: names, and whether each is a pointer, an integer or a float."""
+    """The names and types of the fields of a struct in the headers."""
     text = "\n".join(path.read_text() for path in sorted(build.SOURCES.glob("*.h")))
     (body,) = re.findall(rf"typedef struct {{([^}}]*)}} {name};", text)
     for declaration in filter(None, (part.strip() for part in re.sub(r"/\*.*?\*/", "", body, flags=re.S).split(";"))):
-        kind, names = re.fullmatch(r"(?:const )?(\w+) (.*)", declaration, flags=re.S).groups()
+        of, names = re.fullmatch(r"(?:const )?(\w+) (.*)", declaration, flags=re.S).groups()
         for field in (field.strip() for field in names.split(",")):
-            yield field.removeprefix("*"), ctypes.c_void_p if field.startswith("*") else TYPES.get(kind, kind)
+            if field.startswith("*"):
+                yield field.removeprefix("*"), ctypes.c_void_p
+            elif field.endswith("[NUM_VIEWS]"):
+                yield field.removesuffix("[NUM_VIEWS]"), getattr(structs, of) * len(structs.VIEWS)
+            else:
+                yield field, TYPES.get(of) or getattr(structs, of)
 
 
 def test_sizes_agree(library):

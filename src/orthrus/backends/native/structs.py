@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+VIEWS = ("ar", "diffusion")
+"""The views, as `c/forward_structs.h` numbers them."""
 
 
 class LinearWeights(ctypes.Structure):
@@ -77,6 +79,80 @@ class BlockScores(ctypes.Structure):
     _fields_ = tuple((name, _INTEGER) for name in ("groups", "blocks", "rows", "text", "block"))
 
 
+class HeadNorms(ctypes.Structure):
+    """See `c/forward_structs.h`, as for all below."""
+
+    _fields_ = (("q_norm", _POINTER), ("k_norm", _POINTER))
+
+
+class AttentionWeights(ctypes.Structure):
+    """The linear maps of attention in one view."""
+
+    _fields_ = (("qkv", LinearWeights), ("o", LinearWeights))
+
+
+class LayerWeights(ctypes.Structure):
+    """Norms and linear maps of one layer; what views have of their own is in the order of `VIEWS`."""
+
+    _fields_ = (
+        ("attention_norm", _POINTER),
+        ("mlp_norm", _POINTER),
+        ("head_norms", HeadNorms * len(VIEWS)),
+        ("attention", AttentionWeights * len(VIEWS)),
+        ("gate_up", LinearWeights),
+        ("down", LinearWeights),
+    )
+
+
+class ModelWeights(ctypes.Structure):
+    """A model: embedding, layers, final norm, head, and their sizes."""
+
+    _fields_ = (
+        ("embedding", _POINTER),
+        ("final_norm", _POINTER),
+        ("layers", _POINTER),
+        ("head", LinearWeights),
+        ("num_layers", _INTEGER),
+        ("hidden", _INTEGER),
+        ("intermediate", _INTEGER),
+        ("heads", _INTEGER),
+        ("kv_heads", _INTEGER),
+        ("head_dim", _INTEGER),
+        ("norm_eps", _FLOAT),
+    )
+
+
+class ViewRows(ctypes.Structure):
+    """The rows of one view; `view` is its place in `VIEWS`."""
+
+    _fields_ = (
+        ("view", _INTEGER),
+        ("padded_rows", _INTEGER),
+        ("rows", _INTEGER),
+        ("tokens", _POINTER),
+        ("slot_mapping", _POINTER),
+        ("positions", _POINTER),
+        ("attention", AttentionMetadata),
+    )
+
+
+class ForwardBatch(ctypes.Structure):
+    """The rows of all views, the rows that need logits, and the cache."""
+
+    _fields_ = (
+        ("views", _POINTER),
+        ("logit_rows", _POINTER),
+        ("num_views", _INTEGER),
+        ("rows", _INTEGER),
+        ("num_logit_rows", _INTEGER),
+        ("num_logits", _INTEGER),
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+        ("cache", KVCache),
+        ("layer_stride", _INTEGER),
+    )
+
+
 MIRRORED: tuple[type[ctypes.Structure], ...] = (
     LinearWeights,
     QuantizedRows,
@@ -86,6 +162,12 @@ MIRRORED: tuple[type[ctypes.Structure], ...] = (
     RopeParams,
     RopeShape,
     BlockScores,
+    HeadNorms,
+    AttentionWeights,
+    LayerWeights,
+    ModelWeights,
+    ViewRows,
+    ForwardBatch,
 )
 
 

@@ -26,29 +26,34 @@ typedef struct {
     LinearWeights gate_up, down;
 } LayerWeights;
 
-/* What else a pass reads: embedding [vocabulary, hidden], cos and signed sin [positions, head_dim], the final norm. */
+/* A model: embedding [vocabulary, hidden], its layers, the final norm and the head. */
 typedef struct {
-    const scalar_t *embedding;
-    const float *cos, *sin;
-    const scalar_t *final_norm;
-} SharedWeights;
+    const scalar_t *embedding, *final_norm;
+    const LayerWeights *layers;
+    LinearWeights head;
+    int64_t num_layers, hidden, intermediate, heads, kv_heads, head_dim;
+    float norm_eps;
+} ModelWeights;
 
 /* The rows of one view, padding last: `padded_rows` of its linear maps, `rows` without padding. tokens [padded_rows];
  * slot_mapping [3][rows] (see rope.h); positions, kv_lens [rows]. */
 typedef struct {
     int64_t view, padded_rows, rows;
     const int64_t *tokens, *slot_mapping, *positions;
-    const Segment *segments;
-    int64_t num_segments;
-    const int64_t *kv_lens;
+    AttentionMetadata attention;
 } ViewRows;
 
-/* Sizes of a pass. `rows` counts those of all views, padding included; the final norm is computed for `num_logit_rows` of
- * them, logits for the first `num_logits` of those. Strides of the cache are in scalars. */
+/* The rows of all views, one view after another; `rows` counts them with padding. The final norm is computed for the
+ * `num_logit_rows` rows in `logit_rows`, logits for the first `num_logits` of those. cos, signed sin [positions, head_dim];
+ * `cache` is that of the first layer, those of the others lie `layer_stride` scalars apart. */
 typedef struct {
-    int64_t layers, views, rows, num_logit_rows, num_logits, hidden, intermediate, heads, kv_heads, head_dim;
-    int64_t sequence_stride, head_stride, layer_stride, threads;
-} PassDims;
+    const ViewRows *views;
+    const int64_t *logit_rows;
+    int64_t num_views, rows, num_logit_rows, num_logits;
+    const float *cos, *sin;
+    KVCache cache;
+    int64_t layer_stride;
+} ForwardBatch;
 
 /* What a pass spends its time on, in the order of `phase_seconds`. */
 enum {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "block_softmax.h"
+#include "forward_structs.h"
 #include "kv_cache.h"
 #include "linear_weights.h"
 #include "quantize.h"
@@ -17,6 +18,12 @@ int64_t struct_size(const char *name) {
         const char *name;
         int64_t size;
     } sizes[] = {
+        {"HeadNorms", sizeof(HeadNorms)},
+        {"AttentionWeights", sizeof(AttentionWeights)},
+        {"LayerWeights", sizeof(LayerWeights)},
+        {"ModelWeights", sizeof(ModelWeights)},
+        {"ViewRows", sizeof(ViewRows)},
+        {"ForwardBatch", sizeof(ForwardBatch)},
         {"LinearWeights", sizeof(LinearWeights)},
         {"QuantizedRows", sizeof(QuantizedRows)},
         {"KVCache", sizeof(KVCache)},
