@@ -62,7 +62,7 @@ def test_int8_without_fast_kernels_warns_that_it_is_slow(tmp_path, monkeypatch):
     assert orthrus.load(str(checkpoint), dtype="float32").warnings == []
     monkeypatch.setenv("CC", "no-such-compiler")
     warnings = orthrus.load(str(checkpoint), dtype="float32", quantize="int8").warnings
-    assert any("no fast int8 products here" in warning for warning in warnings)
+    assert any("no fast int8 kernels here" in warning for warning in warnings)
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
