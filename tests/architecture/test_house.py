@@ -41,7 +41,7 @@ LAYERS = {
     "backends": ["interface", "linears", "torch", "invariance", "native", "triton", "select"],
     "runner": ["float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "prepare"],
     "decoding": [
-        "noise", "processors", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules", "reference",
+        "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules", "reference",
         "propose", "cycles", "cycle", "planning", "engine",
     ],
 }  # fmt: skip

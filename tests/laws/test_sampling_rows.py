@@ -14,6 +14,7 @@ import torch
 
 from orthrus.config import SamplingParams
 from orthrus.decoding.drafts import Draft
+from orthrus.decoding.filters import top_p_border_by_row, top_p_border_by_sort
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler, probabilities, sample
@@ -120,18 +121,23 @@ def check(params, logits_RV):
     (draft,) = exact.propose([Proposal(sampler, logits_RV, 20, 0)])
     assert draft.tokens == alone
     q = [] if params.greedy else [reference.probabilities(row) for row in logits_RV]
-    (found,) = probabilities([RowRequest(sampler, logits_RV, 20)]) if q else [()]
+    found = distributions(RowRequest(sampler, logits_RV, 20)) if q else []
     assert all(bits(one, other) for one, other in zip(found, q, strict=True))
     expected, p = [], []
     for n, row in enumerate(logits_RV):
         p += [] if params.greedy else [reference.probabilities(row)]
         expected.append(reference.token(row, 20 + n))
         reference.keep(expected[-1])
-    (found,) = probabilities([RowRequest(sampler, logits_RV, 20, expected[:-1])]) if p else [()]
+    found = distributions(RowRequest(sampler, logits_RV, 20, expected[:-1])) if p else []
     assert all(bits(one, other) for one, other in zip(found, p, strict=True))
     (verdict,) = exact.verify([Check(sampler, logits_RV, Draft(expected[:-1]), 20)])
     assert verdict.tokens == expected
     assert verdict.accepted == len(logits_RV) - 1
+
+
+def distributions(request):
+    (found,) = probabilities([request])
+    return list(found)
 
 
 def bits(one, other):
@@ -159,8 +165,7 @@ def test_so_it_does_where_logits_are_no_numbers():
         params = SamplingParams(temperature=0.8, **filters)
         sampler, reference = made(params, 320)
         assert sample([RowRequest(sampler, rows, 0)]) == [[reference.token(row, n) for n, row in enumerate(rows)]]
-        (found,) = probabilities([RowRequest(sampler, rows, 0)])
-        for one, row in zip(found, rows, strict=True):
+        for one, row in zip(distributions(RowRequest(sampler, rows, 0)), rows, strict=True):
             assert torch.equal(one.nan_to_num(2.0), reference.probabilities(row).nan_to_num(2.0))
 
 
@@ -180,14 +185,15 @@ def test_a_batch_equals_its_sequences_alone(device, vocab):
     assert sample(requests) == sample(copies) == alone
     assert sample(requests[::-1]) == alone[::-1]
     drawn = [request for request in requests if not request.sampler.params.greedy]
-    for one, request in zip(probabilities(drawn), drawn, strict=True):
-        assert bits(one, probabilities([request])[0])
-        rows = [
-            RowRequest(request.sampler, request.logits_RV[n : n + 1].clone(), request.position + n)
-            for n in range(len(one))
-        ]
+    for found, request in zip(probabilities(drawn), drawn, strict=True):
+        together = torch.stack(list(found))
+        assert bits(together, torch.stack(distributions(request)))
         if not request.sampler.processors.active:
-            assert bits(one, torch.cat([probabilities([row])[0] for row in rows]))
+            rows = [
+                RowRequest(request.sampler, row[None].clone(), request.position + n)
+                for n, row in enumerate(request.logits_RV)
+            ]
+            assert bits(together, torch.cat([distributions(row)[0][None] for row in rows]))
     checks = [Check(r.sampler, r.logits_RV, Draft(list(r.drafts)), r.position) for r in requests]
     assert [v.tokens for v in rejection.verify(checks[:60])] == [
         rejection.verify([Check(made(settings[n], vocab, n)[0], c.logits_RV, c.draft, c.position)])[0].tokens
@@ -203,6 +209,7 @@ def test_operations_over_many_rows_keep_the_bits_of_one(vocab):
         scores_NV[rows // 2, ::3] = -math.inf
         for operation in (
             lambda x: x.softmax(dim=-1),
+            lambda x: x.exp().double().cumsum(dim=-1).float(),
             lambda x: x.topk(min(x.shape[-1], 20)).values,
             lambda x: (x - x[..., :1]).exp(),
             lambda x: x / torch.full_like(x[..., :1], 0.8),
@@ -212,6 +219,18 @@ def test_operations_over_many_rows_keep_the_bits_of_one(vocab):
             assert all(bits(whole[n], operation(scores_V[None])[0]) for n, scores_V in enumerate(scores_NV))
         for scores_V in scores_NV:  # not over many rows: there it depends on the number of threads
             assert bits(scores_V.logsumexp(dim=-1), scores_V[None].logsumexp(dim=-1)[0])
+
+
+@pytest.mark.parametrize("vocab", [33, 320, 4097])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 0.9999, 1 - 1e-9])
+def test_both_ways_to_the_border_of_top_p_end_there(vocab, top_p):
+    rows = logits_of(12, vocab, dtype=torch.float32)
+    rows[0], rows[1, : vocab // 2], rows[2, 5], rows[3, 7], rows[4] = 0.0, -math.inf, math.inf, math.nan, math.nan
+    rows[5, 1:], rows[6], rows[7, [3, 10, 20]], rows[8] = -math.inf, -math.inf, 30.0, rows[8] * 20
+    rows[9] = rows[9].bfloat16().float()
+    expected = torch.stack([top_p_border(row, top_p) for row in rows])[:, None].nan_to_num(1e9)
+    assert torch.equal(top_p_border_by_row(rows, top_p).nan_to_num(1e9), expected)
+    assert torch.equal(top_p_border_by_sort(rows, top_p).nan_to_num(1e9), expected)
 
 
 @pytest.mark.parametrize("position", [0, 5, 2**40])

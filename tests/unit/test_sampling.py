@@ -11,9 +11,10 @@ import torch
 
 from orthrus.config import SamplingParams
 from orthrus.decoding.drafts import Draft
+from orthrus.decoding.filters import filter_scores
 from orthrus.decoding.noise import AddressedNoise, Purpose
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
-from orthrus.decoding.sampling import RowRequest, Sampler, best, filter_scores, sample
+from orthrus.decoding.sampling import RowRequest, Sampler, best, sample
 from orthrus.decoding.sequence import Limits
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])

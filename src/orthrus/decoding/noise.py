@@ -50,19 +50,21 @@ class AddressedNoise:
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
-        self._recent: dict[tuple[int, int], Tensor] = {}
+        self._recent: dict[int, Tensor] = {}
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
         """Standard Gumbel noise [V], fp32. Draft and target of one position share it, so recent rows are kept."""
-        address = (position, vocab_size)
-        if address not in self._recent:
+        noise_V = self._recent.get(position)
+        if noise_V is None or len(noise_V) < vocab_size:
             if len(self._recent) >= _CACHED_POSITIONS:
                 del self._recent[min(self._recent)]
-            self._recent[address] = self._draw(position, vocab_size)
-        return self._recent[address]
+            noise_V = self._recent[position] = _gumbel(self._generator(position, Purpose.TOKEN).random(vocab_size))
+        return noise_V[:vocab_size]
 
     def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
         """See `Noise`. A step of the counter gives the values of four tokens, so any token's can be drawn directly."""
+        if position in self._recent:
+            return self._recent[position][torch.tensor(tokens)]
         generator, uniform = self._generator(position, Purpose.TOKEN), np.empty(len(tokens))
         state = generator.bit_generator.state
         for index, token in enumerate(tokens):
@@ -79,9 +81,6 @@ class AddressedNoise:
         counter = np.array([0, block, position, purpose], dtype=np.uint64)
         key = np.array([self.seed, self.sample_index], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-    def _draw(self, position: int, vocab_size: int) -> Tensor:
-        return _gumbel(self._generator(position, Purpose.TOKEN).random(vocab_size))
 
 
 def _gumbel(uniform: npt.NDArray[np.float64]) -> Tensor:

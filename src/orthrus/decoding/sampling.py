@@ -1,17 +1,18 @@
 """From logits to the AR view's own token: argmax, or argmax(log p + Gumbel noise), after all processors.
 
 `sample` and `probabilities` take all rows of all sequences of a pass in one call and compute on the device of the
-logits. A row's bits do not depend on the other rows of the call: an operation that does not keep them runs on one row
-at a time. No row waits for the token of the row before it: the rows of a verified block name the drafts before them,
-and a `Sampler` advances only by the tokens that are kept, so it never rolls back.
+logits. A row's bits do not depend on the other rows of the call. The rows of a verified block name the drafts that they
+assume, so no row needs the token of the row before it, and a `Sampler` advances only by the tokens that are kept, so
+it never rolls back. A GPU filters and samples all rows at once. A CPU does that row by row and leaves out the rows
+after the first refused draft, since it would gain nothing from more rows at once.
 
-N rows of a call, R rows of one sequence, V vocabulary, C candidates of top-p.
+N rows of a call, R rows of one sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,11 +21,10 @@ import torch
 from torch import Tensor
 
 from orthrus.config import SamplingParams
+from orthrus.decoding.filters import filter_scores, filters, softmax
 from orthrus.decoding.noise import Noise
 from orthrus.decoding.processors import LogitProcessors, process
 
-_LIKELY = 64
-"""The set of top-p is first looked for among tokens with at least this share of what it may leave out."""
 _FEW = 64
 """Up to this many tokens, it is faster to draw the noise of each than that of the whole vocabulary."""
 
@@ -63,22 +63,31 @@ class RowRequest:
 
 
 def sample(requests: Sequence[RowRequest]) -> list[list[int]]:
-    """The AR view's own token of every row of every request. Advances no sampler."""
+    """The AR view's own token of each row of each request. Advances no sampler.
+
+    The tokens of a request may end with the first that is not the draft of its row: later rows assume that draft.
+    """
     plain = [r for r in requests if r.sampler.params.plain]
     others = [r for r in requests if not r.sampler.params.plain]
-    plain_tokens = iter(best(_stack(plain)) if plain else ())
-    other_tokens = iter(best(_add_noise(_scores(others), others)) if others else ())
-    return [list(islice(plain_tokens if r.sampler.params.plain else other_tokens, len(r.logits_RV))) for r in requests]
+    plain_tokens = iter(_split(best(_stack(plain)), plain) if plain else ())
+    other_tokens = iter(_sample(_scores(others), others) if others else ())
+    return [next(plain_tokens if r.sampler.params.plain else other_tokens) for r in requests]
 
 
-def probabilities(requests: Sequence[RowRequest]) -> list[Tensor]:
-    """Per request, the distributions [R, V], fp32, that the tokens of its rows are drawn from. Advances no sampler.
+def probabilities(requests: Sequence[RowRequest]) -> list[Iterator[Tensor]]:
+    """Per request, the distributions [V], fp32, that the tokens of its rows are drawn from. Advances no sampler.
 
-    Every sampler samples: none is greedy.
+    All requests sample: none is greedy. On a CPU, a row is filtered when it is asked for.
     """
     if not requests:
         return []
-    return list(_softmax(_scores(requests)).split([len(r.logits_RV) for r in requests]))
+    scores_NV = _scores(requests)
+    if scores_NV.is_cpu:
+        return [
+            _distributions(one, r.sampler.params) for one, r in zip(_pieces(scores_NV, requests), requests, strict=True)
+        ]
+    _filter_all(scores_NV, requests)
+    return [(softmax(scores_V) for scores_V in scores_RV) for scores_RV in _pieces(scores_NV, requests)]
 
 
 def best(logits_NV: Tensor) -> list[int]:
@@ -95,24 +104,11 @@ def best(logits_NV: Tensor) -> list[int]:
     return torch.argmax(logits_NV, dim=-1).tolist()
 
 
-def filter_scores(scores_NV: Tensor, params: SamplingParams) -> Tensor:
-    """Set all tokens outside top-k, top-p and min-p to -inf, in place. Ties at a border are kept. Scores are fp32."""
-    if 0 < params.top_k < scores_NV.shape[1]:
-        border_N1 = scores_NV.topk(params.top_k).values[:, -1:]
-        scores_NV.masked_fill_(scores_NV < border_N1, -math.inf)
-    if params.top_p < 1.0:
-        scores_NV.masked_fill_(scores_NV < _top_p_border(scores_NV, params.top_p), -math.inf)
-    if params.min_p > 0.0:
-        p_NV = _softmax(scores_NV)
-        scores_NV.masked_fill_(p_NV < params.min_p * p_NV.amax(dim=-1, keepdim=True), -math.inf)
-    return scores_NV
-
-
 def _stack(requests: Sequence[RowRequest]) -> Tensor:
     """All rows [N, V]: a view where the requests are adjacent slices of one tensor, else a copy."""
     pieces = [r.logits_RV for r in requests]
-    first, rows = pieces[0], 0
-    for piece in pieces:
+    first, rows = pieces[0], len(pieces[0])
+    for piece in pieces[1:]:
         if (
             piece.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
             or piece.storage_offset() != first.storage_offset() + rows * first.stride(0)
@@ -120,100 +116,87 @@ def _stack(requests: Sequence[RowRequest]) -> Tensor:
         ):
             return torch.cat(pieces)
         rows += len(piece)
-    return first.as_strided((rows, first.shape[1]), first.stride())
+    return first.as_strided((rows, first.shape[1]), first.stride()) if len(pieces) > 1 else first
+
+
+def _split(tokens: list[int], requests: Sequence[RowRequest]) -> list[list[int]]:
+    each = iter(tokens)
+    return [list(islice(each, len(r.logits_RV))) for r in requests]
+
+
+def _pieces(scores_NV: Tensor, requests: Sequence[RowRequest]) -> Sequence[Tensor]:
+    return scores_NV.split([len(r.logits_RV) for r in requests])
 
 
 def _scores(requests: Sequence[RowRequest]) -> Tensor:
-    """New scores [N, V], fp32: the logits after all processors and, of sampled rows, after temperature and filters."""
+    """New scores [N, V], fp32: the logits after all processors and temperature, before filters."""
     scores_NV = _stack(requests).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     process(scores_NV, [(r.sampler.processors, len(r.logits_RV), r.drafts) for r in requests])
     params = [r.sampler.params for r in requests for _ in range(len(r.logits_RV))]
     temperatures = [1.0 if one.greedy else one.temperature for one in params]
+    # By a tensor: a GPU divides by a number as it multiplies by the inverse, which rounds differently.
     scores_NV /= torch.tensor(temperatures, dtype=torch.float32, device=scores_NV.device)[:, None]
-    groups: dict[tuple[int, float, float], list[int]] = {}
-    for row, one in enumerate(params):
-        if _filters(one):
-            groups.setdefault((one.top_k, one.top_p, one.min_p), []).append(row)
-    for rows in groups.values():
-        if len(rows) == len(scores_NV):
-            filter_scores(scores_NV, params[0])
+    return scores_NV
+
+
+def _sample(scores_NV: Tensor, requests: Sequence[RowRequest]) -> list[list[int]]:
+    pieces = _pieces(scores_NV, requests)
+    if scores_NV.is_cpu:
+        return [_sample_in_turn(scores_RV, r) for scores_RV, r in zip(pieces, requests, strict=True)]
+    _filter_all(scores_NV, requests)
+    for scores_RV, r in zip(pieces, requests, strict=True):
+        for position, scores_V in enumerate(scores_RV, start=r.position):
+            _add_noise(scores_V, r.sampler, position)
+    return _split(best(scores_NV), requests)
+
+
+def _sample_in_turn(scores_RV: Tensor, request: RowRequest) -> list[int]:
+    """Row by row, up to the first token that is not the draft of its row."""
+    tokens: list[int] = []
+    for row, scores_1V in enumerate(scores_RV.split(1)):
+        if not request.sampler.params.greedy:
+            filter_scores(scores_1V, request.sampler.params)
+        _add_noise(scores_1V[0], request.sampler, request.position + row)
+        tokens += best(scores_1V)
+        if row < len(request.drafts) and tokens[-1] != request.drafts[row]:
+            break
+    return tokens
+
+
+def _distributions(scores_RV: Tensor, params: SamplingParams) -> Iterator[Tensor]:
+    """Row by row."""
+    for scores_1V in scores_RV.split(1):
+        yield softmax(filter_scores(scores_1V, params)[0])
+
+
+def _filter_all(scores_NV: Tensor, requests: Sequence[RowRequest]) -> None:
+    """Filter all rows in place, those of the same parameters at once."""
+    groups: dict[tuple[int, float, float], tuple[SamplingParams, list[int]]] = {}
+    first = 0
+    for r in requests:
+        params, rows = r.sampler.params, range(first, first := first + len(r.logits_RV))
+        if filters(params) and not params.greedy:
+            groups.setdefault((params.top_k, params.top_p, params.min_p), (params, []))[1].extend(rows)
+    for params, group in groups.values():
+        if len(group) == len(scores_NV):
+            filter_scores(scores_NV, params)
         else:
-            scores_NV[rows] = filter_scores(scores_NV[rows], params[rows[0]])
-    return scores_NV
+            scores_NV[group] = filter_scores(scores_NV[group], params)
 
 
-def _filters(params: SamplingParams) -> bool:
-    return not params.greedy and (params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0)
+def _add_noise(scores_V: Tensor, sampler: Sampler, position: int) -> None:
+    """Add the Gumbel noise of a row, in place, where it is sampled. Tokens at -inf cannot win: they may go without."""
+    if sampler.params.greedy:
+        return
+    tokens = _kept(scores_V) if filters(sampler.params) else None
+    if tokens is None or len(tokens) > _FEW:
+        scores_V += sampler.noise.gumbel(position, len(scores_V)).to(scores_V.device)
+    elif len(tokens) > 1:
+        scores_V[tokens] += sampler.noise.gumbel_of(position, tokens.tolist()).to(scores_V.device)
 
 
-def _add_noise(scores_NV: Tensor, requests: Sequence[RowRequest]) -> Tensor:
-    """Add Gumbel noise to the sampled rows, in place. Tokens at -inf cannot win, so they may go without."""
-    rows = iter(scores_NV)
-    for request in requests:
-        params, noise = request.sampler.params, request.sampler.noise
-        for position, scores_V in enumerate(islice(rows, len(request.logits_RV)), start=request.position):
-            if params.greedy:
-                continue
-            tokens = _kept(scores_V) if _filters(params) else None
-            if tokens is None or len(tokens) > _FEW:
-                scores_V.add_(noise.gumbel(position, len(scores_V)).to(scores_V.device))
-            elif len(tokens) > 1:
-                index = torch.tensor(tokens, device=scores_V.device)
-                scores_V[index] += noise.gumbel_of(position, tokens).to(scores_V.device)
-    return scores_NV
-
-
-def _kept(scores_V: Tensor) -> list[int]:
+def _kept(scores_V: Tensor) -> Tensor:
     """The tokens above -inf."""
     if scores_V.is_cpu:  # several times faster than torch
-        kept: list[int] = np.flatnonzero(scores_V.numpy() > -math.inf).tolist()
-        return kept
-    return (scores_V > -math.inf).nonzero().flatten().tolist()
-
-
-def _softmax(scores_NV: Tensor) -> Tensor:
-    if scores_NV.is_cpu:
-        return scores_NV.softmax(dim=-1)
-    return torch.stack([scores_V.softmax(dim=-1) for scores_V in _rows_apart(scores_NV)])
-
-
-def _rows_apart(scores_NV: Tensor) -> list[Tensor]:
-    """Each row [V], on a GPU in storage of its own: how a sum splits may depend on the alignment of its row there."""
-    return [scores_V if scores_V.is_cpu else scores_V.clone() for scores_V in scores_NV]
-
-
-def _top_p_border(scores_NV: Tensor, top_p: float) -> Tensor:
-    """Of each row, the score [N, 1] of the last token of the smallest set whose probability reaches `top_p`."""
-    # One row at a time: torch splits a sum over the threads by how many sums there are.
-    total_N1 = torch.stack([scores_V.logsumexp(dim=-1, keepdim=True) for scores_V in _rows_apart(scores_NV)])
-    border_N1, found_N1 = _border_among(scores_NV, total_N1, top_p, _LIKELY)
-    if not found_N1.all():  # what has less than 1/V of the rest cannot be needed
-        left = (~found_N1[:, 0]).nonzero()[:, 0]
-        scores_MV = scores_NV[left]
-        border_M1, found_M1 = _border_among(scores_MV, total_N1[left], top_p, scores_NV.shape[1])
-        border_N1[left] = torch.where(found_M1, border_M1, scores_MV.amin(dim=-1, keepdim=True))
-    return border_N1
-
-
-def _border_among(scores_NV: Tensor, total_N1: Tensor, top_p: float, share: int) -> tuple[Tensor, Tensor]:
-    """The border of each row, and whether it is among the tokens with at least 1/`share` of what may be left out."""
-    least_N1 = (total_N1.double() + math.log((1 - top_p) / share)).float()
-    best_NC = _descending(scores_NV, least_N1)
-    # One row at a time: a GPU splits a cumulative sum by how many there are.
-    reached_NC = torch.stack([p_C.cumsum(dim=-1) for p_C in (best_NC - total_N1).exp().double()])
-    last_N1 = (reached_NC < top_p).sum(dim=-1, keepdim=True).clamp_(max=best_NC.shape[1] - 1)
-    border_N1 = best_NC.gather(1, last_N1)
-    return border_N1, border_N1 >= least_N1
-
-
-def _descending(scores_NV: Tensor, least_N1: Tensor) -> Tensor:
-    """The scores of each row, the largest first. Those below its `least` may be replaced by fewer of -inf."""
-    if not scores_NV.is_cpu:
-        return scores_NV.sort(dim=-1, descending=True).values
-    scores = scores_NV.numpy()  # sorts values alone, many times faster than torch
-    likely = scores >= least_N1.numpy()
-    counts = np.count_nonzero(likely, axis=1)
-    best = np.full((len(scores), counts.max() + 1), -math.inf, dtype=np.float32)
-    best[np.arange(best.shape[1]) < counts[:, None]] = scores[likely]
-    best.sort(axis=1)
-    return torch.from_numpy(best[:, ::-1].copy())
+        return torch.from_numpy(np.flatnonzero(scores_V.numpy() > -math.inf))
+    return (scores_V > -math.inf).nonzero()[:, 0]

@@ -8,7 +8,7 @@ Letters: p target, q draft, u uniform.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,19 +35,20 @@ def verify(checks: Sequence[Check]) -> list[Verdict]:
     return [next(greedy) if c.sampler.params.greedy else _judge(c, next(p)) for c in checks]
 
 
-def _draft(proposal: Proposal, q_RV: Tensor) -> Draft:
+def _draft(proposal: Proposal, q: Iterator[Tensor]) -> Draft:
     """Rows from the first on whose q is no distribution (the view gave NaN) draft nothing."""
-    q_RV = q_RV[: int(q_RV.isfinite().all(dim=-1).long().cumprod(0).sum())]
+    q_RV = torch.stack(list(q))
+    q_RV = q_RV[: int(q_RV.amax(dim=-1).isfinite().long().cumprod(0).sum())]
     noise, position, block = proposal.sampler.noise, proposal.position, proposal.block
     tokens = [_draw(q_V, noise.uniform(position + row, Purpose.DRAFT, block)) for row, q_V in enumerate(q_RV)]
     return Draft(tokens, q_RV)
 
 
-def _judge(check: Check, p_RV: Tensor) -> Verdict:
+def _judge(check: Check, p: Iterator[Tensor]) -> Verdict:
     noise, draft = check.sampler.noise, check.draft
     tokens: list[int] = []
     for row, drafted in enumerate(draft.tokens):
-        p_V, at = p_RV[row], check.position + row
+        p_V, at = next(p), check.position + row
         q_V = draft.q_RV[row] if draft.q_RV is not None else _point_mass(drafted, p_V)
         if noise.uniform(at, Purpose.ACCEPT) * q_V[drafted] >= p_V[drafted]:
             residual_V = (p_V - q_V).clamp_(min=0)
@@ -57,7 +58,7 @@ def _judge(check: Check, p_RV: Tensor) -> Verdict:
             break
         tokens.append(drafted)
     else:
-        tokens.append(_draw(p_RV[-1], noise.uniform(check.position + len(tokens), Purpose.TOKEN)))
+        tokens.append(_draw(next(p), noise.uniform(check.position + len(tokens), Purpose.TOKEN)))
     check.sampler.advance(tokens)
     return Verdict(tokens, accepted=len(tokens) - 1)
 
