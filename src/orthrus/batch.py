@@ -1,8 +1,8 @@
-"""The records of one forward pass: which rows it has, where their keys go, and what they attend to.
+"""The records of one forward pass: its rows, the cache slots of their keys, and their attention metadata.
 
-A pass has rows of one or two views. The linear maps see all rows one after another. Attention sees them either ragged
-(by `AttentionMetadata`) or, for kernels that take a mask, as a rectangle of queries (see `SlotMapping.query_shape`).
-All of it is plain integers until an executor copies them to its device in one piece.
+A pass has rows of one or two views. Linear maps get all rows concatenated. Attention gets them either ragged (described
+by `AttentionMetadata`) or, for kernels that take a mask, as a rectangle of queries (see `SlotMapping.query_shape`).
+All of this is plain integers until an executor copies them to its device at once.
 
 Shapes: N rows of a view without padding, S segments, B sequences of the batch, E head dimension.
 """
@@ -22,7 +22,7 @@ ViewName = Literal["ar", "diffusion"]
 
 
 class Segment(NamedTuple):
-    """Consecutive rows of one sequence that attend alike: the AR rows of a sequence, or the rows of one draft block.
+    """Consecutive rows of one sequence: its AR rows, or the rows of one draft block.
 
     Besides the first `kv_lens` keys of the sequence, every row of the segment attends to the cache slots `own_start` to
     `own_stop` (a block's own keys; empty for AR rows).
@@ -39,11 +39,11 @@ class Segment(NamedTuple):
 class ViewRows:
     """The rows of one view, in ascending order of position within each segment.
 
-    tokens: one per row, then padding up to the multiple that the linear maps want. Per row without padding: its
+    tokens: one per row, then padding up to the multiple that the linear maps need. Per row without padding: its
     position, its sequence, the cache slot of its key, its row in the rectangle of queries, and `kv_lens`: how many of
     the first keys of its sequence it attends to. query_shape: sequences and rows of that rectangle.
 
-    The slot of an AR row is its position. Blocks that share a pass with AR rows write their keys behind those rows.
+    The slot of an AR row is its position. Blocks that share a pass with AR rows write their keys after those rows.
     """
 
     view: ViewName
@@ -63,14 +63,14 @@ class ViewRows:
 
     @property
     def integers(self) -> list[list[int]]:
-        """Everything that differs between passes of one shape: tokens, slot mapping [3 N], positions, segments [5 S],
+        """All values that differ between passes of one shape: tokens, slot mapping [3 N], positions, segments [5 S],
         kv_lens."""
         mapping = [*self.query_rows, *self.sequences, *self.slots]
         return [self.tokens, mapping, self.positions, [*chain(*self.segments)], self.kv_lens]
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """Everything else."""
+        """The shape of these rows: everything that is not in `integers`."""
         sizes = len(self.tokens), len(self.positions), len(self.segments)
         return self.view, *sizes, self.query_shape, self.max_segment_rows
 
@@ -97,7 +97,7 @@ class ForwardBatch:
 
     @property
     def integers(self) -> list[list[int]]:
-        """Everything that differs between passes of one shape: of each view, then `logit_rows`."""
+        """All values that differ between passes of one shape: those of each view, then `logit_rows`."""
         return [*chain.from_iterable(rows.integers for rows in self.views), self.logit_rows]
 
 
@@ -118,14 +118,14 @@ class SlotMapping:
 
     @property
     def full(self) -> bool:
-        """Whether every row of the rectangle is taken."""
+        """Whether every row of the rectangle has a row mapped to it."""
         return self.table_3N.shape[1] == self.query_shape[0] * self.query_shape[1]
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """What the rows of a view attend to, ragged, on the device: segments [S, 5] (see `Segment`), kv_lens [N], and the
-    rows of the longest segment."""
+    """Ragged attention metadata of a view on the device: segments [S, 5] (see `Segment`), kv_lens [N], and the number
+    of rows in the longest segment."""
 
     segments: Tensor
     kv_lens: Tensor

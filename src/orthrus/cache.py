@@ -1,9 +1,9 @@
-"""The key/value cache that both views share: preallocated slots, one length per slot, few verbs.
+"""The key/value cache that both views share: preallocated slots with one length per slot.
 
-The cache of a slot is its first `lengths[slot]` positions. What lies beyond is workspace: a pass writes the rows it
-runs there, and `commit` decides how many of them become cache. Rollback is the same verb. A diffusion pass writes its
-block into the workspace and commits nothing, so it leaves the cache untouched and needs no attention over two places.
-So `commit` may shorten a slot, or lengthen it over rows that an AR pass has just written; nothing else stays there.
+The cache of a slot is its first `lengths[slot]` positions. The positions after them are workspace: a pass writes the
+keys of its rows there, and `commit` sets how many of them become cache. A rollback is a `commit` with a smaller length.
+A diffusion pass writes its block into the workspace and commits nothing: it leaves the cache untouched, and attention
+reads one buffer. `commit` may therefore shorten a slot, or extend it over rows that an AR pass has just written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class KVCache:
 
     @torch.inference_mode()
     def reserve(self, positions: int) -> None:
-        """Make room for `positions` positions in every slot. New memory is zero: a masked key must not be NaN."""
+        """Allocate at least `positions` positions in every slot. New memory is zero: a masked key must not be NaN."""
         missing = -(-positions // KEY_BLOCK) * KEY_BLOCK - self.capacity
         if missing > 0:
             shape = (*self.keys.shape[:3], missing, self.keys.shape[4])
@@ -47,13 +47,13 @@ class KVCache:
         return CacheWindow(self, start, stop)
 
     def commit(self, slot: int, length: int) -> None:
-        """Set the length of a slot: rows written up to it are cache, all beyond is workspace again."""
+        """Set the length of a slot: positions up to it are cache, positions after it are workspace."""
         assert 0 <= length <= self.capacity, (length, self.capacity)
         self.lengths[slot] = length
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
-        """Copy one slot over another, so that the sequences in flight stay in the first slots."""
+        """Copy one slot over another, so that active sequences stay in the first slots."""
         length = self.lengths[source]
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
@@ -61,7 +61,7 @@ class KVCache:
 
 
 class CacheWindow:
-    """Slots `start` to `stop` of a cache as one pass sees them: B = stop - start sequences."""
+    """The slots `start` to `stop` of a cache, for one pass over B = stop - start sequences."""
 
     def __init__(self, cache: KVCache, start: int, stop: int) -> None:
         self._cache, self._slots = cache, slice(start, stop)
@@ -77,7 +77,7 @@ class CacheWindow:
         return self._cache.keys[:, self._slots], self._cache.values[:, self._slots]
 
     def reserve(self, positions: int) -> None:
-        """Make room for `positions` positions in every slot of the cache."""
+        """Allocate at least `positions` positions in every slot of the cache."""
         self._cache.reserve(positions)
 
     def layers(self, span: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,7 +1,7 @@
 """Attention masks as index predicates, and as additive biases for kernels that take one.
 
-No tensor of size rows x context is stored. One vector per sequence holds a causal bias: whether row r attends to key
-s depends on r + s alone, so every row reads the vector at an offset of its own. The rows of a draft block share one.
+No tensor of size rows x context is stored. A causal bias is one vector per sequence: whether row r attends to key s
+depends only on r + s, so every row reads the vector at its own offset. The rows of a draft block share one vector.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def attends(row: int, key: int, length: int, parents: Sequence[int]) -> bool:
 
 
 def causal_bias(lengths: Sequence[int], rows: int, padded: int, span: int, like: Tensor) -> Tensor:
-    """Causal rows in *descending* order of position [B, 1, padded, span]: row r stands at length + rows - 1 - r.
+    """Causal rows in *descending* order of position [B, 1, padded, span]: row r has position length + rows - 1 - r.
 
     Row r attends to key s where s <= length + rows - 1 - r, that is where r + s < length + rows. Rows from `rows` on
     are padding, whose results are never read. Dtype and device are those of `like`.

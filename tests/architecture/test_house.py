@@ -41,8 +41,8 @@ LAYERS = {
     "backends": ["interface", "linears", "torch", "invariance", "native", "triton", "select"],
     "runner": ["float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "prepare"],
     "decoding": [
-        "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules", "reference",
-        "propose", "cycles", "cycle", "planning", "engine",
+        "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules",
+        "reference", "propose", "cycles", "cycle", "planning", "engine",
     ],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""

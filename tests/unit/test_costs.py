@@ -36,7 +36,7 @@ def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):
         seconds = [each for _, each in table]
         assert seconds == sorted(seconds)
     assert 1 in passes and found.rows[0][1] < 10.0
-    assert found.drafting[0][1] >= costs.AROUND <= found.block_overhead
+    assert found.drafting[0][1] >= costs.DRAFT_OVERHEAD <= found.block_overhead
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -90,7 +90,7 @@ def test_measuring_ends_in_time_on_a_slow_machine(monkeypatch):
     monkeypatch.setattr(costs, "perf_counter", clock)
     monkeypatch.setattr(type(tiny.runner()), "diffuse", diffuse)
     costs.measure(tiny.runner())
-    assert len(drafted) == (1 + costs.FEWEST_ROUNDS) * costs.REPEATS * len(costs.DRAFTED)
+    assert len(drafted) == (1 + costs.MIN_ROUNDS) * costs.REPEATS * len(costs.DRAFT_ROWS)
 
 
 @pytest.fixture

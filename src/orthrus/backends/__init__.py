@@ -1,1 +1,1 @@
-"""How fast: kernels behind one interface, their invariance probes, and the place that selects them."""
+"""Kernels behind one interface, the probes of their invariance, and the choice of the fastest ones."""

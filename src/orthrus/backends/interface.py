@@ -21,20 +21,20 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.model.layers import Linear
 
 MAX_ROWS = 512
-"""The most rows that a kernel is ever probed with, and so called with."""
+"""The maximum rows per call of a kernel. Kernels are probed up to this many."""
 CACHE_LIMIT = 1e15
 """Keys and values are clamped to this, NaN included: a key that a row does not attend to is multiplied by zero, and
 zero times inf or NaN is not zero. No model comes near it."""
 MIN_ATTENDED = 4
-"""Rows that torch's fused attention is called with at least: fewer take another path, which rounds differently, on some
-processors on few values only, so that a probe may miss it."""
+"""The minimum rows per call of torch's fused attention. Fewer rows take another code path, which rounds differently; on
+some processors it does so for few values only, so that a probe may miss it."""
 
 
 @dataclass(frozen=True)
 class RowRule:
     """How rows must be laid out for a kernel: pad to a `multiple`, call with at most `max_rows` rows.
 
-    `exact` is False where no layout was found under which the bits hold; the rule is then only the best guess.
+    `exact` is False if no layout was found under which the bits hold; the rule is then only the best guess.
     """
 
     multiple: int
@@ -52,10 +52,11 @@ class Attend(Protocol):
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """An attention kernel, its row rule (rows are those of one sequence), and the multiple of keys it must be given.
+    """An attention kernel, its row rule (for the rows of one sequence), and the multiple of keys it must be called
+    with.
 
-    single_row: whether one row may go alone, whatever the rule pads to. ragged: whether `Kernels.attend` runs; `attend`
-    is then its form that takes a mask, which only probes call.
+    single_row: whether one row may be passed without the padding of the rule. ragged: whether passes call
+    `Kernels.attend`; then `attend` is its wrapper that takes a mask, which only probes call.
     """
 
     attend: Attend
@@ -65,7 +66,7 @@ class AttentionChoice:
     ragged: bool = False
 
     def padded(self, rows: int) -> int:
-        """How many rows to give it for `rows` rows of a sequence."""
+        """The number of rows, padding included, to call the kernel with for `rows` rows of a sequence."""
         return rows if rows == 1 and self.single_row else -(-rows // self.rule.multiple) * self.rule.multiple
 
 
@@ -74,10 +75,11 @@ class ExecutableLinear(Linear):
 
     name = "torch linear"
     probed = True
-    """Whether its rule must be probed; not where every sum is exact in any order."""
+    """Whether the rule must be probed. Not needed if every sum is exact in any order."""
     least_multiple = 2
-    """A single row takes a matrix-vector path in most libraries, which rounds differently, though on some values only,
-    so that a probe may miss it: never trusted, unless a form states that it sums every row alone."""
+    """The smallest row multiple to probe. Most libraries compute a single row as a matrix-vector product, which rounds
+    differently, but for some values only, so that a probe may miss it. Multiple 1 is therefore probed only for kernels
+    that declare that they sum every row independently."""
 
     def __init__(self, plain: Linear, stored_bytes: int) -> None:
         nn.Module.__init__(self)
@@ -85,7 +87,7 @@ class ExecutableLinear(Linear):
         self.bias, self.shape, self.group_quantized = plain.bias, plain.shape, None
         self.rule = RowRule(2, MAX_ROWS, exact=False)
         self.stored_bytes = stored_bytes
-        """What a call reads of its weights."""
+        """Bytes of weights that one call reads."""
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """y [N, O]: rows padded to the multiple of the rule, at most `max_rows` of them per call."""
@@ -106,14 +108,14 @@ class ExecutableLinear(Linear):
 
 
 LinearForm = Callable[[], ExecutableLinear]
-"""Makes another form of a linear map, or raises RuntimeError where it cannot be had."""
+"""Makes a linear map with another kernel, or raises RuntimeError if that kernel is not available."""
 
 
 class Kernels(ABC):
     """The operations of one backend for one dtype and device.
 
-    build: identifies this set of kernels in whatever was measured with it. notice: why there are no faster kernels, in
-    one sentence; details: the compiler's words on it.
+    build: identifies these kernels in cached measurements. notice: one sentence on why faster kernels are not
+    available; details: the output of the compiler.
     """
 
     name: str
@@ -123,17 +125,17 @@ class Kernels(ABC):
 
     @abstractmethod
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
-        """Faster forms of a linear map to try, best first. A form that cannot run here raises RuntimeError when it is
-        made or called."""
+        """Faster forms of a linear map, best first. A form that cannot run on this machine raises RuntimeError when it
+        is made or called."""
 
     @abstractmethod
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
-        """The same for its int8 form: weights that a file holds in groups of four bits stay as they are."""
+        """The same for int8. Weights that their file stores in groups of four bits are not quantised again."""
 
     @abstractmethod
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """A faster, inexact form for passes that only draft: of a map of the diffusion view (`view`), or of a copy of
-        another map. None where there is none."""
+        another map. None if these kernels have none."""
 
     @abstractmethod
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -165,7 +167,8 @@ class Kernels(ABC):
 
     @abstractmethod
     def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row attends to. Rows are computed independently."""
+        """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row attends to. Rows are independent of each
+        other."""
 
     @abstractmethod
     def gate(self, gate_up_NF: Tensor) -> Tensor:

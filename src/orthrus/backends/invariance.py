@@ -1,9 +1,8 @@
-"""Which kernels keep their bits on this machine.
+"""Probes which kernels keep their bits on this machine.
 
-A kernel keeps the project's guarantee when an output row has the same bits whatever rows share the call, wherever in
-the call it stands, and however much masked context follows. No library promises that, so the kernel itself is run at
-the shapes in question. The weakest layout under which the bits held becomes its rule, by which passes are padded and
-split.
+A kernel keeps its bits if an output row does not depend on the other rows of the call, on its own offset in the call,
+or on the length of masked context after it. No library promises that, so each kernel is run at the shapes of the model.
+The weakest layout under which the bits hold becomes the row rule, by which passes are padded and split.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from orthrus.backends.interface import MAX_ROWS, Attend, RowRule
 from orthrus.config import KEY_BLOCK, DecoderConfig
 
 TILE = 16
+"""Rows per call of the reference result."""
 MULTIPLES = (1, 2, 4, 8)
-"""Paddings to try, weakest first."""
+"""Row multiples to try, weakest first."""
 PROBE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 24, 28, 31, 32)
 PROBE_LARGE_COUNTS = (33, 40, 48, 64, 72, 96, 128, 192, 256, 320, 384, 512)
 PROBE_OFFSETS = (1, 3, 7, 8, 13)
@@ -26,10 +26,10 @@ VISIBLE_KEYS = (7, 60, 130, 200, 300, 400, 500, 530, 700, 1000)
 KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
 
 
-def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, least: int = 2) -> RowRule:
-    """Probe `kernel` on slices of `rows_NI` (512 rows): the weakest rule under which every row has its bits.
+def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, min_multiple: int = 2) -> RowRule:
+    """Probe `kernel` on slices of `rows_NI` (512 rows): the weakest rule under which every row keeps its bits.
 
-    No multiple below `least` is tried: see `Linear.least_multiple`.
+    No multiple below `min_multiple` is tried: see `ExecutableLinear.least_multiple`.
     """
     expected = torch.cat([kernel(tile) for tile in rows_NI.split(TILE)])
 
@@ -37,7 +37,7 @@ def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, least: in
         part = slice(offset, offset + count)
         return torch.equal(kernel(rows_NI[part]), expected[part])
 
-    for multiple in (m for m in MULTIPLES if m >= least):
+    for multiple in (m for m in MULTIPLES if m >= min_multiple):
         if all(holds(n) for n in PROBE_COUNTS if n % multiple == 0) and all(holds(TILE, at) for at in PROBE_OFFSETS):
             large = [n for n in PROBE_LARGE_COUNTS if n % multiple == 0]
             return RowRule(multiple, MAX_ROWS if all(holds(n) for n in large) else max(PROBE_COUNTS))
@@ -45,7 +45,7 @@ def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, least: in
 
 
 class AttentionProbe:
-    """Random queries, keys and values at the shape of a model."""
+    """Probes attention kernels with random queries, keys and values of a model's shape."""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -58,20 +58,21 @@ class AttentionProbe:
         self._keys = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
         self._values = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
 
-    def row_rule(self, attend: Attend, least: int = 2) -> RowRule:
-        """The rule over rows; exact only if neither masked blocks nor neighbours in the batch change a bit."""
-        found = [
-            find_row_rule(lambda q, n=n: self._call(attend, q, n), self._queries, least)  # type: ignore[misc]
+    def row_rule(self, attend: Attend, min_multiple: int = 2) -> RowRule:
+        """The row rule. It is exact only if masked blocks and other sequences of the batch change no bit."""
+        rules = [
+            find_row_rule(lambda q, n=n: self._call(attend, q, n), self._queries, min_multiple)  # type: ignore[misc]
             for n in (7, 300, 1200)
         ]
         part = self._queries[:TILE]
         alone = self._call(attend, part, 300)
         others = [self._call(attend, part, 300, span=3 * KEY_BLOCK), self._call(attend, part, 300, sequences=2)]
-        exact = all(rule.exact for rule in found) and all(torch.equal(alone, other) for other in others)
-        return RowRule(max(rule.multiple for rule in found), min(rule.max_rows for rule in found), exact)
+        exact = all(rule.exact for rule in rules) and all(torch.equal(alone, other) for other in others)
+        return RowRule(max(rule.multiple for rule in rules), min(rule.max_rows for rule in rules), exact)
 
     def single_row(self, attend: Attend) -> bool:
-        """Whether one row alone has the bits it has among others: tried on many rows, as few values may differ."""
+        """Whether one row alone has the bits that it has among others. Tries many rows, because few values may
+        differ."""
         return all(
             torch.equal(self._call(attend, self._queries[row : row + 1], n), self._call(attend, tile, n)[row : row + 1])
             for n in VISIBLE_KEYS
@@ -80,7 +81,7 @@ class AttentionProbe:
         )
 
     def key_multiple(self, attend: Attend) -> int:
-        """The smallest multiple to which the number of keys can be rounded instead of 512 with the same bits."""
+        """The smallest multiple, instead of 512, to which the number of keys can be rounded with the same bits."""
         for multiple in KEY_MULTIPLES:
             if all(
                 torch.equal(self._call(attend, q, n, span=-(-n // multiple) * multiple), self._call(attend, q, n))
@@ -93,7 +94,7 @@ class AttentionProbe:
     def _call(self, attend: Attend, q_RF: Tensor, visible: int, *, span: int = 0, sequences: int = 1) -> Tensor:
         span = span or -(-visible // KEY_BLOCK) * KEY_BLOCK
         q_BRHE = q_RF.view(1, len(q_RF), *self._shape).expand(sequences, -1, -1, -1)
-        seen = torch.arange(span, device=q_RF.device) < visible
-        bias = torch.zeros(span, dtype=q_RF.dtype, device=q_RF.device).masked_fill(~seen, float("-inf"))
+        attended = torch.arange(span, device=q_RF.device) < visible
+        bias = torch.zeros(span, dtype=q_RF.dtype, device=q_RF.device).masked_fill(~attended, float("-inf"))
         keys, values = self._keys[:sequences, :, :span], self._values[:sequences, :, :span]
         return attend(q_BRHE, keys, values, bias.expand(sequences, 1, len(q_RF), span))[0]

@@ -1,7 +1,7 @@
 """Executable forms of a linear map on torch's own kernels.
 
-Which of them keep their bits on this machine, and under which `RowRule`, is probed by `invariance`. The forms in C are
-in `native/linears.py`.
+`invariance` probes which of them keep their bits on this machine, and under which `RowRule`. The forms in C are in
+`native/linears.py`.
 
 Shapes: N rows of a call (those of all sequences), I inputs, O outputs.
 """
@@ -18,7 +18,7 @@ from orthrus.quantization import GroupQuantized
 
 
 class TorchLinear(ExecutableLinear):
-    """On the weights as they are: what runs where no faster form keeps its bits."""
+    """`F.linear` on the plain weights: the fallback if no faster form keeps its bits."""
 
     def __init__(self, plain: Linear) -> None:
         super().__init__(plain, plain.weight.nbytes)
@@ -30,7 +30,7 @@ class TorchLinear(ExecutableLinear):
 
 
 class PackedLinear(ExecutableLinear):
-    """On weights packed once for oneDNN. (Its fused residual was measured slower than a separate addition.)"""
+    """oneDNN on weights that are packed once. (Its fused residual was measured slower than a separate addition.)"""
 
     name = "oneDNN, packed"
 
@@ -44,8 +44,8 @@ class PackedLinear(ExecutableLinear):
 
 
 class ExpandedLinear(ExecutableLinear):
-    """On weights expanded to fp32, with activations in fp32 and results rounded once: for processors without bf16
-    arithmetic, where emulating it is many times slower. Twice the bytes of the weights."""
+    """oneDNN on weights expanded to fp32, with fp32 activations and results rounded once. It is for processors without
+    bf16 arithmetic, whose emulation is many times slower. Reads twice the bytes."""
 
     name = "oneDNN, expanded to fp32"
 
@@ -63,8 +63,8 @@ class ExpandedLinear(ExecutableLinear):
 class Int8Linear(ExecutableLinear):
     """y = s_N s_O (q w^T) + b: int8 weights with a scale per output, int8 activations with a scale per row (W8A8).
 
-    Sums of integers are exact in any order, so no row depends on its neighbours. It is another map than its plain form:
-    a quantised backbone is a model of its own. This is the reference implementation, which sums in float64.
+    Integer sums are exact in any order, so no row depends on other rows. The map differs from its plain form: a
+    quantised backbone is another model. This is the reference implementation, which sums in float64.
     """
 
     name = "torch, int8"
@@ -89,12 +89,12 @@ class Int8Linear(ExecutableLinear):
         return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
 
     def sums(self, q_NI: Tensor) -> Tensor:
-        """q w^T [N, O], fp32, of whole numbers q in fp32."""
+        """q w^T [N, O], fp32; q holds integers in fp32."""
         return (q_NI.double() @ self._weight_IO).float()
 
 
 class GroupedLinear(ExecutableLinear):
-    """The same on weights in groups of four bits, as their file has them: W4A8.
+    """The same on weights in groups of four bits, as their file stores them (W4A8).
 
     y = s_N sum over groups (s_O (q w^T) + min_O sum q) + b, the groups in order. This is the reference implementation.
     """
@@ -125,7 +125,7 @@ class GroupedLinear(ExecutableLinear):
 
 def quantize_rows_int8(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of integers from -127 to 127, in fp32, and the scale of each [N, 1]."""
-    # a number over a tensor would be computed as the number times the reciprocal, rounded twice
+    # torch computes number / tensor as number * reciprocal, which rounds twice
     top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
     q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
     return q_NI, top_N1 / 127

@@ -1,4 +1,4 @@
-"""The one place that selects: kernels for a device, a form for every linear map, and an attention."""
+"""The one place that selects kernels: for a device, for every linear map, and for attention."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from orthrus.model.decoder import Decoder
 from orthrus.model.layers import Linear
 
 LinearForms = Callable[[Linear], Iterator[LinearForm]]
-"""Forms of a linear map to try, best first."""
+"""Gives the forms of a linear map to try, best first."""
 MLP = tuple[ExecutableLinear, ExecutableLinear]
 """gate_up and down of one layer."""
 
 
 def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> Kernels:
-    """The fastest kernels of a device. Where only torch's are left, `notice` states why."""
+    """The fastest kernels of a device. If only torch's are available, `notice` states why."""
     if device.type == "cpu":
         try:
             return NativeKernels(build.library(dtype, cache_directory))
@@ -56,21 +56,21 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
 @dataclass(frozen=True)
 class DraftWeights:
     """Low-precision copies for passes that only draft: the MLP of each layer, and the head. Where one is missing, the
-    exact weights serve."""
+    exact weights are used."""
 
     mlps: tuple[MLP | None, ...] = ()
     head: ExecutableLinear | None = None
 
     @property
     def linears(self) -> list[ExecutableLinear]:
-        """All of them."""
+        """All linear maps of the copies."""
         maps = [linear for mlp in self.mlps if mlp for linear in mlp]
         return [*maps, self.head] if self.head else maps
 
 
 def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) -> DraftWeights:
-    """Replace the maps of the diffusion view by low-precision forms where there are any, and with `copies` make such
-    copies of MLPs and head beside the exact weights. Drafts need not be exact: no token depends on them."""
+    """Replace the maps of the diffusion view by low-precision forms if the kernels have them. With `copies`, also make
+    low-precision copies of MLPs and head. Drafts need not be exact: no output token depends on them."""
     if decoder.diffusion is None:
         return DraftWeights()
     mlps: list[MLP | None] = []
@@ -85,7 +85,7 @@ def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) ->
 
 
 def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> None:
-    """Replace every plain `Linear` by the fastest form that keeps its bits here, with its row rule; or by that in int8.
+    """Replace every plain `Linear` by the fastest form, or fastest int8 form, that keeps its bits on this machine.
 
     Each distinct shape is probed once, on random values of its own dtype and device.
     """
@@ -99,7 +99,7 @@ def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> 
             key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None, stored)
             if key in chosen:
                 form, rule = chosen[key]
-                linear = next((made for made in _made(plain, forms) if type(made) is form), None) or TorchLinear(plain)
+                linear = next((made for made in _forms(plain, forms) if type(made) is form), None) or TorchLinear(plain)
                 linear.rule = rule
             else:
                 linear = _first_exact(plain, forms)
@@ -107,28 +107,28 @@ def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> 
             setattr(parent, name, linear)
 
 
-def _made(plain: Linear, forms: LinearForms) -> Iterator[ExecutableLinear]:
-    """The forms of a map that can be made here, one after another."""
+def _forms(plain: Linear, forms: LinearForms) -> Iterator[ExecutableLinear]:
+    """The forms of a linear map that are available on this machine, best first."""
     for form in forms(plain):
         try:
             made = form()
-        except RuntimeError:  # this processor, or this build of torch, has no such kernel
+        except RuntimeError:  # not available on this processor or in this build of torch
             continue
         made.rule = RowRule(1, MAX_ROWS, exact=False)
         yield made
 
 
 def _first_exact(plain: Linear, forms: LinearForms) -> ExecutableLinear:
-    """The first form whose bits hold, with its rule, else torch's with the best guess."""
+    """The first form whose bits hold, with its rule; else torch's, with the best guess of its rule."""
     generator = torch.Generator().manual_seed(0)
     rows_NI = torch.randn(MAX_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
-    for made in _made(plain, forms):
+    for made in _forms(plain, forms):
         if not made.probed:
             made.rule = RowRule(1, MAX_ROWS)
             return made
         try:
             made.rule = find_row_rule(made, rows_NI, made.least_multiple)
-        except RuntimeError:  # it can be made, but not be called
+        except RuntimeError:  # the form was made, but its kernel does not run
             continue
         if made.rule.exact:
             return made
@@ -140,7 +140,7 @@ def _first_exact(plain: Linear, forms: LinearForms) -> ExecutableLinear:
 def choose_attention(
     config: DecoderConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels
 ) -> AttentionChoice:
-    """The fastest attention whose bits hold here, else the reference implementation with the best guess of its rule."""
+    """The fastest attention that keeps its bits here; else the reference, with the best guess of its rule."""
     probe = AttentionProbe(config, dtype, device)
     if kernels.supports_ragged_attention(config.head_dim):
         attend = masked(kernels)
@@ -155,7 +155,7 @@ def choose_attention(
                 probe.key_multiple(attend_flash),
                 probe.single_row(attend_flash),
             )
-        except (AttributeError, RuntimeError):  # this torch has no such kernel, or not for these heads
+        except (AttributeError, RuntimeError):  # this build of torch has no such kernel, or not for this head size
             return AttentionChoice(attend_in_blocks, probe.row_rule(attend_in_blocks), KEY_BLOCK)
         if choice.rule.exact:
             return choice
@@ -163,7 +163,7 @@ def choose_attention(
 
 
 def masked(kernels: Kernels) -> Attend:
-    """`Kernels.attend` in the form that takes a mask, for rows that attend to their first keys alone."""
+    """`Kernels.attend` as a function that takes a mask, for rows that attend only to the first keys of a sequence."""
 
     def native_attention(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
         B, R, H, E = q_BRHE.shape

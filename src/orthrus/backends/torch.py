@@ -1,7 +1,7 @@
 """The reference implementation of every kernel, in plain torch, on any device.
 
-The other backends are held to it by tests. Which attention keeps its bits on this machine, and under which `RowRule`,
-is probed by `invariance`.
+Tests compare the other backends with it. `invariance` probes which attention keeps its bits on this machine, and under
+which `RowRule`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from orthrus.model.layers import Linear
 from orthrus.model.rope import rotate
 
 LANES = 16
+"""The fp32 lanes of the widest vector registers."""
 
 
 class TorchKernels(Kernels):
@@ -32,7 +33,8 @@ class TorchKernels(Kernels):
         self.notice, self.details = notice, details
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
-        """oneDNN's packed weights on CPUs, expanded to fp32 where the processor has no bf16 arithmetic."""
+        """oneDNN's packed weights on CPUs: as they are, then expanded to fp32, for processors without bf16
+        arithmetic."""
         if plain.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
             yield partial(PackedLinear, plain)
             if plain.weight.dtype != torch.float32:
@@ -106,7 +108,8 @@ def _clamped(x: Tensor) -> Tensor:
 def attend_flash(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
     """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place.
 
-    A single row goes with the query heads of a group, and zeros, as its rows: a few rows would take another path.
+    A single row is passed as one row per query head of a group, padded with zero rows, because fewer than
+    `MIN_ATTENDED` rows would take another code path.
     """
     B, R, H, E = q_BRHE.shape
     if R == 1:
@@ -119,7 +122,7 @@ def attend_flash(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tens
 
 
 def attend_flash_ungrouped(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
-    """The same for any number of rows as they are: what decoding would use that did not care about bits."""
+    """The same for any number of rows, without that padding: what decoding without bitwise guarantees would use."""
     out_BHRE = _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS)
     return out_BHRE.transpose(1, 2).reshape(*q_BRHE.shape[:2], -1)
 
@@ -134,7 +137,7 @@ def _flash(q_BHRE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) ->
 def attend_in_blocks(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
     """The reference implementation: blocks of 512 keys merged in order by online softmax, on any device.
 
-    A block that is masked whole multiplies by exactly 1 and adds exactly 0.
+    A fully masked block multiplies by exactly 1 and adds exactly 0.
     """
     B, R, H, E = q_BRHE.shape
     G = k_BGSE.shape[1]

@@ -1,1 +1,1 @@
-"""Decoding: noise, sampling, the oracle, and the cycles that must equal it token for token."""
+"""Decoding: noise, sampling, the oracle (plain AR decoding), and the cycles, whose tokens equal those of the oracle."""

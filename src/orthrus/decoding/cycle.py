@@ -20,7 +20,7 @@ from orthrus.runner.runner import Runner
 def run(
     cycle: Cycle, runner: Runner, cache: KVCache, batch: Seq[Sequence], drafting: Drafting, rule: Rule
 ) -> list[Verdict]:
-    """Run one cycle. Returns, per sequence, what was kept."""
+    """Run one cycle. Returns the verdict of each sequence, cut where the sequence stopped."""
     plans = cycle.propose(runner, cache.window(0, len(batch)), batch, drafting, rule)
     eager_logits = 0 < sum(plan.blocks * plan.width for plan in plans) <= EAGER_LOGITS
     verdicts, blocks = _verify(runner, cache, batch, plans, rule, eager_logits=eager_logits)
@@ -34,7 +34,7 @@ def run(
 def _verify(
     runner: Runner, cache: KVCache, batch: Seq[Sequence], plans: Seq[PassPlan], rule: Rule, *, eager_logits: bool
 ) -> tuple[list[Verdict], list[Tensor]]:
-    """One pass: judge the drafts, and run the draft blocks beside them. Without blocks it is a plain AR pass."""
+    """Run one pass that verifies the drafts and computes the draft blocks. Without blocks it is a plain AR pass."""
     rows = [[s.anchor, *plan.tokens] for s, plan in zip(batch, plans, strict=True)]
     block_roots = [range(plan.blocks) for plan in plans]
     width = max(plan.width for plan in plans)
@@ -48,7 +48,7 @@ def _verify(
 
 
 def _commit(cache: KVCache, batch: Seq[Sequence], plans: Seq[PassPlan], verdicts: Seq[Verdict]) -> list[Verdict]:
-    """Append what each sequence keeps, and set its cache length: all tokens but the newest."""
+    """Append the kept tokens to each sequence, and set its cache length, which counts all tokens but the newest."""
     kept = []
     for slot, (sequence, plan, verdict) in enumerate(zip(batch, plans, verdicts, strict=True)):
         kept.append(sequence.append(verdict, plan))
@@ -66,9 +66,10 @@ def _draft_ahead(
     *,
     eager_logits: bool,
 ) -> None:
-    """The drafts of the next cycle, from the block rooted at the last accepted draft, or at the last that has a block.
+    """Set the drafts of the next cycle (`Sequence.ahead`).
 
-    Without blocks there are none.
+    They come from the block rooted at the last accepted draft or, where that draft has no block, from the last block
+    before it. A sequence without blocks gets no drafts.
     """
     drafting: list[Sequence] = []
     chosen: list[Block] = []

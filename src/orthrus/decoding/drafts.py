@@ -1,4 +1,4 @@
-"""What passes between proposing and verifying: drafts, and the verdict on them."""
+"""The records that link proposal and verification: drafts, and the verdict on them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Kind = Literal["agrees", "differs", "lookup"]
 
 @dataclass(frozen=True)
 class Draft:
-    """Proposed tokens, and the distributions [m, V] they were drawn from where they were drawn.
+    """Proposed tokens.
 
-    kind: where they come from: a block whose first row predicted the token before them (`agrees`) or did not
-    (`differs`), or repeated text (`lookup`). start: the row of the block that gave the first of them. confidence: the
-    top-1 probability of each row, in 0..1, where known.
+    q_RV: the distributions [m, V] that the tokens were sampled from; None if they were not sampled. kind: the source of
+    the drafts: a block that predicted the token before them (`agrees`), a block that did not (`differs`), or prompt
+    lookup (`lookup`). start: the row of the block that predicted the first draft. confidence: the top-1 probability of
+    each row, from 0 to 1; empty if unknown.
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The decoding loop: admit, run a cycle, retire. Sequences in flight always fill the first slots of the cache."""
+"""The decoding loop: admit, run a cycle, retire. Active sequences always occupy the first slots of the cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orthrus.runner.runner import Runner
 
 @dataclass(frozen=True)
 class Step:
-    """One sequence's share of a cycle, or of its prefill: the tokens it gained, `accepted` of them drafts."""
+    """The tokens that one sequence gained in a cycle or in its prefill, and how many of them are accepted drafts."""
 
     sequence: Sequence
     kept: Verdict
@@ -40,9 +40,9 @@ def generate(
 ) -> Iterator[Step]:
     """Decode requests, at most `config.batch_size` at a time; yields a step per sequence and cycle as they happen.
 
-    A sequence's tokens do not depend on its neighbours. `costs` are what the cycle `auto` plans by; measured here where
-    they are missing. Close the iterator, or set `finish("cancelled")` on a sequence,
-    to stop early. Raises ValueError before any work where a request or the configuration cannot be decoded.
+    A sequence's tokens do not depend on its neighbours. The cycle `auto` plans with the cost model `costs`, which is
+    measured here if it is None. To stop early, close the iterator or call `finish("cancelled")` on a sequence. Raises
+    ValueError before any work if a request or the configuration cannot be decoded.
     """
     chosen, rule = cycles.load(config.cycle), rules.load(config.rule)
     drafting = _drafting(runner, config, costs)
@@ -62,15 +62,16 @@ def generate(
 
 
 def prefill(runner: Runner, cache: KVCache, sequence: Sequence, slot: int, rule: Rule, width: int = 0) -> Step:
-    """Put the prompt into the cache, in as large pieces as the row rule allows, and commit the first token.
+    """Write the prompt to the cache in chunks as large as the row rule allows, and append the first token.
 
-    With a `width`, the last piece drafts ahead too, from a block of that many rows rooted at the last prompt token.
+    With a `width`, the pass of the last chunk also drafts, from a block of that many rows rooted at the last prompt
+    token.
     """
     sequence.begin()
     cache.commit(slot, 0)
     prompt = sequence.request.prompt
     ahead = min(sequence.request.stop.max_new_tokens, KEY_BLOCK)
-    cache.reserve(len(prompt) + ahead)  # at once: to grow is to copy all of it, and to record its passes anew
+    cache.reserve(len(prompt) + ahead)  # once: growing copies the cache and invalidates CUDA graphs
     *pieces, last = chunks(prompt, runner.max_rows)
     window = cache.window(slot, slot + 1)
     for piece in pieces:
@@ -92,7 +93,7 @@ def prefill(runner: Runner, cache: KVCache, sequence: Sequence, slot: int, rule:
 
 
 def _retire(cache: KVCache, active: list[Sequence]) -> None:
-    """Drop finished sequences, moving the last one into each hole."""
+    """Remove finished sequences; the last active sequence moves into each freed slot."""
     for slot in reversed(range(len(active))):
         if active[slot].finish_reason is not None:
             last = len(active) - 1

@@ -1,4 +1,4 @@
-"""The plan of one sequence's share in the next pass. Fixed cycles fill it in directly; `auto` asks the planner."""
+"""The plan of the next pass for one sequence. Fixed cycles create it directly; the cycle `auto` asks the planner."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class PassPlan:
     """What one sequence verifies in the next pass, and how it drafts.
 
     draft, offered: the drafts at hand, of which the first `offered` are verified. blocks: draft blocks beside the AR
-    rows, rooted in the rows 0 to blocks - 1, each of `width` rows (all sequences of a pass share the width). kind: what
-    the cycle is called in the statistics. refresh: a diffusion pass drafts again first, and the plan is then remade.
-    drafting_rows: rows of the diffusion pass that made the draft, 0 where there was none.
+    rows, rooted in AR rows 0 to blocks - 1, each of `width` rows (all sequences of a pass share the width). kind: the
+    name of the cycle in the statistics. refresh: whether a diffusion pass makes new drafts first, after which the pass
+    is planned again. drafting_rows: rows of the diffusion pass that made the drafts; 0 if there was none.
     """
 
     draft: Draft = field(default_factory=Draft)

@@ -1,6 +1,6 @@
 """Logit processors: penalties, bias and minimum length, which depend on the tokens of the sequence so far.
 
-They change few scores of a row, so each is applied as one gather and one scatter over all rows of all sequences.
+They change few scores per row, so each is applied as one gather and one scatter over all rows of all sequences.
 
 N rows of a call, R rows of one sequence, V vocabulary, U tokens with a penalty, M scores to change.
 """
@@ -25,7 +25,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Edits:
-    """Scores to change, by row [M] and token [M], and the terms [T, M] of each change."""
+    """Score changes: the row [M] and token [M] of each, and the terms [T, M] from which the new score is computed."""
 
     rows_M: Integers
     tokens_M: Integers
@@ -33,7 +33,7 @@ class Edits:
 
 
 class LogitProcessors:
-    """The processors of one sequence, and the state of its tokens that they need."""
+    """The processors of one sequence, with the token counts that they need."""
 
     def __init__(
         self, params: SamplingParams, prompt: Sequence[int], end_token_ids: frozenset[int], vocab_size: int
@@ -51,7 +51,7 @@ class LogitProcessors:
 
     @property
     def active(self) -> bool:
-        """Whether any of them may change a score."""
+        """Whether any processor may change a score."""
         params = self._params
         return params.penalised or bool(params.logit_bias) or self._generated < params.min_new_tokens
 
@@ -63,7 +63,7 @@ class LogitProcessors:
             np.add.at(self._counts_V, tokens, np.float32(1))
 
     def penalties(self, rows: int, drafts: Sequence[int]) -> Edits:
-        """Terms: the factor of a positive score, that of any other, and what frequency and presence subtract."""
+        """Edits of the penalties. Terms: factor of positive scores, of other scores, frequency and presence penalty."""
         params, before = self._params, drafts[: rows - 1]
         if not params.penalised:
             return _edits((), self._ends_U)
@@ -83,23 +83,24 @@ class LogitProcessors:
         )
 
     def biases(self, rows: int, drafts: Sequence[int]) -> Edits:
-        """Term: what is added."""
+        """Edits of the logit bias. Term: the bias to add."""
         del drafts
         return _edits(range(rows), self._biased_U, np.repeat(self._bias_U[None], rows, axis=0))
 
     def bans(self, rows: int, drafts: Sequence[int]) -> Edits:
-        """End tokens of the rows before the minimum length. No terms."""
+        """Edits that forbid end tokens in rows below the minimum length. No terms."""
         lengths = [self._generated + min(row, len(drafts)) for row in range(rows)]
         return _edits([row for row, n in enumerate(lengths) if n < self._params.min_new_tokens], self._ends_U)
 
 
-def process(scores_NV: Tensor, asked: Sequence[tuple[LogitProcessors, int, Sequence[int]]]) -> None:
+def process(scores_NV: Tensor, requests: Sequence[tuple[LogitProcessors, int, Sequence[int]]]) -> None:
     """Apply the processors of each sequence to its rows, in place. Scores are fp32 and contiguous.
 
-    `asked` names, per sequence, its processors, the number of its rows, and drafts: row i assumes drafts[:i] kept.
+    `requests` holds, per sequence, its processors, its number of rows, and its drafts: row i is processed as if
+    drafts[:i] had been kept.
     """
-    firsts = accumulate((rows for _, rows, _ in asked), initial=0)
-    active = [(first, *one) for first, one in zip(firsts, asked, strict=False) if one[0].active]
+    firsts = accumulate((rows for _, rows, _ in requests), initial=0)
+    active = [(first, *request) for first, request in zip(firsts, requests, strict=False) if request[0].active]
     for edits_of, changed in (
         (LogitProcessors.penalties, _penalised),
         (LogitProcessors.biases, _biased),
@@ -130,7 +131,7 @@ def _penalised(scores_M: Tensor, terms_TM: Tensor) -> Tensor:
 
 
 def _edits(rows: Sequence[int], tokens_U: Integers, *terms: Floats) -> Edits:
-    """Every token of every row; each term is [R, U]."""
+    """Edits of every given token in every given row; each term is [R, U]."""
     rows_R = np.array(rows, dtype=np.int64)
     shape = (len(terms), len(rows_R) * len(tokens_U))
     flat_TM = np.stack(terms).reshape(shape) if terms else np.empty(shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Propose: diffusion rows become drafts, from a pass of their own or from blocks that shared an AR pass.
+"""Propose: turn diffusion rows into drafts. The rows come from a diffusion pass or from blocks beside AR rows.
 
 Drafts are returned, never written into a sequence.
 """
@@ -19,15 +19,15 @@ from orthrus.decoding.sequence import Sequence
 from orthrus.runner.runner import Runner
 
 EAGER_LOGITS = 32
-"""Rows of blocks up to which running the head over all of them, with the AR rows, is faster than over one of them
-later."""
+"""Block rows per pass up to which the head runs over all of them together with the AR rows. That is then faster than
+a second call of the head, over the rows of the chosen block alone, after verification."""
 
 
 def draft_pass(
     runner: Runner, window: CacheWindow, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool]
 ) -> list[Draft]:
-    """Fresh drafts for each sequence that wants them, at most `trained_rows`: one diffusion pass over its anchor and
-    width - 1 masks. The others get none."""
+    """New drafts for each sequence that is `wanted`, at most `trained_rows`, from one diffusion pass over its anchor
+    and width - 1 masks. The other sequences get none."""
     assert runner.diffusion is not None
     rows = min(width, runner.diffusion.trained_rows)
     roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
@@ -43,8 +43,8 @@ def draft_pass(
 
 @dataclass(frozen=True)
 class Block:
-    """A draft block of the pass just run: final hidden states [width, D], or logits [width, V] where they were eager,
-    and the position of its root."""
+    """A draft block that the last pass computed: its final hidden states [width, D], or its logits [width, V] if these
+    were computed in the pass, and the position of its root."""
 
     rows: Tensor
     root: int
@@ -55,8 +55,8 @@ def drafts_from_blocks(
 ) -> list[Draft]:
     """Drafts from one block of each sequence.
 
-    A sequence has appended more tokens than the root since. The row that predicts the newest of them, the anchor, tells
-    whether the block agrees with it. The rows before it are skipped; those after it are the drafts. There may be none.
+    The sequence has appended tokens after the root since then. The row that predicts the newest of them, the anchor,
+    shows whether the block agrees with the AR view. Rows before it are skipped; rows after it, if any, are the drafts.
     """
     assert runner.diffusion is not None
     trained = runner.diffusion.trained_rows
@@ -81,8 +81,8 @@ def drafts_from_blocks(
 
 
 def _with_confidence(runner: Runner, drafts: list[Draft], logits: list[Tensor]) -> list[Draft]:
-    """The same drafts with the top-1 probability of their rows: of the distributions alone, never of the tokens drawn
-    from them. 0 where the logits are no distribution."""
+    """The drafts with the top-1 probability of each row as confidence. It depends on the distributions alone, never on
+    the tokens sampled from them. It is 0 where the logits are NaN."""
     if not drafts:
         return []
     top1_N = runner.top1_probability(torch.cat(logits)).nan_to_num(nan=0.0)

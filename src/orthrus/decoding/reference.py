@@ -1,7 +1,7 @@
-"""The oracle: plain AR decoding of one sequence, one token a pass.
+"""The oracle: plain AR decoding of one sequence, one token per pass.
 
-Deliberately apart from the cycles. It shares the runner, the sampler and the noise with them, and no
-bookkeeping: every law compares a cycle with this loop.
+It is deliberately separate from the cycles: it shares the runner, the sampler and the noise with them, but no
+bookkeeping. The law tests compare every cycle with this loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orthrus.runner.runner import Runner
 
 @dataclass(frozen=True)
 class OracleResult:
-    """The tokens, why they ended, and the logits [N, V] each was chosen from (kept only when asked for)."""
+    """The tokens, the finish reason, and with `keep_logits` the logits [N, V] that each token was chosen from."""
 
     tokens: list[int]
     finish_reason: str
@@ -37,7 +37,7 @@ def autoregress(
     *,
     keep_logits: bool = False,
 ) -> OracleResult:
-    """Decode `request` with the given seed. The prompt goes through in large pieces, then one row a pass."""
+    """Decode `request` with the given seed. The prompt is prefilled in chunks; after it, every pass has one row."""
     ends = limits.end_token_ids | request.stop.stop_token_ids
     noise = AddressedNoise(seed, request.sampling.sample_index)
     sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size)

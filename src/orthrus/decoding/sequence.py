@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the model imposes on every sequence."""
+    """The limits that the model sets for every sequence."""
 
     vocab_size: int
     max_positions: int
@@ -41,9 +41,9 @@ class Limits:
 
 
 class Sequence:
-    """A request being decoded. n committed tokens; the cache holds the first n - 1; the newest is the anchor.
+    """A request being decoded. It has n committed tokens; the cache holds the first n - 1; the newest is the anchor.
 
-    `ahead` are drafts that an earlier pass made for the next cycle.
+    `ahead` holds the drafts that an earlier pass made for the next cycle.
     """
 
     def __init__(self, index: int, request: Request, limits: Limits, decode: Decode | None = None) -> None:
@@ -59,7 +59,7 @@ class Sequence:
         self.ahead = Draft()
         self.finish_reason: FinishReason | None = None
         self.statistics = Statistics()
-        self._room = min(request.stop.max_new_tokens, limits.max_positions - len(request.prompt))
+        self._max_tokens = min(request.stop.max_new_tokens, limits.max_positions - len(request.prompt))
         self._started = 0.0
 
     @property
@@ -77,13 +77,13 @@ class Sequence:
         self._started = perf_counter()
 
     def start(self, token: int) -> None:
-        """Append the token that the prefill gave."""
+        """Append the token that the prefill predicted."""
         self.statistics.passes += 1
         self.statistics.prefill_seconds = perf_counter() - self._started
         self._append([token])
 
     def append(self, verdict: Verdict, plan: PassPlan) -> Verdict:
-        """Append a verdict's tokens up to where the sequence stops; count the cycle. Returns what was kept."""
+        """Append a verdict's tokens until the sequence stops, and count the cycle. Returns the part that was kept."""
         kept = self._append(verdict.tokens)
         accepted, offered = min(verdict.accepted, kept), plan.offered
         stopped_early = kept < len(verdict.tokens)
@@ -99,7 +99,7 @@ class Sequence:
             self.text.finish()
 
     def _append(self, tokens: list[int]) -> int:
-        """Append tokens until the sequence stops; returns how many were kept."""
+        """Append tokens until the sequence stops. Returns how many were kept."""
         for kept, token in enumerate(tokens, start=1):
             self.tokens.append(token)
             self.statistics.generated += 1
@@ -107,7 +107,7 @@ class Sequence:
                 self.text.push(token)
             if token in self.ends or (self.text is not None and self.text.stopped):
                 self.finish("stop")
-            elif len(self.tokens) >= self._room:
+            elif len(self.tokens) >= self._max_tokens:
                 self.finish("length")
             if self.finish_reason is not None:
                 return kept
@@ -115,7 +115,7 @@ class Sequence:
 
 
 def check_request(request: Request, limits: Limits, *, has_text: bool) -> None:
-    """Raises ValueError where a request cannot be decoded, saying what would help."""
+    """Raise ValueError with a remedy if a request cannot be decoded."""
     prompt = request.prompt
     if not prompt:
         raise ValueError("the prompt is empty: there is no token to continue from")

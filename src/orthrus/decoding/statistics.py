@@ -1,4 +1,4 @@
-"""What decoding a sequence cost: passes, rows, cycles, accepted drafts, seconds."""
+"""Counters of one decoded sequence: passes, rows, cycles, accepted drafts, seconds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from orthrus.decoding.plan import PassPlan
 
 SHAPE = ("kind", "drafts", "blocks", "width", "count")
+"""The fields of an entry of `shapes` in JSON."""
 
 
 @dataclass
 class Statistics:
-    """What a sequence cost. `passes` are full-depth forward passes, the prefill counted once. `seconds` include it.
+    """Counters of a sequence. `passes` are full-depth forward passes, the prefill counted once. `seconds` include it.
 
     `shapes` counts cycles by (kind, drafts offered, blocks, width of a block).
     """
@@ -39,16 +40,16 @@ class Statistics:
 
     @property
     def rows_per_pass(self) -> float:
-        """Rows of this sequence per cycle pass; the prefill's rows are its prompt and left out."""
+        """Rows of this sequence per pass, without the prefill, whose rows are the prompt."""
         return self.rows / (self.passes - 1) if self.passes > 1 else 0.0
 
     @property
     def acceptance_by_offset(self) -> list[float]:
-        """The share of drafts accepted at each offset of a block."""
+        """The fraction of drafts that were accepted, by offset."""
         return [a / d for a, d in zip(self.accepted, self.drafted, strict=True)]
 
     def count_passes(self, plan: PassPlan) -> None:
-        """Enter the passes of one cycle in which this sequence took part, and their shape."""
+        """Count the passes of one cycle in which this sequence took part, and their shape."""
         if plan.drafting_rows:
             self.passes += 1
             self.rows += plan.drafting_rows
@@ -58,7 +59,7 @@ class Statistics:
         self.shapes[shape] = self.shapes.get(shape, 0) + 1
 
     def count_cycle(self, kind: str, drafted: int, accepted: int) -> None:
-        """Enter the verdict of one cycle: how many drafts were offered and how many of them kept."""
+        """Count one cycle: how many drafts it verified, and how many it accepted."""
         self.cycles[kind] = self.cycles.get(kind, 0) + 1
         missing = drafted - len(self.drafted)
         self.drafted += [0] * missing

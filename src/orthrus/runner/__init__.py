@@ -1,1 +1,1 @@
-"""How a forward pass is laid out and which executor runs it."""
+"""The layout of a forward pass, and the executors that run it."""

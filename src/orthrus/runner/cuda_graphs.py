@@ -1,7 +1,7 @@
-"""CUDA graphs: a pass is recorded once per shape and replayed, since launching its kernels one by one takes longer.
+"""CUDA graphs: a pass is captured once per shape and then replayed, which is faster than launching its kernels.
 
-Between passes of one shape only integers change (tokens, positions, slots, what is attended to, which rows give
-logits). They lie in one tensor that the recorded work reads. Everything else is part of the shape.
+Passes of one shape differ only in integers (tokens, positions, slots, attention metadata, logit rows). The captured
+kernels read them from one tensor. Everything else is part of the shape.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from orthrus.runner.eager import EagerExecutor
 from orthrus.runner.executor import PassResult
 
 MAX_GRAPH_ROWS, MAX_GRAPHS = 128, 128
-"""Larger passes keep a device busy while they are launched. LRU eviction of graphs."""
-Record = Callable[[Callable[[], PassResult]], tuple[PassResult, Callable[[], None]]]
+"""Passes with more rows run eagerly: they keep the device busy while they are launched. LRU eviction of graphs."""
+Capture = Callable[[Callable[[], PassResult]], tuple[PassResult, Callable[[], None]]]
 
 
-def on_cuda() -> Record:
-    """Records work as CUDA graphs, which share one memory pool: returns its results, and what computes them again."""
+def capture_on_cuda() -> Capture:
+    """Capture work as CUDA graphs that share one memory pool. A capture returns the results and a replay function."""
     pool = torch.cuda.graph_pool_handle()
 
-    def record(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
+    def capture(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            work()  # compiles what is not yet compiled for these very tensors, which a recording must not do
+            work()  # compiles kernels that are not compiled yet, which is not allowed during capture
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             results = work()
         return results, graph.replay
 
-    return record
+    return capture
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,29 @@ class _Graph:
     integers: Tensor
     results: PassResult
     replay: Callable[[], None]
-    kept: Any  # what its kernels read at fixed addresses
+    kept: Any  # tensors that the kernels read at fixed addresses
 
 
 class CUDAGraphs:
-    """The passes of one decoder. The eager executor is its reference implementation, and what is recorded."""
+    """Runs passes of one decoder as CUDA graphs of the eager executor, which is also the reference implementation."""
 
-    def __init__(self, eager: EagerExecutor, record: Record) -> None:
-        self._eager, self._record, self._lock = eager, record, Lock()
+    def __init__(self, eager: EagerExecutor, capture: Capture) -> None:
+        self._eager, self._capture, self._lock = eager, capture, Lock()
         self._graphs: dict[Any, _Graph | None] = {}
 
     def run(self, batch: ForwardBatch) -> PassResult:
-        """See `Executor`. The first pass of a shape is launched (kernels are compiled then), its second recorded."""
+        """See `Executor`. The first pass of a shape runs eagerly and compiles kernels; the second one is captured."""
         if sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
             return self._eager.run(batch)
         keys, values = batch.cache.storage
-        batch = replace(batch, span=keys.shape[3])  # a recorded pass is replayed over longer contexts
+        batch = replace(batch, span=keys.shape[3])  # a captured pass is also replayed at longer contexts
         storage = keys.data_ptr(), values.data_ptr(), keys.shape, keys.stride()
         shape = (*(rows.shape for rows in batch.views), len(batch.logit_rows), batch.num_logits, *storage)
         with self._lock:
             if shape not in self._graphs:
                 self._graphs[shape] = None
                 return self._eager.run(batch)
-            graph = self._graphs.pop(shape) or self._recorded(batch)
+            graph = self._graphs.pop(shape) or self._captured(batch)
             self._graphs[shape] = graph
             while len(self._graphs) > MAX_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
@@ -78,8 +78,8 @@ class CUDAGraphs:
             logits, hidden = graph.results
             return PassResult(logits.clone(), hidden.clone())
 
-    def _recorded(self, batch: ForwardBatch) -> _Graph:
+    def _captured(self, batch: ForwardBatch) -> _Graph:
         decoder = self._eager.decoder
         integers = torch.tensor([*chain(*batch.integers)], device=decoder.device)
-        kept = decoder.rope.tables(batch.span)  # first: a table that grows is another one
-        return _Graph(integers, *self._record(lambda: self._eager.forward(batch, integers)), kept)
+        kept = decoder.rope.tables(batch.span)  # before capture: a table that grows is reallocated
+        return _Graph(integers, *self._capture(lambda: self._eager.forward(batch, integers)), kept)

@@ -1,4 +1,4 @@
-"""The eager executor: kernel by kernel, from Python. The reference implementation of a pass, on any device."""
+"""The eager executor calls kernel after kernel from Python. It is the reference implementation, on any device."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from orthrus.runner.executor import PassResult
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """The rows of one view on the device. masks: for attention that takes masks, what makes the mask of each block of
-    the rectangle of queries. They are made for each call, so that their memory does not grow with the blocks."""
+    """The rows of one view on the device. masks: for attention kernels that take a mask, one function per chunk of the
+    rectangle of queries, which makes its mask. Masks are made for each call, so that memory does not grow with them."""
 
     rows: ViewRows
     tokens: Tensor
@@ -33,7 +33,7 @@ class DeviceRows:
 
 
 class EagerExecutor:
-    """Runs passes of one decoder by the given kernels."""
+    """Runs passes of one decoder with the given kernels."""
 
     def __init__(
         self, decoder: Decoder, kernels: Kernels, attention: AttentionChoice, draft_weights: DraftWeights
@@ -41,12 +41,12 @@ class EagerExecutor:
         self.decoder, self.kernels, self.attention, self.draft_weights = decoder, kernels, attention, draft_weights
 
     def run(self, batch: ForwardBatch) -> PassResult:
-        """See `Executor`. All integers of the pass go to the device in one copy."""
+        """See `Executor`. All integers of the pass are copied to the device at once."""
         integers = torch.tensor([*chain(*batch.integers)], device=self.decoder.device)
         return self.forward(batch, integers)
 
     def forward(self, batch: ForwardBatch, integers: Tensor) -> PassResult:
-        """The same, reading tokens, positions, slots and what is attended to from `integers`, of the batch's shape."""
+        """The same with the integers of the batch in one tensor on the device, in the order of `batch.integers`."""
         parts = integers.split([len(values) for values in batch.integers])
         per_view = (len(parts) - 1) // len(batch.views)
         views = [
@@ -87,8 +87,8 @@ class EagerExecutor:
         return normed_ND
 
     def attend(self, view: DeviceRows, q_BAHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The rows of a view over the cache [N, H * E], padding rows zero; one call per mask."""
-        surplus = len(view.tokens) - len(view.rows.positions)
+        """Attention of the rows of a view over the cache [N, H * E]; padding rows are zero. One call per mask."""
+        padding = len(view.tokens) - len(view.rows.positions)
         if self.attention.ragged:
             attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata)
         else:
@@ -98,7 +98,7 @@ class EagerExecutor:
             ]
             attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
             attention = attention[view.mapping.table_3N[0]]
-        return F.pad(attention, (0, 0, 0, surplus)) if surplus else attention
+        return F.pad(attention, (0, 0, 0, padding)) if padding else attention
 
 
 class _LayerAttention:
@@ -110,7 +110,7 @@ class _LayerAttention:
         self._executor, self._layer, self._views, self._cache = executor, layer, views, (keys, values)
 
     def __call__(self, normed_ND: Tensor) -> Tensor:
-        """Every view's keys are written before any row attends: blocks read the AR rows of this very pass."""
+        """The keys of all views are written before any row attends: blocks attend to AR rows of the same pass."""
         layer, kernels, views = self._layer, self._executor.kernels, self._views
         queries = []
         for view, x_ND in zip(views, normed_ND.split([len(view.tokens) for view in views]), strict=True):
@@ -131,7 +131,7 @@ def _masks(rows: ViewRows, span: int, like: Tensor) -> list[Callable[[], Tensor]
     if rows.view == "ar":
         lengths = [rows.kv_lens[segment.first_row] - 1 for segment in rows.segments]
         return [partial(causal_bias, lengths, width, height, span, like)]
-    kv_lens = [[1] * sequences for _ in range(height // width)]  # of a sequence with fewer blocks: never read, not NaN
+    kv_lens = [[1] * sequences for _ in range(height // width)]  # 1 where a block is missing: never read, not NaN
     own = [[(0, 0)] * sequences for _ in range(height // width)]
     blocks = [0] * sequences
     for segment in rows.segments:

@@ -1,4 +1,4 @@
-"""What runs a laid-out pass. Executors differ in speed alone: the same batch gives the same bits."""
+"""The interface of executors, which run a pass. Executors differ only in speed: the same batch gives the same bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orthrus.batch import ForwardBatch
 
 
 class PassResult(NamedTuple):
-    """Logits [num_logits, V] of the first `logit_rows`, and the final hidden states [.., D] of the others."""
+    """Logits [num_logits, V] of the first `logit_rows`, and final hidden states [.., D] of the remaining ones."""
 
     logits: Tensor
     hidden: Tensor

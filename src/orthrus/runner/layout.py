@@ -1,4 +1,4 @@
-"""How the rows of a pass are laid out: which tokens, where their keys go, what they attend to. Integers only."""
+"""The layout of the rows of a pass: their tokens, cache slots and attention metadata. Integers only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orthrus.batch import Segment, ViewName, ViewRows
 
 
 class Root(NamedTuple):
-    """Row 0 of a draft block: the token, and its position, which is also how many keys the block attends to before its
-    own."""
+    """Row 0 of a draft block: the token and its position. The position is also the number of cached keys that the block
+    attends to."""
 
     token: int
     position: int
@@ -20,7 +20,7 @@ class Root(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Lays rows out for one attention kernel. multiple: of rows that the linear maps want."""
+    """Lays rows out for one attention kernel. multiple: the linear maps need a multiple of this many rows."""
 
     attention: AttentionChoice
     multiple: int
@@ -28,8 +28,8 @@ class BatchLayout:
     def ar_rows(self, tokens: Sequence[Sequence[int]], lengths: Sequence[int]) -> ViewRows:
         """Causal rows after each cached length.
 
-        Kernels that take a mask get a rectangle as high as the longest sequence, in descending order of position, which
-        is what `causal_bias` needs: `query_rows` does that reversal, and nothing outside attention sees it.
+        Kernels that take a mask get a rectangle of queries as high as the longest sequence. It has descending
+        positions, as `causal_bias` needs; `query_rows` does that reversal, which nothing outside attention sees.
         """
         longest = max(len(own) for own in tokens)
         height = self.attention.padded(longest)
@@ -43,10 +43,10 @@ class BatchLayout:
             rows.kv_lens += range(length + 1, length + 1 + len(own))
             rows.sequences += [sequence] * len(own)
             rows.tokens += own
-        return self._finished("ar", rows, (len(tokens), height))
+        return self._build("ar", rows, (len(tokens), height))
 
     def blocks(self, roots: Sequence[Sequence[Root]], first_slots: Sequence[int], width: int, mask: int) -> ViewRows:
-        """Draft blocks of a root and width - 1 masks. Those of a sequence lie one after another from its first slot."""
+        """Draft blocks of a root and width - 1 masks, in consecutive slots from the first slot of each sequence."""
         height, masks = max(len(own) for own in roots) * width, [mask] * (width - 1)
         rows = _Rows()
         for sequence, (own, first_slot) in enumerate(zip(roots, first_slots, strict=True)):
@@ -60,10 +60,10 @@ class BatchLayout:
                 rows.kv_lens += [root.position] * width
                 rows.positions += range(root.position, root.position + width)
                 rows.tokens += [root.token, *masks]
-        return self._finished("diffusion", rows, (len(roots), height))
+        return self._build("diffusion", rows, (len(roots), height))
 
-    def _finished(self, view: ViewName, rows: _Rows, query_shape: tuple[int, int]) -> ViewRows:
-        """With the padding that the linear maps want. Ragged attention needs no rectangle: its rows are one."""
+    def _build(self, view: ViewName, rows: _Rows, query_shape: tuple[int, int]) -> ViewRows:
+        """Add the padding of the linear maps. For ragged attention the rows are their own rectangle of queries."""
         count = len(rows.tokens)
         query_rows = rows.query_rows
         if self.attention.ragged:
@@ -88,7 +88,7 @@ def chunks(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 class _Rows:
-    """The columns of a `ViewRows`, while it is filled."""
+    """The columns of a `ViewRows` while it is built."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""From plain weights to a runner: chooses kernels for the decoder's device, and whether memory allows draft weights."""
+"""Make a runner from plain weights: choose kernels for the device, and low-precision draft weights if memory allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOW_INT8 = (
 
 
 def prepare(decoder: Decoder, *, int8: bool = False, low_precision_drafts: bool = True) -> Runner:
-    """A runner by the fastest kernels of the decoder's device. It packs the weights, which cannot be undone."""
+    """A runner with the fastest kernels of the decoder's device. Packs the weights in place, which cannot be undone."""
     kernels = select.fastest(decoder.dtype, decoder.device, cache_directory())
     return Runner.prepare(
         decoder, kernels, int8=int8, low_precision=low_precision_drafts and _memory_for_copies(decoder)
@@ -25,7 +25,7 @@ def prepare(decoder: Decoder, *, int8: bool = False, low_precision_drafts: bool 
 
 
 def inference_copy(decoder: Decoder) -> Runner:
-    """A runner of a copy of plain weights, which stay as they are."""
+    """A runner of a copy of the decoder, whose own plain weights do not change."""
     copy = Decoder(decoder.config, decoder.diffusion, decoder.dtype, decoder.device)
     copy.load_state_dict(decoder.state_dict())
     copies = copy.linears()
@@ -35,13 +35,13 @@ def inference_copy(decoder: Decoder) -> Runner:
 
 
 def warnings(runner: Runner) -> list[str]:
-    """What the user of a runner should know about its speed."""
+    """Warnings about the speed of a runner, for its user."""
     slow = any(type(linear) in (Int8Linear, GroupedLinear) for linear in runner.decoder.linears().values())
     return [SLOW_INT8] if slow else []
 
 
 def _memory_for_copies(decoder: Decoder) -> bool:
-    """Whether a byte for every weight takes no more than half of the available memory, where that can be told."""
+    """Whether one byte per weight takes at most half of the available memory; True if /proc/meminfo is missing."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -1,7 +1,7 @@
-"""The runner: lays out passes of a decoder and gives them to an executor. Modes are methods.
+"""The runner lays out passes of a decoder and has an executor run them. Each kind of pass is a method.
 
-`ar` verifies and extends, `diffuse` drafts, `ar_and_diffuse` does both in one pass. Tokens come as integers, per
-sequence of a cache window; logits come back per sequence, rows in ascending order of position.
+`ar` verifies drafts and extends the cache, `diffuse` drafts, `ar_and_diffuse` does both in one pass. Tokens are passed
+as integers, per sequence of a cache window. Logits are returned per sequence, with rows in ascending order of position.
 
 Guarantee: where the probes hold (`exact`), the logits of an AR row, and the K/V it leaves in the cache, have the same
 bits whatever else ran in its pass.
@@ -27,7 +27,7 @@ from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import Linear
 from orthrus.runner import native
-from orthrus.runner.cuda_graphs import CUDAGraphs, on_cuda
+from orthrus.runner.cuda_graphs import CUDAGraphs, capture_on_cuda
 from orthrus.runner.eager import EagerExecutor
 from orthrus.runner.executor import Executor, PassResult
 from orthrus.runner.float_state import denormals_kept
@@ -36,16 +36,16 @@ from orthrus.runner.native import NativeForward
 
 
 def bytes_of(linear: Linear) -> int:
-    """What a call of a linear map reads of its weights."""
+    """The bytes of weights that one call of a linear map reads."""
     return linear.stored_bytes if isinstance(linear, ExecutableLinear) else linear.weight.nbytes
 
 
 Tokens = Sequence[Sequence[int]]
-"""Token ids per sequence. No two sequences need have as many."""
+"""Token ids per sequence. The sequences may have different lengths."""
 
 
 class JointResult(NamedTuple):
-    """Per sequence: AR logits [R, V]; of its draft blocks the hidden states [J, width, D] or logits [J, width, V]."""
+    """Per sequence: AR logits [R, V], and hidden states [J, width, D] or logits [J, width, V] of its draft blocks."""
 
     logits: list[Tensor]
     blocks: list[Tensor]
@@ -54,9 +54,9 @@ class JointResult(NamedTuple):
 class Runner:
     """Runs passes of one decoder. Several threads may use it at once.
 
-    Made by `prepare`. A runner of plain weights (`Runner(decoder)`) runs torch's kernels without any guarantee of bits.
+    Use `prepare` to make one. `Runner(decoder)` runs plain weights with torch's kernels; it guarantees no bits.
 
-    exact: whether the probes found a layout under which all bits hold.
+    exact: whether the probes found a layout under which the bits hold.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class Runner:
         rules = [getattr(linear, "rule", RowRule(2, MAX_ROWS, exact=False)) for linear in decoder.linears().values()]
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         self.layout = BatchLayout(self.attention, max(rule.multiple for rule in rules))
-        self._executors = self._picked()
+        self._executors = self._choose_executors()
 
     @staticmethod
     def prepare(
         decoder: Decoder, kernels: Kernels | None = None, *, int8: bool = False, low_precision: bool = False
     ) -> Runner:
-        """Choose forms of all linear maps (quantised if `int8`), which replace the plain weights in the decoder, and an
-        attention; probe every shape.
+        """Choose a kernel for every linear map (quantised if `int8`) and for attention, and probe every shape. Replaces
+        the plain weights of the decoder.
 
-        low_precision: passes that only draft run low-precision forms of all their weights, where there are any; in
-        int8, whose other weights are as fast, of the diffusion view alone.
+        low_precision: use low-precision weights in passes that only draft, where the kernels have them. With `int8`
+        this applies to the diffusion view alone, because the other weights are as fast already.
         """
         kernels = kernels or TorchKernels()
         draft_weights = low_precision_drafts(decoder, kernels, copies=not int8) if low_precision else None
@@ -92,8 +92,8 @@ class Runner:
         attention = choose_attention(decoder.config, decoder.dtype, decoder.device, kernels)
         return Runner(decoder, kernels, attention, draft_weights)
 
-    def _picked(self) -> dict[bool, Executor]:
-        """The fastest executor there is, by whether a pass only drafts."""
+    def _choose_executors(self) -> dict[bool, Executor]:
+        """The fastest available executors: for passes that only draft (True) and for all others (False)."""
         eager = EagerExecutor(self.decoder, self.kernels, self.attention, self.draft_weights)
         if native.supported(self.decoder, self.kernels, self.attention):
             assert isinstance(self.kernels, NativeKernels)
@@ -102,18 +102,18 @@ class Runner:
                 for draft_only in (False, True)
             }
         if self.decoder.device.type == "cuda" and self.attention.ragged:
-            graphs = CUDAGraphs(eager, on_cuda())
+            graphs = CUDAGraphs(eager, capture_on_cuda())
             return {False: graphs, True: graphs}
         return {False: eager, True: eager}
 
     def with_executors(self, wrap: Callable[[Executor], Executor]) -> Runner:
-        """A runner of the same decoder and kernels whose executors are wrapped, to profile or to replace them."""
+        """A runner with the same decoder and kernels whose executors are wrapped, to profile or to replace them."""
         runner = copy(self)
         runner._executors = {draft_only: wrap(executor) for draft_only, executor in self._executors.items()}
         return runner
 
     def eager(self, kernels: Kernels | None = None) -> Runner:
-        """A runner of the same decoder that runs kernel by kernel, by other `kernels` where given."""
+        """A runner with the same decoder and the eager executor, with other `kernels` if given."""
         chosen = EagerExecutor(self.decoder, kernels or self.kernels, self.attention, self.draft_weights)
         return self.with_executors(lambda _: chosen)
 
@@ -142,7 +142,7 @@ class Runner:
 
     @property
     def draft_bytes(self) -> int:
-        """Bytes of weights that only drafting needs: the diffusion view, and low-precision copies."""
+        """Bytes of the weights that only drafting needs: the diffusion view and low-precision copies."""
         view = [linear for name, linear in self.decoder.linears().items() if ".diffusion." in name]
         norms = [p.nbytes for name, p in self.decoder.named_parameters() if ".diffusion." in name and "norm" in name]
         return sum(norms) + sum(bytes_of(linear) for linear in (*view, *self.draft_weights.linears))
@@ -154,7 +154,7 @@ class Runner:
 
     @property
     def max_rows(self) -> int:
-        """The most rows of one sequence in a pass: longer prompts go through in chunks."""
+        """The maximum rows of one sequence per pass. Longer prompts are prefilled in chunks."""
         return self.attention.rule.max_rows
 
     def new_cache(self, slots: int) -> KVCache:
@@ -163,19 +163,19 @@ class Runner:
 
     @torch.inference_mode()
     def ar(self, rows: Tokens, cache: CacheWindow, *, logit_rows: Sequence[int] | None = None) -> list[Tensor]:
-        """Causal pass over `rows` of each sequence: writes their K/V behind each cached length, commits nothing.
+        """Causal pass over `rows` of each sequence. Writes their K/V after the cached positions and commits nothing.
 
-        Returns, per sequence, the logits [R, V] of the rows asked for (all where None; there may be none): row i
-        predicts the token after it.
+        Returns, per sequence, the logits [R, V] of `logit_rows` (all rows if None; it may be empty). Row i predicts the
+        token after it.
         """
         return self.ar_and_diffuse(rows, [()] * len(rows), 0, cache, logit_rows=logit_rows).logits
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int | None], width: int, cache: CacheWindow, *, rows: int) -> Tensor:
-        """Diffusion pass over one block per sequence: its root, then `width` - 1 mask tokens, right behind the cache.
+        """Diffusion pass over one block per sequence: its root, then `width` - 1 mask tokens, right after the cache.
 
-        Every row attends to the cache and, both ways, to its own block. Returns the logits [B, rows, V] of the first
-        `rows` rows: row j predicts the token j + 1 places after the root. A sequence whose root is None has none.
+        Every row attends to the cache and to all rows of its block. Returns the logits [B, rows, V] of the first `rows`
+        rows: row j predicts the token j + 1 positions after the root. A sequence whose root is None is left out.
         """
         lengths = cache.lengths
         blocks = [[] if root is None else [Root(root, length)] for root, length in zip(roots, lengths, strict=True)]
@@ -198,15 +198,15 @@ class Runner:
         logit_rows: Sequence[int] | None = None,
         eager_logits: bool = False,
     ) -> JointResult:
-        """An AR pass over `rows` of each sequence, and with them draft blocks of `width` rows, rooted in some of them.
+        """An AR pass over `rows` of each sequence that also computes draft blocks of `width` rows rooted in these rows.
 
-        block_roots: per sequence, the rows in which its blocks are rooted; there may be none. The block of row r is the
-        one that `diffuse` would run if the rows before r were cached and r were the anchor: it attends to the cache, to
-        the AR rows before its root, and to itself. Nothing an AR row computes depends on it.
+        block_roots: per sequence, the rows in which its blocks are rooted; it may be empty. The block of row r equals
+        the one that `diffuse` would compute if the rows before r were cached and r were the anchor: it attends to the
+        cache, to the AR rows before its root, and to itself. No AR row depends on a block.
 
-        Returns the AR logits of `logit_rows` (all where None), and the hidden states of the blocks, of which
-        `draft_logits` makes logits once it is known which block counts. With `eager_logits` their logits come instead:
-        a few rows more cost the head little.
+        Returns the AR logits of `logit_rows` (all rows if None) and the hidden states of the blocks. `draft_logits`
+        turns those into logits once it is known which block is used. With `eager_logits` the pass returns the logits of
+        the blocks instead: a few more rows cost the head little.
         """
         lengths, longest = cache.lengths, max(len(own) for own in rows)
         counts = [len(own) for own in block_roots]
@@ -223,11 +223,11 @@ class Runner:
             [start + row for row in (range(len(own)) if logit_rows is None else logit_rows)]
             for own, start in zip(rows, starts, strict=True)
         ]
-        wanted = [row for own in asked for row in own]
-        ar_logits, drafted, offset = len(wanted), sum(counts) * width, len(views[0].tokens)
-        wanted += range(offset, offset + drafted)
+        indices = [row for own in asked for row in own]
+        ar_logits, drafted, offset = len(indices), sum(counts) * width, len(views[0].tokens)
+        indices += range(offset, offset + drafted)
         positions = max(lengths) + longest + max(counts) * width
-        logits_NV, hidden_NX = self._run(views, cache, positions, wanted, len(wanted) if eager_logits else ar_logits)
+        logits_NV, hidden_NX = self._run(views, cache, positions, indices, len(indices) if eager_logits else ar_logits)
         if eager_logits:
             logits_NV, hidden_NX = logits_NV.split([ar_logits, drafted])
         blocks = hidden_NX.view(sum(counts), width, hidden_NX.shape[1]).split(counts)
@@ -238,7 +238,7 @@ class Runner:
         return self._head(self.decoder.head, hidden_ND)
 
     def draft_logits(self, hidden_ND: Tensor) -> Tensor:
-        """The same for drafts, by low-precision weights where there are any."""
+        """The same for drafts, with low-precision weights if there are any."""
         return self._head(self.draft_weights.head or self.decoder.head, hidden_ND)
 
     def top1_probability(self, logits_RV: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ class Runner:
     def _run(
         self, views: list[ViewRows], cache: CacheWindow, positions: int, logit_rows: list[int], num_logits: int
     ) -> PassResult:
-        """One pass over a cache with room for `positions` positions per sequence."""
+        """Run one pass; the cache gets room for `positions` positions per sequence."""
         cache.reserve(positions)
         multiple = self.attention.key_multiple
         batch = ForwardBatch(views, cache, -(-positions // multiple) * multiple, logit_rows, num_logits)

@@ -1,6 +1,6 @@
 """Kernels in Triton for CUDA devices: the operations between linear maps, and ragged attention.
 
-Every row is computed alone, in one fixed order, whatever the other rows of the launch. The device code is in
+Every row is computed independently, in one fixed order, whatever other rows the launch has. The device code is in
 `device.py`, the reference implementations in `backends/torch.py`. Without a GPU it runs in Triton's interpreter.
 """
 
@@ -22,14 +22,15 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.model.layers import Linear
 
 QUERIES = 32
-"""Query rows of a program: so many rows of a run as have that many heads in a group. Always as many: the same bits."""
+"""Query rows per program: rows of a segment times query heads per key/value head. It is fixed, for equal bits."""
 KEYS, CHUNK = 64, 256
-FEW = 64
-"""Query rows of a run up to which its chunks of keys are shared out over programs, and merged afterwards."""
+"""Keys per step, and keys per chunk."""
+MAX_SPLIT_QUERIES = 64
+"""Query rows of a segment up to which its chunks of keys run in separate programs and are merged by another kernel."""
 
 
 class IntegerLinear(Int8Linear):
-    """By the integer product of torch, which wants more than 16 rows and multiples of 8."""
+    """int8 by `torch._int_mm`, which needs more than 16 rows and multiples of 8."""
 
     name = "torch._int_mm"
     probed = True
@@ -86,7 +87,7 @@ class TritonKernels(TorchKernels):
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = norms or (qkv_NF, qkv_NF)
-        device.place_head[(N, H + 2 * G)](
+        device.rope_and_cache_write_head[(N, H + 2 * G)](
             qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_3N, q, keys_BGTE, values_BGTE, N, H, G,
             keys_BGTE.stride(0), keys_BGTE.stride(1), mapping.norm_eps, E, norms is not None, CACHE_LIMIT,
         )  # fmt: skip
@@ -96,7 +97,7 @@ class TritonKernels(TorchKernels):
         """See `Kernels`."""
         N, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(N, size)
-        device.gate_part[(N, triton.cdiv(size, 1024))](gate_up_NF, out, size, 1024)
+        device.silu_mul[(N, triton.cdiv(size, 1024))](gate_up_NF, out, size, 1024)
         return out
 
     def supports_ragged_attention(self, head_dim: int) -> bool:
@@ -108,11 +109,11 @@ class TritonKernels(TorchKernels):
         (N, H, E), (_, G, T, _) = q_NHE.shape, keys_BGTE.shape
         group, out = H // G, torch.empty_like(q_NHE)
         tiles = triton.cdiv(metadata.max_segment_rows, QUERIES // group)
-        split = metadata.max_segment_rows * group <= FEW
-        chunks = triton.cdiv(T, CHUNK) if split else 0  # and one more, of a run's own keys
+        split = metadata.max_segment_rows * group <= MAX_SPLIT_QUERIES
+        chunks = triton.cdiv(T, CHUNK) if split else 0  # and one more chunk, for the own keys of a segment
         shape = (N * H, chunks + 1) if split else (1, 1)
         sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
-        device.attend_run[(len(metadata.segments) * tiles, G, chunks + 1)](
+        device.attend_segment[(len(metadata.segments) * tiles, G, chunks + 1)](
             q_NHE, keys_BGTE, values_BGTE, metadata.segments, metadata.kv_lens, out, sums, tops, totals, tiles, H,
             keys_BGTE.stride(0), keys_BGTE.stride(1), E**-0.5, group, QUERIES // group, E, QUERIES, KEYS, CHUNK, split,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Cycles: one file each. Adding a cycle is adding a file with `DRAFTS_AHEAD` and `propose`.
+"""Cycles, one file each. To add a cycle, add a file with `DRAFTS_AHEAD` and `propose`.
 
-A cycle plans the next pass of every sequence, and drafts first where it needs to. Verifying and committing are the same
-for all cycles: see `orthrus.decoding.cycle`.
+A cycle plans the next pass of every sequence; some cycles run a diffusion pass for it. Verification and commit are the
+same for all cycles: see `orthrus.decoding.cycle`.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from orthrus.runner.runner import Runner
 
 
 class PassPlanner(Protocol):
-    """Plans passes, for the cycle `auto`. Queries change nothing; `begin_pass` and `learn` bring its accounts up to
-    date."""
+    """Plans the passes of the cycle `auto`. `first_width`, `plan` and `replan` are queries; `begin_pass` and `learn`
+    update the planner's state."""
 
     def first_width(self, context: int) -> int:
-        """Rows of the block that a prefill drafts with; 0 where drafting does not pay."""
+        """Rows of the block in the last pass of a prefill; 0 if drafting does not pay."""
         ...
 
     def begin_pass(self, batch: Seq[Sequence]) -> None:
-        """Read what the sequences have appended since."""
+        """Read the tokens that the sequences have appended since the last pass."""
         ...
 
     def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
-        """The next pass."""
+        """The plan of the next pass for each sequence."""
         ...
 
     def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
-        """The next pass, given fresh `drafts` for the sequences whose plan asked for a refresh."""
+        """The same after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one."""
         ...
 
     def learn(self, batch: Seq[Sequence], plans: Seq[PassPlan], kept: Seq[Verdict]) -> None:
-        """Enter the verdicts of the pass."""
+        """Update the acceptance estimates with the verdicts of the pass."""
         ...
 
 
 @dataclass(frozen=True)
 class Drafting:
-    """What a cycle drafts by: rows of a block at most; blocks of a one-pass cycle at most, where they are limited; and
-    the planner of `auto`."""
+    """The drafting settings of a cycle. width: maximum rows of a block; candidates: maximum blocks of a one-pass cycle,
+    None for no limit; planner: for the cycle `auto`."""
 
     width: int
     candidates: int | None = None
@@ -59,7 +59,7 @@ class Cycle(Protocol):
     """How a batch drafts and what it verifies."""
 
     DRAFTS_AHEAD: bool
-    """Whether a cycle verifies drafts that an earlier pass made; the prefill then makes the first ones."""
+    """Whether the cycle verifies drafts of an earlier pass. If so, the prefill makes the first drafts."""
 
     def propose(
         self, runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
@@ -69,12 +69,12 @@ class Cycle(Protocol):
 
 
 def names() -> list[str]:
-    """The cycles there are, by listing this folder: `two_pass.py` is `two-pass`."""
+    """The names of the cycles, from the files of this folder: `two_pass.py` is `two-pass`."""
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> Cycle:
-    """The cycle of that name. Raises ValueError with the list where there is none."""
+    """The cycle with this name. Raises ValueError with the list of names if there is none."""
     if name not in names():
         raise ValueError(f"there is no cycle {name!r}; cycles: {', '.join(names())}")
     cycle: Cycle = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -17,6 +17,6 @@ DRAFTS_AHEAD = False
 def propose(
     runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
 ) -> list[PassPlan]:
-    """Verify nothing: the pass gives the bonus token alone."""
+    """Plan passes without drafts: each gives the bonus token only."""
     del runner, window, rule
     return [PassPlan(width=drafting.width) for _ in batch]

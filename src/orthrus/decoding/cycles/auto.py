@@ -1,4 +1,4 @@
-"""The planned cycle: whatever pass the planner expects most of, a plain one included."""
+"""The planned cycle: the planner chooses the pass with the highest expected tokens per second, plain or not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAFTS_AHEAD = True
 def propose(
     runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
 ) -> list[PassPlan]:
-    """Plan; where it pays, draft again in a pass of its own and plan with the fresh drafts."""
+    """Plan the next pass. Where a refresh pays, run a diffusion pass first and plan again with its drafts."""
     planner = drafting.planner
     assert planner is not None
     planner.begin_pass(batch)

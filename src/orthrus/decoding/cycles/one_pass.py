@@ -1,8 +1,8 @@
-"""The one-pass cycle: one pass verifies the drafts at hand and, from blocks rooted in its own rows, drafts the next.
+"""The one-pass cycle: one pass verifies the drafts at hand and drafts the next ones, in blocks rooted in its AR rows.
 
-That is legal because no AR key of a layer depends on a diffusion row, so a block may read the keys of the AR rows
-beside it. The block that counts is the one rooted at the last accepted draft, as if a pass of its own had been run
-there. Its first row predicts the bonus, which is known by then; its other rows are the next drafts.
+AR keys do not depend on diffusion rows in any layer, so a block may attend to the AR rows of its own pass. After
+verification, the block rooted at the last accepted draft is used; a diffusion pass at that root would compute the same.
+Its first row predicts the bonus token, which is known by then; its other rows are the next drafts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ DRAFTS_AHEAD = True
 def propose(
     runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
 ) -> list[PassPlan]:
-    """Verify all drafts at hand, with a block of full width for every number of them that may be accepted, or for the
-    first `candidates`."""
+    """Verify all drafts at hand, beside one block of full width for every number of drafts that may be accepted, or for
+    the first `candidates` numbers."""
     del runner, window, rule
     offered = [len(sequence.ahead.tokens) for sequence in batch]
     blocks = [min(1 + count, drafting.candidates or 1 + count) for count in offered]

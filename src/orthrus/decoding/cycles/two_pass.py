@@ -18,7 +18,7 @@ DRAFTS_AHEAD = False
 def propose(
     runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
 ) -> list[PassPlan]:
-    """Draft in a pass of its own, and verify all drafts: up to min(width, trained rows) of them, for two passes."""
+    """Run a diffusion pass, and plan an AR pass that verifies all its drafts: up to min(width, trained_rows)."""
     width = drafting.width
     drafts = draft_pass(runner, window, batch, width, rule, [True] * len(batch))
     return [PassPlan(draft, len(draft.tokens), kind="two-pass", width=width, drafting_rows=width) for draft in drafts]

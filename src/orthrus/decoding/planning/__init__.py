@@ -1,1 +1,1 @@
-"""What the cycle `auto` decides by: costs of passes, acceptance so far, and the policy that follows."""
+"""Planning of the cycle `auto`: the cost model, the acceptance estimates, and the policy computed from both."""

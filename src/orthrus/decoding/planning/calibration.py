@@ -1,4 +1,4 @@
-"""The cost table of a model on this machine: measured on first use, kept on disk, measured again where it is bad."""
+"""The cost table of a model on this machine: measured on first use, cached on disk, and measured again if disturbed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orthrus.decoding.planning.measure import measure
 from orthrus.runner.runner import Runner
 
 MEASURE_AGAIN_AFTER = 300.0
-"""Seconds after which a table that other work disturbed is measured again."""
+"""Age in seconds from which a table that other programs disturbed is measured again."""
 log = logging.getLogger(__name__)
 
 
 class Calibration:
-    """What passes of one model cost. Safe for many threads: one measures, the others wait for it."""
+    """The cost table of one model. Thread-safe: one thread measures, the others wait for it."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner, self._lock = runner, Lock()
@@ -30,7 +30,7 @@ class Calibration:
 
     @property
     def key(self) -> str:
-        """Names a cost table: the shapes, precision, device, threads and version it holds for."""
+        """The cache key of the table: a hash of shapes, precision, device, threads and versions."""
         runner = self._runner
         gpu = torch.cuda.get_device_name(runner.device) if runner.device.type == "cuda" else None
         parts = (
@@ -44,14 +44,14 @@ class Calibration:
 
     @property
     def known(self) -> bool:
-        """Whether there is a table already."""
+        """Whether a table exists in memory or on disk."""
         return self._costs is not None or file_cache.age_of(self.key) < inf
 
     def costs(self, *, refresh: bool = False) -> CostModel:
-        """The table, measured in seconds where there is none yet, or `refresh`.
+        """The table. It is measured, which takes seconds, if there is none yet or on `refresh`.
 
-        One that other work disturbed is measured again by a later run, and the calmer of the two is kept. Raises
-        ValueError where there is no diffusion view to plan for.
+        A table that other programs disturbed is measured again by a later run, and the one with the smaller spread is
+        kept. Raises ValueError if there is no diffusion view to plan for.
         """
         if self._runner.diffusion is None:
             raise ValueError("without a diffusion view there is nothing to plan: see --adapter")

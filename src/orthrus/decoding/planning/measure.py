@@ -1,4 +1,4 @@
-"""Times passes of every kind, for a few seconds, and fits the cost model to them."""
+"""Measure the cost model: time passes of every kind for a few seconds and fit the model to them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from orthrus.decoding.sampling import best
 from orthrus.runner.runner import Runner
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Rows of the AR passes that are timed."""
 SHORT, LONG = 128, 1024
-"""Contexts at which passes are timed; the difference is what reading keys costs."""
+"""Contexts at which passes are timed, in tokens; the difference gives the cost of attending to keys."""
 ROUNDS, REPEATS = 6, 3
-"""Turns, and passes of a kind in each, of which the first does not count: it finds the caches as others left them. That
-of more rows comes first, so that the cheapest finds its weights where running it all the time would."""
-FEWEST_ROUNDS, SECONDS = 3, 6.0
-"""Rounds after which measuring ends once it has taken this long: on a busy machine, or a slow one, it would not end."""
-DRAFTED = (2, 4, 8, 16, 32, 64)
-AROUND = 6e-4
-"""Seconds of the work that comes with a diffusion pass, or with blocks: choosing what to verify of their drafts,
-entering the verdicts. What planning takes in every cycle is the planner's own figure."""
+"""Rounds of measurement, and passes of each kind per round. The first pass of a kind is not counted, since the kind
+before it left other data in the processor's caches. Kinds with more rows run first, so that a one-row pass follows
+similar passes and finds its weights cached as in plain decoding."""
+MIN_ROUNDS, MAX_SECONDS = 3, 6.0
+"""After this many rounds, measuring stops once it has taken this many seconds, which limits it on a slow machine."""
+DRAFT_ROWS = (2, 4, 8, 16, 32, 64)
+"""Rows of the diffusion passes that are timed."""
+DRAFT_OVERHEAD = 6e-4
+"""Seconds of host work for the drafts of a diffusion pass or of blocks: choosing how many to verify, and recording the
+verdicts. The time of planning itself is `planner.PLANNING_SECONDS`."""
 
 
 @torch.inference_mode()
@@ -36,7 +39,7 @@ def measure(runner: Runner) -> CostModel:
     times: dict[Any, list[float]] = {name: [] for name in passes.kinds}
     began = perf_counter()
     for turn in range(ROUNDS + 1):
-        if turn > FEWEST_ROUNDS and perf_counter() - began > SECONDS:
+        if turn > MIN_ROUNDS and perf_counter() - began > MAX_SECONDS:
             break
         for name, (context, run) in passes.kinds.items():
             for repeat in range(REPEATS):
@@ -47,13 +50,13 @@ def measure(runner: Runner) -> CostModel:
                     torch.cuda.synchronize(runner.device)
                 if turn and repeat:
                     times[name].append(perf_counter() - start)
-    typical = {name: sorted(each)[len(each) // 5] for name, each in times.items()}  # what others disturb counts less
+    typical = {name: sorted(each)[len(each) // 5] for name, each in times.items()}  # 20th percentile: less disturbed
     spread = median(median(each) / typical[name] - 1 for name, each in times.items())
     return _fitted(passes, typical, spread)
 
 
 class _Passes:
-    """The kinds of passes that are timed: name -> cached tokens, and what runs one."""
+    """The kinds of passes that are timed. kinds: name -> (cached tokens, function that runs one pass)."""
 
     def __init__(self, runner: Runner) -> None:
         assert runner.diffusion is not None
@@ -64,12 +67,12 @@ class _Passes:
         self.long = max(64, min(LONG, runner.config.max_positions - max(ROWS) - 4 * self.width))
         self.short = min(SHORT, self.long // 2)
         self.counts = [count for count in ROWS if count <= runner.max_rows]
-        self.few = min(8, self.counts[-1])
+        self.several_rows = min(8, self.counts[-1])
         kinds: dict[Any, tuple[int, Callable[[], None]]] = {
             f"blocks {n}": (self.short, partial(self._joint, n)) for n in (3, 2, 1)
         }
-        kinds |= {f"draft {count}": (self.short, partial(self._draft, count)) for count in reversed(DRAFTED)}
-        kinds |= {f"long {count}": (self.long, partial(self._plain, count)) for count in (self.few, 1)}
+        kinds |= {f"draft {count}": (self.short, partial(self._draft, count)) for count in reversed(DRAFT_ROWS)}
+        kinds |= {f"long {count}": (self.long, partial(self._plain, count)) for count in (self.several_rows, 1)}
         self.kinds = kinds | {count: (self.short, partial(self._plain, count)) for count in reversed(self.counts)}
 
     def _rows(self, count: int) -> list[list[int]]:
@@ -92,17 +95,19 @@ class _Passes:
 
 
 def _fitted(passes: _Passes, typical: dict[Any, float], spread: float) -> CostModel:
-    """The cost model that gives these seconds."""
-    short, width, counts, few = passes.short, passes.width, passes.counts, passes.few
-    key, keys = (max(0.0, typical[f"long {count}"] - typical[count]) / (passes.long - short) for count in (1, few))
-    more = max(0.0, keys - key) / max(1, few - 1)
+    """The cost model that reproduces these seconds."""
+    short, width, counts, several_rows = passes.short, passes.width, passes.counts, passes.several_rows
+    key, several_keys = (
+        max(0.0, typical[f"long {count}"] - typical[count]) / (passes.long - short) for count in (1, several_rows)
+    )
+    row_key = max(0.0, several_keys - key) / max(1, several_rows - 1)
 
     def without_keys(name: Any, count: int) -> float:
-        return max(typical[name] - (key + more * (count - 1)) * short, typical[name] / 10)
+        return max(typical[name] - (key + row_key * (count - 1)) * short, typical[name] / 10)
 
     plain = table(counts, [without_keys(count, count) for count in counts])
-    drafting = table(DRAFTED, [without_keys(f"draft {count}", count) + AROUND for count in DRAFTED])
-    bare = CostModel(plain, drafting, 0.0, 0.0, key, key, more)
+    drafting = table(DRAFT_ROWS, [without_keys(f"draft {count}", count) + DRAFT_OVERHEAD for count in DRAFT_ROWS])
+    bare = CostModel(plain, drafting, 0.0, 0.0, key, key, row_key)
     extra = {n: typical[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 3)}
     block = max(0.0, (extra[3] - extra[1]) / 2)
-    return CostModel(plain, drafting, AROUND + max(0.0, extra[1] - block), block, key, key, more, spread)
+    return CostModel(plain, drafting, DRAFT_OVERHEAD + max(0.0, extra[1] - block), block, key, key, row_key, spread)

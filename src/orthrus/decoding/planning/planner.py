@@ -1,11 +1,17 @@
-"""The planner: before every pass it chooses how many drafts to verify, and how many blocks draft beside them.
+"""The planner: before every pass it chooses how many drafts to verify, and how many blocks to draft beside them.
 
-It maximises tokens per second in the long run: what drafts at hand are worth follows from the cost table and from how
-often drafts were right so far (`values`), and with that each pass is weighed by the confidence of the very drafts in
-it. A pure function of cost table and history: it never looks at a clock.
+It maximises the long-run rate of tokens per second. `policy` solves decoding as a semi-Markov decision process, from
+the cost model and the acceptance estimates. Its solution gives the rate g and the value, in tokens, of the drafts that
+a pass leaves for the next one. The planner then improves on it by one step: with the confidence of the drafts at hand,
+it chooses the numbers of drafts and blocks that maximise
 
-Under the rule `rejection` each sequence plans as if it were alone, with blocks of full width, so that its draws do not
-depend on its neighbours; what it offers depends on history and distributions, never on the draft itself.
+    1 + E[accepted drafts] + E[value of the next drafts] - g * seconds of the pass
+
+A plan is a pure function of cost model and history; no clock is read.
+
+Under the rule `rejection` each sequence is planned as if it were alone, with blocks of full width, so that the random
+values it uses do not depend on its neighbours. The number of drafts it verifies depends on history and distributions,
+never on the drafted tokens.
 """
 
 from __future__ import annotations
@@ -17,56 +23,64 @@ from dataclasses import dataclass, field
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
-from orthrus.decoding.planning.acceptance import History
+from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.cost_model import Array, CostModel
 from orthrus.decoding.planning.policy import Policy, States
-from orthrus.decoding.planning.prompt_lookup import LONGEST, Lookup
+from orthrus.decoding.planning.prompt_lookup import MAX_MATCH, PromptLookup
 from orthrus.decoding.sequence import Sequence
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
-MOST_LOOKED_UP = 8
+"""Block widths to choose from, in rows, besides the maximum width."""
+MAX_LOOKUP_DRAFTS = 8
+"""Maximum tokens drafted by prompt lookup."""
 RESOLVE_EVERY = 16
-"""Verdicts between two solutions for the values of the states."""
-AHEAD = 40
-"""The probing budget of this many tokens may be spent before they are written; it is no more budget, only earlier."""
-RESTING = 7
-"""Passes after a plain one, while there are no drafts, that are plain without being weighed: weighing costs too."""
-PLANNING = 2e-4
-"""Seconds that planning a cycle takes by itself."""
+"""Verdicts after which the policy of a sequence is solved again."""
+ADVANCE_TOKENS = 40
+"""Tokens whose probing budget may be spent before they are generated. The total budget stays the same."""
+UNPLANNED_PASSES = 7
+"""Passes that stay plain without planning after a plain pass, while there are no drafts: planning takes time."""
+PLANNING_SECONDS = 2e-4
+"""Seconds that planning one cycle takes."""
 
 
 @dataclass
 class Account:
-    """What the planner keeps of one sequence; seconds by the cost table."""
+    """What the planner stores for one sequence. All seconds are those of the cost model.
 
-    history: History
-    lookup: Lookup = field(default_factory=Lookup)
+    solved_for: the number of sequences that shared a pass when `policy` was solved, and the verdict count at which it
+    is solved again. spent_seconds: cost of the passes so far. plain_seconds: cost of the same tokens by plain decoding.
+    undrafted_seconds: cost of the plain passes since anything was drafted. unplanned_passes: how many more passes run
+    without planning. skips_planning: whether the next pass is one of them.
+    """
+
+    history: AcceptanceHistory
+    lookup: PromptLookup = field(default_factory=PromptLookup)
     policy: Policy | None = None
-    planned: tuple[int, int] = (0, 0)
-    spent: float = 0.0
-    earned: float = 0.0
-    quiet: float = 0.0
-    resting: int = 0
-    rests: bool = False
+    solved_for: tuple[int, int] = (0, 0)
+    spent_seconds: float = 0.0
+    plain_seconds: float = 0.0
+    undrafted_seconds: float = 0.0
+    unplanned_passes: int = 0
+    skips_planning: bool = False
 
     def read(self, sequence: Sequence) -> None:
-        """Index what was appended since."""
+        """Index the tokens that were appended since the last call."""
         self.lookup.extend(sequence.tokens[len(self.lookup) - len(sequence.request.prompt) :])
 
     def best_draft(self, draft: Draft) -> Draft:
-        """The given draft, or the looked-up continuation where more of it is expected to be accepted."""
-        tokens, length = self.lookup.propose(MOST_LOOKED_UP)
+        """The given draft, or that of prompt lookup if more of its tokens are expected to be accepted."""
+        tokens, length = self.lookup.propose(MAX_LOOKUP_DRAFTS)
         if not tokens:
             return draft
-        looked_up = Draft(tokens, None, "lookup", 0, [length / LONGEST] * len(tokens))
-        chances = self.history.chances
-        return looked_up if chances(looked_up).cumprod().sum() > chances(draft).cumprod().sum() else draft
+        looked_up = Draft(tokens, None, "lookup", 0, [length / MAX_MATCH] * len(tokens))
+        acceptance = self.history.acceptance
+        return looked_up if acceptance(looked_up).cumprod().sum() > acceptance(draft).cumprod().sum() else draft
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sequence while a pass is planned: its draft at hand, and the rows of the diffusion pass that has just made it
-    (0 where none has)."""
+    """One sequence while a pass is planned. draft: the drafts at hand. drafting_rows: rows of the diffusion pass that
+    has just made them, 0 if none has."""
 
     sequence: Sequence
     account: Account
@@ -78,11 +92,11 @@ class Planner:
     """Plans for the sequences of one decoding run.
 
     Args:
-        diffusion: the view.
-        width: rows of a block at most.
-        costs: the cost table.
+        diffusion: the config of the diffusion view.
+        width: maximum rows of a block.
+        costs: the cost model.
         alone: plan each sequence as if it were the only one (rule `rejection`).
-        budget: the share of plain decoding's time by which a sequence may fall behind it while probing.
+        budget: how far a sequence may fall behind plain decoding, as a fraction of the time of plain decoding.
     """
 
     def __init__(
@@ -91,22 +105,26 @@ class Planner:
         self.costs, self._width, self._alone, self._budget = costs, width, alone, budget
         self._trained = min(width, diffusion.trained_rows)
         self._accounts: dict[int, Account] = {}
-        self._before: History | None = None
-        self._beginning: tuple[History | None, int, Policy] | None = None
+        self._previous: AcceptanceHistory | None = None
+        self._first_policy: tuple[AcceptanceHistory | None, int, Policy] | None = None
 
     def first_width(self, context: int) -> int:
-        """Rows of the block that a prefill drafts with; 0 where drafting does not pay."""
-        # alone: for this very context, as a sequence must not draft by its predecessors'; else for one near it
-        near = context if self._alone else 1 << context.bit_length()
-        if self._beginning is None or self._beginning[0] is not self._before or self._beginning[1] != near:
-            self._beginning = self._before, near, self._solve(self._new_history(), 1, near)
-        policy = self._beginning[2]
+        """Rows of the block in the last pass of a prefill; 0 if drafting does not pay."""
+        # `alone` solves for the exact context, so that earlier sequences have no influence; else a bucket is enough
+        context_bucket = context if self._alone else 1 << context.bit_length()
+        if (
+            self._first_policy is None
+            or self._first_policy[0] is not self._previous
+            or self._first_policy[1] != context_bucket
+        ):
+            self._first_policy = self._previous, context_bucket, self._solve(self._new_history(), 1, context_bucket)
+        policy = self._first_policy[2]
         extra = self.costs.ar_and_diffuse(1, 1, 1, policy.width, context) - self.costs.ar(1, 1, context)
-        return policy.width if policy.after[1] > policy.rate * extra else 0
+        return policy.width if policy.block_values[1] > policy.rate * extra else 0
 
     def begin_pass(self, batch: Seq[Sequence]) -> None:
-        """Bring the accounts up to date with the sequences' tokens and the drafts at hand, and re-solve policies."""
-        share = self._share(batch)
+        """Update the accounts from the new tokens and the drafts at hand, and solve the policies that are due."""
+        sharers = self._sharers(batch)
         for sequence in batch:
             account = self._accounts.get(sequence.index)
             if account is None:
@@ -114,153 +132,161 @@ class Planner:
                 account.lookup.extend(list(sequence.request.prompt))
             account.read(sequence)
             drafts_at_hand = bool(sequence.ahead.tokens) or account.lookup.matched
-            account.rests = share == 1 and account.resting > 0 and not drafts_at_hand
-            if account.rests:
-                account.resting -= 1
+            account.skips_planning = sharers == 1 and account.unplanned_passes > 0 and not drafts_at_hand
+            if account.skips_planning:
+                account.unplanned_passes -= 1
                 continue
             if sequence.ahead.start == 1:
-                account.history.observe_agreement(met=sequence.ahead.kind == "agrees")
-            history, (sharers, due) = account.history, account.planned
-            if account.policy is None or sharers != share or history.verdicts >= due:
-                account.policy = self._solve(history, share, sequence.length)
-                account.planned = share, history.verdicts + RESOLVE_EVERY
+                account.history.observe_agreement(agreed=sequence.ahead.kind == "agrees")
+            history, (solved_sharers, due) = account.history, account.solved_for
+            if account.policy is None or solved_sharers != sharers or history.verdicts >= due:
+                account.policy = self._solve(history, sharers, sequence.length)
+                account.solved_for = sharers, history.verdicts + RESOLVE_EVERY
 
     def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
-        """The next pass. A query: it changes nothing."""
+        """The plan of the next pass for each sequence. A query: it changes nothing."""
         candidates = [self._candidate(sequence, sequence.ahead) for sequence in batch]
-        if self._share(batch) > 1:
-            return self._joint(candidates, again=False)
+        if self._sharers(batch) > 1:
+            return self._plan_jointly(candidates, refreshed=False)
         return [
-            PassPlan(width=self._width) if c.account.rests else self._joint([c], again=False)[0] for c in candidates
+            PassPlan(width=self._width) if c.account.skips_planning else self._plan_jointly([c], refreshed=False)[0]
+            for c in candidates
         ]
 
     def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
-        """The next pass, given fresh `drafts` for the sequences whose plan asked for a refresh. A query.
+        """The plan after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one. A query.
 
-        Those plan again. Each of the others too where all share one pass, but not where each plans alone: who its
-        neighbours are must not reach it.
+        Plans of the other sequences may change too, unless each sequence is planned alone: its plan must then not
+        depend on its neighbours.
         """
         width = max(plan.width for plan in plans)
         candidates = [
             self._candidate(sequence, draft if plan.refresh else sequence.ahead, width if plan.refresh else 0)
             for sequence, plan, draft in zip(batch, plans, drafts, strict=True)
         ]
-        if self._share(batch) > 1:
-            return self._joint(candidates, again=True)
+        if self._sharers(batch) > 1:
+            return self._plan_jointly(candidates, refreshed=True)
         return [
-            self._joint([candidate], again=True)[0] if plan.refresh else plan
+            self._plan_jointly([candidate], refreshed=True)[0] if plan.refresh else plan
             for candidate, plan in zip(candidates, plans, strict=True)
         ]
 
     def learn(self, batch: Seq[Sequence], plans: Seq[PassPlan], kept: Seq[Verdict]) -> None:
-        """Enter the verdicts on the drafts, and what the pass cost each sequence by the cost model."""
-        share = self._share(batch)
+        """Record the verdicts on the drafts, and the cost of the pass for each sequence."""
+        sharers = self._sharers(batch)
         for sequence, plan, verdict in zip(batch, plans, kept, strict=True):
             account, offered = self._accounts[sequence.index], plan.offered
             stopped = sequence.finish_reason is not None
             if offered:
                 account.history.observe(plan.draft, verdict.accepted if stopped else offered, verdict.accepted)
-            plain = self.costs.ar(share, 1, sequence.length) / share
-            price = self._price([plan] if self._alone else plans, sequence.length)
-            account.spent += PLANNING + price
-            account.earned += len(verdict.tokens) * plain
-            account.quiet = 0.0 if plan.blocks or plan.drafting_rows else account.quiet + plain
-            if share == 1 and not account.rests:
-                account.resting = 0 if plan.draft.tokens or plan.blocks else RESTING
+            plain = self.costs.ar(sharers, 1, sequence.length) / sharers
+            seconds = self._cost_per_sequence([plan] if self._alone else plans, sequence.length)
+            account.spent_seconds += PLANNING_SECONDS + seconds
+            account.plain_seconds += len(verdict.tokens) * plain
+            account.undrafted_seconds = 0.0 if plan.blocks or plan.drafting_rows else account.undrafted_seconds + plain
+            if sharers == 1 and not account.skips_planning:
+                account.unplanned_passes = 0 if plan.draft.tokens or plan.blocks else UNPLANNED_PASSES
             if stopped:
                 if not self._alone:
-                    self._before = account.history
+                    self._previous = account.history
                 del self._accounts[sequence.index]
 
-    def _share(self, batch: Seq[Sequence]) -> int:
-        """Over how many sequences the price of a pass is shared out."""
+    def _sharers(self, batch: Seq[Sequence]) -> int:
+        """The number of sequences that share the cost of a pass."""
         return 1 if self._alone else len(batch)
 
     def _candidate(self, sequence: Sequence, draft: Draft, drafting_rows: int = 0) -> Candidate:
         account = self._accounts[sequence.index]
         return Candidate(sequence, account, account.best_draft(draft), drafting_rows)
 
-    def _joint(self, candidates: Seq[Candidate], *, again: bool) -> list[PassPlan]:
-        """One pass for all these sequences, each with drafts and blocks of its own: their worth against its price."""
+    def _plan_jointly(self, candidates: Seq[Candidate], *, refreshed: bool) -> list[PassPlan]:
+        """Plan one pass for all these sequences: the drafts and blocks of each, against the cost of the common pass."""
         B, costs = len(candidates), self.costs
         context = sum(c.sequence.length for c in candidates) / B
         policies = [c.account.policy for c in candidates if c.account.policy is not None]
         rate, width = sum(policy.rate for policy in policies) / B, max(policy.width for policy in policies)
-        row = (costs.ar(B, 8, context) - costs.ar(B, 1, context)) / 7 / B
-        survival = [c.account.history.chances(c.draft).cumprod() for c in candidates]
-        survival = [chances[chances > rate * row] for chances in survival]
-        rows = B + sum(len(chances) for chances in survival)
+        row_seconds = (costs.ar(B, 8, context) - costs.ar(B, 1, context)) / 7 / B
+        survival = [c.account.history.acceptance(c.draft).cumprod() for c in candidates]
+        survival = [reached[reached > rate * row_seconds] for reached in survival]
+        rows = B + sum(len(reached) for reached in survival)
 
-        def price(blocks: int) -> float:
+        def cost(blocks: int) -> float:
             return costs.ragged(B, rows, blocks, width, context)
 
-        worths = [policy.left(chances) for policy, chances in zip(policies, survival, strict=True)]
-        blocks = _best_blocks(worths, rate, price)
-        early, accounts = AHEAD * costs.ar(B, 1, context) / B, [c.account for c in candidates]
-        allowed = sum(a.earned + self._budget * max(a.earned, early) - a.spent for a in accounts)
-        for slot, account in enumerate(accounts):  # a probe: has the text become one that can be drafted?
-            if not blocks[slot] and account.quiet * self._budget > price(sum(blocks) + 1) - price(sum(blocks)):
+        next_values = [policy.next_values(reached) for policy, reached in zip(policies, survival, strict=True)]
+        blocks = _best_blocks(next_values, rate, cost)
+        advance, accounts = ADVANCE_TOKENS * costs.ar(B, 1, context) / B, [c.account for c in candidates]
+        allowance = sum(
+            a.plain_seconds + self._budget * max(a.plain_seconds, advance) - a.spent_seconds for a in accounts
+        )
+        for slot, account in enumerate(accounts):  # a probe: drafting may pay by now
+            if not blocks[slot] and account.undrafted_seconds * self._budget > cost(sum(blocks) + 1) - cost(
+                sum(blocks)
+            ):
                 blocks[slot] = 1
-        if price(sum(blocks)) - price(0) > allowed:
+        if cost(sum(blocks)) - cost(0) > allowance:
             blocks = [0] * B
         refresh = [False] * B
-        if not again:
-            share = rate * price(sum(blocks)) / B
+        if not refreshed:
+            cost_share = rate * cost(sum(blocks)) / B
             gains = [
-                policy.fresh - (1 + float(chances.sum()) + worth[n] - share)
-                for policy, chances, worth, n in zip(policies, survival, worths, blocks, strict=True)
+                policy.refresh_value - (1 + float(reached.sum()) + values[n] - cost_share)
+                for policy, reached, values, n in zip(policies, survival, next_values, blocks, strict=True)
             ]
-            refresh = _refreshed(gains, rate, lambda count: costs.diffuse(count, width, context), allowed)
+            refresh = _choose_refreshed(gains, rate, lambda count: costs.diffuse(count, width, context), allowance)
         return [
-            PassPlan(c.draft, len(chances), own, width, _kind(c, len(chances), own), fresh, c.drafting_rows)
-            for c, chances, own, fresh in zip(candidates, survival, blocks, refresh, strict=True)
+            PassPlan(c.draft, len(reached), own, width, _kind(c, len(reached), own), refresh_own, c.drafting_rows)
+            for c, reached, own, refresh_own in zip(candidates, survival, blocks, refresh, strict=True)
         ]
 
-    def _price(self, plans: Seq[PassPlan], context: float) -> float:
-        """What a pass of these plans costs each of its sequences: an equal share."""
-        drew = sum(plan.drafting_rows > 0 for plan in plans)
+    def _cost_per_sequence(self, plans: Seq[PassPlan], context: float) -> float:
+        """The cost of a pass with these plans, in seconds, divided equally among its sequences."""
+        drafting = sum(plan.drafting_rows > 0 for plan in plans)
         rows, blocks = sum(1 + plan.offered for plan in plans), sum(plan.blocks for plan in plans)
         width = max(plan.width for plan in plans)
-        price = self.costs.ragged(len(plans), rows, blocks, width, context)
-        return (price + (self.costs.diffuse(drew, width, context) if drew else 0.0)) / len(plans)
+        cost = self.costs.ragged(len(plans), rows, blocks, width, context)
+        return (cost + (self.costs.diffuse(drafting, width, context) if drafting else 0.0)) / len(plans)
 
-    def _new_history(self) -> History:
-        return History(self._trained, self._before)
+    def _new_history(self) -> AcceptanceHistory:
+        return AcceptanceHistory(self._trained, self._previous)
 
-    def _solve(self, history: History, share: int, context: float) -> Policy:
-        """The best policy over all widths."""
+    def _solve(self, history: AcceptanceHistory, sharers: int, context: float) -> Policy:
+        """The policy with the highest rate over all widths."""
         widths = [self._width] if self._alone else sorted({*[w for w in WIDTHS if w < self._width], self._width})
-        states = [States(history.by_row(), width, self.costs, share, context) for width in widths]
-        found = [problem.best() for problem in states]
-        return max(found, key=lambda policy: policy.rate)
+        states = [States(history.by_row(), width, self.costs, sharers, context) for width in widths]
+        policies = [problem.best() for problem in states]
+        return max(policies, key=lambda policy: policy.rate)
 
 
-def _best_blocks(worths: list[Array], rate: float, price: Callable[[int], float]) -> list[int]:
-    """How many blocks each sequence gets: the best number for all alike, then the best for each beside the others.
+def _best_blocks(next_values: list[Array], rate: float, cost: Callable[[int], float]) -> list[int]:
+    """How many blocks each sequence gets: the best common number first, then the best number for each in turn.
 
-    worths: per sequence, what 0, 1, ... blocks leave it, in tokens; price: seconds of a pass by all blocks in it.
+    next_values: per sequence, the expected value of its next drafts with 0, 1, ... blocks, in tokens. cost: seconds of
+    a pass by its total number of blocks.
     """
 
     def gain(blocks: list[int]) -> float:
-        return sum(float(worth[n]) for worth, n in zip(worths, blocks, strict=True)) - rate * price(sum(blocks))
+        return sum(float(values[n]) for values, n in zip(next_values, blocks, strict=True)) - rate * cost(sum(blocks))
 
-    alike = [[min(n, len(worth) - 1) for worth in worths] for n in range(max(len(worth) for worth in worths))]
+    alike = [
+        [min(n, len(values) - 1) for values in next_values] for n in range(max(len(values) for values in next_values))
+    ]
     best = max(alike, key=gain)
-    if len(worths) > 1:
-        for slot, worth in enumerate(worths):
-            best = max(([*best[:slot], n, *best[slot + 1 :]] for n in range(len(worth))), key=gain)
+    if len(next_values) > 1:
+        for slot, values in enumerate(next_values):
+            best = max(([*best[:slot], n, *best[slot + 1 :]] for n in range(len(values))), key=gain)
     return best
 
 
-def _refreshed(gains: list[float], rate: float, price: Callable[[int], float], allowed: float) -> list[bool]:
-    """Which sequences take part in a diffusion pass first: those that gain most, as many as it pays for and the budget
-    allows."""
+def _choose_refreshed(gains: list[float], rate: float, cost: Callable[[int], float], allowance: float) -> list[bool]:
+    """Which sequences take part in a diffusion pass first: those with the largest gains, as many as maximise the total
+    gain within the budget. gains: in tokens."""
     order = sorted(range(len(gains)), key=lambda slot: -gains[slot])
     total, best, chosen = 0.0, 0.0, 0
     for count, slot in enumerate(order, start=1):
         total += gains[slot]
-        if total - rate * price(count) > best and price(count) <= allowed:
-            best, chosen = total - rate * price(count), count
+        if total - rate * cost(count) > best and cost(count) <= allowance:
+            best, chosen = total - rate * cost(count), count
     return [slot in order[:chosen] for slot in range(len(gains))]
 
 

@@ -1,15 +1,18 @@
-"""Drafts for free where a text repeats itself: what followed the last time these tokens stood there."""
+"""Prompt lookup: drafts from repeated text, which cost no pass.
+
+Where the newest tokens of a sequence occurred before, the tokens that followed them there are the drafts.
+"""
 
 from __future__ import annotations
 
-LEAST = 3
-"""Tokens that must repeat before the text counts as repeating itself."""
-LONGEST = 16
-"""Matches are told apart by their length up to this."""
+MIN_MATCH = 3
+"""Tokens at the end of the text that must occur earlier in it."""
+MAX_MATCH = 16
+"""Matches are extended up to this many tokens; the length relative to it is the confidence of the drafts."""
 
 
-class Lookup:
-    """The n-grams of one sequence, prompt included."""
+class PromptLookup:
+    """An index of the n-grams of one sequence, prompt included."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
@@ -20,23 +23,23 @@ class Lookup:
         """Append tokens; each is indexed once."""
         for token in tokens:
             self._tokens.append(token)
-            suffix = tuple(self._tokens[-LEAST:])
+            suffix = tuple(self._tokens[-MIN_MATCH:])
             self._continuation = self._after.get(suffix)
             self._after[suffix] = len(self._tokens)
 
     @property
     def matched(self) -> bool:
-        """Whether the newest tokens stood in the text before."""
+        """Whether the newest tokens occur earlier in the text."""
         return self._continuation is not None
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def propose(self, count: int) -> tuple[list[int], int]:
-        """Up to `count` tokens that followed the latest equal suffix, and how long the match is; none where none is."""
-        if self._continuation is None or len(self._tokens) < LEAST:
+        """Up to `count` tokens that followed the latest match, and the length of the match; ([], 0) without one."""
+        if self._continuation is None or len(self._tokens) < MIN_MATCH:
             return [], 0
-        earlier, now, length = self._continuation, len(self._tokens), LEAST
-        while length < min(LONGEST, earlier) and self._tokens[earlier - 1 - length] == self._tokens[now - 1 - length]:
+        earlier, now, length = self._continuation, len(self._tokens), MIN_MATCH
+        while length < min(MAX_MATCH, earlier) and self._tokens[earlier - 1 - length] == self._tokens[now - 1 - length]:
             length += 1
         return self._tokens[earlier : earlier + count], length

@@ -1,6 +1,6 @@
-"""Verification rules, one file each. A rule drafts from diffusion logits and judges drafts by AR logits.
+"""Verification rules, one file each. A rule draws drafts from diffusion logits and verifies them with AR logits.
 
-Adding a rule is adding a file with `propose` and `verify`.
+To add a rule, add a file with `propose` and `verify`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from orthrus.decoding.sampling import Sampler
 
 @dataclass(frozen=True)
 class Proposal:
-    """Diffusion logits [R, V] of one sequence, to be drafted from; the first row is for absolute `position`.
+    """Diffusion logits [R, V] of one sequence, from which tokens are drafted; the first row is for absolute `position`.
 
-    `block` numbers the block they are from: twice the position of its root, and one more where it shared an AR pass,
-    since both kinds may be run at one root.
+    `block` identifies the draft block in the address of its noise: 2 * root position for a block of a diffusion pass,
+    2 * root position + 1 for a block that shared an AR pass, because both may exist at one root.
     """
 
     sampler: Sampler
@@ -43,24 +43,24 @@ class Check:
 
 
 class Rule(Protocol):
-    """The two halves of a rule, each one call per pass for all sequences of the batch."""
+    """The two functions of a rule. Each is called once per pass, for all sequences of the batch."""
 
     def propose(self, proposals: Sequence[Proposal]) -> list[Draft]:
-        """Draft for each sequence one token per row, or fewer. Advances no sampler."""
+        """Draft at most one token per row for each sequence. Advances no sampler."""
         ...
 
     def verify(self, checks: Sequence[Check]) -> list[Verdict]:
-        """Judge the drafts of each sequence, and advance its sampler by the tokens of its verdict."""
+        """Verify the drafts of each sequence, and advance its sampler by the tokens of its verdict."""
         ...
 
 
 def names() -> list[str]:
-    """The rules there are, by listing this folder."""
+    """The names of the rules, from the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load(name: str) -> Rule:
-    """The rule of that name. Raises ValueError with the list where there is none."""
+    """The rule with this name. Raises ValueError with the list of names if there is none."""
     if name not in names():
         raise ValueError(f"there is no rule {name!r}; rules: {', '.join(names())}")
     rule: Rule = importlib.import_module(f"{__name__}.{name}")

@@ -1,7 +1,7 @@
 """Rule `exact`: the AR view's own token is fixed first; drafts are accepted while they equal it.
 
-The output is that of plain AR decoding, token for token, whatever the drafts. Draft and target of a position meet the
-same noise, which makes them agree more often when sampling.
+The output equals plain AR decoding token for token, whatever the drafts are. Draft and target of a position use the
+same noise, so that they agree more often when sampling.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def propose(proposals: Sequence[Proposal]) -> list[Draft]:
 
 
 def verify(checks: Sequence[Check]) -> list[Verdict]:
-    """See `Rule`. A row assumes that the drafts before it are accepted; where one is not, the row is dropped."""
+    """See `Rule`. Each row assumes that all drafts before it are accepted; if one is not, the row is discarded."""
     targets = sample([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.tokens) for c in checks])
     verdicts = [_accept(check.draft.tokens, tokens) for check, tokens in zip(checks, targets, strict=True)]
     for check, verdict in zip(checks, verdicts, strict=True):
@@ -28,7 +28,7 @@ def verify(checks: Sequence[Check]) -> list[Verdict]:
 
 
 def _accept(drafted: list[int], targets: list[int]) -> Verdict:
-    """The drafts before the first that is not its target, and the target after them."""
+    """Accept the drafts before the first mismatch; the target after them is the bonus token."""
     unequal = (n for n, (draft, target) in enumerate(zip(drafted, targets, strict=False)) if draft != target)
     accepted = next(unequal, len(drafted))
     return Verdict(targets[: accepted + 1], accepted)
