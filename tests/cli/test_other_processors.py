@@ -12,6 +12,7 @@ import tiny
 import torch
 
 import orthrus
+from orthrus.backends import select
 from orthrus.backends.native import build
 from orthrus.backends.native import kernels as native
 
@@ -70,7 +71,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     compiler.write_text("#!/bin/sh\necho 'native.c:1: error: this is no C compiler' >&2\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    kernels = native.fastest(torch.float32, torch.device("cpu"), tmp_path)
+    kernels = select.fastest(torch.float32, torch.device("cpu"), tmp_path)
     assert kernels.name == "torch"
     assert "native.c:1: error: this is no C compiler" in kernels.notice
     assert str(compiler) in kernels.details
@@ -117,5 +118,5 @@ def test_a_damaged_library_is_compiled_again_with_one_message(tmp_path, caplog, 
 def test_a_cache_that_cannot_be_written_leaves_the_torch_kernels(tmp_path):
     blocked = Path(tmp_path / "file")
     blocked.write_text("")
-    kernels = native.fastest(torch.float32, torch.device("cpu"), blocked / "cache")
+    kernels = select.fastest(torch.float32, torch.device("cpu"), blocked / "cache")
     assert "cannot be kept or loaded" in kernels.notice
