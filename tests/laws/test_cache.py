@@ -67,31 +67,31 @@ def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype)
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype, cycle):
     runner = tiny.runner(family, dtype)
-    asked = [
+    requests = [
         tiny.request(3 + 60 * n, 10 + 5 * n, n, SamplingParams(temperature=0.9 * (n % 2), seed=n)) for n in range(6)
     ]
-    alone = [tiny.oracle(runner, request).tokens for request in asked]
+    alone = [tiny.oracle(runner, request).tokens for request in requests]
     for seed, batch in ((1, 2), (2, 3), (3, 6)):
         order = list(range(6))
         random.Random(seed).shuffle(order)
         config = DecodingConfig(cycle=cycle, batch_size=batch)
-        steps = generate(runner, [asked[n] for n in order], config, tiny.LIMITS, costs=tiny.COSTS["rows"])
+        steps = generate(runner, [requests[n] for n in order], config, tiny.LIMITS, costs=tiny.COSTS["rows"])
         done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [done[order.index(n)] for n in range(6)] == alone
 
 
 @pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
-def test_nor_do_they_by_rejection(family, cycle):
-    """In fp32, where a diffusion row too is the same in every batch up to rounding."""
+def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
+    """In fp32, where diffusion rows differ between batches by rounding only."""
     runner = tiny.runner(family)
-    asked = [tiny.request(5 + 40 * n, 24, n, SamplingParams(temperature=0.7, seed=n)) for n in range(4)]
-    found = []
+    requests = [tiny.request(5 + 40 * n, 24, n, SamplingParams(temperature=0.7, seed=n)) for n in range(4)]
+    outputs = []
     for batch in (1, 2, 4):
         config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
-        steps = generate(runner, asked, config, tiny.LIMITS, costs=tiny.COSTS["rows"])
+        steps = generate(runner, requests, config, tiny.LIMITS, costs=tiny.COSTS["rows"])
         done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
-        found.append([done[n] for n in range(4)])
-    assert found[0] == found[1] == found[2]
+        outputs.append([done[n] for n in range(4)])
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
@@ -112,12 +112,12 @@ def test_two_pass_cycles_equal_their_replay(family, temperature):
         replayed.append(run)
         position += run + 1
     assert replayed == [verdict.accepted for verdict in kept[1:]]
-    assert sum(replayed), "the tiny drafter never agrees, so this test shows nothing"
+    assert sum(replayed), "the drafts of the tiny model are never accepted, so this test checks nothing"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_one_pass_cycles_equal_their_replay(family, temperature):
-    """Full width, every candidate: the drafts of a cycle are those of the block rooted at the last accepted token."""
+    """With all blocks at full width, the drafts of a cycle are those of the block rooted at the last accepted token."""
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
     runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
     kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="one-pass"), tiny.LIMITS)]
@@ -136,12 +136,12 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
         replayed.append(run)
         root, length = length - 1 + run, length + run + 1
     assert replayed == [verdict.accepted for verdict in kept[1:]]
-    assert sum(replayed), "the tiny drafter never agrees, so this test shows nothing"
+    assert sum(replayed), "the drafts of the tiny model are never accepted, so this test checks nothing"
 
 
 def test_extra_memory_of_drafting_does_not_grow_with_context(family):
     runner, extra = tiny.runner(family, "fp32", 8, prepared=False), {}
-    for context in (612, 1636):  # both beyond one key block, at the same place in one
+    for context in (612, 1636):  # both need more than one block of keys, and end at the same offset in a block
         peaks = {}
         for name in ("ar", "two-pass", "one-pass"):
             sequence = Sequence(0, tiny.request(context, new=50), tiny.LIMITS)

@@ -170,7 +170,7 @@ def test_damaged_weights_are_named(tmp_path):
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_is_not_supported_is_refused_by_name(tmp_path, overrides, message):
+def test_unsupported_configs_are_refused_by_name(tmp_path, overrides, message):
     path = tiny.save_checkpoint(tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"layer_types": None} | overrides))

@@ -1,4 +1,4 @@
-"""Law 1: `exact` equals the oracle, token for token, whatever the drafts, widths, neighbours and stops."""
+"""Law 1: `exact` equals the oracle token for token, for all drafts, widths, neighbours and stop conditions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ cycle_module, generate_module = (importlib.import_module(f"orthrus.decoding.{nam
 
 
 def script(monkeypatch, quality, truths):
-    """Put drafts of a known quality wherever drafts are made."""
+    """Replace every source of drafts by scripted drafts of a known quality."""
     for name in ("two_pass", "auto"):
         module = importlib.import_module(f"orthrus.decoding.cycles.{name}")
         monkeypatch.setattr(module, "draft_pass", tiny.scripted(quality, truths))
@@ -103,7 +103,7 @@ def test_every_cycle_equals_the_oracle(case, monkeypatch):
 @pytest.mark.parametrize("kernels", ["native", "native int8"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family, dtype, kernels):
+def test_logits_of_verified_rows_equal_plain_decoding_bit_for_bit(family, dtype, kernels):
     runner, request = tiny.runner(family, dtype, 32, kernels=kernels), tiny.request(length=500, new=31)
     truth = tiny.oracle(runner, request, logits=True)
     cache = runner.new_cache(1)
@@ -115,8 +115,8 @@ def test_logits_of_verified_rows_are_those_of_plain_decoding_bit_for_bit(family,
 
 
 @pytest.mark.parametrize(("width", "new"), [(8, 40), (8, 44), (2, 9), (5, 31)])
-def test_perfect_drafts_take_exactly_the_fewest_passes(monkeypatch, width, new):
-    """One pass: the prefill and ceil((N - 1) / (m + 1)); two passes: twice as many cycles."""
+def test_perfect_drafts_take_the_minimum_number_of_passes(monkeypatch, width, new):
+    """One-pass: the prefill and ceil((N - 1) / (m + 1)) passes; two-pass: two passes per cycle."""
     runner, request = tiny.runner("qwen3"), tiny.request(11, new)
     truth = tiny.oracle(runner, request).tokens
     script(monkeypatch, 1.0, [truth])

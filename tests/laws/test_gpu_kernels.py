@@ -1,4 +1,4 @@
-"""The kernels for GPUs against the reference implementation, in Triton's interpreter: results, not speed."""
+"""Law 7: the Triton kernels equal the reference implementation. Runs in Triton's interpreter, without a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orthrus.backends.triton import kernels as gpu
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, tests/gpu runs them compiled")
 
 TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}
-FAST, SLOW = gpu.TritonKernels(), TorchKernels()
+TRITON, REFERENCE = gpu.TritonKernels(), TorchKernels()
 
 
 @pytest.fixture(params=list(tiny.DTYPES), name="precision")
@@ -32,82 +32,94 @@ def values(*shape, precision):
 
 
 @pytest.mark.parametrize("size", [16, 576, 37])
-def test_norm_and_gate(precision, size):
+def test_norm_and_gate_equal_the_reference(precision, size):
     x, delta, weight = (values(*shape, precision=precision) for shape in ((5, size), (5, size), (size,)))
     ours, theirs = x.clone(), x.clone()
-    (_, found), (_, expected) = FAST.add_norm(ours, delta, weight, 1e-5), SLOW.add_norm(theirs, delta, weight, 1e-5)
+    (_, normed), (_, expected) = (
+        TRITON.add_norm(ours, delta, weight, 1e-5),
+        REFERENCE.add_norm(theirs, delta, weight, 1e-5),
+    )
     torch.testing.assert_close(ours, theirs, **TOLERANCES[precision])
-    torch.testing.assert_close(found, expected, **TOLERANCES[precision])
-    torch.testing.assert_close(FAST.norm(x, weight, 1e-5), SLOW.norm(x, weight, 1e-5), **TOLERANCES[precision])
+    torch.testing.assert_close(normed, expected, **TOLERANCES[precision])
+    torch.testing.assert_close(TRITON.norm(x, weight, 1e-5), REFERENCE.norm(x, weight, 1e-5), **TOLERANCES[precision])
     both = values(5, 2 * size, precision=precision)
-    torch.testing.assert_close(FAST.gate(both), SLOW.gate(both), **TOLERANCES[precision])
+    torch.testing.assert_close(TRITON.gate(both), REFERENCE.gate(both), **TOLERANCES[precision])
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_integer_product_is_exact(precision, bias):
+def test_the_int8_linear_map_equals_the_reference_exactly(precision, bias):
     plain = Linear(64, 48, bias=bias, dtype=tiny.DTYPES[precision], device=torch.device("cpu"))
     plain.weight.copy_(torch.randn(48, 64) / 8)
     if bias:
         plain.bias.copy_(torch.randn(48))
-    fast, slow = (make() for make in FAST.quantised(plain))
+    fast, slow = (make() for make in TRITON.quantised(plain))
     x = values(40, 64, precision=precision)
     for count in (1, 7, 33, 40):
         assert torch.equal(fast(x[:count]), slow(x)[:count])
 
 
 @pytest.mark.parametrize("with_norms", [True, False])
-def test_rope_and_cache_write(precision, with_norms):
+def test_rope_and_cache_write_equal_the_reference(precision, with_norms):
     H, G, E, N = 4, 2, 16, 5
     qkv = values(N, (H + 2 * G) * E, precision=precision)
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     angles = torch.rand(N, 1, E // 2)
     cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
     table = torch.tensor([[0, 2, 3, 4, 7], [0, 0, 1, 1, 1], [9, 4, 0, 1, 30]])
-    places = SlotMapping(table, cos, sin, (2, 4), 1e-6)
+    mapping = SlotMapping(table, cos, sin, (2, 4), 1e-6)
     outcomes = []
-    for kernels in (FAST, SLOW):
-        keys, held = (torch.zeros(3, 2, G, 32, E, dtype=qkv.dtype)[1] for _ in range(2))  # as a layer of a cache
-        outcomes.append((kernels.rope_and_cache_write(qkv, norms, places, keys, held), keys, held))
+    for kernels in (TRITON, REFERENCE):
+        keys, cached_values = (torch.zeros(3, 2, G, 32, E, dtype=qkv.dtype)[1] for _ in range(2))  # a layer of a cache
+        outcomes.append((kernels.rope_and_cache_write(qkv, norms, mapping, keys, cached_values), keys, cached_values))
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCES[precision])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter takes bf16 products for integers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter computes bf16 products as integers
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "rows"), [(4, 2, 16, 5), (9, 3, 64, 12), (2, 2, 32, 70)])
-def test_attention_over_what_each_row_sees(dtype, heads, kv_heads, size, rows):
-    """AR rows of two sequences and a block beside them; the last case has too many rows to share out over chunks."""
+def test_ragged_attention_equals_dense_attention(dtype, heads, kv_heads, size, rows):
+    """AR rows of two sequences and one block. The last case has too many rows to split its chunks over programs."""
     T = 640
     q = torch.randn(rows + 6, heads, size).to(dtype)
-    keys, held = (torch.randn(2, kv_heads, T, size).to(dtype) for _ in range(2))
-    runs = [[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]
-    seen = [*range(300 + rows, 300, -1), 2, 1, *[517] * 4]
-    found = FAST.attend(q, keys, held, AttentionMetadata(torch.tensor(runs), torch.tensor(seen), rows))
-    visible = torch.arange(T)[None] < torch.tensor(seen)[:, None]
-    visible[rows + 2 :, 600:604] = True
+    keys, cached_values = (torch.randn(2, kv_heads, T, size).to(dtype) for _ in range(2))
+    segments = [[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]
+    kv_lens = [*range(300 + rows, 300, -1), 2, 1, *[517] * 4]
+    output = TRITON.attend(
+        q, keys, cached_values, AttentionMetadata(torch.tensor(segments), torch.tensor(kv_lens), rows)
+    )
+    attended = torch.arange(T)[None] < torch.tensor(kv_lens)[:, None]
+    attended[rows + 2 :, 600:604] = True
     sequences = torch.tensor([0] * rows + [1] * 6)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        q[:, :, None].float(), keys[sequences].float(), held[sequences].float(), visible[:, None, None], enable_gqa=True
+        q[:, :, None].float(),
+        keys[sequences].float(),
+        cached_values[sequences].float(),
+        attended[:, None, None],
+        enable_gqa=True,
     )
     torch.testing.assert_close(
-        found.float(), expected.flatten(1), atol=2e-5 if dtype == torch.float32 else 4e-3, rtol=1e-3
+        output.float(), expected.flatten(1), atol=2e-5 if dtype == torch.float32 else 4e-3, rtol=1e-3
     )
-    alone = FAST.attend(
-        q[rows + 2 :], keys, held, AttentionMetadata(torch.tensor([[0, 4, 1, 600, 604]]), torch.tensor([517] * 4), 4)
+    alone = TRITON.attend(
+        q[rows + 2 :],
+        keys,
+        cached_values,
+        AttentionMetadata(torch.tensor([[0, 4, 1, 600, 604]]), torch.tensor([517] * 4), 4),
     )
-    assert torch.equal(alone, found[rows + 2 :])
+    assert torch.equal(alone, output[rows + 2 :])
 
 
 @torch.inference_mode()
-def test_a_pass_of_both_views():
-    """Without the probe of attention, which takes an hour in the interpreter."""
+def test_a_pass_of_both_views_equals_the_reference():
+    """Without the attention probe, which takes an hour in the interpreter."""
     rule = RowRule(1, MAX_ROWS)
     rows, outcomes = [[5, 6, 7], [9]], []
-    for kernels in (FAST, None):
+    for kernels in (TRITON, None):
         decoder, attention = (
             tiny.decoder("qwen3"),
-            AttentionChoice(masked(FAST), rule, 64, single_row=True, ragged=True),
+            AttentionChoice(masked(TRITON), rule, 64, single_row=True, ragged=True),
         )
-        runner = Runner(decoder) if kernels is None else Runner(decoder, FAST, attention)
+        runner = Runner(decoder) if kernels is None else Runner(decoder, TRITON, attention)
         cache = runner.new_cache(2)
         cache.reserve(64)
         generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""Recorded passes: replayed with other numbers, they are the passes that would have been launched.
+"""CUDA graphs: a captured pass that is replayed with other integers equals the eager pass.
 
-Without a GPU the recorder is one that runs the same work again, on what it kept of the first time.
+Without a GPU, a fake capture stands in for CUDA: its replay runs the same work again and writes to the same results.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from orthrus.runner import cuda_graphs
 from orthrus.runner.cuda_graphs import CUDAGraphs
 
 
-class Recorder:
-    """Work that is run again, with its results in the same place."""
+class FakeCapture:
+    """A capture whose replay runs the work again, with its results in the same memory."""
 
     def __init__(self):
-        self.recorded = self.replayed = 0
+        self.captured = self.replayed = 0
 
     def __call__(self, work):
         results = work()
-        self.recorded += 1
+        self.captured += 1
 
         def replay():
             self.replayed += 1
@@ -35,63 +35,63 @@ class Recorder:
         return results, replay
 
 
-def recording(family, dtype="fp32"):
-    """A runner whose passes are recorded, and its recorder."""
-    runner, recorder = tiny.runner(family, dtype), Recorder()
+def capturing(family, dtype="fp32"):
+    """A runner whose passes are captured, and its fake capture."""
+    runner, capture = tiny.runner(family, dtype), FakeCapture()
     if not runner.attention.ragged:
         pytest.skip("this processor has no ragged attention")
-    graphs = CUDAGraphs(runner.eager().executors[0], recorder)
-    return runner.with_executors(lambda _: graphs), recorder
+    graphs = CUDAGraphs(runner.eager().executors[0], capture)
+    return runner.with_executors(lambda _: graphs), capture
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_every_cycle_equals_the_oracle(family, dtype):
-    runner, recorder = recording(family, dtype)
-    asked = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
-    truths = [tiny.oracle(tiny.runner(family, dtype), request).tokens for request in asked]
+    runner, capture = capturing(family, dtype)
+    requests = [tiny.request(5 + 90 * n, 30, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
+    truths = [tiny.oracle(tiny.runner(family, dtype), request).tokens for request in requests]
     for name in cycles.names():
         config = DecodingConfig(cycle=name, batch_size=2)
-        steps = generate(runner, asked, config, tiny.LIMITS, costs=tiny.COSTS["passes"])
-        found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
-        assert [found[n] for n in range(len(asked))] == truths
-    assert 0 < recorder.recorded < recorder.replayed
+        steps = generate(runner, requests, config, tiny.LIMITS, costs=tiny.COSTS["passes"])
+        tokens = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
+        assert [tokens[n] for n in range(len(requests))] == truths
+    assert 0 < capture.captured < capture.replayed
 
 
-def test_results_outlive_the_next_replay():
-    runner, recorder = recording("qwen3")
+def test_a_replay_does_not_overwrite_earlier_results():
+    runner, capture = capturing("qwen3")
     cache = runner.new_cache(1)
-    found = [tiny.ar(runner, torch.tensor([[token]]), cache.window(0, 1)) for token in (3, 4, 5, 3)]
-    assert recorder.replayed == 3
-    assert torch.equal(found[0], found[3])
-    assert not torch.equal(found[1], found[2])
+    logits = [tiny.ar(runner, torch.tensor([[token]]), cache.window(0, 1)) for token in (3, 4, 5, 3)]
+    assert capture.replayed == 3
+    assert torch.equal(logits[0], logits[3])
+    assert not torch.equal(logits[1], logits[2])
 
 
-def test_a_cache_that_has_grown_is_another_shape():
-    runner, recorder = recording("qwen3")
+def test_passes_are_captured_again_after_a_cache_has_grown():
+    runner, capture = capturing("qwen3")
     for length in (100, 700):
         cache = runner.new_cache(1)
         tiny.ar(runner, torch.tensor([tiny.request(length).prompt]), cache.window(0, 1), rows=[])
         cache.commit(0, length)
-        found = [
+        logits = [
             tiny.ar(runner, torch.tensor([[7]]), cache.window(0, 1)) for _ in range(3)
-        ]  # launched, recorded, replayed
-        assert torch.equal(found[0], found[1])
-        assert torch.equal(found[0], found[2])
-    assert recorder.recorded == 2
+        ]  # eager, captured, replayed
+        assert torch.equal(logits[0], logits[1])
+        assert torch.equal(logits[0], logits[2])
+    assert capture.captured == 2
 
 
-def test_long_passes_are_launched_and_old_graphs_evicted(monkeypatch):
-    runner, recorder = recording("qwen3")
+def test_long_passes_run_eagerly_and_old_graphs_are_evicted(monkeypatch):
+    runner, capture = capturing("qwen3")
     cache = runner.new_cache(1)
     cache.reserve(400)
     for _ in range(3):
         tiny.ar(
             runner, torch.tensor([tiny.request(cuda_graphs.MAX_GRAPH_ROWS + 1).prompt]), cache.window(0, 1), rows=[]
         )
-    assert recorder.recorded == 0
+    assert capture.captured == 0
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     for rows in (1, 2, 3, 1):
         for _ in range(2):
             tiny.ar(runner, torch.tensor([[5] * rows]), cache.window(0, 1))
-    assert recorder.recorded == 4
+    assert capture.captured == 4

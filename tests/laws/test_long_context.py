@@ -1,4 +1,4 @@
-"""Laws 1, 3, 5 and 7 far from the first position: beyond one, two, three and more blocks of keys and of positions."""
+"""Laws 1, 3, 5 and 7 at long contexts: with two, three and more blocks of keys."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ LONG = 4000
 
 
 def attentions(precision, size):
-    """All that attend on a CPU, by name."""
-    found = {"flash": attend_flash, "in blocks": attend_in_blocks}
+    """All attention kernels of the CPU, by name."""
+    by_name = {"flash": attend_flash, "in blocks": attend_in_blocks}
     kernels = native.load(tiny.DTYPES[precision], cache_directory())
     if kernels is not None and kernels.supports_ragged_attention(size):
-        found["native"] = masked(kernels)
-    return found
+        by_name["native"] = masked(kernels)
+    return by_name
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("precision", list(tiny.DTYPES))
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64)])
 def test_attention_reaches_every_key_of_a_long_context(precision, heads, kv_heads, size, length):
-    """Half of the rows look for one key each, at the borders of blocks and at the end; the others look at random."""
+    """Half of the queries are aimed at one key each, at block borders and at the end; the others are random."""
     R, span = 8, -(-length // 512) * 512
     k, v = (torch.randn(1, kv_heads, span, size).to(tiny.DTYPES[precision]) for _ in range(2))
     q = torch.randn(1, R, heads, size).to(k)
-    wanted = [length - R, (length - R) // 512 * 512, (length - R) // 512 * 512 - 1, length // 2]
-    for row, key in enumerate(wanted):
+    target_keys = [length - R, (length - R) // 512 * 512, (length - R) // 512 * 512 - 1, length // 2]
+    for row, key in enumerate(target_keys):
         k[0, :, key] *= 3
         aimed = 2 * size**0.5 * torch.nn.functional.normalize(k[0, :, key].float(), dim=-1)
         q[0, row] = aimed.repeat_interleave(heads // kv_heads, 0).to(q)
@@ -59,28 +59,28 @@ def test_attention_reaches_every_key_of_a_long_context(precision, heads, kv_head
     )[0].transpose(0, 1)
     tolerance = 5e-5 if precision == "fp32" else 0.02
     for name, attend in attentions(precision, size).items():
-        found = attend(q, k, v, bias).view(R, heads, size).float()
+        output = attend(q, k, v, bias).view(R, heads, size).float()
         torch.testing.assert_close(
-            found, dense, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            output, dense, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
-def in_pieces(runner, cache, tokens, sizes=(512,)):
-    """Logits of all rows of `tokens`, cached piece by piece; the last size repeats."""
-    found, rest = [], torch.tensor([tokens])
+def logits_in_chunks(runner, cache, tokens, sizes=(512,)):
+    """Logits of all rows of `tokens`, prefilled in chunks of these sizes; the last size repeats."""
+    logits, rest = [], torch.tensor([tokens])
     for n in range(len(tokens)):
         if not rest.shape[1]:
             break
         size = sizes[min(n, len(sizes) - 1)]
-        found.append(tiny.ar(runner, rest[:, :size], cache.window(0, 1))[0])
-        cache.commit(0, cache.lengths[0] + len(found[-1]))
+        logits.append(tiny.ar(runner, rest[:, :size], cache.window(0, 1))[0])
+        cache.commit(0, cache.lengths[0] + len(logits[-1]))
         rest = rest[:, size:]
-    return torch.cat(found)
+    return torch.cat(logits)
 
 
 @pytest.fixture(scope="module", params=families.names())
 def peer(request, tmp_path_factory):
-    """A checkpoint of `transformers`, a text, and its logits there."""
+    """A checkpoint of `transformers`, a text, and the logits that `transformers` computes for it."""
     directory, tokens = tmp_path_factory.mktemp("peer"), tiny.request(LONG).prompt
     made = AutoModelForCausalLM.from_config(tiny.hf_config(request.param, max_position_embeddings=8192)).float().eval()
     made.save_pretrained(directory)
@@ -93,9 +93,9 @@ def test_logits_of_long_prompts_equal_those_of_transformers(peer, kernels):
     directory, tokens, expected = peer
     fast = native.load(torch.float32, cache_directory()) if kernels == "native" else None
     runner = Runner.prepare(hub.load_decoder(directory, torch.float32), fast)
-    torch.testing.assert_close(in_pieces(runner, runner.new_cache(1), tokens), expected, atol=1e-4, rtol=1e-4)
-    found = in_pieces(runner, runner.new_cache(1), tokens[:1500], (11, 512, 300))
-    torch.testing.assert_close(found, expected[:1500], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_in_chunks(runner, runner.new_cache(1), tokens), expected, atol=1e-4, rtol=1e-4)
+    logits = logits_in_chunks(runner, runner.new_cache(1), tokens[:1500], (11, 512, 300))
+    torch.testing.assert_close(logits, expected[:1500], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ def test_logits_of_long_prompts_equal_those_of_transformers(peer, kernels):
     [*((name, "native") for name in families.names()), ("qwen3", "torch"), ("llama", "native int8")],
 )
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_a_row_alone_has_the_bits_of_the_whole_prompt_at_long_positions(family, dtype, kernels):
+def test_logits_do_not_depend_on_chunking_at_long_positions(family, dtype, kernels):
     runner, tokens = tiny.runner(family, dtype, kernels=kernels), tiny.request(2047).prompt
     whole_cache, cache = runner.new_cache(1), runner.new_cache(1)
-    whole = in_pieces(runner, whole_cache, tokens)
+    whole = logits_in_chunks(runner, whole_cache, tokens)
     sizes = [512, 508, *[1] * 11, 499, *[1] * 16, 500, 1]  # one by one at 1020 to 1030, 1530 to 1545 and 2046
     assert sum(sizes) == len(tokens)
-    found = in_pieces(runner, cache, tokens, sizes)
-    different = (found != whole).any(dim=1).nonzero().flatten().tolist()
+    logits = logits_in_chunks(runner, cache, tokens, sizes)
+    different = (logits != whole).any(dim=1).nonzero().flatten().tolist()
     assert different == []
     for one, other in ((whole_cache.keys, cache.keys), (whole_cache.values, cache.values)):
         assert torch.equal(one[:, :, :, :2047], other[:, :, :, :2047])
 
 
 @pytest.mark.parametrize("scaling", [1.0, 1.25])
-def test_rotations_are_those_of_their_positions_however_the_table_grew(scaling):
+def test_rope_values_do_not_depend_on_how_the_table_grew(scaling):
     frequencies = tuple(1.0 / 10000 ** (n / 32) for n in range(32))
     config = RopeConfig(frequencies, scaling)
     at_once, stepwise = (RopeTable(config, torch.device("cpu")) for _ in range(2))
@@ -136,7 +136,7 @@ def test_rotations_are_those_of_their_positions_however_the_table_grew(scaling):
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 1024, 1025, 1700])
-def test_growing_keeps_all_positions_and_moving_copies_all_of_them(dtype, length):
+def test_growing_a_cache_keeps_all_positions_and_moving_a_slot_copies_them(dtype, length):
     cache = KVCache(tiny.runner("llama").config, 3, tiny.DTYPES[dtype], torch.device("cpu"))
     cache.reserve(1700)
     with torch.inference_mode():
@@ -157,13 +157,13 @@ def test_growing_keeps_all_positions_and_moving_copies_all_of_them(dtype, length
 
 @pytest.mark.parametrize("cycle", cycles.names())
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_long_sequences_that_change_their_slots_write_the_oracles_tokens(monkeypatch, dtype, cycle):
+def test_long_sequences_that_move_between_slots_equal_the_oracle(monkeypatch, dtype, cycle):
     runner, moved = tiny.runner("qwen3", dtype), []
-    asked = [
+    requests = [
         tiny.request(length, new, seed, SamplingParams(temperature=0.8 * (seed % 2), seed=seed))
         for seed, (length, new) in enumerate([(40, 3), (530, 30), (1100, 12), (1030, 26), (1015, 30), (505, 25)])
     ]
-    truths = [tiny.oracle(runner, request).tokens for request in asked]
+    truths = [tiny.oracle(runner, request).tokens for request in requests]
     move = KVCache.move
 
     def spied(cache, source, target):
@@ -171,23 +171,25 @@ def test_long_sequences_that_change_their_slots_write_the_oracles_tokens(monkeyp
         move(cache, source, target)
 
     monkeypatch.setattr(KVCache, "move", spied)
-    steps = generate(runner, asked, DecodingConfig(cycle=cycle, batch_size=3), tiny.LIMITS, costs=tiny.COSTS["passes"])
+    steps = generate(
+        runner, requests, DecodingConfig(cycle=cycle, batch_size=3), tiny.LIMITS, costs=tiny.COSTS["passes"]
+    )
     done = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
-    assert [done[n] for n in range(len(asked))] == truths
+    assert [done[n] for n in range(len(requests))] == truths
     assert min(moved) < 1024 < max(moved), "no sequence beyond two blocks of keys changed its slot"
 
 
-def test_the_real_model_writes_the_same_up_to_the_end_of_its_context():
-    """One prefill; then every cycle from the same cache, up to the last position there is."""
+def test_all_cycles_give_equal_tokens_up_to_the_end_of_the_context():
+    """One prefill, then every cycle from the same cache up to the last position."""
     model = orthrus.load("smollm2-demo")
     text = " ".join(str(prompt.prompt) for prompt in tasks.load("gsm8k"))
-    most = model.limits.max_positions
-    prompt = tuple(model.tokenizer(text).input_ids[: most - 12])
-    assert len(prompt) == most - 12 == 8180
+    max_positions = model.limits.max_positions
+    prompt = tuple(model.tokenizer(text).input_ids[: max_positions - 12])
+    assert len(prompt) == max_positions - 12 == 8180
     request = Request(prompt, SamplingParams(), StopConditions(max_new_tokens=100))
     cache, first = model.runner.new_cache(1), Sequence(0, request, model.limits)
     prefill(model.runner, cache, first, 0, exact)
-    found = {}
+    tokens = {}
     for name in ("ar", "two-pass", "one-pass"):
         sequence = Sequence(0, request, model.limits)
         cache.commit(0, len(prompt))
@@ -195,7 +197,7 @@ def test_the_real_model_writes_the_same_up_to_the_end_of_its_context():
         sequence.start(first.tokens[0])
         while sequence.finish_reason is None:
             cycle.run(cycles.load(name), model.runner, cache, [sequence], Drafting(8), exact)
-        found[name] = sequence.tokens
-        assert sequence.finish_reason == "length" and sequence.length == most
-    assert found["two-pass"] == found["one-pass"] == found["ar"]
-    assert len(found["ar"]) == 12
+        tokens[name] = sequence.tokens
+        assert sequence.finish_reason == "length" and sequence.length == max_positions
+    assert tokens["two-pass"] == tokens["one-pass"] == tokens["ar"]
+    assert len(tokens["ar"]) == 12

@@ -1,4 +1,4 @@
-"""Laws 1, 4 and 5 for the pass that verifies and drafts at once."""
+"""Laws 1, 4 and 5 for one-pass cycles: AR rows and draft blocks in one pass."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def prepared(runner):
 @pytest.mark.parametrize("kernels", ["native", "torch", "native int8"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
+def test_blocks_change_no_bit_of_the_ar_rows_of_their_pass(family, dtype, kernels):
     runner = tiny.runner(family, dtype, kernels=kernels)
     (_, rows, plain), (_, _, shared) = prepared(runner), prepared(runner)
     expected = tiny.ar(runner, rows, plain.window(0, 3))
-    found, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared.window(0, 3))
-    assert torch.equal(torch.stack(found), expected)
+    logits, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared.window(0, 3))
+    assert torch.equal(torch.stack(logits), expected)
     assert shared.lengths == list(LENGTHS)
     for slot, length in enumerate(LENGTHS):
         for one, other in ((plain.keys, shared.keys), (plain.values, shared.values)):
@@ -47,44 +47,44 @@ def test_blocks_beside_them_move_no_bit_of_the_ar_rows(family, dtype, kernels):
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize(("counts", "blocks"), [((6, 1, 3), (2, 0, 3)), ((1, 5, 2), (0, 0, 0)), ((1, 1, 1), (1, 1, 0))])
-def test_in_a_ragged_pass_every_sequence_has_what_it_would_have_alone(family, dtype, kernels, counts, blocks):
+def test_a_sequence_in_a_ragged_pass_equals_the_sequence_alone(family, dtype, kernels, counts, blocks):
     runner = tiny.runner(family, dtype, kernels=kernels)
     texts, rows, cache = prepared(runner)
-    held = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
-    logits, found = runner.ar_and_diffuse(held, [range(count) for count in blocks], WIDTH, cache.window(0, 3))
+    ar_tokens = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
+    logits, hidden = runner.ar_and_diffuse(ar_tokens, [range(count) for count in blocks], WIDTH, cache.window(0, 3))
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         alone = runner.new_cache(1)
         if length:
             tiny.ar(runner, torch.tensor([text[:length]]), alone.window(0, 1), rows=[])
         alone.commit(0, length)
-        row = torch.tensor([held[slot]])
+        row = torch.tensor([ar_tokens[slot]])
         expected = tiny.ar(runner, row, alone.window(0, 1))[0]
         assert torch.equal(logits[slot], expected)
         assert torch.equal(
             cache.keys[:, slot, :, : length + counts[slot]], alone.keys[:, 0, :, : length + counts[slot]]
         )
-        assert found[slot].shape[:2] == (blocks[slot], WIDTH)
+        assert hidden[slot].shape[:2] == (blocks[slot], WIDTH)
         if blocks[slot]:
-            _, (beside,) = runner.ar_and_diffuse([held[slot]], [range(blocks[slot])], WIDTH, alone.window(0, 1))
+            _, (beside,) = runner.ar_and_diffuse([ar_tokens[slot]], [range(blocks[slot])], WIDTH, alone.window(0, 1))
             tolerance = 2e-4 if dtype == "fp32" else 0.15
-            torch.testing.assert_close(found[slot], beside, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(hidden[slot], beside, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_low_precision_drafts_move_no_bit_of_an_ar_row_and_stay_close(family, dtype):
-    """The view is rounded to four bits, all else at most to eight."""
+def test_low_precision_drafts_change_no_bit_of_an_ar_row_and_stay_close(family, dtype):
+    """The view is rounded to four bits; no other weight is rounded to fewer than eight."""
     forms = ("native", "native rounded", "native low precision")
     full, rounded, low = (tiny.runner(family, dtype, kernels=kernels) for kernels in forms)
     if low.draft_weights.head is None:
         pytest.skip("this processor has no low-precision form")
-    found = []
+    results = []
     for runner in (full, rounded, low):
         _, rows, cache = prepared(runner)
         logits, _ = runner.ar_and_diffuse(rows.tolist(), [range(3)] * 3, WIDTH, cache.window(0, 3))
         drafts = runner.diffuse(rows[:, 0].tolist(), WIDTH, cache.window(0, 3), rows=WIDTH)
-        found.append((torch.stack(logits), drafts.float()))
-    (logits, drafts), (_, with_rounded_view), (low_logits, low_drafts) = found
+        results.append((torch.stack(logits), drafts.float()))
+    (logits, drafts), (_, with_rounded_view), (low_logits, low_drafts) = results
     assert torch.equal(logits, low_logits)
     assert 0 < (low_drafts - with_rounded_view).norm() / drafts.norm() < 0.08
     assert (low_drafts - drafts).norm() / drafts.norm() < 0.27
@@ -93,21 +93,21 @@ def test_low_precision_drafts_move_no_bit_of_an_ar_row_and_stay_close(family, dt
 @pytest.mark.parametrize("kernels", ["native", "native int8", "native low precision"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_the_native_executor_has_the_bits_of_the_eager_one(family, dtype, kernels):
+def test_the_native_executor_equals_the_eager_one_bit_for_bit(family, dtype, kernels):
     native = tiny.runner(family, dtype, kernels=kernels)
     if not isinstance(native.executors[0], NativeForward):
         pytest.skip("this processor has no native executor")
-    found = []
+    results = []
     for runner in (native, native.eager()):
         _, rows, cache = prepared(runner)
-        held = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]
-        logits, blocks = runner.ar_and_diffuse(held, [range(3), (), range(2)], WIDTH, cache.window(0, 3))
+        ar_tokens = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]
+        logits, blocks = runner.ar_and_diffuse(ar_tokens, [range(3), (), range(2)], WIDTH, cache.window(0, 3))
         drafts = runner.diffuse([5, None, 7], WIDTH, cache.window(0, 3), rows=WIDTH)
-        found.append([*logits, *blocks, drafts, cache.keys.clone(), cache.values.clone()])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        results.append([*logits, *blocks, drafts, cache.keys.clone(), cache.values.clone()])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_only_sequences_with_a_root_draft():
+def test_diffuse_skips_sequences_without_a_root():
     runner = tiny.runner("qwen3")
     _, rows, cache = prepared(runner)
     roots = rows[:, 0].tolist()
@@ -119,7 +119,7 @@ def test_only_sequences_with_a_root_draft():
 @pytest.mark.parametrize("width", [1, 2, 8])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
-def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, width):
+def test_a_block_equals_diffuse_at_its_root(family, dtype, width):
     runner = tiny.runner(family, dtype)
     texts, rows, cache = prepared(runner)
     _, blocks = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, width, cache.window(0, 3))
@@ -130,13 +130,13 @@ def test_a_block_is_the_one_that_diffuse_would_run_at_its_root(family, dtype, wi
                 tiny.ar(runner, torch.tensor([text[: length + row]]), fresh.window(0, 1), rows=[])
             fresh.commit(0, length + row)
             expected = runner.diffuse([text[length + row]], width, fresh.window(0, 1), rows=width)
-            found = runner.logits(blocks[slot][number])[None]
+            logits = runner.logits(blocks[slot][number])[None]
             tolerance = 2e-4 if dtype == "fp32" else 0.15
-            torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_threads_may_share_a_decoder():
-    """The native call lets go of the interpreter: two passes at once must not share its workspace."""
+def test_threads_can_share_a_runner():
+    """The native call releases the GIL, so concurrent passes must not use the same workspace."""
     runner = tiny.runner("qwen3", "bf16")
     prompts = [torch.tensor([tiny.request(60, seed=n).prompt]) for n in range(4)]
 
@@ -145,12 +145,12 @@ def test_threads_may_share_a_decoder():
 
     expected = [run(prompt)[0] for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
-        for truth, found in zip(expected, pool.map(run, prompts), strict=True):
-            assert all(torch.equal(truth, one) for one in found)
+        for truth, results in zip(expected, pool.map(run, prompts), strict=True):
+            assert all(torch.equal(truth, one) for one in results)
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_eager_logits_are_those_computed_later(dtype):
+def test_eager_logits_equal_logits_computed_after_the_pass(dtype):
     runner = tiny.runner("qwen3", dtype)
     outcomes = []
     for eager in (False, True):

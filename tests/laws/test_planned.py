@@ -1,4 +1,4 @@
-"""Laws 1 and 9 for shapes of any kind, and what the planner promises."""
+"""Law 1 for random pass plans, and the guarantees of the planner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ auto = importlib.import_module("orthrus.decoding.cycles.auto")
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize("seed", range(3))
-def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality, seed):
+def test_random_plans_equal_the_oracle(monkeypatch, family, dtype, quality, seed):
     runner, rng = tiny.runner(family, dtype), random.Random(seed)
     requests = []
     for n in range(5):
@@ -45,7 +45,7 @@ def test_any_shape_writes_the_oracles_tokens(monkeypatch, family, dtype, quality
 
 
 def decode(monkeypatch, quality, costs, new=200, **config):
-    """One long answer with scripted drafts: its statistics, and the seconds it and plain decoding take by the table."""
+    """One long answer with scripted drafts: its statistics, its modelled cost, and that of plain decoding."""
     runner, request = tiny.runner(), tiny.request(20, new, 3)
     truth = tiny.oracle(runner, request).tokens
     monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, [truth]))
@@ -59,29 +59,29 @@ def decode(monkeypatch, quality, costs, new=200, **config):
 
 
 @pytest.mark.parametrize("costs", list(tiny.COSTS))
-def test_hopeless_drafts_cost_no_more_than_the_probing_budget(monkeypatch, costs):
+def test_wrong_drafts_cost_at_most_the_probing_budget(monkeypatch, costs):
     _, planned, plain = decode(monkeypatch, 0.0, tiny.COSTS[costs])
     assert planned <= 1.04 * plain
 
 
-def test_good_drafts_are_used_the_cheapest_way(monkeypatch):
+def test_good_drafts_are_used_by_the_cheaper_cycle(monkeypatch):
     costs = tiny.COSTS["passes"]
     statistics, planned, plain = decode(monkeypatch, 0.9, costs)
     assert planned < plain / 2.3
     assert statistics.cycles["one-pass"] > 0.5 * sum(statistics.cycles.values())
-    dear_blocks = CostModel(costs.rows, costs.drafting, 2.0, 1.0, costs.key, costs.block_key)
-    statistics, planned, plain = decode(monkeypatch, 0.9, dear_blocks)
+    expensive_blocks = CostModel(costs.rows, costs.drafting, 2.0, 1.0, costs.key, costs.block_key)
+    statistics, planned, plain = decode(monkeypatch, 0.9, expensive_blocks)
     assert planned < plain / 1.8
     assert statistics.cycles["two-pass"] > 0.5 * sum(statistics.cycles.values())
 
 
-def test_it_falls_back_where_drafting_cannot_pay(monkeypatch):
+def test_plain_passes_run_where_drafting_cannot_pay(monkeypatch):
     statistics, planned, plain = decode(monkeypatch, 0.9, tiny.COSTS["hopeless"])
     assert set(statistics.cycles) <= {"ar", "lookup"}
     assert planned <= 1.01 * plain
 
 
-def test_in_a_batch_each_sequence_is_drafted_as_far_as_its_own_drafts_are_worth(monkeypatch):
+def test_each_sequence_of_a_batch_is_planned_by_its_own_acceptance(monkeypatch):
     runner, requests = tiny.runner(), [tiny.request(20, 120, n) for n in range(4)]
     truths, quality = [tiny.oracle(runner, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
     monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, truths))
@@ -94,11 +94,11 @@ def test_in_a_batch_each_sequence_is_drafted_as_far_as_its_own_drafts_are_worth(
     assert min(rows[0], rows[2]) > 2 * max(rows[1], rows[3])
 
 
-def test_a_plan_is_a_function_of_costs_and_history(monkeypatch):
+def test_plans_depend_only_on_costs_and_history(monkeypatch):
     first, second = (decode(monkeypatch, 0.5, tiny.COSTS["rows"])[0] for _ in range(2))
     assert first.shapes == second.shapes
 
 
-def test_policies_of_every_width_can_be_solved():
+def test_a_policy_can_be_solved_for_every_width():
     planner = Planner(DiffusionConfig(32, 0, 32), 32, tiny.COSTS["passes"])
     assert planner.first_width(100) in range(33)

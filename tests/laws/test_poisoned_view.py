@@ -1,4 +1,4 @@
-"""A diffusion view that is not finite costs acceptance and nothing else: no AR row may read what it wrote."""
+"""Law 1 with a diffusion view of NaN or inf: only acceptance falls, because no AR row reads what the view wrote."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ POISONS = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38}
 
 @functools.cache
 def poisoned(poison, dtype, kernels, where):
-    """A runner whose view has weights that are not finite: all that make keys and values, some of them, or those after
-    its attention, so that its logits are no distribution."""
+    """A runner whose diffusion view has weights that are not finite: all QKV weights, some of them, or the output
+    weights of attention, so that its logits are NaN."""
     made = tiny.decoder("qwen3", dtype)
     with torch.no_grad():
         for layer in made.decoder_layers[:: 1 if where == "everywhere" else 2]:
@@ -36,7 +36,7 @@ def poisoned(poison, dtype, kernels, where):
 @pytest.mark.parametrize("kernels", ["native", "torch", "native int8", "torch int8", "native low precision"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("poison", list(POISONS))
-def test_tokens_and_bits_are_those_of_plain_decoding(poison, dtype, kernels, where):
+def test_tokens_equal_plain_decoding(poison, dtype, kernels, where):
     runner = poisoned(poison, dtype, kernels, where)
     sampled = SamplingParams(temperature=0.7, seed=5)
     requests = [tiny.request(30, 24, 0), tiny.request(505, 16, 1, sampled), tiny.request(7, 20, 2)]
@@ -49,8 +49,8 @@ def test_tokens_and_bits_are_those_of_plain_decoding(poison, dtype, kernels, whe
 
 
 @pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
-def test_rejection_draws_nothing_from_what_is_no_distribution(cycle):
-    """A draft without a distribution must not be proposed: comparing with NaN would accept it."""
+def test_rejection_proposes_no_drafts_from_nan_logits(cycle):
+    """A draft without a finite distribution must not be proposed: a comparison with NaN would accept it."""
     runner = poisoned("nan", "fp32", "native", "output")
     request = tiny.request(30, 24, 0, SamplingParams(temperature=0.7, seed=5))
     config = DecodingConfig(cycle=cycle, rule="rejection")
@@ -62,7 +62,7 @@ def test_rejection_draws_nothing_from_what_is_no_distribution(cycle):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_best_of_a_row_does_not_depend_on_its_company(dtype):
+def test_the_argmax_of_a_row_does_not_depend_on_other_rows(dtype):
     nan, inf = float("nan"), float("inf")
     rows = torch.tensor([[1.0, 3.0, 2.0], [-1.0, -3.0, -0.5], [1.0, nan, 2.0], [-1.0, -nan, -2.0], [-inf, -inf, -2.0]])
     rows = rows.to(dtype)

@@ -24,7 +24,7 @@ def model(request):
     return orthrus.load("smollm2-demo", dtype=request.param)
 
 
-def test_every_cycle_equals_the_oracle_and_logits_have_its_bits(model):
+def test_every_cycle_equals_the_oracle_in_tokens_and_logits(model):
     assert model.runner.exact
     prompts = [p.prompt for p in PROMPTS[::3]]
     for temperature in (0.0, 0.8):
@@ -37,29 +37,29 @@ def test_every_cycle_equals_the_oracle_and_logits_have_its_bits(model):
         for cycle in cycles.names():
             config = DecodingConfig(cycle=cycle, batch_size=4)
             steps = model.run(requests, config)
-            found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
-            assert [found[n] for n in range(len(requests))] == [truth.tokens for truth in truths]
+            tokens = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
+            assert [tokens[n] for n in range(len(requests))] == [truth.tokens for truth in truths]
 
 
-def test_weights_kept_as_their_file_holds_them_change_no_bit(model):
-    """The whole model, in one call for all layers, against the same with weights expanded in advance."""
+def test_group_quantized_weights_give_the_bits_of_expanded_weights(model):
+    """The whole model in one native call, against the same model with weights expanded in advance."""
     checkpoint = hub.load("smollm2-demo", dtype=model.decoder.dtype)
     for linear in checkpoint.decoder.linears().values():
         linear.group_quantized = None
     expanded = prepare.prepare(checkpoint.decoder)
     tokens = torch.randint(0, 40_000, (1, 60), generator=torch.Generator().manual_seed(1))
-    found = []
+    logits = []
     for runner in (model.runner, expanded):
         cache = runner.new_cache(1)
-        tiny.ar(runner, tokens[:, :7], cache.window(0, 1), rows=[])  # as all but the last piece of a long prompt
+        tiny.ar(runner, tokens[:, :7], cache.window(0, 1), rows=[])  # like every chunk of a long prompt but the last
         pieces = [tiny.ar(runner, tokens[:, :40], cache.window(0, 1))]
         cache.commit(0, 40)
         pieces += [
             tiny.ar(runner, tokens[:, 40:41], cache.window(0, 1)),
             tiny.ar(runner, tokens[:, 40:57], cache.window(0, 1)),
         ]
-        found.append(torch.cat(pieces, dim=1))
-    assert torch.equal(*found)
+        logits.append(torch.cat(pieces, dim=1))
+    assert torch.equal(*logits)
 
 
 def test_greedy_tokens_equal_those_of_transformers(model):
@@ -71,7 +71,7 @@ def test_greedy_tokens_equal_those_of_transformers(model):
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
 
 
-def test_a_long_answer_is_the_greedy_choices_of_transformers(model):
+def test_a_long_answer_equals_the_argmax_of_transformers(model):
     """An oracle that shares nothing but the weights: every token must be the argmax of the logits that `transformers`
     gives after the tokens before it, in one forward pass without a cache."""
     if model.decoder.dtype.itemsize != 4:
@@ -85,7 +85,7 @@ def test_a_long_answer_is_the_greedy_choices_of_transformers(model):
         logits = peer.load(model)(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     best = logits.topk(2)
     different = (best.indices[:, 0] != torch.tensor(tokens)).nonzero().flatten().tolist()
-    if different:  # two implementations may round a tie to either side; after it, they write different texts
+    if different:  # two implementations may break a tie differently; after it, their texts differ
         assert different[0] >= 200
         assert best.values[different[0]].diff().abs() < 1e-4
 
@@ -97,9 +97,9 @@ def full_drafts(request):
 
 
 @pytest.mark.parametrize("candidates", [None, 1, 2])
-def test_runs_take_the_cycles_of_their_replay(full_drafts, candidates):
-    """Exactly in float32. In bfloat16 a draft may fall the other way where two tokens are as good as equal: a block
-    beside AR rows has its keys elsewhere than a block of its own, and sums over keys are rounded in another order."""
+def test_cycles_equal_their_replay(full_drafts, candidates):
+    """Exactly in float32. In bfloat16 a draft may differ where two logits are nearly equal: a block beside AR rows has
+    its keys in other slots than a block of a diffusion pass, so sums over keys are rounded in another order."""
     model = full_drafts
     slack = 0 if model.decoder.dtype.itemsize == 4 else 2
     for prompt in tasks.load("gsm8k", 2):
@@ -119,8 +119,8 @@ def untrained():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_an_untrained_view_drafts_as_a_copy_should(untrained, temperature):
-    """A broken drafter, or noise that draft and target do not share, never shows as wrong text, only here."""
+def test_an_untrained_view_has_the_acceptance_of_a_copy(untrained, temperature):
+    """A broken drafter, or noise that draft and target do not share, never gives wrong text. This test shows it."""
     result = untrained.generate(
         "Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4, cycle="two-pass"
     )
@@ -128,14 +128,14 @@ def test_an_untrained_view_drafts_as_a_copy_should(untrained, temperature):
     assert result.text
 
 
-def test_the_bundled_view_drafts_as_it_was_measured(model):
-    """Acceptance is a regression test; and one pass a cycle gives more tokens a pass with the same weights."""
+def test_the_bundled_view_reaches_its_measured_acceptance(model):
+    """A regression test of acceptance. With the same weights, one-pass cycles give more tokens per pass."""
     prompts = [p.prompt for p in tasks.load("gsm8k", 6)]
     length, tpf = {}, {}
     for cycle in ("two-pass", "one-pass"):
-        found = [r.statistics for r in model.generate(prompts, max_new_tokens=64, cycle=cycle, batch_size=6)]
-        length[cycle] = sum(sum(s.accepted) for s in found) / sum(sum(s.cycles.values()) for s in found)
-        tpf[cycle] = sum(s.generated for s in found) / sum(s.passes for s in found)
+        statistics = [r.statistics for r in model.generate(prompts, max_new_tokens=64, cycle=cycle, batch_size=6)]
+        length[cycle] = sum(sum(s.accepted) for s in statistics) / sum(sum(s.cycles.values()) for s in statistics)
+        tpf[cycle] = sum(s.generated for s in statistics) / sum(s.passes for s in statistics)
     assert length["two-pass"] > 1.7
     assert tpf["two-pass"] > 1.3
     assert tpf["one-pass"] > 1.2 * tpf["two-pass"]

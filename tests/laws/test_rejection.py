@@ -1,6 +1,6 @@
 """Law 2: `rejection` equals the target distribution.
 
-Not by statistics: whole runs of a decode (prefill, drafts, verdicts, bonus, next cycle) are enumerated over a
+The test uses no statistics: whole decoding runs (prefill, drafts, verdicts, bonus, next cycle) are enumerated over a
 finite grid of uniforms. The distributions are rational with denominators that divide the grid, so the probabilities of
 all outcomes are exact fractions, and must equal those of the target.
 """
@@ -29,7 +29,7 @@ DRAFTERS = {
 }
 
 HALVES = {0: (2, 2, 0), 1: (0, 2, 2), 2: (2, 0, 2)}
-"""Another chain, in halves: what is left of it when one token is refused is certain."""
+"""Another chain, in halves: the residual after a rejected token is a point mass."""
 HALVED = {
     "good": lambda root, offset: HALVES[(root + offset) % 3],
     "bad": lambda root, offset: HALVES[(root + offset + 1) % 3],
@@ -37,7 +37,7 @@ HALVED = {
 
 
 class Enumerator:
-    """Noise whose values are the next choice of an enumeration; addresses must never be asked for twice."""
+    """Noise whose values are the choices of an enumeration. No address may be used twice."""
 
     def __init__(self, choices, grid):
         self.choices, self.grid, self.made, self.addresses = choices, grid, [], set()
@@ -53,7 +53,7 @@ class Enumerator:
 
 def outcomes(monkeypatch, runner, tokens, cycle, prompt=(1,), costs=None, grid=GRID):
     """All outcomes of decoding `tokens` tokens with their exact probabilities."""
-    found, choices = {}, []
+    probabilities, choices = {}, []
     limits, request = (
         Limits(3, 64, frozenset()),
         Request(prompt, SamplingParams(temperature=1.0), StopConditions(tokens)),
@@ -65,12 +65,12 @@ def outcomes(monkeypatch, runner, tokens, cycle, prompt=(1,), costs=None, grid=G
         use(noise)
         steps = list(generate(runner, [request], config, limits, costs=costs))
         key = tuple(steps[-1].sequence.tokens)
-        found[key] = found.get(key, 0) + Fraction(1, grid ** len(noise.made))
+        probabilities[key] = probabilities.get(key, 0) + Fraction(1, grid ** len(noise.made))
         made = noise.made
         while made and made[-1] == grid - 1:
             made.pop()
         choices = [*made[:-1], made[-1] + 1] if made else None
-    return found
+    return probabilities
 
 
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
@@ -85,27 +85,27 @@ def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, 
 @pytest.mark.parametrize("costs", ["passes", "rows"])
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
 @pytest.mark.parametrize(("trained_rows", "tokens"), [(2, 3), (3, 2)])
-def test_planned_cycles_too(monkeypatch, drafter, costs, trained_rows, tokens):
-    """Planner included, with its probes and its fresh drafts."""
+def test_planned_cycles_have_exactly_the_target_distribution(monkeypatch, drafter, costs, trained_rows, tokens):
+    """With the planner, its probes and its refreshes."""
     runner = MarkovRunner(DRAFTERS[drafter], trained_rows, P)
     check(outcomes(monkeypatch, runner, tokens, "auto", costs=tiny.COSTS[costs]), tokens)
 
 
 @pytest.mark.parametrize("costs", ["passes", "rows"])
 @pytest.mark.parametrize("drafter", list(HALVED))
-def test_looked_up_drafts_too(monkeypatch, drafter, costs):
-    """Drafts from a repeating text, whose q is a point mass. All ratios and residuals are halves."""
+def test_prompt_lookup_has_exactly_the_target_distribution(monkeypatch, drafter, costs):
+    """Drafts of prompt lookup have a point mass as q. All ratios and residuals are halves."""
     runner = MarkovRunner(HALVED[drafter], 2, HALVES)
     prompt = (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1)
-    found = outcomes(monkeypatch, runner, 3, "auto", prompt, tiny.COSTS[costs], grid=2)
-    check(found, 3, HALVES)
+    probabilities = outcomes(monkeypatch, runner, 3, "auto", prompt, tiny.COSTS[costs], grid=2)
+    check(probabilities, 3, HALVES)
 
 
-def check(found, tokens, chain=P):
-    """Exactly the target's probabilities."""
-    assert sum(found.values()) == 1
+def check(probabilities, tokens, chain=P):
+    """The probabilities of all outcomes equal those of the target exactly."""
+    assert sum(probabilities.values()) == 1
     for text in itertools.product(range(3), repeat=tokens):
         expected = Fraction(1)
         for last, following in itertools.pairwise((1, *text)):
             expected *= Fraction(chain[last][following], GRID)
-        assert found.get(text, Fraction(0)) == expected, text
+        assert probabilities.get(text, Fraction(0)) == expected, text

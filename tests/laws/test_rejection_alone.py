@@ -1,7 +1,7 @@
 """Law 6 under `rejection`: a sequence's tokens do not depend on what was decoded before it or beside it.
 
-There that is harder than under `exact`: the planner's choices reach the tokens, so each must be that of a sequence
-alone. In fp32, where a diffusion row is the same in every batch up to rounding.
+This is harder than under `exact`: plans affect the tokens, so each plan must be that of the sequence alone. The test
+uses fp32, where diffusion rows differ between batches by rounding only.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from orthrus.decoding.sequence import Sequence
 
 LENGTHS = (5, 300, 1, 600, 70, 520)
 SEEDS = (1, 5, 7, 11, 17, 19, 23)
-"""Cost tables by which drafting pays, with five of them only in short or only in long contexts."""
+"""Seeds of cost tables with which drafting pays; with five of them, only in short or only in long contexts."""
 
 
-def decode(asked, cycle, batch, costs):
+def decode(requests, cycle, batch, costs):
     config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
-    steps = generate(tiny.runner(), asked, config, tiny.LIMITS, costs=costs)
+    steps = generate(tiny.runner(), requests, config, tiny.LIMITS, costs=costs)
     done = {step.sequence.index: step.sequence.tokens for step in steps if step.sequence.finish_reason}
-    return [done[n] for n in range(len(asked))]
+    return [done[n] for n in range(len(requests))]
 
 
 @pytest.mark.parametrize(("cycle", "seed"), [("one-pass", 0), ("two-pass", 0), *(("auto", seed) for seed in SEEDS)])
-def test_tokens_are_those_of_the_sequence_alone_whatever_passes_cost(cycle, seed):
+def test_tokens_equal_those_of_the_sequence_alone_for_any_costs(cycle, seed):
     costs, rng = tiny.random_costs(seed), random.Random(seed)
-    asked = [
+    requests = [
         tiny.request(length, rng.randint(4, 24), n, SamplingParams(temperature=rng.uniform(0.5, 1.1), seed=n))
         for n, length in enumerate(LENGTHS)
     ]
-    alone = [decode([request], cycle, 1, costs)[0] for request in asked]
+    alone = [decode([request], cycle, 1, costs)[0] for request in requests]
     for batch in (1, 3):
-        order = list(range(len(asked)))
+        order = list(range(len(requests)))
         rng.shuffle(order)
-        found = decode([asked[n] for n in order], cycle, batch, costs)
-        assert [found[order.index(n)] for n in range(len(asked))] == alone, (batch, order)
+        tokens = decode([requests[n] for n in order], cycle, batch, costs)
+        assert [tokens[order.index(n)] for n in range(len(requests))] == alone, (batch, order)
 
 
-def test_the_first_block_of_a_prompt_is_planned_by_its_own_length():
+def test_the_first_block_depends_only_on_the_length_of_its_own_prompt():
     diffusion, contexts, varied = DiffusionConfig(8, tiny.MASK, 7), (5, 300, 1, 600, 70, 5), 0
     for seed in range(24):
         costs = tiny.random_costs(seed)
@@ -54,11 +54,11 @@ def test_the_first_block_of_a_prompt_is_planned_by_its_own_length():
         together = Planner(diffusion, 8, costs, alone=True)
         assert [together.first_width(context) for context in contexts] == alone, seed
         varied += len(set(alone)) > 1
-    assert varied > 2, "by none of these tables does the width depend on the length, so this test shows nothing"
+    assert varied > 2, "the width depends on the length with none of these tables, so this test checks nothing"
 
 
-def test_a_neighbour_that_drafts_anew_does_not_make_a_sequence_plan_again():
-    """Plan by plan, over a text of which most passes are plain ones that are not weighed."""
+def test_a_refresh_of_a_neighbour_does_not_change_the_plan_of_a_sequence():
+    """Compares plan by plan, on a text for which most passes are plain without planning."""
     diffusion, costs, request = DiffusionConfig(8, tiny.MASK, 7), tiny.random_costs(11), tiny.request(1, 200)
     alone, together = (Planner(diffusion, 8, costs, alone=True) for _ in range(2))
     single, beside, neighbour = (Sequence(n, request, tiny.LIMITS) for n in (0, 0, 1))
@@ -78,4 +78,4 @@ def test_a_neighbour_that_drafts_anew_does_not_make_a_sequence_plan_again():
         for planner, batch, own in ((alone, [single], [expected]), (together, [beside, neighbour], others)):
             verdicts = [s.append(Verdict([token], 0), PassPlan()) for s in batch]
             planner.learn(batch, own, verdicts)
-    assert len(set(plans)) > 1, "all plans are alike, so this test shows nothing"
+    assert len(set(plans)) > 1, "all plans are equal, so this test checks nothing"

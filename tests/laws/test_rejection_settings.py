@@ -27,7 +27,7 @@ from orthrus.decoding.sequence import Limits, Request
 generate_module = importlib.import_module("orthrus.decoding.engine")
 
 CHAIN = {0: (5, 3, 1), 1: (0.4, 1.5, 1.2), 2: (1, 0, 4)}
-"""Weights above and below 1, so that a repetition penalty meets scores of both signs."""
+"""Weights above and below 1, so that a repetition penalty is applied to scores of both signs."""
 DRAFTER = {0: (3, 3, 2), 1: (2, 0.5, 1), 2: (2, 1, 0)}
 SETTINGS = {
     "temperature": {"temperature": 0.6},
@@ -48,7 +48,7 @@ ENDS = {"minimum": frozenset([2]), "all": frozenset([0])}
 
 
 class Run(NamedTuple):
-    """A way of decoding: where `costs` are a number, by shapes without any sense, of that seed."""
+    """A way of decoding. If `costs` is an integer, it is the seed of random plans."""
 
     cycle: str
     trained_rows: int
@@ -74,47 +74,47 @@ RUNS = {
     "two-pass": Run("two-pass", 2, (1,), 3),
     "one-pass": Run("one-pass", 3, (0, 2), 3),
     "planned": Run("auto", 2, (1, 2, 1), 4, tiny.COSTS["passes"]),
-    "planned anew": Run("auto", 2, (1, 2, 1), 3, replace(tiny.COSTS["passes"], block_overhead=2.0, block=1.0)),
+    "planned refresh": Run("auto", 2, (1, 2, 1), 3, replace(tiny.COSTS["passes"], block_overhead=2.0, block=1.0)),
     "looked up": Run("auto", 2, (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1), 4, tiny.COSTS["rows"]),
-    "any shapes": Run("auto", 2, (2, 1), 4, 1),
-    "other shapes": Run("auto", 3, (2, 1, 0), 3, 7),
+    "random plans": Run("auto", 2, (2, 1), 4, 1),
+    "other random plans": Run("auto", 3, (2, 1, 0), 3, 7),
 }
-KINDS = {"planned": "one-pass", "planned anew": "two-pass", "looked up": "lookup"}
-"""The cycle that each run is there for, where it is not its name."""
+KINDS = {"planned": "one-pass", "planned refresh": "two-pass", "looked up": "lookup"}
+"""The kind of cycle that a run must exercise, if it is not `Run.cycle`."""
 
 
 def outcomes(monkeypatch, name, params, stops=frozenset(), ends=frozenset()):
-    """The probability of every text, which ends as it should. Some drafts of the run's kind are accepted."""
+    """The probability of every text. Asserts finish reasons, and that some drafts of the run's kind are accepted."""
     run = RUNS[name]
     request = Request(run.prompt, params, StopConditions(run.tokens, stop_token_ids=stops))
-    found, accepted, use = {}, 0, inject(monkeypatch)
+    probabilities, accepted, use = {}, 0, inject(monkeypatch)
     for tree in Enumeration():
         use(tree)
         (sequence,) = run.decode(monkeypatch, [request], ends)
         assert sequence.finish_reason == ("stop" if sequence.tokens[-1] in stops | ends else "length")
         text = tuple(sequence.tokens)
-        found[text] = found.get(text, 0) + tree.probability
+        probabilities[text] = probabilities.get(text, 0) + tree.probability
         accepted += sum(sequence.statistics.accepted) * (KINDS.get(name, run.cycle) in sequence.statistics.cycles)
-    assert (accepted > 0) == (name != "ar"), "the run does not show what it is there for"
-    return found
+    assert (accepted > 0) == (name != "ar"), "the run accepts no drafts of the kind that it must exercise"
+    return probabilities
 
 
-def check(found, run, params, ends):
+def check(probabilities, run, params, ends):
     expected = target_texts(CHAIN, params, RUNS[run].prompt, RUNS[run].tokens, ends)
     assert sum(expected.values()) == pytest.approx(1)
-    for text in {*expected, *found}:
-        assert found.get(text, 0.0) == pytest.approx(expected.get(text, 0.0), abs=1e-5), text
+    for text in {*expected, *probabilities}:
+        assert probabilities.get(text, 0.0) == pytest.approx(expected.get(text, 0.0), abs=1e-5), text
 
 
 @pytest.mark.parametrize("run", list(RUNS))
 @pytest.mark.parametrize("settings", list(SETTINGS))
-def test_every_outcome_has_its_target_probability_whatever_the_settings(monkeypatch, settings, run):
+def test_every_outcome_has_its_target_probability_with_every_setting(monkeypatch, settings, run):
     params, ends = SamplingParams(**{"temperature": 1.0, **SETTINGS[settings]}), ENDS.get(settings, frozenset())
     check(outcomes(monkeypatch, run, params, ends=ends), run, params, ends)
 
 
 @pytest.mark.parametrize("run", list(RUNS))
-def test_stop_tokens_of_the_request_cut_texts_and_nothing_else(monkeypatch, run):
+def test_stop_tokens_of_a_request_only_cut_texts(monkeypatch, run):
     params, stops = SamplingParams(temperature=0.9, presence_penalty=0.5), frozenset([1])
     check(outcomes(monkeypatch, run, params, stops), run, params, stops)
 
@@ -123,8 +123,8 @@ SAMPLES = 2000
 
 
 @pytest.mark.parametrize("run", list(RUNS))
-def test_texts_drawn_with_the_real_noise_have_the_targets_distribution(monkeypatch, run):
-    """Chi-square over fixed seeds: two addresses with one value, or values that depend on each other, show here."""
+def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run):
+    """Chi-square over fixed seeds: detects addresses that share a value, and values that depend on each other."""
     params, prompt = SamplingParams(temperature=0.8, presence_penalty=0.5), RUNS[run].prompt
     requests = [
         Request(prompt, replace(params, seed=number // 2, sample_index=number % 2), StopConditions(3))
@@ -136,18 +136,18 @@ def test_texts_drawn_with_the_real_noise_have_the_targets_distribution(monkeypat
     cells = [(texts.count(text), SAMPLES * share) for text, share in expected.items()]
     rare = [cell for cell in cells if cell[1] < 5]
     cells = [cell for cell in cells if cell[1] >= 5] + ([tuple(map(sum, zip(*rare, strict=True)))] if rare else [])
-    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in cells)
+    statistic = sum((observed - expected_count) ** 2 / expected_count for observed, expected_count in cells)
     freedom = torch.tensor((len(cells) - 1) / 2)
     assert float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2))) > 1e-4, statistic
 
 
-def test_every_address_has_a_value_of_its_own():
-    """By seed, sample, position, purpose and, for drafts, block: none is another's, and neighbours are unrelated."""
+def test_every_noise_address_has_a_different_value():
+    """By seed, sample, position, purpose and block: all values differ, and neighbouring addresses are uncorrelated."""
     addresses = list(itertools.product((0, 1, 2), (0, 1, 2), range(1, 13), Purpose, (0, 2, 3, 4)))
-    found = {a: AddressedNoise(a[0], a[1]).uniform(a[2], a[3], a[4]) for a in addresses}
-    assert all(0 <= value < 1 for value in found.values())
-    assert len(set(found.values())) == len(addresses)
-    values = torch.tensor([found[address] for address in addresses], dtype=torch.float64)
+    by_address = {a: AddressedNoise(a[0], a[1]).uniform(a[2], a[3], a[4]) for a in addresses}
+    assert all(0 <= value < 1 for value in by_address.values())
+    assert len(set(by_address.values())) == len(addresses)
+    values = torch.tensor([by_address[address] for address in addresses], dtype=torch.float64)
     grid = values.view(3, 3, 12, len(Purpose), 4) - 0.5
     for axis in range(5):
         one, other = grid.narrow(axis, 0, grid.shape[axis] - 1), grid.narrow(axis, 1, grid.shape[axis] - 1)
@@ -156,18 +156,18 @@ def test_every_address_has_a_value_of_its_own():
 
 @pytest.mark.parametrize("run", [run for run in RUNS if run != "ar"])
 def test_no_value_is_used_for_two_decisions(monkeypatch, run):
-    """Not even for two drafts of one position, of which the first was never looked at."""
-    uniform, asked = AddressedNoise.uniform, []
+    """Not even for two drafts of one position, of which the first was never verified."""
+    uniform, used = AddressedNoise.uniform, []
 
     def spied(noise, position, purpose, block=0):
-        asked.append((noise.seed, position, purpose, uniform(noise, position, purpose, block)))
-        return asked[-1][-1]
+        used.append((noise.seed, position, purpose, uniform(noise, position, purpose, block)))
+        return used[-1][-1]
 
     monkeypatch.setattr(AddressedNoise, "uniform", spied)
     params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(4)]
     requests = [Request(RUNS[run].prompt, one, StopConditions(50)) for one in params]
     RUNS[run].decode(monkeypatch, requests, rows=6, batch=3)
-    assert len({value for *_, value in asked}) == len(asked)
-    drafted = [tuple(address) for *address, _ in asked if address[-1] is Purpose.DRAFT]
+    assert len({value for *_, value in used}) == len(used)
+    drafted = [tuple(address) for *address, _ in used if address[-1] is Purpose.DRAFT]
     twice = len(drafted) - len(set(drafted))
-    assert twice or run == "looked up", "no position was drafted twice, so this test shows nothing"
+    assert twice or run == "looked up", "no position was drafted twice, so this test checks nothing"

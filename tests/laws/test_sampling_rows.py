@@ -1,6 +1,6 @@
-"""Law 6, of sampling: what a row gives does not depend on the other rows of the call.
+"""Law 6 for sampling: the result of a row does not depend on the other rows of the call.
 
-The reference implementation is apart: one row at a time, on the host, each after the token before it was kept.
+The reference implementation is separate: one row at a time, on the host, each after the token before it was kept.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SETTINGS = [SamplingParams(**a, **b, **c) for a, b, c in itertools.product(TEMPE
 
 
 class RowByRow:
-    """The reference implementation."""
+    """The reference implementation of sampling, one row at a time."""
 
     def __init__(self, params, noise, prompt, ends, vocab_size):
         self.params, self.noise, self.generated = params, noise, 0
@@ -79,17 +79,17 @@ class RowByRow:
 
 def filtered(scores_V, params):
     if 0 < params.top_k < len(scores_V):
-        border = scores_V.topk(params.top_k).values[-1]
-        scores_V = scores_V.masked_fill(scores_V < border, float("-inf"))
+        threshold = scores_V.topk(params.top_k).values[-1]
+        scores_V = scores_V.masked_fill(scores_V < threshold, float("-inf"))
     if params.top_p < 1.0:
-        scores_V = scores_V.masked_fill(scores_V < top_p_border(scores_V, params.top_p), float("-inf"))
+        scores_V = scores_V.masked_fill(scores_V < top_p_threshold(scores_V, params.top_p), float("-inf"))
     if params.min_p > 0.0:
         p_V = scores_V.softmax(dim=-1)
         scores_V = scores_V.masked_fill(p_V < params.min_p * p_V.max(), float("-inf"))
     return scores_V
 
 
-def top_p_border(scores_V, top_p):
+def top_p_threshold(scores_V, top_p):
     total, scores = float(scores_V.logsumexp(dim=-1)), scores_V.numpy()
     for share in (64, len(scores_V)):
         likely = scores[scores >= total + math.log((1 - top_p) / share)]
@@ -101,7 +101,7 @@ def top_p_border(scores_V, top_p):
 
 
 def logits_of(rows, vocab, seed=0, dtype=torch.bfloat16):
-    """Rows as sharp and as flat as those of a model, with ties in bf16."""
+    """Random rows, peaked and flat like those of a model, with ties in bf16."""
     noise = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
     return (noise * torch.tensor([1.0, 2.5, 4.0]).repeat(rows)[:rows, None]).to(dtype)
 
@@ -152,12 +152,12 @@ def test_a_block_equals_its_rows_one_at_a_time(dtype, processors):
 
 
 @pytest.mark.parametrize("vocab", SIZES[1:])
-def test_so_it_does_in_large_and_odd_vocabularies(vocab):
+def test_a_block_equals_its_rows_in_large_and_odd_vocabularies(vocab):
     for n, filters in enumerate(FILTERS):
         check(SamplingParams(temperature=0.8, **filters, **PROCESSORS[n % 5]), logits_of(1 + (n + vocab) % 9, vocab, n))
 
 
-def test_so_it_does_where_logits_are_no_numbers():
+def test_a_block_equals_its_rows_where_logits_are_not_finite():
     rows = logits_of(9, 320, dtype=torch.float32)
     rows[0], rows[1, :200], rows[2, 5], rows[3, 7], rows[4] = 0.0, -math.inf, math.inf, math.nan, math.nan
     rows[5, 1:], rows[6], rows[7, [3, 70, 200]] = -math.inf, 1.5, 30.0
@@ -202,8 +202,8 @@ def test_a_batch_equals_its_sequences_alone(device, vocab):
 
 
 @pytest.mark.parametrize("vocab", [5, 33, *SIZES])
-def test_operations_over_many_rows_keep_the_bits_of_one(vocab):
-    """What the sampler relies on of torch and numpy."""
+def test_operations_over_many_rows_give_the_bits_of_one_row(vocab):
+    """The properties of torch that the sampler relies on."""
     for rows in range(1, 10):
         scores_NV = logits_of(rows, vocab, rows, torch.float32)
         scores_NV[rows // 2, ::3] = -math.inf
@@ -234,7 +234,7 @@ def test_both_ways_to_the_border_of_top_p_end_there(vocab, top_p):
 
 
 @pytest.mark.parametrize("position", [0, 5, 2**40])
-def test_the_noise_of_a_few_tokens_is_that_of_the_vocabulary(position):
+def test_the_noise_of_a_few_tokens_equals_that_of_the_whole_vocabulary(position):
     noise, vocab = AddressedNoise(2**64 - 1, 3), 49157
     whole, order = noise.gumbel(position, vocab), torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
     for count in (1, 2, 3, 7, 8, 9, 64):

@@ -24,7 +24,7 @@ CYCLES = ("auto", "one-pass", "two-pass", "ar")
 
 @pytest.fixture
 def frequent_switches():
-    """Let Python change threads as often as it can."""
+    """Make Python switch threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -32,7 +32,7 @@ def frequent_switches():
 
 
 def fresh(kernels="native", dtype="fp32", family="qwen3"):
-    """A decoder that no pass has run on yet, unlike the shared ones."""
+    """A runner that has run no pass yet, unlike those that all tests share."""
     return tiny.runner.__wrapped__(family, dtype, 8, kernels=kernels)
 
 
@@ -42,7 +42,7 @@ def answer(runner, request, cycle):
     return done
 
 
-def test_a_rope_table_that_many_threads_grow_is_that_of_one_thread(frequent_switches):
+def test_a_rope_table_grown_by_many_threads_equals_that_of_one_thread(frequent_switches):
     config = RopeConfig(tuple(1.0 / 10000 ** (n / 8) for n in range(8)))
     alone = RopeTable(config, torch.device("cpu")).tables(5000)
     for _ in range(20):
@@ -53,15 +53,15 @@ def test_a_rope_table_that_many_threads_grow_is_that_of_one_thread(frequent_swit
             return table.tables(last)
 
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(grow, (700, 1500, 2600, 5000)))
-        for cos, sin in [*found, table.tables(5000)]:
+            tables = list(pool.map(grow, (700, 1500, 2600, 5000)))
+        for cos, sin in [*tables, table.tables(5000)]:
             assert len(cos) == len(sin)
             assert torch.equal(cos, alone[0][: len(cos)])
             assert torch.equal(sin, alone[1][: len(sin)])
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-def test_threads_on_a_fresh_decoder_then_the_same_serially(frequent_switches, kernels):
+def test_threads_on_a_fresh_runner_equal_serial_decoding(frequent_switches, kernels):
     requests = [tiny.request(600 + 37 * n, 8, n, SamplingParams(temperature=0.8 * (n % 2), seed=n)) for n in range(4)]
     reference = fresh(kernels)
     truths = [tiny.oracle(reference, request).tokens for request in requests]
@@ -93,21 +93,21 @@ def test_the_number_of_threads_changes_no_bit(dtype, kernels):
                 assert answer(runner, request, cycle) == truth.tokens, (count, cycle)
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(found, logits[0]) for found in logits)
+    assert all(torch.equal(each, logits[0]) for each in logits)
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-def test_two_models_at_once(kernels):
-    decoders = [fresh(kernels), tiny.runner("llama", "bf16", kernels=kernels)]
+def test_two_models_can_decode_concurrently(kernels):
+    runners = [fresh(kernels), tiny.runner("llama", "bf16", kernels=kernels)]
     request = tiny.request(520, 20)
-    truths = [tiny.oracle(runner, request).tokens for runner in decoders]
+    truths = [tiny.oracle(runner, request).tokens for runner in runners]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda n: answer(decoders[n % 2], request, CYCLES[n % 4]), range(8)))
-    assert found == truths * 4
+        answers = list(pool.map(lambda n: answer(runners[n % 2], request, CYCLES[n % 4]), range(8)))
+    assert answers == truths * 4
 
 
 @pytest.mark.parametrize("family", families.names())
-def test_a_run_closed_midway_leaves_nothing_behind(family):
+def test_a_run_that_is_closed_early_leaves_no_state(family):
     runner, requests = tiny.runner(family), [tiny.request(20, 30, n) for n in range(3)]
     truths = [tiny.oracle(runner, request).tokens for request in requests]
     for cycle in CYCLES:
@@ -121,7 +121,7 @@ def test_a_run_closed_midway_leaves_nothing_behind(family):
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
-def test_an_exception_inside_a_pass_leaves_nothing_behind(monkeypatch, kernels):
+def test_an_exception_inside_a_pass_leaves_no_state(monkeypatch, kernels):
     runner, request = tiny.runner(kernels=kernels), tiny.request(20, 30)
     truth = tiny.oracle(runner, request).tokens
     whole = type(runner)._run
@@ -141,7 +141,7 @@ def test_an_exception_inside_a_pass_leaves_nothing_behind(monkeypatch, kernels):
 
 
 def denormal_decoder(dtype):
-    """A decoder whose activations are denormal in the bfloat16 and float32 sense: its embeddings are 1e-39."""
+    """A decoder whose activations are denormal in bfloat16 and float32: its embeddings are about 1e-39."""
     made = tiny.decoder("qwen2", dtype)
     with torch.no_grad():
         made.embedding.mul_(1e-39)
@@ -159,11 +159,11 @@ def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype, kernels):
     fast = native.load(tiny.DTYPES[dtype], cache_directory()) if kernels == "native" else TorchKernels()
     if fast is None:
         pytest.skip("no C compiler here")
-    tokens, found = torch.tensor([tiny.request(24).prompt]), []
+    tokens, results = torch.tensor([tiny.request(24).prompt]), []
     runner = Runner.prepare(denormal_decoder(dtype), fast)
 
     def logits(flush, early):
-        """In a thread of its own, whose pool of workers inherits what is set before the pool is made."""
+        """Runs in a new thread, whose pool of workers inherits the setting from before the pool was made."""
         torch.set_num_threads(2)
         torch.set_flush_denormal(flush and early)
         torch.ones(2**20).add_(1.0)
@@ -172,12 +172,12 @@ def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype, kernels):
 
     settings = [(False, False), (True, False), (False, False)]
     if kernels == "native":
-        settings.append((True, True))  # torch's own workers keep for ever what was set when they were made
+        settings.append((True, True))  # torch's own workers always keep the setting with which they were made
     try:
         for flush, early in settings:
             with ThreadPoolExecutor(1) as pool:
-                found.append(pool.submit(logits, flush, early).result())
+                results.append(pool.submit(logits, flush, early).result())
     finally:
         torch.set_num_threads(before)
-    assert found[0].abs().min() < 1e-37, "nothing here is denormal, so this test shows nothing"
-    assert all(torch.equal(each, found[0]) for each in found)
+    assert results[0].abs().min() < 1e-37, "no logit is denormal, so this test checks nothing"
+    assert all(torch.equal(each, results[0]) for each in results)

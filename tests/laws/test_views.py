@@ -1,4 +1,4 @@
-"""Laws 3, 4 and 7: the views are what they claim to be.
+"""Laws 3, 4 and 7 for the two views.
 
 The AR view equals transformers; both views equal a plain reference; masks equal their brute-force grids.
 """
@@ -74,7 +74,7 @@ def test_both_views_equal_the_plain_reference(family):
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
 
 
-def test_rows_asked_for_are_the_rows_of_the_whole_pass():
+def test_requested_logit_rows_equal_those_of_the_whole_pass():
     runner = tiny.runner("llama")
     tokens = torch.tensor([tiny.request(9).prompt, tiny.request(9, seed=1).prompt])
     whole = tiny.ar(runner, tokens, runner.new_cache(2).window(0, 2))
