@@ -1,7 +1,7 @@
-"""Runners of a few tokens whose distributions are known, and noise that enumerates all that may come of it.
+"""A runner over a tiny vocabulary with known distributions, and noise that enumerates all outcomes of decoding.
 
-`Enumeration` needs no grid: a uniform value is an interval, and whatever it is compared with splits it in two. So
-distributions may be any, and a value that is used twice is known to be the same value.
+`Enumeration` needs no grid: a uniform value is an interval, and every comparison splits the interval in two. The
+distributions may therefore be arbitrary, and a value that is used twice stays the same value.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from orthrus.config import DiffusionConfig
 from orthrus.decoding.sequence import Sequence
 
 ROUNDING = 1e-6
-"""What fp32 may leave of a probability that is 0 or 1."""
+"""The rounding error of an fp32 probability of 0 or 1."""
 
 
 class Cache:
-    """Only what the loop asks of a cache: lengths."""
+    """The part of a cache that the decoding loop uses: lengths."""
 
     def __init__(self, slots):
         self.lengths = [0] * slots
@@ -59,9 +59,9 @@ class MarkovRunner:
     def ar_and_diffuse(self, rows, block_roots, width, cache, *, logit_rows=None, eager_logits=False):
         """The hidden states of a block are its logits, with `eager_logits` and without."""
         del eager_logits
-        wanted = [own if logit_rows is None else [own[row] for row in logit_rows] for own in rows]
+        inputs = [own if logit_rows is None else [own[row] for row in logit_rows] for own in rows]
         roots = [[own[row] for row in chosen] for own, chosen in zip(rows, block_roots, strict=True)]
-        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in wanted]
+        logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in inputs]
         return logits, [self.diffuse(own, width, cache, rows=width) if own else None for own in roots]
 
     def draft_logits(self, hidden):
@@ -76,7 +76,7 @@ def _logits(weights):
 
 
 def inject(monkeypatch):
-    """Make every sequence use the noise that what is returned was last called with."""
+    """Make new sequences use injected noise. Returns the function that sets this noise."""
     original, held = Sequence.__init__, [None]
 
     def with_noise(self, *arguments, **more):
@@ -88,8 +88,8 @@ def inject(monkeypatch):
 
 
 class Enumeration:
-    """All outcomes of something that branches, depth first: `for tree in Enumeration()` runs it once for each, and
-    `probability` is then that of the outcome."""
+    """Enumerates all outcomes of a branching computation, depth first. `for tree in Enumeration()` runs the body once
+    per outcome; after it, `probability` is the probability of that outcome."""
 
     def __init__(self):
         self._path, self._depth, self.probability, self._values = [], 0, 1.0, {}
@@ -105,7 +105,7 @@ class Enumeration:
             self._path[-1] = False
 
     def uniform(self, position, purpose, block=0):
-        """A value by its address: the same address is the same value."""
+        """The value at an address: equal addresses give the same value."""
         return self._values.setdefault((position, purpose, block), Uniform(self))
 
     def branch(self, share):
@@ -119,13 +119,13 @@ class Enumeration:
 
 
 class Uniform:
-    """A value in [0, 1) of which only what it was compared with is known."""
+    """A value in [0, 1) that is known only by its comparisons so far."""
 
     def __init__(self, tree):
         self._tree, self._low, self._high = tree, 0.0, 1.0
 
     def below(self, bound):
-        """Whether the value is below a bound: a branch, where that is not yet known."""
+        """Whether the value is below a bound. Branches if that is not known yet."""
         if bound <= self._low + ROUNDING or bound >= self._high - ROUNDING:
             return bound > self._low + ROUNDING
         below = self._tree.branch((bound - self._low) / (self._high - self._low))
@@ -137,12 +137,12 @@ class Uniform:
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        """`torch.searchsorted(borders, value, right=True)` only."""
+        """Supports only `torch.searchsorted(borders, value, right=True)`."""
         del types
         if function is not torch.searchsorted or kwargs != {"right": True}:
             return NotImplemented
         borders, value = args
-        return next((n for n, border in enumerate(borders.tolist()) if value.below(border)), len(borders))
+        return next((n for n, threshold in enumerate(borders.tolist()) if value.below(threshold)), len(borders))
 
 
 class _Scaled:
@@ -156,7 +156,7 @@ class _Scaled:
 
 
 def target(weights, params, prompt, tokens, ends):
-    """The distribution of the next token by the definition of every setting, in plain Python, one after another."""
+    """The distribution of the next token, computed in plain Python by the definition of each setting in order."""
     scores = [math.log(weight) if weight else -math.inf for weight in weights]
     for token, score in enumerate(scores):
         if token in (*prompt, *tokens):
@@ -172,31 +172,31 @@ def target(weights, params, prompt, tokens, ends):
     if params.top_p < 1:
         total = 0.0
         for share in sorted(shares, reverse=True):
-            border, total = share, total + share
+            threshold, total = share, total + share
             if total >= params.top_p:
                 break
-        shares = _at_least(shares, border)
+        shares = _at_least(shares, threshold)
     return _at_least(shares, params.min_p * max(shares))
 
 
-def _at_least(shares, border):
-    return _normalised([share if share >= border else 0.0 for share in shares])
+def _at_least(shares, threshold):
+    return _normalised([share if share >= threshold else 0.0 for share in shares])
 
 
 def _normalised(shares):
     return [share / sum(shares) for share in shares]
 
 
-def target_texts(chain, params, prompt, most, ends):
-    """The probability of every text of at most `most` tokens, which an end token cuts short."""
-    found, open_texts = {}, {(): 1.0}
-    for _ in range(most):
+def target_texts(chain, params, prompt, max_tokens, ends):
+    """The probability of every text of at most `max_tokens` tokens; an end token ends a text earlier."""
+    ended, open_texts = {}, {(): 1.0}
+    for _ in range(max_tokens):
         following = {}
         for text, probability in open_texts.items():
             shares = target(chain[(*prompt, *text)[-1]], params, prompt, text, ends)
             for token, share in enumerate(shares):
                 if share:
-                    kept = found if token in ends else following
-                    kept[(*text, token)] = probability * share
+                    texts = ended if token in ends else following
+                    texts[(*text, token)] = probability * share
         open_texts = following
-    return found | open_texts
+    return ended | open_texts

@@ -1,4 +1,4 @@
-"""The dual-view forward written out plainly: dense masks, no cache, fp32. What the decoder is held against."""
+"""A plain forward pass of both views, with dense masks, without a cache, in fp32. Tests compare the decoder with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def forward(decoder, tokens, *, root=None, block=0):
     """Logits of an unprepared decoder over `tokens` [R] (AR, causal), or of a block rooted at position `root`.
 
     With `block`, the tokens before `root` run through the AR view, then [tokens[root], mask, ...] through the diffusion
-    view, each row seeing AR keys strictly before the root and all rows of its block.
+    view. Each of its rows attends to AR keys strictly before the root and to all rows of its block.
     """
     config = decoder.config
     context = tokens if not block else tokens[:root]
@@ -22,10 +22,10 @@ def forward(decoder, tokens, *, root=None, block=0):
     n, total = len(context), len(ids)
     hidden = decoder.embedding[ids].float()
     index = torch.arange(total)
-    sees = torch.zeros(total, total, dtype=torch.bool)
+    attended = torch.zeros(total, total, dtype=torch.bool)
     for i in range(total):
         for j in range(total):
-            sees[i, j] = (j <= i) if i < n else True
+            attended[i, j] = (j <= i) if i < n else True
     cos, sin = decoder.rope.rows(index, total)
     for layer in decoder.decoder_layers:
         normed = F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm.float(), config.norm_eps)
@@ -37,7 +37,7 @@ def forward(decoder, tokens, *, root=None, block=0):
         repeats = config.heads // config.kv_heads
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
         scores = torch.einsum("rhe,she->hrs", q, k) * config.head_dim**-0.5
-        weights = scores.masked_fill(~sees, float("-inf")).softmax(-1)
+        weights = scores.masked_fill(~attended, float("-inf")).softmax(-1)
         attention = torch.einsum("hrs,she->rhe", weights, v).flatten(1)
         out = [_linear(layer.ar.o, attention[:n])] + ([_linear(layer.diffusion.o, attention[n:])] if block else [])
         hidden = hidden + torch.cat(out)

@@ -35,7 +35,7 @@ DIFFERENCES = {
     "qwen2": {},
     "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
 }
-"""Each family with the features that only it has; a family that is added needs no entry."""
+"""Config overrides by family, for the features that only this family has. A new family needs no entry."""
 
 
 def hf_config(family, **overrides):
@@ -52,7 +52,7 @@ def hf_config(family, **overrides):
 
 
 def randomise(decoder, seed=0):
-    """Weights large enough that the tiny model has opinions, and a diffusion view that partly agrees with them."""
+    """Random weights, large enough for peaked logits, and a diffusion view that partly agrees with the AR view."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
@@ -73,14 +73,14 @@ def on_device(made, device):
 
 
 def decoder(family="qwen3", dtype="fp32", block=8):
-    """Plain weights with a view."""
+    """A decoder with plain random weights and a diffusion view."""
     config = families.decoder_config(hf_config(family))
     return randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
 
 
 @functools.cache
 def runner(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native"):
-    """A runner of such a decoder, which all tests share."""
+    """A runner of such a decoder. It is cached, and all tests share it."""
     made = decoder(family, dtype, block)
     if not prepared:
         return Runner(made)
@@ -103,11 +103,11 @@ COSTS = {
     "rows": CostModel(((1, 1.0), (8, 2.0), (128, 30.0)), ((1, 1.0), (8, 2.0), (128, 30.0)), 0.1, 0.3, 0.001, 0.001),
     "hopeless": CostModel(((1, 1.0), (8, 4.0), (128, 60.0)), ((1, 4.0), (8, 7.0), (128, 63.0)), 3.0, 3.0, 0.0, 0.0),
 }
-"""Cost tables for the planner: where a pass is dear, where rows are, and where drafting cannot pay."""
+"""Cost tables for the planner: expensive passes, expensive rows, and drafting that cannot pay."""
 
 
 def random_costs(seed):
-    """A cost table of any machine: rows, blocks, diffusion passes and keys may each be nearly free or very dear."""
+    """A random cost table: rows, blocks, diffusion passes and keys may each be nearly free or very expensive."""
     rng = random.Random(seed)
 
     def price(low, high):
@@ -146,9 +146,9 @@ def oracle(made, asked, *, seed=None, logits=False) -> OracleResult:
 
 
 def scripted(quality, continuations, seed=0):
-    """A stand-in for `draft_pass`: each draft is right with probability `quality`, or that of its sequence, by the
-    known continuation."""
-    rng, share = random.Random(seed), _share(quality)
+    """A replacement of `draft_pass`. Each draft equals the known continuation with probability `quality`, which may be
+    a list with one entry per sequence."""
+    rng, quality_of = random.Random(seed), _quality_of(quality)
 
     def draft_pass(runner, window, batch, width, rule, wanted):
         del window, rule
@@ -159,20 +159,20 @@ def scripted(quality, continuations, seed=0):
                 truth = continuations[sequence.index][len(sequence.tokens) :]
                 rows = min(width, runner.diffusion.trained_rows)
                 padded = (truth + [1] * rows)[:rows]
-                tokens = [t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded]
+                tokens = [t if rng.random() < quality_of(sequence) else (t + 1) % vocab for t in padded]
             drafts.append(Draft(tokens))
         return drafts
 
     return draft_pass
 
 
-def _share(quality):
+def _quality_of(quality):
     return lambda sequence: quality[sequence.index] if isinstance(quality, list) else quality
 
 
 def scripted_ahead(quality, continuations, seed=0):
-    """The same for `drafts_from_blocks`: as many drafts as the block has rows left."""
-    rng, share = random.Random(seed), _share(quality)
+    """The same for `drafts_from_blocks`: one draft for each row of the block after the anchor."""
+    rng, quality_of = random.Random(seed), _quality_of(quality)
 
     def drafts_from_blocks(runner, batch, blocks, rule, *, eager_logits):
         del rule, eager_logits
@@ -181,21 +181,21 @@ def scripted_ahead(quality, continuations, seed=0):
             rows = max(0, min(len(block.rows), runner.diffusion.trained_rows) - (sequence.length - 1 - block.root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
             padded = (truth + [1] * rows)[:rows]
-            drafts.append(Draft([t if rng.random() < share(sequence) else (t + 1) % vocab for t in padded]))
+            drafts.append(Draft([t if rng.random() < quality_of(sequence) else (t + 1) % vocab for t in padded]))
         return drafts
 
     return drafts_from_blocks
 
 
 class RandomPlanner:
-    """Any plans there can be, with no sense in them."""
+    """A planner that returns random valid plans."""
 
-    def __init__(self, seed, most):
-        self._random, self._most = random.Random(seed), most
+    def __init__(self, seed, max_width):
+        self._random, self._max_width = random.Random(seed), max_width
 
     def first_width(self, context):
         del context
-        return self._random.choice([0, 2, self._most])
+        return self._random.choice([0, 2, self._max_width])
 
     def begin_pass(self, batch):
         pass
@@ -209,7 +209,7 @@ class RandomPlanner:
         return self._plans(at_hand, [p.width if p.refresh else 0 for p in plans])
 
     def _plans(self, drafts, drafting_rows):
-        pick, width = self._random, self._random.randint(1, self._most)
+        pick, width = self._random, self._random.randint(1, self._max_width)
         offered = [pick.randint(0, len(draft.tokens)) for draft in drafts]
         blocks = [pick.randint(0, count + 1) for count in offered]
         return [
@@ -229,7 +229,7 @@ CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-"""The same with an end token after every turn, as chat templates have."""
+"""The same with an end token after every turn, as in real chat templates."""
 
 
 def tokenizer(template=TEMPLATE):

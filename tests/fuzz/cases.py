@@ -33,7 +33,7 @@ THREADS = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 7)
 
 @dataclass(frozen=True)
 class Setup:
-    """A model. doubt: scale of the noise on the diffusion view; poison: a value that replaces some of its weights."""
+    """A model. view_noise: scale of the noise on the diffusion view; poison: a value for some of its weights."""
 
     family: str
     dtype: str
@@ -41,7 +41,7 @@ class Setup:
     seed: int
     overrides: dict[str, object]
     diffusion: DiffusionConfig
-    doubt: float
+    view_noise: float
     poison: float | None
 
 
@@ -108,12 +108,12 @@ def _setup(rng, kernels, dtype, *, poison):
     if family == "llama":
         overrides |= {"attention_bias": rng.random() < 0.5, "mlp_bias": rng.random() < 0.5}
     trained_rows = rng.choice([block, block - 1, rng.randint(1, block)])
-    diffusion, doubt = (
+    diffusion, view_noise = (
         DiffusionConfig(block, rng.choice([vocab - 20, vocab - 2]), trained_rows),
         rng.choice([0, 0, 0.1, 1]),
     )
     poisoned = rng.choice([float("nan"), float("inf"), float("-inf")]) if poison and rng.random() < 0.15 else None
-    return Setup(family, dtype, kernels, rng.randrange(10**6), overrides, diffusion, doubt, poisoned)
+    return Setup(family, dtype, kernels, rng.randrange(10**6), overrides, diffusion, view_noise, poisoned)
 
 
 def build(setup):
@@ -125,13 +125,13 @@ def build(setup):
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if ".diffusion." in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * setup.doubt)
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * setup.view_noise)
                 if setup.poison is not None and torch.rand((), generator=generator) < 0.5:
                     parameter.view(-1)[:: max(1, parameter.numel() // 7)] = setup.poison
     kind = setup.kernels
     fast = native.load(made.dtype, cache_directory()) if kind.startswith("native") else None
     if kind == "torch in blocks":
-        with mock.patch.object(select, "attend_flash", side_effect=RuntimeError("as if torch had no such kernel")):
+        with mock.patch.object(select, "attend_flash", side_effect=RuntimeError("no such kernel in this emulation")):
             return Runner.prepare(made)
     if kind == "torch unpacked":
         return Runner.prepare(made, _Unpacked())

@@ -70,8 +70,8 @@ def _together(runner, case):
         return [(i, _attempt(runner, case, case.jobs[i])) for i in range(n, len(case.jobs), case.together)]
 
     with ThreadPoolExecutor(case.together) as pool:
-        found = dict(answer for answers in pool.map(several, range(case.together)) for answer in answers)
-    return [found[n] for n in range(len(case.jobs))]
+        by_job = dict(answer for answers in pool.map(several, range(case.together)) for answer in answers)
+    return [by_job[n] for n in range(len(case.jobs))]
 
 
 def _attempt(runner, case, job, truths=None):
@@ -85,7 +85,7 @@ def _attempt(runner, case, job, truths=None):
 
 def _decode(runner, case, job, truths=None):
     """Tokens, finish reason and text by request."""
-    found = {}
+    answers = {}
     with contextlib.ExitStack() as patches:
         if job.quality is not None:
             _script(patches, job.quality, [truths[n].tokens for n in job.order])
@@ -93,16 +93,16 @@ def _decode(runner, case, job, truths=None):
             width = job.config.width or runner.diffusion.block_size
             drafting = Drafting(width, planner=tiny.RandomPlanner(job.shapes, width))
             patches.enter_context(mock.patch.object(generate_module, "_drafting", lambda *_: drafting))
-        asked = [case.requests[n] for n in job.order]
-        for step in generate(runner, asked, job.config, case.limits, tiny.text_of, job.costs):
+        requests = [case.requests[n] for n in job.order]
+        for step in generate(runner, requests, job.config, case.limits, tiny.text_of, job.costs):
             sequence, number = step.sequence, job.order[step.sequence.index]
             if job.cancel is not None and sequence.finish_reason is None:
                 which, after = job.cancel
                 if number == which and len(sequence.tokens) >= after:
                     sequence.finish("cancelled")
             if sequence.finish_reason is not None:
-                found[number] = (list(sequence.tokens), sequence.finish_reason, sequence.text.text)
-    return found
+                answers[number] = (list(sequence.tokens), sequence.finish_reason, sequence.text.text)
+    return answers
 
 
 def _script(patches, quality, truths):
@@ -126,12 +126,12 @@ def _judge(runner, case, job, answer, truths, findings):
         tokens, reason, text = answer[number]
         findings.counts["decodings"] += 1
         findings.counts["tokens"] += len(tokens)
-        wanted = truths[number].tokens, truths[number].finish_reason
+        truth = truths[number].tokens, truths[number].finish_reason
         if job.config.rule == "rejection" and not request.sampling.greedy:
-            wanted = _alone(runner, case, job, number)
-        expected = wanted
+            truth = _alone(runner, case, job, number)
+        expected = truth
         if reason == "cancelled":
-            expected = wanted[0][: len(tokens)], reason
+            expected = truth[0][: len(tokens)], reason
         if (tokens, reason) != expected:
             if (
                 job.config.rule == "rejection"
@@ -142,7 +142,7 @@ def _judge(runner, case, job, answer, truths, findings):
                 continue
             findings.failures.append(
                 f"{case.setup}\n{job}\nrequest {number}: {len(request.prompt)} tokens, {request.sampling},"
-                f" {request.stop}\nexpected {expected}\nfound    {(tokens, reason)}"
+                f" {request.stop}\nexpected {expected}\ngot      {(tokens, reason)}"
             )
         elif text != _text(case, request, tokens):
             findings.failures.append(f"{case.setup}\n{job}\nrequest {number}: text {text!r} of tokens {tokens}")
@@ -168,8 +168,8 @@ def _recurs(runner, case, job, number):
     for seed in range(OTHER_SEEDS):
         requests = [replace(r, sampling=replace(r.sampling, seed=seed)) for r in case.requests]
         other = replace(case, requests=tuple(requests))
-        found = _decode(runner, other, replace(job, cancel=None))
-        if found[number][:2] != _alone(runner, other, job, number):
+        answers = _decode(runner, other, replace(job, cancel=None))
+        if answers[number][:2] != _alone(runner, other, job, number):
             return True
     return False
 

@@ -29,11 +29,11 @@ import cases
 import checks
 
 CASES_PER_PROCESS = 60
-PATIENCE = 600.0
-"""A case that takes more seconds counts as hung."""
-EVERY = 10.0
+CASE_TIMEOUT = 600.0
+"""Seconds after which a case counts as hung."""
+PROGRESS_INTERVAL = 10.0
 """Seconds between two lines of progress."""
-MOST_FAILURES = 20
+MAX_FAILURES = 20
 """Stop after this many failed cases."""
 
 
@@ -62,8 +62,8 @@ def work(seed, first):
     faulthandler.enable()
     for number in range(first, first + CASES_PER_PROCESS):
         print(json.dumps({"begins": number}), flush=True)
-        found = checks.run(cases.make(seed, number))
-        print(json.dumps({"counts": found.counts, "failures": found.failures}), flush=True)
+        findings = checks.run(cases.make(seed, number))
+        print(json.dumps({"counts": findings.counts, "failures": findings.failures}), flush=True)
     return 0
 
 
@@ -73,11 +73,11 @@ class Run:
     def __init__(self, seed, first):
         self._seed, self._next, self._current = seed, first, first
         self._counts, self._failures = Counter(), 0
-        self._began = self._told = time.monotonic()
+        self._began = self._reported = time.monotonic()
 
     def until(self, end):
         """Run until this time, or until too many cases failed. Returns the exit status."""
-        while time.monotonic() < end and self._failures < MOST_FAILURES:
+        while time.monotonic() < end and self._failures < MAX_FAILURES:
             self._child(end)
         print(f"\n{self._line()}")
         for name, count in sorted(self._counts.items()):
@@ -98,15 +98,15 @@ class Run:
                 reader.start()
             self._current = None
             try:
-                while (line := lines.get(timeout=PATIENCE)) is not None:
-                    self._enter(json.loads(line))
-                    if time.monotonic() > end or self._failures >= MOST_FAILURES:
+                while (line := lines.get(timeout=CASE_TIMEOUT)) is not None:
+                    self._handle(json.loads(line))
+                    if time.monotonic() > end or self._failures >= MAX_FAILURES:
                         self._current = None
                         break
                 else:
-                    child.wait(timeout=PATIENCE)
+                    child.wait(timeout=CASE_TIMEOUT)
             except queue.Empty:
-                self._fail(f"hung for {PATIENCE:.0f} seconds")
+                self._fail(f"hung for {CASE_TIMEOUT:.0f} seconds")
                 self._current = None
             finally:
                 child.kill()
@@ -114,19 +114,19 @@ class Run:
                     reader.join()
         if self._current is not None:
             reason = " (killed from outside, or out of memory)" if child.returncode == -signal.SIGKILL else ""
-            said = "".join(filter(None, errors))[-4000:]
-            self._fail(f"the process died with status {child.returncode}{reason}\n{said}")
+            stderr = "".join(filter(None, errors))[-4000:]
+            self._fail(f"the process died with status {child.returncode}{reason}\n{stderr}")
 
-    def _enter(self, record):
+    def _handle(self, record):
         if "begins" in record:
             self._current, self._next = record["begins"], record["begins"] + 1
             return
         self._counts.update(record["counts"])
-        if found := record["failures"]:
-            self._fail(found[0] + (f"\nand {len(found) - 1} more" if len(found) > 1 else ""))
+        if failures := record["failures"]:
+            self._fail(failures[0] + (f"\nand {len(failures) - 1} more" if len(failures) > 1 else ""))
         self._current = None
-        if time.monotonic() - self._told > EVERY:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported > PROGRESS_INTERVAL:
+            self._reported = time.monotonic()
             print(self._line(), flush=True)
 
     def _fail(self, text):

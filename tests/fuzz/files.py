@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 
 from orthrus.checkpoint import export, hub
 
-MOST_SECONDS, MOST_BYTES, FAILURES = 20, 2**30, 3
+MAX_SECONDS, MAX_BYTES, FAILURES_EXIT_CODE = 20, 2**30, 3
 NESTED, DELETED = "@nested@", "@deleted@"
 VALUES = [
     0, -1, 1, 2, 3, 7, 10**9, 2**31, 2**63, 2**64 - 1, -(2**63), 0.5, 1e308, -1e308, 1e-320, float("nan"), float("inf"),
@@ -232,27 +232,27 @@ def write_case(rng, homes, where):
 
 def outcome_of(checkpoint, adapter, dtype, where):
     """The outcome of load and describe: `loaded`, `ValueError`, `OSError`, or a description of a failure."""
-    found = []
+    outcomes = []
     for read in (
         lambda: hub.load(str(checkpoint), adapter=adapter, dtype=dtype, allow_other_backbone=True),
         lambda: hub.describe(str(checkpoint), adapter=adapter),
     ):
         try:
             decoder = read().decoder
-            found.append("loaded")
+            outcomes.append("loaded")
             if decoder.device.type != "meta" and not all(p.isfinite().all() for p in decoder.parameters()):
                 return "loaded weights that are NaN or infinite"
         except ValueError as error:
-            found.append("ValueError")
+            outcomes.append("ValueError")
             if str(where) not in str(error) and "adapter" not in str(error):
                 return f"does not name the file: {error}"
             if len(str(error)) > 1000:
                 return f"an error of {len(str(error))} characters: {str(error)[:300]}"
         except OSError:
-            found.append("OSError")
+            outcomes.append("OSError")
         except BaseException:  # a panic in a library is not an Exception
             return traceback.format_exc()
-    return found[0]
+    return outcomes[0]
 
 
 @dataclass
@@ -287,13 +287,13 @@ def run(root, seed, start, count, keep=None, progress=None):
             os.pwrite(progress, f"{index:12}\n".encode(), 0)
         kind, checkpoint, adapter = write_case(rng, homes, where)
         began = time.process_time()
-        faulthandler.dump_traceback_later(10 * MOST_SECONDS, exit=True)  # a hang, even on a busy machine
+        faulthandler.dump_traceback_later(10 * MAX_SECONDS, exit=True)  # a hang, even on a busy machine
         outcome = outcome_of(checkpoint, adapter, rng.choice((torch.float32, torch.bfloat16)), where)
         faulthandler.cancel_dump_traceback_later()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - first_memory
-        if time.process_time() - began > MOST_SECONDS:
+        if time.process_time() - began > MAX_SECONDS:
             outcome = f"took {time.process_time() - began:.0f} seconds"
-        elif memory > MOST_BYTES:
+        elif memory > MAX_BYTES:
             outcome, first_memory = f"added {memory >> 20} MiB", first_memory + memory
         report.added_bytes = max(report.added_bytes, memory)
         failed = outcome not in ("loaded", "ValueError", "OSError")
@@ -325,7 +325,7 @@ def main():
             os._exit(work(Path(folder), options, file.fileno()))
         signal.signal(signal.SIGTERM, lambda *_: os.kill(worker, signal.SIGTERM))
         code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-        if code not in (0, FAILURES):
+        if code not in (0, FAILURES_EXIT_CODE):
             print(f"--seed {options.seed} --start {int(os.pread(file.fileno(), 13, 0))} --count 1: ended with {code}")
     sys.exit(code)
 
@@ -337,7 +337,7 @@ def work(root, options, progress):
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MOST_BYTES, size + 4 * MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MAX_BYTES, size + 4 * MAX_BYTES))
     began = time.monotonic()
     report = run(root, options.seed, options.start, options.count, options.keep, progress)
     for failure in report.failures:
@@ -345,7 +345,7 @@ def work(root, options, progress):
     print(report)
     seconds, memory = time.monotonic() - began, report.added_bytes >> 20
     print(f"{options.count} cases in {seconds:.0f} s, {len(report.failures)} failures, {memory} MiB added", flush=True)
-    return FAILURES if report.failures else 0
+    return FAILURES_EXIT_CODE if report.failures else 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_a_case_is_a_function_of_seed_and_index(tmp_path, own_environment):
     assert len({case for case, _ in written[0]}) == 4
 
 
-def test_the_fuzz_finds_what_it_looks_for(tmp_path, own_environment, monkeypatch):
+def test_the_fuzz_reports_every_other_error(tmp_path, own_environment, monkeypatch):
     """If the loader raises any other error, or does not name the file, every case fails."""
     for error in (KeyError("vocab_size"), RecursionError(), MemoryError(), ValueError("something is wrong")):
 

@@ -14,7 +14,7 @@ WITHOUT_COMPILER = ("torch", "torch in blocks", "torch unpacked")
 
 
 @pytest.mark.parametrize("number", QUICK)
-def test_a_case_of_the_fuzz(number):
+def test_a_case_of_the_fuzz_has_no_failures(number):
     findings = checks.run(cases.make(0, number, threads=(1, 2)))
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
@@ -22,26 +22,26 @@ def test_a_case_of_the_fuzz(number):
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("kernels", WITHOUT_COMPILER)
-def test_torch_alone_writes_the_oracles_tokens_too(kernels, dtype):
+def test_cases_without_c_kernels_equal_the_oracle(kernels, dtype):
     only = {"kernels": [kernels], "dtypes": [dtype], "threads": (1, 2), "longest": 600, "poison": False}
     findings = checks.run(cases.make(2, f"{kernels} {dtype}", **only))
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
 
 
-def test_a_wrong_answer_is_a_finding_with_a_line_that_shows_it_again(monkeypatch, capsys):
+def test_a_wrong_answer_is_reported_with_the_command_that_reproduces_it(monkeypatch, capsys):
     truth = checks.autoregress
 
     def off_by_one(*arguments):
-        found = truth(*arguments)
-        return type(found)([token + 1 for token in found.tokens], found.finish_reason, None)
+        result = truth(*arguments)
+        return type(result)([token + 1 for token in result.tokens], result.finish_reason, None)
 
     monkeypatch.setattr(checks, "autoregress", off_by_one)
     assert decoding.main(["--case", "2"]) == 1
     assert "expected" in capsys.readouterr().out
     run = decoding.Run(0, 2)
-    run._enter({"begins": 2})
-    run._enter({"counts": {"cases": 1}, "failures": ["wrong"]})
+    run._handle({"begins": 2})
+    run._handle({"counts": {"cases": 1}, "failures": ["wrong"]})
     assert "python tests/fuzz/decoding.py --seed 0 --case 2\nwrong" in capsys.readouterr().out
     assert run.until(0) == 1
     assert "1 cases" in capsys.readouterr().out

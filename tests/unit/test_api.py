@@ -35,7 +35,7 @@ def test_the_chat_template_applies_unless_raw(model, untemplated):
     assert untemplated.prompt_tokens("hi", {}) == ids(model, "hi")
 
 
-def test_what_needs_a_template_says_so(untemplated):
+def test_messages_and_system_need_a_chat_template(untemplated):
     with pytest.raises(ValueError, match="no chat template"):
         untemplated.generate("hi", system="S")
     with pytest.raises(ValueError, match="need a chat template"):
@@ -81,7 +81,7 @@ def test_the_context_ends_generation(model):
         model.generate([*prompt, 7, 7, 7])
 
 
-def test_a_cancelled_sequence_leaves_its_neighbours_alone(model):
+def test_a_cancelled_sequence_does_not_change_its_neighbours(model):
     requests = [Request((5, 6, 7 + n), stop=StopConditions(30)) for n in range(3)]
     alone = model.generate([list(r.prompt) for r in requests], max_new_tokens=30)
     steps, done = generate(model.runner, requests, DecodingConfig(batch_size=3), model.limits, model.decode), {}

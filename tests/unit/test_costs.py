@@ -1,4 +1,4 @@
-"""The cost table: what is measured, set right where others disturbed it."""
+"""The cost model: its measurement, its file, and the repair of disturbed tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orthrus.decoding.planning.cost_model import CostModel
 
 
 def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):
-    """By a clock under which the passes of one row take longest."""
+    """With a fake clock under which one-row passes take longest."""
     now, passes = [0.0], []
 
     def clock():
@@ -31,17 +31,17 @@ def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):
     original = type(runner).ar
     monkeypatch.setattr(type(runner), "ar", run)
     monkeypatch.setattr(costs, "perf_counter", clock)
-    found = costs.measure(runner)
-    for table in (found.rows, found.drafting):
+    measured = costs.measure(runner)
+    for table in (measured.rows, measured.drafting):
         seconds = [each for _, each in table]
         assert seconds == sorted(seconds)
-    assert 1 in passes and found.rows[0][1] < 10.0
-    assert found.drafting[0][1] >= costs.DRAFT_OVERHEAD <= found.block_overhead
+    assert 1 in passes and measured.rows[0][1] < 10.0
+    assert measured.drafting[0][1] >= costs.DRAFT_OVERHEAD <= measured.block_overhead
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_grid_is_the_price_of_every_pass_in_it(batch):
-    """And what rows have to read more of, the longer the context, is part of it."""
+def test_the_grid_equals_the_cost_of_every_pass(batch):
+    """The cost of attending to keys, which grows with the context, is included."""
     priced = CostModel(((1, 1.0), (8, 2.0), (64, 9.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4)
     grid = priced.grid(batch, 6, 4, 5, 700.0)
     for blocks in range(4):
@@ -66,7 +66,7 @@ TABLE = CostModel(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e
     ],
     ids=str,
 )  # fmt: skip
-def test_a_table_of_another_shape_is_refused(change):
+def test_an_invalid_table_is_refused(change):
     content = json.loads(json.dumps(TABLE.as_dict()))
     assert CostModel.of(content) == TABLE
     with pytest.raises((ValueError, TypeError)):
@@ -76,7 +76,7 @@ def test_a_table_of_another_shape_is_refused(change):
             CostModel.of(other)
 
 
-def test_measuring_ends_in_time_on_a_slow_machine(monkeypatch):
+def test_measuring_is_limited_in_time_on_a_slow_machine(monkeypatch):
     now, drafted, whole = [0.0], [], type(tiny.runner()).diffuse
 
     def clock():
@@ -95,16 +95,16 @@ def test_measuring_ends_in_time_on_a_slow_machine(monkeypatch):
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    """A model whose measuring is scripted: `model.tables` are given out one after another."""
+    """Loads a model whose measurements are scripted: each takes the next one of its `tables`."""
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     checkpoint = str(tiny.save_checkpoint(tmp_path / "model"))
     tables = []
     monkeypatch.setattr(calibration, "measure", lambda runner: tables.pop(0))
 
     def load():
-        found = orthrus.load(checkpoint, dtype="float32")
-        found.tables, found.cached = tables, tmp_path / "cache" / f"{calibration.Calibration(found.runner).key}.json"
-        return found
+        loaded = orthrus.load(checkpoint, dtype="float32")
+        loaded.tables, loaded.cached = tables, tmp_path / "cache" / f"{calibration.Calibration(loaded.runner).key}.json"
+        return loaded
 
     return load
 
@@ -118,7 +118,7 @@ def test_costs_are_measured_once(model):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"rows": [[1, 1.0]]}', "[" * 100_000])
-def test_a_damaged_table_is_measured_again_and_that_is_said(model, caplog, damage):
+def test_a_damaged_table_is_measured_again_with_a_warning(model, caplog, damage):
     first = model()
     first.tables += [TABLE, replace(TABLE, block=0.5)]
     first.costs()
@@ -129,12 +129,12 @@ def test_a_damaged_table_is_measured_again_and_that_is_said(model, caplog, damag
     assert model().costs().block == 0.5
 
 
-def test_a_disturbed_table_is_measured_again_later_and_the_calmer_one_kept(model, monkeypatch):
+def test_a_disturbed_table_is_measured_again_later_and_the_smaller_spread_is_kept(model, monkeypatch):
     worse, better = replace(TABLE, spread=0.5), replace(TABLE, spread=0.1)
     first = model()
     first.tables += [replace(TABLE, spread=0.3), worse, better]
     assert first.costs().disturbed
-    assert model().costs().spread == 0.3  # not at once: the other work is likely still there
+    assert model().costs().spread == 0.3  # not at once: the other programs probably still run
     monkeypatch.setattr(calibration, "MEASURE_AGAIN_AFTER", -1.0)
     assert model().costs().spread == 0.3
     assert model().costs().spread == 0.1

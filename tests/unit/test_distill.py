@@ -266,7 +266,7 @@ def test_spans_of_the_assistant_end_with_its_end_token():
     assert turns == [[*ids_of("yo"), tiny.END], [*ids_of("ok"), tiny.END]]
 
 
-def test_a_template_is_needed_and_must_continue_itself():
+def test_a_template_is_required_and_must_extend_earlier_turns():
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     with pytest.raises(ValueError, match="no chat template"):
         chat.encode(tiny.tokenizer(None), messages, ENDS, reply=False)

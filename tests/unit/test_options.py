@@ -120,14 +120,14 @@ def entries(model):
 
 
 @pytest.mark.parametrize(("given", "message"), WRONG, ids=lambda value: str(value)[:40])
-def test_a_wrong_option_is_one_error_when_called(model, given, message):
+def test_a_wrong_option_raises_one_error_at_the_call(model, given, message):
     for enter in entries(model):
         with pytest.raises(ValueError, match=re.escape(message)):
             enter("hi", **given)
 
 
 @pytest.mark.parametrize(("prompt", "message"), BAD_PROMPTS, ids=lambda value: str(value)[:40])
-def test_a_wrong_prompt_is_one_error_when_called(model, prompt, message):
+def test_a_wrong_prompt_raises_one_error_at_the_call(model, prompt, message):
     for enter in entries(model):
         with pytest.raises(ValueError, match=re.escape(message)):
             enter(prompt)
@@ -146,7 +146,7 @@ def test_results_needs_a_list_of_prompts(model, prompts):
         model.results(prompts)
 
 
-def test_too_long_a_prompt_is_refused_when_called(model):
+def test_a_prompt_that_is_too_long_is_refused_at_the_call(model):
     with pytest.raises(ValueError, match="shorten the prompt"):
         model.stream([7] * 2048)
     with pytest.raises(ValueError, match="prompt 2 of 2: the prompt has 2048 tokens"):
@@ -190,7 +190,7 @@ def test_messages_need_the_template(model):
         model.generate([USER], raw=True)
 
 
-def test_template_arguments_that_are_ours_are_refused(model):
+def test_reserved_template_arguments_are_refused(model):
     for function in (PreTrainedTokenizerBase.apply_chat_template, _render()):
         named = {n for n, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD}
         assert named <= options.RESERVED
@@ -205,7 +205,7 @@ def _render():
     return chat_template_utils.render_jinja_template
 
 
-def test_results_go_to_json(model):
+def test_results_can_be_written_as_json(model):
     result = model.generate("hi", max_new_tokens=20, cycle="two-pass")
     record = json.loads(json.dumps(result.to_dict()))
     assert record["tokens"] == result.tokens
@@ -249,7 +249,7 @@ def test_the_repr_of_a_model_describes_it(model, tmp_path):
 )
 def test_settings_are_checked_before_a_model_loads(monkeypatch, given, message):
     def load(*_args, **_kwargs):
-        raise AssertionError("it loads before it checks")
+        raise AssertionError("the model is loaded before the arguments are checked")
 
     monkeypatch.setattr(hub, "load", load)
     with pytest.raises(ValueError, match=re.escape(message)):

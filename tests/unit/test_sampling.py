@@ -25,7 +25,7 @@ def kept(params, scores=LOGITS):
 
 
 class Silent:
-    """No noise at all: sampling becomes the argmax of the filtered scores."""
+    """Noise of zero: sampling becomes the argmax of the filtered scores."""
 
     def gumbel(self, position, vocab_size):
         del position
@@ -41,12 +41,12 @@ def sampler(prompt=(), ends=frozenset(), vocab=6, **params):
 
 
 def targets(made, rows, position, drafts=()):
-    """The tokens of rows that assume the drafts before them, and none kept."""
+    """The tokens of rows that assume the drafts before them. The sampler does not advance."""
     (tokens,) = sample([RowRequest(made, rows, position, drafts)])
     return tokens
 
 
-def test_filters_keep_what_they_say():
+def test_filters_keep_the_tokens_of_their_definitions():
     probabilities = LOGITS.softmax(0).tolist()
     assert kept(SamplingParams(temperature=1, top_k=2)) == [0, 1]
     assert kept(SamplingParams(temperature=1, top_k=99)) == [0, 1, 2, 3, 4, 5]
@@ -56,7 +56,7 @@ def test_filters_keep_what_they_say():
     assert kept(SamplingParams(temperature=1, min_p=math.exp(-2.5))) == [0, 1, 2]
 
 
-def test_top_p_over_more_candidates_than_the_first_guess():
+def test_top_p_with_more_tokens_than_the_first_search_covers():
     flat = torch.zeros(5000) - torch.arange(5000) * 1e-6
     assert len(kept(SamplingParams(temperature=1, top_p=0.5), flat)) == pytest.approx(2500, abs=10)
 
@@ -69,7 +69,7 @@ def test_penalties_follow_their_definitions():
     assert targets(made, rows, 1, [1, 0]) == [1, 0, 2]
 
 
-def test_minimum_length_forbids_ends_until_it_is_reached():
+def test_end_tokens_are_forbidden_below_the_minimum_length():
     made = sampler(ends=frozenset([0]), min_new_tokens=2)
     assert targets(made, torch.stack([LOGITS] * 3), 0, [1, 1]) == [1, 1, 0]
 
@@ -111,7 +111,7 @@ def test_noise_is_a_function_of_its_address():
     assert AddressedNoise(2**64 - 1, 2**32 - 1).gumbel(2**40, 320).isfinite().all()
 
 
-def test_noise_is_gumbel():
+def test_noise_is_gumbel_distributed():
     values = torch.cat([AddressedNoise(seed).gumbel(0, 50_000) for seed in range(4)])
     assert values.mean() == pytest.approx(0.57722, abs=0.02)
     assert values.var() == pytest.approx(math.pi**2 / 6, abs=0.05)
@@ -127,7 +127,7 @@ def test_sampling_follows_the_distribution():
     assert ((counts / 4000 - expected).abs() < 4 * error + 1e-3).all()
 
 
-def test_drafts_meet_the_noise_of_their_targets():
+def test_drafts_share_the_noise_of_their_targets():
     params = SamplingParams(temperature=1.0, seed=3)
     rows = torch.randn(5, tiny.VOCAB)
     first, second = (Sampler(params, AddressedNoise(3), (), frozenset(), tiny.VOCAB) for _ in range(2))
@@ -147,7 +147,7 @@ def test_drafts_meet_the_noise_of_their_targets():
     ],
     ids=str,
 )  # fmt: skip
-def test_absurd_values_are_refused_by_name(bad):
+def test_invalid_values_are_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingParams(**bad)
 
@@ -171,25 +171,25 @@ def test_an_end_token_beyond_the_vocabulary_is_refused():
         Limits(320, 64, frozenset([3, 320]))
 
 
-def test_rejection_gives_every_decision_an_address_of_its_own():
-    asked = []
+def test_rejection_uses_a_different_address_for_every_decision():
+    addresses = []
 
     class Spy(Silent):
         def uniform(self, position, purpose, root=0):
-            asked.append((position, purpose, root))
+            addresses.append((position, purpose, root))
             return 0.5
 
     made = Sampler(SamplingParams(temperature=1.0), Spy(), (), frozenset(), 6)
     rows = torch.stack([LOGITS] * 3)
     _, draft = rejection.propose([Proposal(made, rows[:2], 7, 6), Proposal(made, rows[:2], 8, 7)])
     rejection.verify([Check(made, rows, draft, 8)])
-    assert asked[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
-    assert asked[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]
-    assert len({AddressedNoise(1).uniform(*address) for address in asked}) == len(asked)
+    assert addresses[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
+    assert addresses[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]
+    assert len({AddressedNoise(1).uniform(*address) for address in addresses}) == len(addresses)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_best_token_is_the_first_of_equals_whatever_the_signs_and_the_rows_beside(dtype):
+def test_argmax_ties_go_to_the_lowest_id_for_all_signs_and_other_rows(dtype):
     rows = torch.randn(6, 4096, generator=torch.Generator().manual_seed(0)).to(dtype)
     rows[1] = -rows[1].abs() - 1  # none is positive
     rows[2, [7, 90]] = 9.0

@@ -23,7 +23,7 @@ from orthrus.decoding.statistics import Statistics
         ("pseudocode", 64),
     ],
 )
-def test_shipped_tasks_are_whole(name, count):
+def test_bundled_tasks_are_complete(name, count):
     prompts = tasks.load(name)
     assert len(prompts) == count == len({p.id for p in prompts})
     assert all(isinstance(p.prompt, str) and p.prompt.strip() for p in prompts)
@@ -33,7 +33,7 @@ def test_a_limit_takes_equally_from_all_parts():
     assert set(Counter(p.part for p in tasks.load("spec_bench", 40)).values()) <= {6, 7}
 
 
-def test_a_file_is_a_task(tmp_path):
+def test_a_file_can_be_a_task(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(
         json.dumps({"prompt": "a\u2028b"}, ensure_ascii=False)
@@ -44,7 +44,7 @@ def test_a_file_is_a_task(tmp_path):
     assert [p.prompt for p in prompts] == ["a\u2028b", [{"role": "user", "content": "c"}]]
 
 
-def test_files_of_aime_and_livecodebench_are_tasks(tmp_path):
+def test_files_of_aime_and_livecodebench_can_be_tasks(tmp_path):
     path = tmp_path / "others.jsonl"
     path.write_text(
         json.dumps({"id": 3, "problem": "Find n.", "answer": 204}) + "\n" + json.dumps({"question_content": "Sort it."})
@@ -70,14 +70,14 @@ def test_ledgers_have_the_length_of_their_part():
         (b"\n \n", "no prompts in it"),
     ],
 )
-def test_a_bad_file_is_answered_with_its_line(tmp_path, content, message):
+def test_the_error_for_a_bad_file_names_its_line(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         tasks.load(str(path))
 
 
-def test_an_unknown_task_is_answered_with_the_list():
+def test_the_error_for_an_unknown_task_lists_the_tasks():
     with pytest.raises(ValueError, match="gsm8k, humaneval"):
         tasks.load("gsm9k")
 

@@ -1,4 +1,4 @@
-"""Streamed text: characters of several tokens, stop strings across token boundaries."""
+"""Streamed text: characters that consist of several tokens, and stop strings across token boundaries."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_impossible_settings_are_refused(changes, message):
         config(**changes)
 
 
-def test_a_mask_token_is_chosen_or_asked_for(bare):
+def test_a_mask_token_is_required_and_checked(bare):
     loaded = hub.load(str(bare))
     with pytest.raises(ValueError, match=r"needs --mask-token.*<unused"):
         hub.give_view(loaded, 4, None, last_row=True)
@@ -206,7 +206,7 @@ def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, until, dty
     assert one == other
 
 
-def test_stopping_saves_and_ends_after_the_step(bare, jsonl, tmp_path):
+def test_stopping_saves_the_state_and_ends_after_the_step(bare, jsonl, tmp_path):
     made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
     for progress in made.run():
         if progress.step == 1:
@@ -281,7 +281,7 @@ def test_a_full_disk_leaves_the_older_state(bare, jsonl, tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_the_rate_rises_and_falls():
+def test_the_learning_rate_rises_and_falls():
     settings = config(steps=100, warmup=0.1, learning_rate=1.0, final_rate=0.1)
     rates = [rate_at(step, settings) for step in range(100)]
     assert rates[:11] == sorted(rates[:11])
