@@ -92,7 +92,7 @@ def test_a_long_answer_equals_the_argmax_of_transformers(model):
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def full_drafts(request):
-    """A replay drafts in passes of their own, which cheap drafts would make another drafter than blocks are."""
+    """A replay drafts in diffusion passes. With low-precision drafts these would differ from blocks in AR passes."""
     return orthrus.load("smollm2-demo", dtype=request.param, low_precision_drafts=False)
 
 

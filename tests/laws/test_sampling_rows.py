@@ -228,7 +228,7 @@ def test_both_ways_to_the_border_of_top_p_end_there(vocab, top_p):
     rows[0], rows[1, : vocab // 2], rows[2, 5], rows[3, 7], rows[4] = 0.0, -math.inf, math.inf, math.nan, math.nan
     rows[5, 1:], rows[6], rows[7, [3, 10, 20]], rows[8] = -math.inf, -math.inf, 30.0, rows[8] * 20
     rows[9] = rows[9].bfloat16().float()
-    expected = torch.stack([top_p_border(row, top_p) for row in rows])[:, None].nan_to_num(1e9)
+    expected = torch.stack([top_p_threshold(row, top_p) for row in rows])[:, None].nan_to_num(1e9)
     assert torch.equal(top_p_border_by_row(rows, top_p).nan_to_num(1e9), expected)
     assert torch.equal(top_p_border_by_sort(rows, top_p).nan_to_num(1e9), expected)
 
