@@ -112,7 +112,7 @@ def test_linear_forms(precision, outputs, inputs, bias):
     for make in kernels.packed(plain):
         form = make()
         torch.testing.assert_close(form(x[:40]), plain(x[:40]), **TOLERANCES[precision])
-        form.rule = find_row_rule(form, x, form.least_multiple)
+        form.rule = find_row_rule(form, x, form.min_multiple)
         assert form.rule.exact
         whole = form(x)
         for count in (1, 2, 3, 7, 16, 31, 33, 100):

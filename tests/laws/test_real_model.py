@@ -78,7 +78,7 @@ def test_a_long_answer_equals_the_argmax_of_transformers(model):
         pytest.skip("two implementations round bfloat16 differently")
     prompt = model.prompt_tokens("Explain step by step how a bill becomes a law, in detail.", {})
     request = Request(prompt, stop=StopConditions(max_new_tokens=300))
-    steps = generate(model.decoder, [request], DecodingConfig(), model.limits, model.decode, tiny.COSTS["passes"])
+    steps = generate(model.runner, [request], DecodingConfig(), model.limits, model.decode, tiny.COSTS["passes"])
     *_, tokens = (step.sequence.tokens for step in steps)
     assert len(tokens) == 300
     with torch.inference_mode():

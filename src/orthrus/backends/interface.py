@@ -76,7 +76,7 @@ class ExecutableLinear(Linear):
     name = "torch linear"
     probed = True
     """Whether the rule must be probed. Not needed if every sum is exact in any order."""
-    least_multiple = 2
+    min_multiple = 2
     """The smallest row multiple to probe. Most libraries compute a single row as a matrix-vector product, which rounds
     differently, but for some values only, so that a probe may miss it. Multiple 1 is therefore probed only for kernels
     that declare that they sum every row independently."""

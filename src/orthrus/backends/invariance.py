@@ -29,7 +29,7 @@ KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
 def find_row_rule(kernel: Callable[[Tensor], Tensor], rows_NI: Tensor, min_multiple: int = 2) -> RowRule:
     """Probe `kernel` on slices of `rows_NI` (512 rows): the weakest rule under which every row keeps its bits.
 
-    No multiple below `min_multiple` is tried: see `ExecutableLinear.least_multiple`.
+    No multiple below `min_multiple` is tried: see `ExecutableLinear.min_multiple`.
     """
     expected = torch.cat([kernel(tile) for tile in rows_NI.split(TILE)])
 

@@ -69,7 +69,7 @@ class Int8Linear(ExecutableLinear):
 
     name = "torch, int8"
     probed = False
-    least_multiple = 1
+    min_multiple = 1
     scales_O: Tensor
 
     def __init__(self, plain: Linear) -> None:
@@ -101,7 +101,7 @@ class GroupedLinear(ExecutableLinear):
 
     name = "torch, groups by int8"
     probed = False
-    least_multiple = 1
+    min_multiple = 1
 
     def __init__(self, plain: Linear, quantized: GroupQuantized) -> None:
         super().__init__(plain, quantized.raw.nbytes)

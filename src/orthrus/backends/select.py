@@ -127,7 +127,7 @@ def _first_exact(plain: Linear, forms: LinearForms) -> ExecutableLinear:
             made.rule = RowRule(1, MAX_ROWS)
             return made
         try:
-            made.rule = find_row_rule(made, rows_NI, made.least_multiple)
+            made.rule = find_row_rule(made, rows_NI, made.min_multiple)
         except RuntimeError:  # the form was made, but its kernel does not run
             continue
         if made.rule.exact:

@@ -24,7 +24,7 @@ PLAIN, INT8, Q4, Q8, W4A8 = range(5)
 class NativeLinear(ExecutableLinear):
     """A linear map that sums every row alone, in one order, so that its bits hold for any number of rows."""
 
-    least_multiple = 1
+    min_multiple = 1
     packed: Tensor
     format = PLAIN
     outputs: int
