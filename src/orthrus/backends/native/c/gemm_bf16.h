@@ -43,7 +43,8 @@ ALWAYS_INLINE void gemm_rows(const int rows, const scalar_t *x, const scalar_t *
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) sums[r][q] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth; k += DOT_INPUTS, w += DOT_INPUTS * LANES, ahead.from += ahead.step_bytes) {
-        for (int64_t l = 0; l < ahead.step_bytes; l += 64) _mm_prefetch(ahead.from + l, _MM_HINT_T0);
+        if (rows > 1) /* the hardware prefetcher keeps up with one row */
+            for (int64_t l = 0; l < ahead.step_bytes; l += 64) _mm_prefetch(ahead.from + l, _MM_HINT_T0);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             __m512bh inputs = broadcast_inputs(x + r * depth + k);
@@ -100,7 +101,7 @@ static void gemm(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t
         return;
     }
 #endif
-    int64_t step_bytes = rows > 1 ? DOT_INPUTS * LANES * (int64_t)sizeof(scalar_t) : 0;
+    int64_t step_bytes = DOT_INPUTS * LANES * (int64_t)sizeof(scalar_t);
     for (int64_t out = range.begin; out < range.end; out += LANES) {
         const scalar_t *panel = (const scalar_t *)w->weight + out * depth;
         Prefetch ahead = {(const char *)panel + PREFETCH_BYTES, step_bytes};
