@@ -288,7 +288,7 @@ def test_ctrl_c_keeps_the_text_so_far(model):
     process = spawn("generate", "hi", "--model", model, "--max-new-tokens", 2000, "--raw", env=slow)
     if hasattr(fcntl, "F_SETPIPE_SZ"):  # the process still runs, or blocks on the pipe, when the signal arrives
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
-    first = process.stdout.read(1)
+    first = os.read(process.stdout.fileno(), 1)  # a buffered read would empty the pipe, and let the process finish
     process.send_signal(signal.SIGINT)
     rest, err = process.communicate(timeout=120)
     assert process.returncode == 130
