@@ -256,12 +256,17 @@ def test_bench_acceptance_reports_with_provenance(run, model, monkeypatch):
 
 
 def spawn(*arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "orthrus", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
+    """A process that obeys Ctrl-C even if the suite itself was started in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "orthrus", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_closed_pipe_ends_quietly(model):
