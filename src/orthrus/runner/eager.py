@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -22,14 +22,19 @@ from orthrus.runner.executor import PassResult
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """The rows of one view on the device. masks: for attention kernels that take a mask, one function per chunk of the
-    rectangle of queries, which makes its mask. Masks are made for each call, so that memory does not grow with them."""
+    """The rows of one view on the device.
+
+    masks: for attention kernels that take a mask, one function per chunk of the rectangle of queries, which makes its
+    mask. Where a pass has several, each is made for each call, so that memory does not grow with their number. order:
+    where each row is in that rectangle; None if the rectangle is the rows as they are.
+    """
 
     rows: ViewRows
     tokens: Tensor
     mapping: SlotMapping
     metadata: AttentionMetadata
     masks: Sequence[Callable[[], Tensor]]
+    order: Tensor | None
 
 
 class EagerExecutor:
@@ -53,6 +58,9 @@ class EagerExecutor:
             self._on_device(rows, parts[n * per_view : (n + 1) * per_view], batch.span)
             for n, rows in enumerate(batch.views)
         ]
+        if sum(len(view.masks) for view in views) == 1:
+            mask = views[0].masks[0]()
+            views = [replace(views[0], masks=[lambda: mask])]
         hidden_PD = self._layers(views, batch)[parts[-1]]
         head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
         return PassResult(self._logits(head, hidden_PD[: batch.num_logits]), hidden_PD[batch.num_logits :])
@@ -66,13 +74,11 @@ class EagerExecutor:
     def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], span: int) -> DeviceRows:
         tokens, mapping, positions, segments, kv_lens = parts
         cos, sin = self.decoder.rope.rows(positions, max(rows.positions))
-        return DeviceRows(
-            rows,
-            tokens,
-            SlotMapping(mapping.view(3, -1), cos, sin, rows.query_shape, self.decoder.config.norm_eps),
-            AttentionMetadata(segments.view(-1, 5), kv_lens, rows.max_segment_rows),
-            [] if self.attention.ragged else _masks(rows, span, self.decoder.norm),
-        )
+        slots = SlotMapping(mapping.view(3, -1), cos, sin, rows.query_shape, self.decoder.config.norm_eps)
+        metadata = AttentionMetadata(segments.view(-1, 5), kv_lens, rows.max_segment_rows)
+        masks = [] if self.attention.ragged else _masks(rows, span, self.decoder.norm)
+        in_order = slots.full and rows.query_rows == list(range(len(rows.query_rows)))
+        return DeviceRows(rows, tokens, slots, metadata, masks, None if in_order else slots.table_3N[0])
 
     def _layers(self, views: list[DeviceRows], batch: ForwardBatch) -> Tensor:
         """All layers up to the final norm [N, D]. Only the attention projections differ by view."""
@@ -97,7 +103,8 @@ class EagerExecutor:
                 self.attention.attend(q, keys, values, mask()) for q, mask in zip(blocks, view.masks, strict=True)
             ]
             attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
-            attention = attention[view.mapping.table_3N[0]]
+            if view.order is not None:
+                attention = attention[view.order]
         return F.pad(attention, (0, 0, 0, padding)) if padding else attention
 
 
