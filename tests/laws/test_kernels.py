@@ -18,7 +18,7 @@ from orthrus.backends.native import linears as native_linears
 from orthrus.backends.select import choose_attention
 from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import KEY_BLOCK
+from orthrus.config import KEY_BLOCK, RopeConfig
 from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
 from orthrus.model.layers import Linear
@@ -79,16 +79,18 @@ def test_norm_and_gate(fast, precision, size):
 @pytest.mark.parametrize("held", [(5, 5, 5), (2, 5, 1)])
 @pytest.mark.parametrize("attended", [5, 8])
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_rope_and_cache_write(fast, precision, with_norms, attended, held):
-    config = tiny.decoder("qwen3").config
-    B, H, G, E = len(held), config.heads, config.kv_heads, config.head_dim
+@pytest.mark.parametrize("size", [16, 64, 80])
+def test_rope_and_cache_write(fast, precision, size, with_norms, attended, held):
+    """Heads whose halves are less than a vector, whole vectors, and vectors with a tail."""
+    B, H, G, E = len(held), 4, 2, size
     rows = torch.tensor([b * attended + 5 - row for b, count in enumerate(held) for row in range(count, 0, -1)])
     slots = torch.tensor([start + row for start, count in zip((4, 0, 30), held, strict=True) for row in range(count)])
     table = torch.stack((rows, rows // attended, slots))
     qkv = values(len(rows) + 3, (H + 2 * G) * E, precision=precision)  # the last three are padding
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
-    rope = RopeTable(config.rope, torch.device("cpu")).rows(slots + 2, 40)
-    places = SlotMapping(table, *rope, (B, attended), config.norm_eps)
+    frequencies = tuple(10000.0 ** (-2 * n / E) for n in range(E // 2))
+    rope = RopeTable(RopeConfig(frequencies), torch.device("cpu")).rows(slots + 2, 40)
+    places = SlotMapping(table, *rope, (B, attended), 1e-6)
     results = []
     for kernels in (fast, TorchKernels()):
         storage = torch.zeros(2, B + 1, G, 64, E, dtype=qkv.dtype)
