@@ -113,7 +113,7 @@ def test_the_first_prompt_is_one_where_drafting_pays():
 
 
 def test_the_example_of_processes_works(tmp_path):
-    """On a tiny model: every process that `spawn` starts loads it anew."""
+    """On a tiny model: every process that `spawn` starts loads it again."""
     (code,) = [p.values[0] for p in blocks("python") if "get_context" in p.values[0]]
     path = tiny.save_checkpoint(tmp_path / "model")
     assert '"smollm2-demo"' in code

@@ -92,6 +92,8 @@ class ExecutableLinear(Linear):
     def forward(self, x_NI: Tensor) -> Tensor:
         """y [N, O]: rows padded to the multiple of the rule, at most `max_rows` of them per call."""
         rows, rule = len(x_NI), self.rule
+        if rows == 0:
+            return x_NI.new_empty(0, self.shape[0])
         padding = -rows % rule.multiple
         if padding:
             x_NI = F.pad(x_NI, (0, 0, 0, padding))

@@ -8,6 +8,7 @@ The weakest layout under which the bits hold becomes the row rule, by which pass
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,8 +62,7 @@ class AttentionProbe:
     def row_rule(self, attend: Attend, min_multiple: int = 2) -> RowRule:
         """The row rule. It is exact only if masked blocks and other sequences of the batch change no bit."""
         rules = [
-            find_row_rule(lambda q, n=n: self._call(attend, q, n), self._queries, min_multiple)  # type: ignore[misc]
-            for n in (7, 300, 1200)
+            find_row_rule(partial(self._call, attend, visible=n), self._queries, min_multiple) for n in (7, 300, 1200)
         ]
         part = self._queries[:TILE]
         alone = self._call(attend, part, 300)

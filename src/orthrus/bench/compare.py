@@ -13,6 +13,7 @@ import venv
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def measure(
         for variant in chosen:
             try:
                 worker = stack.enter_context(Worker(variant, weights, threads))
-                systems[variant] = lambda request, worker=worker: worker.generate(request, stops)  # type: ignore[misc]
+                systems[variant] = partial(worker.generate, stops=stops)
                 systems[variant](requests[0])  # warm-up
             except (OSError, RuntimeError) as error:
                 absent[variant] = str(error)

@@ -63,13 +63,7 @@ class EagerExecutor:
             views = [replace(views[0], masks=[lambda: mask])]
         hidden_PD = self._layers(views, batch)[parts[-1]]
         head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
-        return PassResult(self._logits(head, hidden_PD[: batch.num_logits]), hidden_PD[batch.num_logits :])
-
-    def _logits(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
-        if len(hidden_ND) == 0:
-            return hidden_ND.new_empty(0, self.decoder.config.vocab_size)
-        logits_NV: Tensor = head(hidden_ND)
-        return logits_NV
+        return PassResult(head(hidden_PD[: batch.num_logits]), hidden_PD[batch.num_logits :])
 
     def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], span: int) -> DeviceRows:
         tokens, mapping, positions, segments, kv_lens = parts

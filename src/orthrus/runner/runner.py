@@ -112,10 +112,10 @@ class Runner:
         runner._executors = {draft_only: wrap(executor) for draft_only, executor in self._executors.items()}
         return runner
 
-    def eager(self, kernels: Kernels | None = None) -> Runner:
-        """A runner with the same decoder and the eager executor, with other `kernels` if given."""
-        chosen = EagerExecutor(self.decoder, kernels or self.kernels, self.attention, self.draft_weights)
-        return self.with_executors(lambda _: chosen)
+    def eager(self) -> Runner:
+        """A runner of the same decoder that runs kernel by kernel: the reference of the other executors."""
+        executor = EagerExecutor(self.decoder, self.kernels, self.attention, self.draft_weights)
+        return self.with_executors(lambda _: executor)
 
     @property
     def config(self) -> DecoderConfig:
@@ -246,8 +246,6 @@ class Runner:
         return self.kernels.top1_probability(logits_RV)
 
     def _head(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
-        if len(hidden_ND) == 0:
-            return hidden_ND.new_empty(0, self.config.vocab_size)
         with denormals_kept():
             logits_NV: Tensor = head(hidden_ND)
         return logits_NV

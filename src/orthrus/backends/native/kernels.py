@@ -85,9 +85,8 @@ class NativeKernels(TorchKernels):
         yield from super().packed(plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
-        """In int8, whose arithmetic is the cheapest, where the processor has the product and the shape divides; the
-        view's weights in four bits. None, with tiles, of weights that are in groups anyway: a copy of them costs more
-        than their arithmetic."""
+        """Int8, or four bits for the view, where the processor has the instructions and the shape is a multiple of the
+        panel. None on AMX for weights that are group-quantised already: reading a copy takes longer than it saves."""
         on_tiles = self._k_interleave(plain.shape[1]) == PAIR
         if not view and plain.group_quantized is not None and on_tiles and self._divides(plain):
             return None

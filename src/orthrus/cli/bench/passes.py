@@ -1,4 +1,4 @@
-"""`orthrus bench passes`: what a pass costs, and where its time goes."""
+"""`orthrus bench passes`: time per pass, and time per kind of kernel."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,11 +17,8 @@ from orthrus.cli._shared import (
     stderr,
 )
 
-if TYPE_CHECKING:
-    pass
-
 LABELS = {"step": "step", "plain twin": "reference step", "products alone": "matrix products alone"}
-"""How the table names the keys of the JSON."""
+"""The printed name of each key of the JSON, whose keys keep the names of earlier results."""
 
 
 def command(

@@ -259,7 +259,7 @@ class Planner:
 
 
 def _best_blocks(next_values: list[Array], rate: float, cost: Callable[[int], float]) -> list[int]:
-    """How many blocks each sequence gets: the best common number first, then the best number for each in turn.
+    """How many blocks each sequence gets: the best common number, then the best number for each sequence.
 
     next_values: per sequence, the expected value of its next drafts with 0, 1, ... blocks, in tokens. cost: seconds of
     a pass by its total number of blocks.

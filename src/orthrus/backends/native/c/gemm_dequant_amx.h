@@ -138,7 +138,7 @@ static void gemm_dequant_amx_few(const scalar_t *x, const LinearWeights *w, scal
     _tile_release();
 }
 
-/* See gemm_dequant. Up to TRANSPOSED_MAX_ROWS rows, expanding weights anew for every 32 of them costs less than transposing
+/* See gemm_dequant. Up to TRANSPOSED_MAX_ROWS rows, expanding the weights again for every 32 rows is faster than transposing
  * the weights once. */
 static void gemm_dequant_amx(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
                              scalar_t *scratch) {
