@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
 
@@ -24,6 +24,9 @@ from orthrus.options import Options, Settings, check_type
 from orthrus.runner import prepare
 from orthrus.runner.runner import Runner
 from orthrus.tokenization import Message, Prompt, Tokenization, map_prompts, prompt_list, prompts_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
 
@@ -75,10 +78,10 @@ class Model:
 
     def __init__(self, checkpoint: hub.Checkpoint, runner: Runner) -> None:
         self.checkpoint, self.runner = checkpoint, runner
-        self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
+        self.decoder = checkpoint.decoder
         config = self.decoder.config
         self._calibration = Calibration(runner)
-        self._tokenization = Tokenization(checkpoint.tokenizer)
+        self._tokenization = Tokenization(checkpoint.text)
         self.limits = Limits(config.vocab_size, config.max_positions, checkpoint.end_token_ids)
 
     def __repr__(self) -> str:
@@ -91,6 +94,11 @@ class Model:
             f" {config.hidden_size}, {parameters / 1e6:.1f} M parameters; {str(decoder.dtype).removeprefix('torch.')}"
             f" on {decoder.device}; diffusion view: {view}; kernels: {self.kernels}>"
         )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of `transformers`, which is imported on first use: generating needs none of it."""
+        return self.checkpoint.tokenizer
 
     @property
     def warnings(self) -> list[str]:

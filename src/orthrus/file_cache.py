@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -53,6 +54,35 @@ def save_json(path: Path, content: object) -> None:
 def save_bytes(path: Path, data: bytes) -> None:
     """Write bytes, for use in `write_atomically`."""
     path.write_bytes(data)
+
+
+CHECKSUMS = "sums.json"
+"""The checksums of the files of a cached directory."""
+
+
+def save_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    """Replace a cached directory by what `write` puts into an empty one, with checksums. Raises OSError."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as staged:
+        write(Path(staged))
+        save_json(Path(staged) / CHECKSUMS, _checksums(Path(staged)))
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(staged, directory)
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether a cached directory is complete: a full disk or a killed process may leave a part of it."""
+    try:
+        sums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
+        return bool(sums == _checksums(directory))
+    except (ValueError, OSError, RecursionError):
+        return False
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    """The sha256 of each file in a directory, except of the file of checksums."""
+    files = sorted(path for path in directory.iterdir() if path.name != CHECKSUMS)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def cache_directory() -> Path:

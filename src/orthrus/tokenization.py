@@ -7,8 +7,7 @@ from collections.abc import Sequence as Seq
 from threading import Lock
 from typing import Any, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
+from orthrus.checkpoint.tokenizer import TextTokenizer
 from orthrus.options import Settings, as_integer, as_integers, wrong
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ class Tokenization:
     another thread encodes, so every call holds a lock.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer, self._lock = tokenizer, Lock()
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[int, ...]:
@@ -42,7 +41,7 @@ class Tokenization:
             if settings.system is not None:
                 raise ValueError("this tokenizer has no chat template, so there is no place for a system message")
             with self._lock:
-                return tuple(self._tokenizer(checked).input_ids)
+                return tuple(self._tokenizer.encode(checked))
         if settings.raw:
             raise ValueError("raw skips the chat template, but messages need the chat template: drop one of them")
         if not template:
@@ -58,19 +57,14 @@ class Tokenization:
     def decode(self, tokens: Seq[int]) -> str:
         """The text of token ids, without special tokens."""
         with self._lock:
-            return self._tokenizer.decode(  # type: ignore[return-value]
-                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            return self._tokenizer.decode(tokens)
 
     def _rendered(self, messages: list[dict[str, Any]], settings: Settings) -> tuple[int, ...]:
         with self._lock:
             try:
-                ids = self._tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=True, return_dict=False, **settings.template
-                )
+                return tuple(self._tokenizer.render(messages, settings.template))
             except Exception as error:  # a template is a program in the checkpoint and may raise anything
                 raise ValueError(f"the chat template cannot render these messages: {error}") from error
-        return tuple(ids)
 
 
 def prompts_in(given: Any) -> tuple[list[Prompt], bool]:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "decoding": {"cache", "config", "file_cache", "runner"},
     "training": {"backends", "checkpoint", "config", "file_cache", "model", "prompt_files"},
     "options": {"config", "decoding"},
-    "tokenization": {"options"},
+    "tokenization": {"checkpoint", "options"},
     "api": {"checkpoint", "config", "decoding", "model", "options", "runner", "tokenization"},
     "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "training"},
     "cli": RECORDS | {"api", "bench", "checkpoint", "decoding", "model", "options", "tokenization", "training"},

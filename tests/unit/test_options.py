@@ -268,10 +268,7 @@ def test_the_tokenizer_serves_one_thread_at_a_time(model):
         chat_template = model.tokenizer.chat_template
 
         def __getattr__(self, name):
-            return lambda *args, **kwargs: self._call(getattr(model.tokenizer, name), *args, **kwargs)
-
-        def __call__(self, *args, **kwargs):
-            return self._call(model.tokenizer, *args, **kwargs)
+            return lambda *args, **kwargs: self._call(getattr(model.checkpoint.text, name), *args, **kwargs)
 
         def _call(self, function, *args, **kwargs):
             running.append(function)

@@ -1,16 +1,16 @@
 """Load a checkpoint by name: a local directory, a GGUF file, the bundled demo model, or a hub id.
 
-`transformers` supplies configs, tokenizers and the hub; weights are read from their files directly into our decoder.
+Weights are read from their files directly into our decoder. `transformers` is imported only where a config or a
+tokenizer needs it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
@@ -22,13 +22,16 @@ from orthrus.checkpoint.sources import (
     read_config,
     read_tokenizer,
     resolve,
-    vocabulary_digest,
 )
 from orthrus.checkpoint.tensors import TensorFile
+from orthrus.checkpoint.tokenizer import TextTokenizer
 from orthrus.checkpoint.weights import fill, meta_decoder
 from orthrus.config import DiffusionConfig
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
 """The view of the demo model; its mask token, 3 (`<repo_name>`), never occurs in chat."""
@@ -42,13 +45,18 @@ class Checkpoint:
     """A loaded model: decoder, tokenizer, end tokens, identity, config, and the origin of its diffusion view."""
 
     decoder: Decoder
-    tokenizer: PreTrainedTokenizerBase
+    text: TextTokenizer
     end_token_ids: frozenset[int]
     backbone: adapters.BackboneIdentity
     view: str
     hf_config: dict[str, Any]
     warnings: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of transformers, which training and export need."""
+        return self.text.full()
 
 
 def load(
@@ -68,10 +76,10 @@ def load(
     """
     files = _open(name, revision)
     source, config = files.source, files.config.decoder
-    tokenizer = read_tokenizer(source, files.config.hf)
-    ends = end_token_ids(source, files.config.hf, tokenizer)
+    text = read_tokenizer(source, files.config)
+    ends = end_token_ids(source, files.config.hf, text)
     digest = files.tensors.digest(tied_head=config.tied_head)
-    identity = adapters.BackboneIdentity(source.id, source.revision, digest, vocabulary_digest(tokenizer))
+    identity = adapters.BackboneIdentity(source.id, source.revision, digest, text.vocabulary_digest())
     warnings: list[str] = []
     provenance: dict[str, Any] = {}
     adapter, bundled = _chosen_adapter(source, adapter)
@@ -81,7 +89,7 @@ def load(
         warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone or bundled)
         warnings += [warning] if warning else []
     decoder, view = _read_decoder(files, adapter, dtype, device)
-    return Checkpoint(decoder, tokenizer, ends, identity, view, files.config.content, tuple(warnings), provenance)
+    return Checkpoint(decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance)
 
 
 @dataclass(frozen=True)
@@ -118,10 +126,10 @@ class Description:
 def describe(name: str, adapter: str | Path | None = None, revision: str | None = None) -> Description:
     """Read all of a checkpoint except its weights. Raises ValueError as `load` does."""
     files = _open(name, revision)
-    source, hf = files.source, files.config.hf
-    tokenizer = read_tokenizer(source, hf)
-    end_token_ids(source, hf, tokenizer)
-    digests = files.tensors.digest(tied_head=files.config.decoder.tied_head), vocabulary_digest(tokenizer)
+    source = files.source
+    text = read_tokenizer(source, files.config)
+    end_token_ids(source, files.config.hf, text)
+    digests = files.tensors.digest(tied_head=files.config.decoder.tied_head), text.vocabulary_digest()
     chosen, _ = _chosen_adapter(source, adapter)
     diffusion, view_tensors, view = _diffusion_view(files, chosen)
     decoder = meta_decoder(files.config.decoder, diffusion, view_tensors)

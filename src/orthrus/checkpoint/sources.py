@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import inspect
-import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-
-from orthrus.checkpoint import published
+from orthrus.checkpoint import plain_config, published
+from orthrus.checkpoint import tokenizer as tokenizers
 from orthrus.checkpoint.gguf import GgufFile, checked_header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
@@ -28,17 +23,18 @@ from orthrus.checkpoint.validation import (
     token_ids,
 )
 from orthrus.config import DecoderConfig
-from orthrus.file_cache import cache_directory, save_json, stamp
+from orthrus.file_cache import cache_directory, is_intact, save_directory, stamp
 from orthrus.model import families
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 DEMO = "smollm2-demo"
-CHECKSUMS = "sums.json"
-"""The checksums of the config and tokenizer that are cached for a GGUF file."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The config of a backbone in three forms: for transformers, as JSON, and for the decoder."""
+    """The config of a backbone in three forms: as transformers reads it, as JSON, and for the decoder."""
 
     hf: Any
     content: dict[str, Any]
@@ -113,33 +109,45 @@ def read_config(source: Source) -> ModelConfig:
     with as_value_errors(str(where)):
         families.load(kind)
     check_backbone(where, content)
-    with as_value_errors(f"{where}: transformers rejects it"):
-        hf = _hf_config(kind, content)
+    hf: Any = plain_config.of(kind, content)
+    if hf is None:
+        with as_value_errors(f"{where}: transformers rejects it"):
+            hf = _hf_config(kind, content)
     with as_value_errors(str(where)):
         return ModelConfig(hf, content, families.decoder_config(hf))
 
 
 def _hf_config(kind: str, content: dict[str, Any]) -> Any:
     """The config of transformers, which turns fields into attributes: unknown fields must not overwrite its methods."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
     config_class = CONFIG_MAPPING[kind]
     fields = {*inspect.signature(config_class).parameters, "rope_scaling"}
     kept = {name: value for name, value in content.items() if name in fields or not hasattr(config_class, name)}
     return AutoConfig.for_model(kind, **copy.deepcopy(kept))
 
 
-def read_tokenizer(source: Source, hf: Any) -> PreTrainedTokenizerBase:
+def read_tokenizer(source: Source, config: ModelConfig) -> tokenizers.TextTokenizer:
     """Load the tokenizer without remote code. Raises ValueError where it cannot be loaded."""
     directory = config_directory(source)
     check_tokenizer(directory / "tokenizer_config.json")
-    with as_value_errors(f"{source.path}: its tokenizer cannot be loaded"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, config=hf, trust_remote_code=False
-        )
-        template = tokenizer.chat_template
-        texts = template.values() if isinstance(template, dict) else [template or ""]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("its chat template is not a string")
-        return tokenizer
+    kind = published.backbone_type(config.content)
+
+    def load() -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        with as_value_errors(f"{source.path}: its tokenizer cannot be loaded"):
+            hf = _hf_config(kind, config.content)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, config=hf, trust_remote_code=False
+            )
+            template = tokenizer.chat_template
+            texts = template.values() if isinstance(template, dict) else [template or ""]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("its chat template is not a string")
+            return tokenizer
+
+    return tokenizers.load(directory, load)
 
 
 def config_directory(source: Source) -> Path:
@@ -150,43 +158,29 @@ def config_directory(source: Source) -> Path:
     if not source.gguf:
         return source.path
     directory = cache_directory() / f"gguf-{stamp(source.path)}"
-    if not _is_intact(directory):
+    if not is_intact(directory):
         checked_header(source.path)
-        folder, file = str(source.path.parent), source.path.name
         with as_value_errors(f"{source.path}: config or tokenizer cannot be read from it"):
-            config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
-        config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent) as staged:
-            tokenizer.save_pretrained(staged)
-            config.save_pretrained(staged)
-            save_json(Path(staged) / CHECKSUMS, _checksums(Path(staged)))
-            shutil.rmtree(directory, ignore_errors=True)
-            shutil.copytree(staged, directory)
+            _convert(source.path, directory)
     return directory
 
 
-def _checksums(directory: Path) -> dict[str, str]:
-    """The sha256 of each file in a directory, except of the file of checksums."""
-    files = sorted(path for path in directory.iterdir() if path.name != CHECKSUMS)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def _convert(path: Path, directory: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder, file = str(path.parent), path.name
+    config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
+
+    def write(staged: Path) -> None:
+        tokenizer.save_pretrained(staged)
+        config.save_pretrained(staged)
+
+    save_directory(directory, write)
 
 
-def _is_intact(directory: Path) -> bool:
-    """Whether a cached directory is complete: a full disk or a killed process may leave a part of it."""
-    try:
-        return read_json(directory / CHECKSUMS) == _checksums(directory)
-    except (ValueError, OSError):
-        return False
-
-
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The sha256 over all tokens and their ids."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
-def end_token_ids(source: Source, hf: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_token_ids(source: Source, hf: Any, tokenizer: tokenizers.TextTokenizer) -> frozenset[int]:
     """The ids that end a turn: those of the configs and of the tokenizer.
 
     Raises ValueError naming the file of an id outside the vocabulary.

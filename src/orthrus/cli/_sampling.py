@@ -147,10 +147,10 @@ def token_id(model: Model, text: str, what: str) -> int:
     """The id of a token given by id, by its entry in the vocabulary, or by text that is one token."""
     if text.isdecimal():
         return int(text)
-    entry = model.tokenizer.get_vocab().get(text)
+    entry = model.checkpoint.text.vocabulary().get(text)
     if entry is not None:
         return int(entry)
-    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    ids = model.checkpoint.text.encode(text, special_tokens=False)
     if len(ids) != 1 or model.decode(ids) != text:
         raise ValueError(f"{what} {text!r} is not in the vocabulary; give its exact text or its id")
     return int(ids[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -65,12 +66,11 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def quiet() -> None:
-    """Silence the messages and progress bars of transformers."""
-    from transformers.utils import logging as transformers_logging
-
+    """Silence the messages and progress bars of transformers and of the hub, whenever they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="transformers")
-    transformers_logging.disable_progress_bar()
 
 
 def load_model(

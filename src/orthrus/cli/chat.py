@@ -51,7 +51,7 @@ def command(
     )
     Settings.of(options)
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
-    if not loaded.tokenizer.chat_template:
+    if not loaded.checkpoint.text.chat_template:
         raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
     loaded.decoding_config(options)
     print_notice(loaded)

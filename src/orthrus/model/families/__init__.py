@@ -71,8 +71,6 @@ def rope(hf: Any) -> RopeConfig:
     Raises ValueError for types whose frequencies depend on the longest position of a pass: with them the K/V of a token
     would depend on the tokens after it.
     """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     parameters = hf.rope_parameters
     kind = parameters.get("rope_type", "default")
     if kind not in ROPE_TYPES:
@@ -83,6 +81,8 @@ def rope(hf: Any) -> RopeConfig:
         if kind == "default":
             frequencies, scaling = _default_frequencies(_head_dim(hf), parameters["rope_theta"]), 1.0
         else:
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
             frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
         initialised = RopeConfig(tuple(frequencies.tolist()), float(scaling))
     except Exception as error:
