@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import gguf
+import k_blocks
 import numpy as np
 import tiny
 from tokenizers import pre_tokenizers
@@ -15,14 +16,15 @@ FIELDS = {
 }  # fmt: skip
 
 
-def tensors(seed=0):
-    """fp32 arrays by llama.cpp name, with the shapes of `FIELDS`."""
+def tensors(seed=0, hidden=64, inner=96):
+    """fp32 arrays by llama.cpp name, with the shapes of `FIELDS` or of another hidden and intermediate size."""
     rng = np.random.default_rng(seed)
-    shapes = {"token_embd.weight": (tiny.VOCAB, 64), "output_norm.weight": (64,)}
+    shapes = {"token_embd.weight": (tiny.VOCAB, hidden), "output_norm.weight": (hidden,)}
+    square, key, wide = (hidden, hidden), (hidden // 2, hidden), (inner, hidden)
     for layer in range(2):
         parts = {
-            "attn_norm": (64,), "ffn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64),
-            "attn_output": (64, 64), "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
+            "attn_norm": (hidden,), "ffn_norm": (hidden,), "attn_q": square, "attn_k": key, "attn_v": key,
+            "attn_output": square, "ffn_gate": wide, "ffn_up": wide, "ffn_down": (hidden, inner),
         }  # fmt: skip
         shapes |= {f"blk.{layer}.{part}.weight": shape for part, shape in parts.items()}
     return {name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in shapes.items()}
@@ -55,7 +57,7 @@ def save(path, weights=None, types=None, **fields):
     writer.add_eos_token_id(tiny.END)
     for name, values in (tensors() if weights is None else weights).items():
         kind = (types or {}).get(name)
-        stored = values if kind is None else gguf.quantize(values, kind)
+        stored = values if kind is None else k_blocks.quantize(values, kind)
         writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

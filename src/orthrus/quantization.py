@@ -1,16 +1,21 @@
-"""Group-quantised weights, as GGUF files hold them: 32 inputs of an output share a scale and, in Q4, a minimum."""
+"""Quantised weights, as GGUF files hold them: of types whose groups of 32 inputs share a scale and, in Q4, a minimum;
+of K-quants (see `k_quants`); and of several types, where a map is fused from matrices of different types."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from orthrus.k_quants import K_BYTES, KQuantized
+
 GROUP, OUTPUTS = 32, 16
 BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
-"""The supported types, and the bytes of a group: its scale, for Q4_1 its minimum, its codes."""
+"""The supported types but for K-quants, and the bytes of a group: its scale, for Q4_1 its minimum, its codes."""
+TYPES = (*BYTES, *K_BYTES)
+"""The GGML types whose weights stay as their file stores them."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,59 @@ class GroupQuantized:
         parts = [torch.stack((scales, mins), dim=-1).view(torch.uint8), codes[..., :half] | codes[..., half:] << 4]
         return GroupQuantized("Q4_1", torch.cat(parts, dim=-1))
 
-    @staticmethod
-    def joined(parts: Sequence[GroupQuantized | None]) -> GroupQuantized | None:
-        """Matrices below one another; None where one is missing or of another type."""
-        present = [part for part in parts if part is not None]
-        if len(present) < len(parts) or len({part.type for part in present}) != 1:
-            return None
-        return GroupQuantized(present[0].type, torch.cat([part.raw for part in present]))
+
+StoredMatrix = GroupQuantized | KQuantized
+"""A matrix of one of `TYPES`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of the outputs of a fused matrix; `quantized` is None where the file has another type than `TYPES`."""
+
+    outputs: int
+    quantized: StoredMatrix | None
+
+
+@dataclass(frozen=True)
+class FusedQuantized:
+    """Matrices of more than one type below one another."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def type(self) -> str:
+        """The types of the parts, in order."""
+        return "/".join(part.quantized.type if part.quantized else "plain" for part in self.parts)
+
+
+Quantized = StoredMatrix | FusedQuantized
+
+
+def from_rows(kind: str, rows: Tensor) -> StoredMatrix:
+    """A matrix of one of `TYPES`, of the bytes of its rows."""
+    if kind in BYTES:
+        return GroupQuantized(kind, rows.unflatten(1, (-1, BYTES[kind])))
+    return KQuantized(kind, rows.unflatten(1, (-1, K_BYTES[kind])))
+
+
+def in_groups_of_four_bits(quantized: Quantized | None) -> GroupQuantized | None:
+    """The weights if their codes of four bits can be multiplied as integers (W4A8); K-quants have other scales."""
+    return quantized if isinstance(quantized, GroupQuantized) and quantized.four_bits else None
+
+
+def fused(sources: Sequence[Part]) -> Quantized | None:
+    """Matrices below one another, neighbours of one type as one part; None where none of them is quantised."""
+    parts: list[Part] = []
+    for part in sources:
+        before, own = parts[-1] if parts else None, part.quantized
+        if before and own and before.quantized and before.quantized.type == own.type:
+            rows = torch.cat((before.quantized.raw, own.raw))
+            parts[-1] = Part(before.outputs + part.outputs, replace(own, raw=rows))
+        else:
+            parts.append(part)
+    if len(parts) == 1:
+        return parts[0].quantized
+    return FusedQuantized(tuple(parts)) if any(part.quantized for part in parts) else None
 
 
 def _in_words(codes: Tensor, dim: int) -> Tensor:

@@ -19,6 +19,7 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import KEY_BLOCK
 from orthrus.model.layers import Linear
 from orthrus.model.rope import rotate
+from orthrus.quantization import in_groups_of_four_bits
 
 LANES = 16
 """The fp32 lanes of the widest vector registers."""
@@ -42,9 +43,8 @@ class TorchKernels(Kernels):
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The reference implementations."""
-        quantized = plain.group_quantized
-        grouped = quantized is not None and quantized.four_bits
-        yield partial(GroupedLinear, plain, quantized) if grouped and quantized else partial(Int8Linear, plain)
+        grouped = in_groups_of_four_bits(plain.group_quantized)
+        yield partial(GroupedLinear, plain, grouped) if grouped else partial(Int8Linear, plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """None."""

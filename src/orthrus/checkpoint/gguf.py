@@ -17,7 +17,7 @@ from orthrus.checkpoint.tensors import digest_of
 from orthrus.checkpoint.validation import as_value_errors, refuse, short_repr
 from orthrus.file_cache import cached_digest
 from orthrus.model import families
-from orthrus.quantization import BYTES, GroupQuantized
+from orthrus.quantization import TYPES, StoredMatrix, from_rows
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -102,13 +102,12 @@ class GgufFile:
             raise ValueError(f"{self.path}: tensor {name} of type {stored.type} cannot be read ({error})") from error
         return self._unpermute(name, torch.from_numpy(np.array(values, dtype=np.float32)))
 
-    def group_quantized(self, name: str) -> GroupQuantized | None:
-        """One matrix as stored in groups; None where its type is not supported in that form."""
+    def group_quantized(self, name: str) -> StoredMatrix | None:
+        """One matrix as stored; None where its type is not supported in that form."""
         stored = self._entry(name)
-        if stored.type not in BYTES or len(stored.shape) != 2:
+        if stored.type not in TYPES or len(stored.shape) != 2:
             return None
-        rows = self._unpermute(name, torch.from_numpy(np.array(self._data(stored))))
-        return GroupQuantized(stored.type, rows.unflatten(1, (-1, BYTES[stored.type])))
+        return from_rows(stored.type, self._unpermute(name, torch.from_numpy(np.array(self._data(stored)))))
 
     def digest(self, *, tied_head: bool) -> str:
         """The sha256 of the tensors as stored, before dequantisation (cached by path, size and modification time)."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from orthrus.checkpoint.validation import as_value_errors, read_json, refuse, short_repr
 from orthrus.file_cache import cached_digest
-from orthrus.quantization import GroupQuantized
+from orthrus.quantization import StoredMatrix
 
 DIFFUSION_MARK = "_diff."
 WEIGHTS = ("F64", "F32", "F16", "BF16")
@@ -45,7 +45,7 @@ class TensorFile(Protocol):
         """One tensor."""
         ...
 
-    def group_quantized(self, name: str) -> GroupQuantized | None:
+    def group_quantized(self, name: str) -> StoredMatrix | None:
         """One matrix as stored in quantised groups; None where it is stored otherwise."""
         ...
 

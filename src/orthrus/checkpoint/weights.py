@@ -14,7 +14,7 @@ from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
-from orthrus.quantization import GroupQuantized
+from orthrus.quantization import Part, fused
 
 
 def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
@@ -45,6 +45,7 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
     with torch.no_grad():
         for ours, theirs in sources.items():
             target = parameters[ours]
+            parts: list[Part] = []
             for part, name in zip(split(decoder.config, ours, target), theirs, strict=True):
                 stored, what = files.tensor(name), f"{files.path}: tensor {name}"
                 _refuse_shape(stored.shape, part.shape, what)
@@ -53,8 +54,10 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
                     refuse_non_finite(stored, what)
                     kind = str(decoder.dtype).removeprefix("torch.")
                     raise ValueError(f"{what} has values outside the range of {kind}; load it in another dtype")
-            if ours in linears:
-                linears[ours].group_quantized = GroupQuantized.joined([files.group_quantized(name) for name in theirs])
+                if ours in linears:
+                    parts.append(Part(len(part), files.group_quantized(name)))
+            if parts:
+                linears[ours].group_quantized = fused(parts)
 
 
 def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from orthrus.batch import ViewName
 from orthrus.config import DecoderConfig
-from orthrus.quantization import GroupQuantized
+from orthrus.quantization import Quantized
 
 Attention = Callable[[Tensor], Tensor]
 """From normed rows [N, D] to the residual update [N, D]: projections, attention over whatever the rows attend to, o."""
@@ -32,7 +32,7 @@ class Linear(nn.Module):
         self.bias = (
             nn.Parameter(torch.empty(outputs, dtype=dtype, device=device), requires_grad=False) if bias else None
         )
-        self.group_quantized: GroupQuantized | None = None
+        self.group_quantized: Quantized | None = None
         """The weights as their file holds them, where it holds them in fewer bits."""
 
     def forward(self, x_NI: Tensor) -> Tensor:

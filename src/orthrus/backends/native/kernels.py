@@ -33,7 +33,7 @@ from orthrus.backends.native.linears import (
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.model.layers import Linear
-from orthrus.quantization import GROUP, GroupQuantized
+from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, in_groups_of_four_bits
 
 Kernel = Callable[..., Any] | None
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -90,8 +90,8 @@ class NativeKernels(TorchKernels):
         on_tiles = self._k_interleave(plain.shape[1]) == PAIR
         if not view and plain.group_quantized is not None and on_tiles and self._divides(plain):
             return None
-        quantized = plain.group_quantized
-        if view and quantized is None and self._linear_w4a8 and self._divides(plain):
+        quantized = in_groups_of_four_bits(plain.group_quantized)
+        if view and plain.group_quantized is None and self._linear_w4a8 and self._divides(plain):
             quantized = GroupQuantized.rounded(plain.weight.detach())
         form = self._grouped(plain, quantized) or self._int8(plain)
         if form is None:
@@ -102,18 +102,20 @@ class NativeKernels(TorchKernels):
 
     @staticmethod
     def _divides(plain: Linear) -> bool:
-        return plain.shape[0] % PANEL_OUTPUTS == 0 and plain.shape[1] % GROUP == 0
+        quantized, (outputs, inputs) = plain.group_quantized, plain.shape
+        parts = [part.outputs for part in quantized.parts] if isinstance(quantized, FusedQuantized) else [outputs]
+        return all(count % PANEL_OUTPUTS == 0 for count in parts) and inputs % GROUP == 0
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
-        in_groups = plain.group_quantized is not None and plain.group_quantized.four_bits
-        form = self._grouped(plain, plain.group_quantized) if in_groups else self._int8(plain)
+        grouped = in_groups_of_four_bits(plain.group_quantized)
+        form = self._grouped(plain, grouped) if grouped else self._int8(plain)
         if form is not None:
             yield form
         yield from super().quantised(plain)
 
     def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
-        if self._linear_w4a8 is None or quantized is None or not quantized.four_bits or not self._divides(plain):
+        if self._linear_w4a8 is None or quantized is None or not self._divides(plain):
             return None
         return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._arena)
 

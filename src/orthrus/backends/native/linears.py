@@ -12,13 +12,15 @@ from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
 from orthrus.backends.native.huge_pages import HugePageArena
 from orthrus.model.layers import Linear
-from orthrus.quantization import GROUP, GroupQuantized
+from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part, StoredMatrix
 
 TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
 PAIR = 2
 """How many inputs of an output lie next to each other in weights for tiles."""
-PLAIN, INT8, Q4, Q8, W4A8 = range(5)
+PLAIN, INT8, Q4, Q8, W4A8, Q4_K, Q5_K, Q6_K, PARTS = range(9)
 """Formats of weights, as `c/linear_weights.h` numbers them."""
+FORMATS = {"Q4_0": Q4, "Q4_1": Q4, "Q8_0": Q8, "Q4_K": Q4_K, "Q5_K": Q5_K, "Q6_K": Q6_K}
+"""The formats of the types in `quantization.TYPES`."""
 
 
 class NativeLinear(ExecutableLinear):
@@ -78,22 +80,30 @@ class PanelLinear(NativeLinear):
 
 
 class DequantLinear(NativeLinear):
-    """In bf16, on weights that stay in the groups of their file and are expanded where they are used.
+    """In bf16, on weights that stay as their file stores them and are expanded where they are used.
 
-    The same values by the same sums as in `TiledLinear`, hence the same bits, for a third of the bytes.
+    The same values by the same sums as in `TiledLinear`, hence the same bits, for a third of the bytes. A fused map
+    keeps each of its sources in its own type.
     """
 
     outputs = TILE_OUTPUTS
+    parts: Tensor | None = None
+    """[parts, 2]: the outputs and the format of each part, where there are several."""
 
     def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, arena: HugePageArena) -> None:
         quantized = plain.group_quantized
         assert quantized is not None
-        packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()
-        ExecutableLinear.__init__(self, plain, packed.nbytes)
+        sources = quantized.parts if isinstance(quantized, FusedQuantized) else (Part(plain.shape[0], quantized),)
+        weights = plain.weight.detach().split([part.outputs for part in sources])
+        packed = [_packed(part.quantized, weight, interleave) for part, weight in zip(sources, weights, strict=True)]
+        formats = [FORMATS[part.quantized.type] if part.quantized else PLAIN for part in sources]
+        ExecutableLinear.__init__(self, plain, sum(part.nbytes for part in packed))
         self._kernel = kernel
         self.name = f"native C, {quantized.type} to bf16"
-        self.format = Q4 if quantized.four_bits else Q8
-        self.packed = arena.copy_to_huge_pages(packed)
+        self.format = formats[0] if len(sources) == 1 else PARTS
+        if len(sources) > 1:
+            self.parts = torch.tensor([[part.outputs, form] for part, form in zip(sources, formats, strict=True)])
+        self.packed = arena.copy_to_huge_pages(packed[0] if len(sources) == 1 else torch.cat(packed))
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
@@ -162,11 +172,22 @@ class NativeGroupedLinear(GroupedLinear):
         return y_NO
 
 
+def _packed(quantized: StoredMatrix | None, weight_OI: Tensor, interleave: int) -> Tensor:
+    """The bytes of one part of a map in the order of the kernels."""
+    if quantized is None:
+        packed = TiledLinear.pack(weight_OI, interleave)
+    else:
+        packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()
+    return packed.contiguous().flatten().view(torch.uint8)
+
+
 def weights_of(linear: NativeLinear | NativeInt8Linear | NativeGroupedLinear) -> structs.LinearWeights:
     """The weights of a linear map as C reads them; valid while its tensors stay where they are."""
     outputs, inputs = linear.shape
     bias = None if linear.bias is None else linear.bias.data_ptr()
-    scales = shifts = None
+    scales = shifts = parts = None
+    if isinstance(linear, DequantLinear) and linear.parts is not None:
+        parts = linear.parts.data_ptr()
     if isinstance(linear, NativeInt8Linear):
         scales, shifts = linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()
-    return structs.LinearWeights(linear.packed.data_ptr(), bias, scales, shifts, inputs, outputs, linear.format)
+    return structs.LinearWeights(linear.packed.data_ptr(), bias, scales, shifts, parts, inputs, outputs, linear.format)

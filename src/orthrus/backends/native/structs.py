@@ -17,10 +17,17 @@ class LinearWeights(ctypes.Structure):
         ("bias", _POINTER),
         ("scales", _POINTER),
         ("shifts", _POINTER),
+        ("parts", _POINTER),
         ("inputs", _INTEGER),
         ("outputs", _INTEGER),
         ("format", _INTEGER),
     )
+
+
+class WeightPart(ctypes.Structure):
+    """A range of outputs in a format of its own; see `c/linear_weights.h`."""
+
+    _fields_ = (("outputs", _INTEGER), ("format", _INTEGER))
 
 
 class QuantizedRows(ctypes.Structure):
@@ -155,6 +162,7 @@ class ForwardBatch(ctypes.Structure):
 
 MIRRORED: tuple[type[ctypes.Structure], ...] = (
     LinearWeights,
+    WeightPart,
     QuantizedRows,
     KVCache,
     Segment,

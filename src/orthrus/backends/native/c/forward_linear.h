@@ -5,9 +5,9 @@
 #include <stdint.h>
 
 #include "gemm.h"
-#include "gemm_dequant.h"
 #include "gemm_int8.h"
 #include "gemm_w4a8.h"
+#include "linear_dequant.h"
 #include "linear_weights.h"
 #include "quantize.h"
 #include "silu_mul.h"
@@ -45,7 +45,7 @@ static void linear_range(const LinearWeights *w, const scalar_t *x, QuantizedRow
     else if (w->format == FORMAT_INT8) gemm_int8(quantized, w, y, rows, range);
     else if (w->format == FORMAT_W4A8) gemm_w4a8(quantized, w, y, rows, range);
 #ifdef HAVE_BF16_DOT
-    else gemm_dequant(x, w, y, rows, range, (scalar_t *)scratch);
+    else linear_dequant_range(x, w, y, rows, range, (scalar_t *)scratch);
 #endif
 }
 

@@ -4,28 +4,47 @@
  * For tiles, the groups of a panel of 32 outputs lie two by two: [outputs / 32][inputs / 32][2]. A group's codes are in order
  * of outputs, and at four bits a word holds one input of four outputs. Without tiles, groups are [outputs / 16][inputs / 32].
  * Codes are in the order of the weights of gemm_bf16.h, and at four bits a word holds the inputs i, i + 8, i + 16, i + 24 of
- * an output. */
+ * an output. K-quants are [outputs / 16][inputs / 256] everywhere. */
 #ifndef ORTHRUS_GEMM_DEQUANT_H
 #define ORTHRUS_GEMM_DEQUANT_H
 
 #include <stdint.h>
 
 #include "dispatch.h"
-#include "float_state.h"
 #include "gemm.h"
 #include "gemm_dequant_amx.h"
 #include "group_quantized.h"
+#include "k_quants.h"
 #include "linear_weights.h"
+#include "pack.h"
 #include "simd.h"
 #include "threads.h"
 
 #if defined(HAVE_BF16_DOT) && defined(HAVE_AVX512)
 
-int has_linear_dequant(void) { return GROUP; }
+/* Bytes of 32 inputs of a panel of 16 outputs, their share of a super-block included. */
+static inline int64_t stored_group_bytes(int64_t format) {
+    if (format == FORMAT_PLAIN) return GROUP_WEIGHTS * (int64_t)sizeof(scalar_t);
+    return is_k_quant(format) ? super_block_bytes(format) / SUPER_BLOCK_GROUPS : group_bytes(format);
+}
+
+/* The codes of the inputs `k` to `k` + 31 of a panel of 16 outputs, and their scales and minima. */
+ALWAYS_INLINE const char *load_group(const int64_t format, const char *panel, int64_t k, GroupScales *scales) {
+    const char *group = panel + k / GROUP * stored_group_bytes(format);
+    prefetch_group(group, stored_group_bytes(format));
+    if (is_k_quant(format)) {
+        int64_t g = k % SUPER_BLOCK / GROUP;
+        const char *super_block = panel + k / SUPER_BLOCK * super_block_bytes(format);
+        load_k_scales(format, super_block, g, scales);
+        group = super_block + K_HEADER_BYTES + g * k_codes_bytes(format);
+    } else load_group_scales(format, group, scales);
+    return group;
+}
 
 /* The weights of four outputs, 4 apart, by 32 inputs: w[c] has the inputs 8 c to 8 c + 7. */
 ALWAYS_INLINE void dequantize_quad(const int64_t format, const char *group, const GroupScales *by, int q, __m512bh *w) {
-    if (format == FORMAT_Q4) {
+    if (format == FORMAT_Q5_K || format == FORMAT_Q6_K) dequantize_k_quad(format, group, by, q, w);
+    else if (format != FORMAT_Q8) { /* at four bits a group has at most sixteen different values per output: look them up */
         const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const __m512i code_mask = _mm512_set1_epi16(15);
         const int64_t one = 0x10001000100010; /* four words of 16 */
@@ -59,14 +78,13 @@ ALWAYS_INLINE void dequantize_quad(const int64_t format, const char *group, cons
 
 /* A panel of 16 outputs, expanded to the order of gemm_bf16.h. */
 ALWAYS_INLINE void dequantize_panel(const int64_t format, const char *w, int64_t depth, scalar_t *expanded) {
-    for (int64_t k = 0; k < depth; k += GROUP, w += group_bytes(format)) {
+    for (int64_t k = 0; k < depth; k += GROUP) {
         GroupScales scales;
-        load_group_scales(format, w, &scales);
-        prefetch_group(w, group_bytes(format));
+        const char *codes = load_group(format, w, k, &scales);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) {
             __m512bh weights[4];
-            dequantize_quad(format, w, &scales, q, weights);
+            dequantize_quad(format, codes, &scales, q, weights);
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++)
                 _mm512_storeu_si512(expanded + (k + DOT_INPUTS * c) * LANES + 4 * DOT_INPUTS * q, (__m512i)weights[c]);
@@ -82,14 +100,13 @@ ALWAYS_INLINE void gemm_dequant_rows(const int rows, const int64_t format, const
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) sums[r][q] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < depth; k += GROUP, w += group_bytes(format)) {
+    for (int64_t k = 0; k < depth; k += GROUP) {
         GroupScales scales;
-        load_group_scales(format, w, &scales);
-        prefetch_group(w, group_bytes(format));
+        const char *codes = load_group(format, w, k, &scales);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) {
             __m512bh weights[4];
-            dequantize_quad(format, w, &scales, q, weights);
+            dequantize_quad(format, codes, &scales, q, weights);
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++)
 #pragma GCC unroll 6
@@ -107,7 +124,7 @@ ALWAYS_INLINE void gemm_dequant_rows(const int rows, const int64_t format, const
  * registers; else into `scratch`. */
 ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, const LinearWeights *w, int64_t output,
                                       scalar_t *y, int64_t rows, scalar_t *scratch) {
-    int64_t depth = w->inputs, outputs = w->outputs, bytes = group_bytes(format);
+    int64_t depth = w->inputs, outputs = w->outputs, bytes = stored_group_bytes(format);
     const char *panel = (const char *)w->weight + output / LANES * (depth / GROUP) * bytes;
     const scalar_t *bias = bias_at(w, output);
     y += output;
@@ -120,39 +137,57 @@ ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, c
     DISPATCH_ROWS_6(rows, gemm_dequant_rows, format, scratch, panel, bias, y, depth, outputs)
 }
 
+#ifdef HAVE_AMX
+/* A panel of 16 outputs of K-quants, expanded to the order of weights for tiles. */
+static void dequantize_k_panel_for_tiles(int64_t format, const char *panel, int64_t depth, scalar_t *expanded) {
+    if (format == FORMAT_Q4_K) dequantize_panel(FORMAT_Q4_K, panel, depth, expanded);
+    else if (format == FORMAT_Q5_K) dequantize_panel(FORMAT_Q5_K, panel, depth, expanded);
+    else dequantize_panel(FORMAT_Q6_K, panel, depth, expanded);
+    for (int64_t k = 0; k < depth; k += DOT_INPUTS) quads_to_pairs(expanded + k * LANES);
+}
+
+/* K-quants on tiles: 32 outputs at a time are expanded to the weights of gemm_bf16.h. */
+static void gemm_dequant_k_amx(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
+                               scalar_t *scratch) {
+    int64_t depth = w->inputs, bytes = depth / SUPER_BLOCK * super_block_bytes(w->format);
+    for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
+        const char *panels = (const char *)w->weight + out / LANES * bytes;
+        dequantize_k_panel_for_tiles(w->format, panels, depth, scratch);
+        dequantize_k_panel_for_tiles(w->format, panels + bytes, depth, scratch + depth * LANES);
+        LinearWeights expanded = {.weight = scratch, .bias = bias_at(w, out), .inputs = depth, .outputs = w->outputs};
+        gemm(x, &expanded, y + out, rows, (Range){0, 2 * LANES});
+    }
+}
+#endif
+
 /* Scalars of scratch memory that a thread needs: an expanded panel of 32 outputs and four tiles. */
 static inline int64_t dequant_scratch_scalars(int64_t depth) { return 2 * LANES * depth + 4 * GROUP_WEIGHTS; }
 
-/* The outputs in `range` of y = x w^T + bias. */
+/* For a few rows without tiles: repeats every eight inputs four times, once for all outputs, because broadcasting takes a
+ * shuffle on Zen 4. */
+static void repeat_inputs(const scalar_t *x, int64_t rows, int64_t depth, scalar_t *scratch) {
+    if (use_amx || rows > GEMM_MAX_ROWS) return;
+    for (int64_t i = 0; i < rows * depth; i += DOT_INPUTS)
+        _mm512_storeu_si512(scratch + 4 * i, (__m512i)broadcast_inputs(x + i));
+}
+
+/* The outputs in `range` of y = x w^T + bias, after repeat_inputs. */
 static void gemm_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
                          scalar_t *scratch) {
 #ifdef HAVE_AMX
     if (use_amx) {
-        gemm_dequant_amx(x, w, y, rows, range, scratch);
+        if (is_k_quant(w->format)) gemm_dequant_k_amx(x, w, y, rows, range, scratch);
+        else gemm_dequant_amx(x, w, y, rows, range, scratch);
         return;
     }
 #endif
-    if (rows <= GEMM_MAX_ROWS) /* repeated once for all outputs: broadcasting takes a shuffle on Zen 4 */
-        for (int64_t i = 0; i < rows * w->inputs; i += DOT_INPUTS)
-            _mm512_storeu_si512(scratch + 4 * i, (__m512i)broadcast_inputs(x + i));
     for (int64_t out = range.begin; out < range.end; out += LANES)
         if (w->format == FORMAT_Q4) gemm_dequant_panel(FORMAT_Q4, x, w, out, y, rows, scratch);
-        else gemm_dequant_panel(FORMAT_Q8, x, w, out, y, rows, scratch);
+        else if (w->format == FORMAT_Q8) gemm_dequant_panel(FORMAT_Q8, x, w, out, y, rows, scratch);
+        else if (w->format == FORMAT_Q4_K) gemm_dequant_panel(FORMAT_Q4_K, x, w, out, y, rows, scratch);
+        else if (w->format == FORMAT_Q5_K) gemm_dequant_panel(FORMAT_Q5_K, x, w, out, y, rows, scratch);
+        else gemm_dequant_panel(FORMAT_Q6_K, x, w, out, y, rows, scratch);
 }
-
-/* y [rows, outputs] = x [rows, inputs] w^T + bias; scratch [threads][dequant_scratch_scalars(inputs)]. */
-void linear_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, scalar_t *scratch,
-                    int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        Thread thread = this_thread();
-        scalar_t *own = scratch + thread.index * dequant_scratch_scalars(w->inputs);
-        gemm_dequant(x, w, y, rows, split_outputs(w->outputs, thread), own);
-    }
-}
-#else
-int has_linear_dequant(void) { return 0; }
 #endif
 
 #endif

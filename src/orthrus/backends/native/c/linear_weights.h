@@ -10,16 +10,34 @@
  * PLAIN  scalars, by scalars (gemm.h);
  * INT8   int8 with a scale per output, by int8 activations (gemm_int8.h);
  * Q4, Q8 group-quantised to four or eight bits, expanded to bf16 where they are used (gemm_dequant.h);
- * W4A8   group-quantised to four bits, by int8 activations (gemm_w4a8.h). */
-enum { FORMAT_PLAIN, FORMAT_INT8, FORMAT_Q4, FORMAT_Q8, FORMAT_W4A8 };
+ * W4A8   group-quantised to four bits, by int8 activations (gemm_w4a8.h);
+ * Q4_K, Q5_K, Q6_K  K-quants, expanded as Q4 and Q8 are;
+ * PARTS  ranges of outputs, each in PLAIN or one of the formats that are expanded. */
+enum {
+    FORMAT_PLAIN,
+    FORMAT_INT8,
+    FORMAT_Q4,
+    FORMAT_Q8,
+    FORMAT_W4A8,
+    FORMAT_Q4_K,
+    FORMAT_Q5_K,
+    FORMAT_Q6_K,
+    FORMAT_PARTS
+};
+
+/* A range of outputs of PARTS. The weights of the ranges follow one another. */
+typedef struct {
+    int64_t outputs, format;
+} WeightPart;
 
 /* y [rows, outputs] = x [rows, inputs] w^T + bias. `bias` is null where there is none; `scales` and `shifts` (128 times the
- * sum of an output's weights) belong to INT8. */
+ * sum of an output's weights) belong to INT8, `parts` to PARTS. */
 typedef struct {
     const void *weight;
     const scalar_t *bias;
     const float *scales;
     const int32_t *shifts;
+    const WeightPart *parts;
     int64_t inputs, outputs, format;
 } LinearWeights;
 

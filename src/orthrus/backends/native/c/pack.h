@@ -50,6 +50,18 @@ static inline void interleave_pairs(const scalar_t *v, int64_t count, int64_t si
 static inline void narrow_to_bf16(float *weights, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) store_lanes((scalar_t *)weights + i, _mm512_loadu_ps(weights + i));
 }
+
+/* 8 inputs of 16 outputs, in place: [4][4 outputs, 4 apart][8] as for dot products become [4][16 outputs][2] as for tiles. */
+static inline void quads_to_pairs(scalar_t *weights) {
+    __m512i w[4];
+    for (int q = 0; q < 4; q++) w[q] = _mm512_loadu_si512(weights + 32 * q);
+    __m512i a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpackhi_epi32(w[0], w[1]);
+    __m512i c = _mm512_unpacklo_epi32(w[2], w[3]), d = _mm512_unpackhi_epi32(w[2], w[3]);
+    _mm512_storeu_si512(weights, _mm512_unpacklo_epi64(a, c));
+    _mm512_storeu_si512(weights + 32, _mm512_unpackhi_epi64(a, c));
+    _mm512_storeu_si512(weights + 64, _mm512_unpacklo_epi64(b, d));
+    _mm512_storeu_si512(weights + 96, _mm512_unpackhi_epi64(b, d));
+}
 #endif
 #endif
 

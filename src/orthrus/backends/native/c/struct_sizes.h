@@ -25,6 +25,7 @@ int64_t struct_size(const char *name) {
         {"ViewRows", sizeof(ViewRows)},
         {"ForwardBatch", sizeof(ForwardBatch)},
         {"LinearWeights", sizeof(LinearWeights)},
+        {"WeightPart", sizeof(WeightPart)},
         {"QuantizedRows", sizeof(QuantizedRows)},
         {"KVCache", sizeof(KVCache)},
         {"Segment", sizeof(Segment)},

@@ -1,0 +1,107 @@
+"""K-quants, as GGUF files hold them: super-blocks of 256 inputs whose groups have scales of six or eight bits.
+
+Q4_K and Q5_K have eight groups of 32 inputs, each with a scale and a minimum; Q6_K has sixteen of 16 inputs with a
+scale alone. The scales of a super-block are integers in units of one fp16 number, its minima in units of another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SUPER_BLOCK = 256
+K_BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
+"""The supported types, and the bytes of a super-block."""
+_GROUPS, _PANEL_OUTPUTS = 8, 16
+
+
+@dataclass(frozen=True)
+class KQuantized:
+    """A matrix [O, I] of one of the types in `K_BYTES`: raw [O, I / 256, bytes of a super-block], as stored."""
+
+    type: str
+    raw: Tensor
+
+    @property
+    def d(self) -> Tensor:
+        """The unit of the scales [O, I / 256], fp16."""
+        return self._halves(208 if self.type == "Q6_K" else 0)
+
+    @property
+    def dmin(self) -> Tensor:
+        """The unit of the minima [O, I / 256], fp16; zero in Q6_K."""
+        return torch.zeros_like(self.d) if self.type == "Q6_K" else self._halves(2)
+
+    @property
+    def group_scales(self) -> Tensor:
+        """[O, I / 256, 8, 2], two bytes for every 32 inputs: their scale and minimum (uint8), in Q6_K the scales of the
+        first and of the last 16 of them (int8)."""
+        if self.type == "Q6_K":
+            return self.raw[..., 192:208].view(torch.int8).unflatten(-1, (_GROUPS, 2))
+        scales, mins, both = self.raw[..., 4:16].unflatten(-1, (3, 4)).unbind(-2)
+        scales = torch.cat((scales & 63, (both & 15) | (scales >> 2 & 48)), dim=-1)
+        mins = torch.cat((mins & 63, (both >> 4) | (mins >> 2 & 48)), dim=-1)
+        return torch.stack((scales, mins), dim=-1)
+
+    @property
+    def codes(self) -> Tensor:
+        """[O, I / 256, 8, 32], uint8 below 16, 32 or 64; code 32 of Q6_K stands for zero."""
+        if self.type == "Q6_K":
+            low = _fields(self.raw[..., :128].unflatten(-1, (2, 64)), 4).unflatten(-1, (2, 32)).flatten(-4, -2)
+            return low | _fields(self.raw[..., 128:192].unflatten(-1, (2, 32)), 2).flatten(-3, -2) << 4
+        low = _fields(self.raw[..., -128:].unflatten(-1, (4, 32)), 4).flatten(-3, -2)
+        return low if self.type == "Q4_K" else low | _fields(self.raw[..., 16:48], 1) << 4
+
+    def values(self) -> Tensor:
+        """The weights [O, I], fp32: every product is exact, so only the subtraction of the minimum rounds."""
+        scales, seconds = (self.group_scales.float() * self.d.float()[..., None, None]).unbind(-1)
+        codes = self.codes.float()
+        if self.type == "Q6_K":
+            scales = torch.stack((scales, seconds), dim=-1)
+            return ((codes - 32).unflatten(-1, (2, 16)) * scales[..., None]).flatten(1)
+        mins = self.group_scales[..., 1].float() * self.dmin.float()[..., None]
+        return (codes * scales[..., None] - mins[..., None]).flatten(1)
+
+    def packed_for_tiles(self) -> Tensor:
+        """The same as without tiles."""
+        return self.packed_for_dots()
+
+    def packed_for_dots(self) -> Tensor:
+        """[O / 16, I / 256, bytes]: packed super-blocks as `c/k_quants.h` reads them."""
+        codes = self.codes.unflatten(0, (-1, 4, 4)).unflatten(-1, (4, 8))  # [O / 16, l, q, I / 256, 8, c, e]
+        if self.type == "Q4_K":
+            words = [_in_words(codes.permute(0, 3, 4, 5, 2, 1, 6), 3, 4)]
+        else:
+            codes = codes.unflatten(1, (2, 2)).permute(0, 4, 5, 6, 3, 2, 7, 1)  # [.., 8, c, q, l % 2, e, l / 2]
+            high = codes >> 4
+            if self.type == "Q6_K":
+                high = high.unflatten(4, (2, 2)).permute(0, 1, 2, 5, 3, 4, 6, 7, 8).flatten(3, 4)
+                words = [_in_words(codes & 15, 3, 4), _in_words(high, 3, 2)]
+            else:
+                words = [_in_words(codes & 15, 3, 4), _in_words(high.transpose(3, 4).flatten(3, 4), 3, 1)]
+        units = torch.stack((self.d, -self.dmin), dim=-1)  # [O, I / 256, 2]
+        parts = [
+            units.unflatten(0, (-1, _PANEL_OUTPUTS)).permute(0, 2, 3, 1),
+            self.group_scales.unflatten(0, (-1, _PANEL_OUTPUTS)).permute(0, 2, 3, 4, 1),
+            torch.cat([word.flatten(3) for word in words], dim=-1),
+        ]
+        return torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=-1)
+
+    def _halves(self, first: int) -> Tensor:
+        return self.raw[..., first : first + 2].contiguous().view(torch.float16)[..., 0]
+
+
+def _fields(packed: Tensor, bits: int) -> Tensor:
+    """[.., 8 / bits, n] of packed [.., n]: the bit fields of its bytes, the lowest first."""
+    return torch.stack([packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], dim=-2)
+
+
+def _in_words(codes: Tensor, dim: int, bits: int) -> Tensor:
+    """The codes along `dim` as the bit fields of a word of 16 bits, the first in the lowest."""
+    fields = codes.to(torch.int16).unbind(dim)
+    words = fields[0].clone()
+    for place, field in enumerate(fields[1:], start=1):
+        words |= field << bits * place
+    return words
