@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import torch
@@ -19,6 +18,7 @@ from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.statistics import Statistics
+from orthrus.load_options import DTYPES, LoadOptions, LoadSettings
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
 from orthrus.runner import prepare
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -232,56 +230,42 @@ def _chunks(steps: Iterator[Step]) -> Iterator[Chunk]:
         yield Chunk(pieces, result_of(sequence) if done else None)
 
 
-def load(
-    name: str | Path = DEMO,
-    *,
-    adapter: str | Path | None = None,
-    dtype: str | torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    quantize: str | None = None,
-    low_precision_drafts: bool = True,
-    revision: str | None = None,
-    allow_other_backbone: bool = False,
-) -> Model:
+def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:
     """Load `smollm2-demo`, a checkpoint directory, a GGUF file, or a hub id, with an optional adapter.
 
     Args:
         name: what to load.
-        adapter: directory of a trained diffusion view.
-        dtype: "bfloat16" (default) or "float32".
-        device: where to run.
-        quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which lossless
-            then refers.
-        low_precision_drafts: draft by low-precision weights (the diffusion view in four bits, int8 copies of the
-            others) where they are faster and memory allows: no token changes.
-        revision: hub revision.
-        allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
+        **options: as follows.
+            adapter: directory of a trained diffusion view.
+            dtype: "bfloat16" (default) or "float32".
+            device: where to run, "cpu" by default.
+            quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which
+                lossless then refers.
+            low_precision_drafts: draft by low-precision weights (the diffusion view in four bits, int8 copies of the
+                others) where they are faster and memory allows: no token changes. True by default.
+            revision: hub revision.
+            allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
+            cache: keep the packed weights and the findings of the probes on disk, and read them from there. True by
+                default. See `orthrus.tensor_cache` for where, and how much.
 
     Raises:
         ValueError: naming the file, tensor, family or setting that is wrong.
     """
     check_type("name", name, (str, Path), "a string or a path")
-    check_type("adapter", adapter, (str, Path, NoneType), "a directory")
-    check_type("device", device, (str, torch.device), 'a device such as "cpu" or "cuda:1"')
-    check_type("revision", revision, (str, NoneType), "a string")
-    check_type("low_precision_drafts", low_precision_drafts, bool, "True or False")
-    check_type("allow_other_backbone", allow_other_backbone, bool, "True or False")
-    chosen = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if chosen not in (None, *DTYPES.values()):
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize must be int8, not {quantize!r}")
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    given = LoadSettings.of(options)
     checkpoint = hub.load(
         str(name),
-        adapter=adapter,
-        dtype=chosen,
-        device=device,
-        revision=revision,
-        allow_other_backbone=allow_other_backbone,
+        adapter=given.adapter,
+        dtype=given.dtype,
+        device=given.device,
+        revision=given.revision,
+        allow_other_backbone=given.allow_other_backbone,
+        lazily=torch.device(given.device).type == "cpu",
     )
-    runner = prepare.prepare(checkpoint.decoder, int8=quantize == "int8", low_precision_drafts=low_precision_drafts)
-    return Model(checkpoint, runner)
+    kinds = {"int8": given.quantize == "int8", "low_precision_drafts": given.low_precision_drafts}
+    decoder, unread = checkpoint.decoder, checkpoint.unread
+    if unread is None:
+        runner = prepare.prepare(decoder, **kinds)
+    else:
+        runner = prepare.prepare_unread(decoder, unread.read, unread.identity, cache=given.cache, **kinds)
+    return Model(replace(checkpoint, unread=None), runner)

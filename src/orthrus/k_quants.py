@@ -35,6 +35,11 @@ class KQuantized:
         return torch.zeros_like(self.d) if self.type == "Q6_K" else self._halves(2)
 
     @property
+    def units(self) -> tuple[Tensor, ...]:
+        """What all weights are multiples and sums of: they are finite where these are."""
+        return (self.d,) if self.type == "Q6_K" else (self.d, self.dmin)
+
+    @property
     def group_scales(self) -> Tensor:
         """[O, I / 256, 8, 2], two bytes for every 32 inputs: their scale and minimum (uint8), in Q6_K the scales of the
         first and of the last 16 of them (int8)."""

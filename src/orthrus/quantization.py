@@ -43,6 +43,11 @@ class GroupQuantized:
         return self.scales * (-8 if self.four_bits else 0)
 
     @property
+    def units(self) -> tuple[Tensor, ...]:
+        """What all weights are multiples and sums of: they are finite where these are."""
+        return (self.scales, self.mins) if self.type == "Q4_1" else (self.scales,)
+
+    @property
     def codes(self) -> Tensor:
         """[O, I / 32, 32], uint8 below 16 or int8."""
         stored = self.raw[..., BYTES[self.type] - (GROUP // 2 if self.four_bits else GROUP) :]

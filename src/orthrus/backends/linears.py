@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from orthrus.backends.interface import ExecutableLinear
 from orthrus.model.layers import Linear
@@ -21,8 +21,9 @@ class TorchLinear(ExecutableLinear):
     """`F.linear` on the plain weights: the fallback if no faster form keeps its bits."""
 
     def __init__(self, plain: Linear) -> None:
-        super().__init__(plain, plain.weight.nbytes)
-        self.weight, self.group_quantized = plain.weight, plain.group_quantized
+        weight = plain.weight
+        super().__init__(plain, weight.nbytes)
+        self.weight, self.group_quantized = _parameter(weight), plain.group_quantized
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`, as for all below."""
@@ -35,8 +36,9 @@ class PackedLinear(ExecutableLinear):
     name = "oneDNN, packed"
 
     def __init__(self, plain: Linear) -> None:
-        super().__init__(plain, plain.weight.nbytes)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach())
+        weight_OI = plain.weight.detach()
+        super().__init__(plain, weight_OI.nbytes)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
@@ -50,8 +52,9 @@ class ExpandedLinear(ExecutableLinear):
     name = "oneDNN, expanded to fp32"
 
     def __init__(self, plain: Linear) -> None:
-        super().__init__(plain, 2 * plain.weight.nbytes)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach().float())
+        weight_OI = plain.weight.detach().float()
+        super().__init__(plain, weight_OI.nbytes)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
         self._bias_fp32 = None if plain.bias is None else plain.bias.detach().float()
 
     def run(self, x_NI: Tensor) -> Tensor:
@@ -121,6 +124,10 @@ class GroupedLinear(ExecutableLinear):
             y_NO = (q_NG.sum(dim=1, keepdim=True) * self._mins[:, group] + y_NO).float()
         y_NO = y_NO * scales_N1
         return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
+
+
+def _parameter(weight: Tensor) -> nn.Parameter:
+    return weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
 
 
 def quantize_rows_int8(x_NI: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from orthrus.backends.interface import (
     MAX_ROWS,
@@ -84,25 +84,25 @@ def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) ->
     return DraftWeights(tuple(mlps), head)
 
 
-def pack_linears(module: nn.Module, kernels: Kernels, *, int8: bool = False) -> None:
+def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool = False) -> None:
     """Replace every plain `Linear` by the fastest form, or fastest int8 form, that keeps its bits on this machine.
 
     Each distinct shape is probed once, on random values of its own dtype and device.
     """
     forms: LinearForms = kernels.quantised if int8 else kernels.packed
     chosen: dict[tuple[object, ...], tuple[type[ExecutableLinear], RowRule]] = {}
-    for parent in list(module.modules()):
+    for parent in list(decoder.modules()):
         for name, plain in list(parent.named_children()):
-            if type(plain) is not Linear:
+            if not isinstance(plain, Linear) or isinstance(plain, ExecutableLinear):
                 continue
-            stored = plain.group_quantized and plain.group_quantized.type
-            key = (plain.weight.dtype, plain.weight.device, *plain.weight.shape, plain.bias is None, stored)
+            quantized = plain.group_quantized
+            key = (plain.dtype, *plain.shape, plain.bias is None, quantized and quantized.type)
             if key in chosen:
                 form, rule = chosen[key]
                 linear = next((made for made in _forms(plain, forms) if type(made) is form), None) or TorchLinear(plain)
                 linear.rule = rule
             else:
-                linear = _first_exact(plain, forms)
+                linear = _first_exact(plain, forms, decoder.device)
                 chosen[key] = type(linear), linear.rule
             setattr(parent, name, linear)
 
@@ -118,10 +118,10 @@ def _forms(plain: Linear, forms: LinearForms) -> Iterator[ExecutableLinear]:
         yield made
 
 
-def _first_exact(plain: Linear, forms: LinearForms) -> ExecutableLinear:
+def _first_exact(plain: Linear, forms: LinearForms, device: torch.device) -> ExecutableLinear:
     """The first form whose bits hold, with its rule; else torch's, with the best guess of its rule."""
     generator = torch.Generator().manual_seed(0)
-    rows_NI = torch.randn(MAX_ROWS, plain.weight.shape[1], generator=generator).to(plain.weight)
+    rows_NI = torch.randn(MAX_ROWS, plain.shape[1], generator=generator).to(device, plain.dtype)
     for made in _forms(plain, forms):
         if not made.probed:
             made.rule = RowRule(1, MAX_ROWS)

@@ -36,9 +36,9 @@ class TorchKernels(Kernels):
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """oneDNN's packed weights on CPUs: as they are, then expanded to fp32, for processors without bf16
         arithmetic."""
-        if plain.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if plain.device.type == "cpu" and torch.backends.mkldnn.is_available():
             yield partial(PackedLinear, plain)
-            if plain.weight.dtype != torch.float32:
+            if plain.dtype != torch.float32:
                 yield partial(ExpandedLinear, plain)
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:

@@ -6,7 +6,9 @@ tokenizer needs it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from orthrus.checkpoint.tensors import TensorFile
 from orthrus.checkpoint.tokenizer import TextTokenizer
 from orthrus.checkpoint.weights import fill, meta_decoder
 from orthrus.config import DiffusionConfig
+from orthrus.file_cache import stamp
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 
@@ -41,6 +44,14 @@ BUNDLED = Path(__file__).parents[1] / "bundled" / DEMO
 
 
 @dataclass(frozen=True)
+class UnreadWeights:
+    """Weights that the decoder does not hold yet: what identifies them, and the function that reads them into it."""
+
+    identity: str
+    read: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A loaded model: decoder, tokenizer, end tokens, identity, config, and the origin of its diffusion view."""
 
@@ -52,6 +63,7 @@ class Checkpoint:
     hf_config: dict[str, Any]
     warnings: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    unread: UnreadWeights | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -67,8 +79,11 @@ def load(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     allow_other_backbone: bool = False,
+    lazily: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint on `device` in `dtype` (bfloat16 if None), with unpacked weights, as training and export need.
+
+    lazily: leave the weights `unread`, since whoever runs the decoder packs them or has them packed already.
 
     The demo model comes with an adapter; `adapter="none"` loads it without (its view is then an untrained copy).
 
@@ -88,8 +103,11 @@ def load(
         provenance = chosen.provenance
         warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone or bundled)
         warnings += [warning] if warning else []
-    decoder, view = _read_decoder(files, adapter, dtype, device)
-    return Checkpoint(decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance)
+    decoder, view, read = _unread_decoder(files, adapter, dtype, device)
+    unread = UnreadWeights(_identity(files, adapter, digest), partial(read, True)) if lazily else None
+    if unread is None:
+        read(False)
+    return Checkpoint(decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance, unread)
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,9 @@ def _open(name: str, revision: str | None) -> _CheckpointFiles:
 
 def load_decoder(name: str, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Decoder:
     """Load only the unprepared decoder, from a checkpoint without a tokenizer. Raises ValueError as `load` does."""
-    return _read_decoder(_open(name, None), None, dtype, device)[0]
+    decoder, _, read = _unread_decoder(_open(name, None), None, dtype, device)
+    read(False)
+    return decoder
 
 
 @dataclass(frozen=True)
@@ -181,20 +201,33 @@ def _chosen_adapter(source: Source, adapter: str | Path | None) -> tuple[Path | 
     return (BUNDLED if bundled else None), bundled
 
 
-def _read_decoder(
+def _unread_decoder(
     files: _CheckpointFiles, adapter: Path | None, dtype: torch.dtype | None, device: str | torch.device
-) -> tuple[Decoder, str]:
-    """The decoder with its weights, and the origin of its diffusion view."""
+) -> tuple[Decoder, str, Callable[[bool], None]]:
+    """The decoder, the origin of its diffusion view, and the function that reads its weights (see `fill`)."""
     config = files.config.decoder
     diffusion, view_tensors, view = _diffusion_view(files, adapter)
     meta_decoder(config, diffusion, view_tensors)
     decoder = Decoder(config, diffusion, dtype or torch.bfloat16, torch.device(device))
-    fill(decoder, families.sources(config), files.tensors)
-    if view_tensors is not None:
-        fill(decoder, families.sources(config, "diffusion"), view_tensors)
-    elif diffusion is not None:
-        copy_projections(decoder)
-    return decoder, view
+
+    def read(lazily: bool) -> None:
+        copies = diffusion is not None and view_tensors is None
+        fill(decoder, families.sources(config), files.tensors, lazily=lazily and not copies)
+        if view_tensors is not None:
+            fill(decoder, families.sources(config, "diffusion"), view_tensors, lazily=lazily)
+        elif copies:
+            copy_projections(decoder)
+
+    return decoder, view, read
+
+
+def _identity(files: _CheckpointFiles, adapter: Path | None, digest: str) -> str:
+    """What the weights of backbone and view follow from: the digest, and the state of the files of the view."""
+    diffusion, view_tensors, _ = _diffusion_view(files, adapter)
+    if view_tensors is None:
+        return repr((digest, diffusion))
+    path = view_tensors.path
+    return repr((digest, diffusion, stamp(*([path] if path.is_file() else sorted(path.glob("*.safetensors"))))))
 
 
 def _diffusion_view(

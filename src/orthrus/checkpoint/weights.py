@@ -6,6 +6,7 @@ Names and shapes are checked before memory is allocated; then the values are cop
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
-from orthrus.quantization import Part, fused
+from orthrus.model.stored import StoredLinear
+from orthrus.quantization import Part, Quantized, fused
 
 
 def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
@@ -33,8 +35,9 @@ def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files
     return decoder
 
 
-def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile) -> None:
-    """Copy tensors into the decoder, fused and cast.
+def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile, *, lazily: bool = False) -> None:
+    """Copy tensors into the decoder, fused and cast. `lazily` leaves the weights of linear maps in their file: see
+    `StoredLinear`.
 
     Raises ValueError naming a tensor that is missing, has a wrong shape, or overflows in the dtype of the decoder.
     """
@@ -42,22 +45,51 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
     linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
     if decoder.config.tied_head:
         linears["embedding"] = decoder.head
-    with torch.no_grad():
-        for ours, theirs in sources.items():
-            target = parameters[ours]
-            parts: list[Part] = []
-            for part, name in zip(split(decoder.config, ours, target), theirs, strict=True):
-                stored, what = files.tensor(name), f"{files.path}: tensor {name}"
+    for ours, theirs in sources.items():
+        stored = _StoredWeight(decoder.config, decoder.dtype, ours, theirs, files)
+        if lazily and ours in linears and ours != "embedding":
+            parent, _, name = ours.removesuffix(".weight").rpartition(".")
+            setattr(decoder.get_submodule(parent), name, StoredLinear(linears[ours], stored))
+            continue
+        stored.read(parameters[ours])
+        if ours in linears:
+            linears[ours].group_quantized = stored.group_quantized()
+
+
+@dataclass(frozen=True)
+class _StoredWeight:
+    """One tensor of a decoder of `dtype` in a file: `ours` in the decoder, a fusion of `theirs` in the file."""
+
+    config: DecoderConfig
+    dtype: torch.dtype
+    ours: str
+    theirs: tuple[str, ...]
+    files: TensorFile
+
+    def read(self, target: Tensor) -> Tensor:
+        """Copy the values into a tensor of the decoder. Raises ValueError as `fill` does."""
+        with torch.no_grad():
+            for part, name in zip(split(self.config, self.ours, target), self.theirs, strict=True):
+                stored, what = self.files.tensor(name), f"{self.files.path}: tensor {name}"
                 _refuse_shape(stored.shape, part.shape, what)
                 part.copy_(stored)
                 if not finite(part):
                     refuse_non_finite(stored, what)
-                    kind = str(decoder.dtype).removeprefix("torch.")
+                    kind = str(self.dtype).removeprefix("torch.")
                     raise ValueError(f"{what} has values outside the range of {kind}; load it in another dtype")
-                if ours in linears:
-                    parts.append(Part(len(part), files.group_quantized(name)))
-            if parts:
-                linears[ours].group_quantized = fused(parts)
+        return target
+
+    def weight(self, shape: tuple[int, int]) -> Tensor:
+        """See `WeightSource`, as for the next."""
+        return self.read(torch.empty(shape, dtype=self.dtype))
+
+    def group_quantized(self) -> Quantized | None:
+        """See `WeightSource`. Raises ValueError where a scale is NaN or infinite."""
+        parts = [Part(self.files.shape(name)[0], self.files.group_quantized(name)) for name in self.theirs]
+        for part, name in zip(parts, self.theirs, strict=True):
+            for units in part.quantized.units if part.quantized else ():
+                refuse_non_finite(units, f"{self.files.path}: tensor {name}")
+        return fused(parts)
 
 
 def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:

@@ -35,6 +35,16 @@ class Linear(nn.Module):
         self.group_quantized: Quantized | None = None
         """The weights as their file holds them, where it holds them in fewer bits."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weight.device
+
     def forward(self, x_NI: Tensor) -> Tensor:
         """y [N, O]. fp32 master weights are cast to the dtype of x."""
         bias = self.bias

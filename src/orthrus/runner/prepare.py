@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 from orthrus.backends import select
 from orthrus.backends.linears import GroupedLinear, Int8Linear
+from orthrus.backends.native.kernels import NativeKernels
 from orthrus.file_cache import cache_directory
 from orthrus.model.decoder import Decoder
+from orthrus.runner import packed
 from orthrus.runner.runner import Runner
 
 SLOW_INT8 = (
@@ -22,6 +26,26 @@ def prepare(decoder: Decoder, *, int8: bool = False, low_precision_drafts: bool 
     return Runner.prepare(
         decoder, kernels, int8=int8, low_precision=low_precision_drafts and _memory_for_copies(decoder)
     )
+
+
+def prepare_unread(
+    decoder: Decoder, read: Callable[[], None], identity: str, *, int8: bool, low_precision_drafts: bool, cache: bool
+) -> Runner:
+    """The same for a decoder whose weights `read` reads into it. A runner of the same weights (`identity`), options,
+    kernels and processor is taken from the cache, or stored there; `cache` = False does neither."""
+    kernels = select.fastest(decoder.dtype, decoder.device, cache_directory())
+    copies = low_precision_drafts and _memory_for_copies(decoder)
+    name = None
+    if cache and isinstance(kernels, NativeKernels):
+        name = packed.key(identity, decoder, kernels, int8=int8, copies=copies)
+        restored = packed.restore(name, decoder, kernels)
+        if restored is not None:
+            return restored
+    read()
+    runner = Runner.prepare(decoder, kernels, int8=int8, low_precision=copies)
+    if name is not None:
+        packed.save(name, runner)
+    return runner
 
 
 def inference_copy(decoder: Decoder) -> Runner:
@@ -47,4 +71,4 @@ def _memory_for_copies(decoder: Decoder) -> bool:
         available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return True
-    return sum(linear.weight.numel() for linear in decoder.linears().values()) <= available // 2
+    return sum(prod(linear.shape) for linear in decoder.linears().values()) <= available // 2

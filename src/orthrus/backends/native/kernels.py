@@ -79,7 +79,7 @@ class NativeKernels(TorchKernels):
         interleave = self._k_interleave(plain.shape[1])
         if self._linear_dequant and plain.group_quantized is not None and self._divides(plain):
             yield partial(DequantLinear, plain, self._linear_dequant, interleave, self._arena)
-        form = TiledLinear if plain.weight.dtype == torch.bfloat16 else PanelLinear
+        form = TiledLinear if plain.dtype == torch.bfloat16 else PanelLinear
         if self._linear and interleave and plain.shape[0] % form.outputs == 0:
             yield partial(form, plain, self._linear, interleave, self._arena)
         yield from super().packed(plain)
@@ -99,6 +99,11 @@ class NativeKernels(TorchKernels):
         made = form()
         made.rule = RowRule(1, MAX_ROWS)
         return made
+
+    def kernel_of(self, form: type[ExecutableLinear]) -> Kernel:
+        """The function that runs a form of `native.linears`."""
+        own = {DequantLinear: self._linear_dequant, NativeInt8Linear: self._linear_int8}
+        return self._linear_w4a8 if form is NativeGroupedLinear else own.get(form, self._linear)
 
     @staticmethod
     def _divides(plain: Linear) -> bool:

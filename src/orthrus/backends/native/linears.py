@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,9 +33,10 @@ class NativeLinear(ExecutableLinear):
     """Of which their number must be a multiple."""
 
     def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, arena: HugePageArena) -> None:
-        super().__init__(plain, plain.weight.nbytes)
+        weight_OI = plain.weight.detach()
+        super().__init__(plain, weight_OI.nbytes)
         self._kernel = kernel
-        self.packed = arena.copy_to_huge_pages(self.pack(plain.weight.detach(), interleave))
+        self.packed = arena.copy_to_huge_pages(self.pack(weight_OI, interleave))
 
     @staticmethod
     def pack(weight_OI: Tensor, interleave: int) -> Tensor:
@@ -94,7 +95,9 @@ class DequantLinear(NativeLinear):
         quantized = plain.group_quantized
         assert quantized is not None
         sources = quantized.parts if isinstance(quantized, FusedQuantized) else (Part(plain.shape[0], quantized),)
-        weights = plain.weight.detach().split([part.outputs for part in sources])
+        weights: Sequence[Tensor | None] = [None] * len(sources)
+        if not all(part.quantized for part in sources):
+            weights = plain.weight.detach().split([part.outputs for part in sources])
         packed = [_packed(part.quantized, weight, interleave) for part, weight in zip(sources, weights, strict=True)]
         formats = [FORMATS[part.quantized.type] if part.quantized else PLAIN for part in sources]
         ExecutableLinear.__init__(self, plain, sum(part.nbytes for part in packed))
@@ -172,9 +175,10 @@ class NativeGroupedLinear(GroupedLinear):
         return y_NO
 
 
-def _packed(quantized: StoredMatrix | None, weight_OI: Tensor, interleave: int) -> Tensor:
+def _packed(quantized: StoredMatrix | None, weight_OI: Tensor | None, interleave: int) -> Tensor:
     """The bytes of one part of a map in the order of the kernels."""
     if quantized is None:
+        assert weight_OI is not None
         packed = TiledLinear.pack(weight_OI, interleave)
     else:
         packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()

@@ -1,0 +1,70 @@
+"""The options of `orthrus.load`: names, types, and the record built from them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypedDict
+
+import torch
+
+from orthrus.options import check_type
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class LoadOptions(TypedDict, total=False):
+    """The options of `load`; see its docstring."""
+
+    adapter: str | Path | None
+    dtype: str | torch.dtype | None
+    device: str | torch.device
+    quantize: str | None
+    low_precision_drafts: bool
+    revision: str | None
+    allow_other_backbone: bool
+    cache: bool
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """Checked options. dtype: None stands for bfloat16."""
+
+    adapter: str | Path | None = None
+    dtype: Any = None
+    device: str | torch.device = "cpu"
+    quantize: str | None = None
+    low_precision_drafts: bool = True
+    revision: str | None = None
+    allow_other_backbone: bool = False
+    cache: bool = True
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> LoadSettings:
+        """Check options. Raises ValueError naming the one that is wrong."""
+        names = [field.name for field in fields(LoadSettings)]
+        for name in options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(names)}"
+                raise ValueError(f"unknown option {name!r}; {hint}")
+        given = LoadSettings(**options)
+        check_type("adapter", given.adapter, (str, Path, NoneType), "a directory")
+        check_type("device", given.device, (str, torch.device), 'a device such as "cpu" or "cuda:1"')
+        check_type("revision", given.revision, (str, NoneType), "a string")
+        for name in ("low_precision_drafts", "allow_other_backbone", "cache"):
+            check_type(name, getattr(given, name), bool, "True or False")
+        dtype = DTYPES.get(given.dtype, given.dtype) if isinstance(given.dtype, str) else given.dtype
+        if dtype not in (None, *DTYPES.values()):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {given.dtype!r}")
+        if given.quantize not in (None, "int8"):
+            raise ValueError(f"quantize must be int8, not {given.quantize!r}")
+        try:
+            torch.zeros(1, device=given.device).item()
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {str(given.device)!r} cannot be used here: {reason}") from error
+        return LoadSettings(**{**options, "dtype": dtype})
