@@ -30,12 +30,42 @@ VOCAB = 320
 MASK = 300
 END = 319
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GEMMA = {
+    "head_dim": 16, "tie_word_embeddings": False, "sliding_window": 7, "query_pre_attn_scalar": 24,
+    "final_logit_softcapping": 5.0,
+    "sliding_window_pattern": 2,
+}  # fmt: skip
 DIFFERENCES = {
     "qwen3": {"head_dim": 16},
     "qwen2": {},
     "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": 7},
+    "smollm3": {"attention_bias": True, "no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 7},
+    "phi3": {
+        "sliding_window": 7,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    "gemma2": GEMMA | {"attn_logit_softcapping": 2.0},
+    "gemma3_text": GEMMA
+    | {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "qwen3_moe": {
+        "head_dim": 16,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+        "use_sliding_window": True,
+        "sliding_window": 40,
+    },
 }
-"""Config overrides by family, for the features that only this family has. A new family needs no entry."""
+"""Config overrides by family, which switch its features on: windows are shorter than prompts. A family without features
+of its own needs no entry."""
 
 
 def hf_config(family, **overrides):
@@ -57,7 +87,8 @@ def randomise(decoder, seed=0):
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + values / 10 if "norm" in name else values * 1.5 / parameter.shape[-1] ** 0.5)
+            ones = 1 - decoder.config.norm_offset
+            parameter.copy_(ones + values / 10 if "norm" in name else values * 1.5 / parameter.shape[-1] ** 0.5)
         copy_projections(decoder)
         for name, parameter in decoder.named_parameters():
             if ".diffusion." in name:

@@ -107,7 +107,7 @@ class SlotMapping:
 
     table_3N: the row of the rectangle of queries, the sequence, and the cache slot of each row. The linear maps may
     have more rows than N: padding, which is written nowhere. Rows of the rectangle [B, A] that no row maps to are zero.
-    cos and signed sin are [N, 1, E], fp32.
+    cos and signed sin are [N, 1, E], fp32. The q and k norms multiply by their weight plus `norm_offset`.
     """
 
     table_3N: Tensor
@@ -115,6 +115,7 @@ class SlotMapping:
     sin: Tensor
     query_shape: tuple[int, int]
     norm_eps: float
+    norm_offset: float = 0.0
 
     @property
     def full(self) -> bool:
@@ -125,8 +126,15 @@ class SlotMapping:
 @dataclass(frozen=True)
 class AttentionMetadata:
     """Ragged attention metadata of a view on the device: segments [S, 5] (see `Segment`), kv_lens [N], and the number
-    of rows in the longest segment."""
+    of rows in the longest segment.
+
+    kv_starts [N]: where the keys of a row begin, in a layer with a sliding window. It does not concern the own keys of
+    a block. scale, soft_cap: see `DecoderConfig`. None stands for no window, 1 / sqrt(E) and no cap.
+    """
 
     segments: Tensor
     kv_lens: Tensor
     max_segment_rows: int
+    kv_starts: Tensor | None = None
+    scale: float | None = None
+    soft_cap: float | None = None

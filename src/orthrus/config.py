@@ -17,17 +17,67 @@ KEY_BLOCK = 512
 """Keys are allocated and attended to in chunks of this size; a fully masked chunk does not change the result."""
 
 
+ACTIVATIONS = ("silu", "gelu_tanh")
+
+
 @dataclass(frozen=True)
 class RopeConfig:
-    """Initialised rotary frequencies: E/2 `inverse_frequencies`; `scaling` multiplies cosine and sine."""
+    """Initialised rotary frequencies: E/2 `inverse_frequencies`; `scaling` multiplies cosine and sine.
+
+    A frequency of zero leaves its pair of dimensions as it is. Partial rotary embeddings have zeros after the others,
+    and a layer without positions has only zeros, so kernels need no case for either.
+    """
 
     inverse_frequencies: tuple[float, ...]
     scaling: float = 1.0
 
 
 @dataclass(frozen=True)
+class LayerConfig:
+    """What may differ between the layers of a decoder.
+
+    window: a row attends to this many newest keys, its own included (None: to all). rope: the place of its frequencies
+    in `DecoderConfig.ropes`. experts: whether its MLP is a mixture of experts.
+    """
+
+    window: int | None = None
+    rope: int = 0
+    experts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a sliding window must hold at least 1 key, not {self.window}")
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts: `count` MLPs of size `intermediate_size`, of which a router chooses `active` per row.
+
+    normalised: whether the weights of the chosen experts are scaled to a sum of 1.
+    """
+
+    count: int
+    active: int
+    intermediate_size: int
+    normalised: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.count:
+            raise ValueError(
+                f"experts per token must lie in 1..{self.count} (the number of experts), not {self.active}"
+            )
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """The config of a decoder; a family translates its Hugging Face config into this record."""
+    """The config of a decoder; a family translates its Hugging Face config into this record.
+
+    per_layer: one `LayerConfig` per layer, or none where all layers are alike. rotary_dim: how many of the first
+    dimensions of a head are rotated (None: all). fused_sources: whether files hold q, k and v as one tensor, and gate
+    and up as another. Norms multiply by their weight plus `norm_offset`; with `post_norms` the outputs of attention and
+    MLP are normed too. Attention scores are multiplied by `attention_scale` (None: 1 / sqrt(E)). A soft cap c maps x to
+    c tanh(x / c).
+    """
 
     family: str
     vocab_size: int
@@ -38,22 +88,68 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     norm_eps: float
-    rope: RopeConfig
+    ropes: tuple[RopeConfig, ...]
     max_positions: int
     qk_norm: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     tied_head: bool = False
+    per_layer: tuple[LayerConfig, ...] = ()
+    experts: ExpertsConfig | None = None
+    activation: str = "silu"
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    rotary_dim: int | None = None
+    fused_sources: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads")
-        if len(self.rope.inverse_frequencies) * 2 != self.head_dim:
-            raise ValueError(
-                f"rotary frequencies cover {2 * len(self.rope.inverse_frequencies)} dimensions,"
-                f" the heads have {self.head_dim}"
-            )
+        for rope in self.ropes:
+            if len(rope.inverse_frequencies) * 2 != self.head_dim:
+                raise ValueError(
+                    f"rotary frequencies cover {2 * len(rope.inverse_frequencies)} dimensions,"
+                    f" the heads have {self.head_dim}"
+                )
+        if self.per_layer and len(self.per_layer) != self.layers:
+            raise ValueError(f"{len(self.per_layer)} layers are described, the decoder has {self.layers}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is not supported, only {', '.join(ACTIVATIONS)}")
+        for name in ("attention_soft_cap", "logit_soft_cap"):
+            cap = getattr(self, name)
+            if cap is not None and not (isfinite(cap) and cap > 0):
+                raise ValueError(f"{name} must be positive, not {cap}")
+
+    def layer(self, index: int) -> LayerConfig:
+        """What layer `index` may have of its own."""
+        return self.per_layer[index] if self.per_layer else LayerConfig()
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The distinct windows of the layers."""
+        return tuple(dict.fromkeys(self.layer(index).window for index in range(self.layers)))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features that a backend may lack, by name. Models without any run on every kernel."""
+        present = {
+            "sliding window": any(window is not None for window in self.windows),
+            "attention scale": self.attention_scale is not None,
+            "attention soft cap": self.attention_soft_cap is not None,
+            "logit soft cap": self.logit_soft_cap is not None,
+            "several rotary tables": len(self.ropes) > 1,
+            "norm offset": self.norm_offset != 0.0,
+            "norms after attention and MLP": self.post_norms,
+            "embedding scale": self.embedding_scale != 1.0,
+            "GELU": self.activation == "gelu_tanh",
+            "experts": self.experts is not None,
+        }
+        return tuple(name for name, has in present.items() if has)
 
 
 @dataclass(frozen=True)
@@ -95,12 +191,12 @@ class SamplingParams:
     sample_index: int = 0
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, 100.0)
-        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        refuse_outside("temperature", self.temperature, 0.0, 100.0)
+        refuse_outside("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        refuse_outside("min_p", self.min_p, 0.0, 1.0)
+        refuse_outside("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        refuse_outside("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        refuse_outside("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or positive, not {self.top_k}")
         if self.min_new_tokens < 0:
@@ -112,7 +208,7 @@ class SamplingParams:
         for token, bias in self.logit_bias:
             if token < 0:
                 raise ValueError(f"logit_bias needs token ids >= 0, got {token}")
-            _within(f"logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
+            refuse_outside(f"logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
 
     @property
     def greedy(self) -> bool:
@@ -167,86 +263,7 @@ class DecodingConfig:
             raise ValueError(f"candidates must be at least 1, and only with cycle one-pass, not {self.candidates}")
 
 
-@dataclass(frozen=True)
-class DistillConfig:
-    """How the backbone generates answers and user turns. Temperature 0 is greedy; lengths are in tokens.
-
-    `topics` are the first words of self-written user turns, used round-robin.
-    """
-
-    temperature: float = 0.0
-    prompt_temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    max_prompt_tokens: int = 512
-    seed: int = 0
-    shard_size: int = 64
-    system: str | None = None
-    topics: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, 100.0)
-        _within("prompt_temperature", self.prompt_temperature, 0.0, 100.0)
-        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        for name in ("max_new_tokens", "max_prompt_tokens", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.seed < MAX_SEED:
-            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a diffusion view is trained.
-
-    block_size: K; if `trained_rows` equals it, the last row of a block is trained too. sequence_length: tokens of a
-    packed text. roots: blocks per packed text. sequences: packed texts per optimiser step, over all processes. The
-    learning rate rises over `warmup` (a fraction of all steps) and decays by a cosine to `final_rate` times its peak.
-    The loss weight of a row is `offset_decay` times that of the row before it, since a draft is used only if all drafts
-    before it are accepted. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are
-    excluded from training.
-    """
-
-    block_size: int = 32
-    trained_rows: int = 32
-    mask_token_id: int = 0
-    objective: str = "kl"
-    offset_decay: float = 1.0
-    sequence_length: int = 2048
-    roots: int = 256
-    sequences: int = 4
-    steps: int = 1000
-    learning_rate: float = 2e-4
-    warmup: float = 0.05
-    final_rate: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    held_out: int = 32
-    validate_every: int = 500
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)
-        for name in ("sequence_length", "roots", "sequences", "steps", "held_out", "validate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.block_size >= self.sequence_length:
-            raise ValueError(
-                f"block_size {self.block_size} does not fit a sequence of {self.sequence_length} tokens: a block needs"
-                " its root and targets inside the text"
-            )
-        _within("offset_decay", self.offset_decay, 0.0, 1.0, open_low=True)
-        _within("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
-        _within("warmup", self.warmup, 0.0, 1.0)
-        _within("final_rate", self.final_rate, 0.0, 1.0)
-        _within("weight_decay", self.weight_decay, 0.0, 1.0)
-        _within("clip", self.clip, 0.0, 1e6, open_low=True)
-        if not 0 <= self.seed < MAX_SEED:
-            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
-
-
-def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+def refuse_outside(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise ValueError where a setting is not finite or lies outside its range."""
     if not isfinite(value) or value > high or value < low or (open_low and value == low):
         raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low:g}, {high:g}], not {value!r}")

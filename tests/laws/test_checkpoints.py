@@ -150,9 +150,11 @@ def test_damaged_weights_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model_type": "gpt2"}, "family 'gpt2' is not supported.*llama, qwen2, qwen3"),
-        ({"model_type": "qwen3_moe"}, "family 'qwen3_moe' is not supported"),
-        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, "sliding-window"),
+        ({"model_type": "gpt2"}, "family 'gpt2' is not supported.*llama, mistral"),
+        ({"model_type": "qwen2_moe"}, "family 'qwen2_moe' is not supported"),
+        ({"model_type": "llama", "use_sliding_window": True, "sliding_window": 64}, "sliding-window"),
+        ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked_attention"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 3}, "layer_types .* in a mistral"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "RoPE type 'dynamic'"),
         (
             {

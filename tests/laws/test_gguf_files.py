@@ -15,7 +15,8 @@ import torch
 from tiny_gguf import field, header, string
 
 from orthrus.checkpoint import hub, sources
-from orthrus.checkpoint.gguf import GgufFile, hf_name
+from orthrus.checkpoint.gguf import GgufFile
+from orthrus.checkpoint.gguf_architectures import hf_name
 
 U8, U32, I32, F32, BOOL, TEXT, ARRAY, U64 = 0, 4, 5, 6, 7, 8, 9, 10
 Q = gguf.GGMLQuantizationType
@@ -48,7 +49,7 @@ def test_a_file_is_read_as_by_the_gguf_library(good):
     made = load(good)
     assert (made.decoder.config.layers, made.decoder.config.kv_heads, made.end_token_ids) == (2, 2, {319})
     assert hub.describe(str(good)).backbone == made.backbone
-    assert made.decoder.decoder_layers[1].gate_up.group_quantized.type == "plain/Q4_0"
+    assert made.decoder.decoder_layers[1].mlp.gate_up.group_quantized.type == "plain/Q4_0"
     assert made.decoder.head.group_quantized.type == "Q8_0"
 
 

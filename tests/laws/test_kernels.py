@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from types import SimpleNamespace
+from dataclasses import replace
 
 import gguf
 import pytest
@@ -244,7 +244,7 @@ def test_chosen_attention_gives_a_row_the_same_bits_however_many_it_is_among(
 ):
     """On other values than the probe's, more of them: what differs on few values only must not have been chosen."""
     kernels = fast if own else TorchKernels()
-    config = SimpleNamespace(heads=heads, kv_heads=kv_heads, head_dim=size)
+    config = replace(tiny.decoder("llama").config, heads=heads, kv_heads=kv_heads, head_dim=size, ropes=())
     choice = choose_attention(config, tiny.DTYPES[precision], torch.device("cpu"), kernels)
     assert choice.rule.exact
     q, spans = values(1, 64, heads, size, precision=precision), 1536

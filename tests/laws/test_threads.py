@@ -147,7 +147,7 @@ def denormal_decoder(dtype):
         made.embedding.mul_(1e-39)
         for layer in made.decoder_layers:
             layer.ar.qkv.bias.zero_()
-            layer.down.weight.mul_(1e-39)
+            layer.mlp.down.weight.mul_(1e-39)
             layer.ar.o.weight.mul_(1e-39)
     return made
 

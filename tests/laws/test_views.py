@@ -30,6 +30,10 @@ ROPES = {
 CASES = [(family, {}) for family in families.names()] + [
     *[("llama", {"rope_parameters": rope}) for rope in ROPES.values()],
     ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
+    ("gemma3_text", {"tie_word_embeddings": True, "hidden_size": 96, "sliding_window": 1}),
+    ("phi3", {"sliding_window": None, "partial_rotary_factor": 0.75}),
+    ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "num_experts_per_tok": 6}),
     ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
 ]
 

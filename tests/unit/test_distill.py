@@ -8,8 +8,8 @@ import random
 import pytest
 import tiny
 
-from orthrus.config import DistillConfig, TrainConfig
 from orthrus.training import chat, data
+from orthrus.training.config import DistillConfig, TrainConfig
 from orthrus.training.distill import Distillation, Reply, seed_of
 from orthrus.training.prompts import Conversation, conversations_in, word_ngrams
 from orthrus.training.shards import DamagedShardError, read_manifest, read_shard, unfinished

@@ -17,8 +17,8 @@ import torch
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import hub
-from orthrus.config import TrainConfig
 from orthrus.training import data, trainer
+from orthrus.training.config import TrainConfig
 from orthrus.training.estimate import estimate
 from orthrus.training.inspect import block_rows, words
 from orthrus.training.metrics import read

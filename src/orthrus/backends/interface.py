@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthrus.batch import AttentionMetadata, SlotMapping
+from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
 
 MAX_ROWS = 512
@@ -42,11 +43,26 @@ class RowRule:
     exact: bool = True
 
 
+ATTENTION_FEATURES = ("sliding window", "attention scale", "attention soft cap")
+"""Those of `DecoderConfig.features` that attention kernels must have."""
+
+
 class Attend(Protocol):
     """Attention with an additive mask, over S keys, S a multiple of 512."""
 
-    def __call__(self, q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
-        """Softmax(q k / sqrt(E) + bias) v [B, R, H*E]; head h reads key/value head h // (H / G)."""
+    def __call__(
+        self,
+        q_BRHE: Tensor,
+        k_BGSE: Tensor,
+        v_BGSE: Tensor,
+        bias_B1RS: Tensor,
+        scale: float | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
+        """Softmax(cap(q k scale) + bias) v [B, R, H*E]; head h reads key/value head h // (H / G).
+
+        scale, soft_cap: see `DecoderConfig`.
+        """
         ...
 
 
@@ -85,6 +101,7 @@ class ExecutableLinear(Linear):
         nn.Module.__init__(self)
         self.register_parameter("weight", None)
         self.bias, self.shape, self.group_quantized = plain.bias, plain.shape, None
+        self.quantizable = plain.quantizable
         self.rule = RowRule(2, MAX_ROWS, exact=False)
         self.stored_bytes = stored_bytes
         """Bytes of weights that one call reads."""
@@ -125,6 +142,11 @@ class Kernels(ABC):
     notice: str | None = None
     details: str = ""
 
+    @classmethod
+    @abstractmethod
+    def lacking(cls, config: DecoderConfig) -> list[str]:
+        """The features of a model for which these kernels have no code. The reference implementation runs instead."""
+
     @abstractmethod
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """Faster forms of a linear map, best first. A form that cannot run on this machine raises RuntimeError when it
@@ -140,12 +162,12 @@ class Kernels(ABC):
         another map. None if these kernels have none."""
 
     @abstractmethod
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Root-mean-square norm over D."""
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        """Root-mean-square norm over D, times weight + offset."""
 
     @abstractmethod
     def add_norm(
-        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Add `delta` to `hidden` in place; return `hidden` and the norm of the sum."""
 
@@ -169,12 +191,12 @@ class Kernels(ABC):
 
     @abstractmethod
     def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """Softmax(q k / sqrt(E)) v [N, H*E] over the keys that each row attends to. Rows are independent of each
+        """Softmax(cap(q k scale)) v [N, H*E] over the keys that each row attends to. Rows are independent of each
         other."""
 
     @abstractmethod
-    def gate(self, gate_up_NF: Tensor) -> Tensor:
-        """silu(first half) * second half of the last dimension."""
+    def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
+        """activation(first half) * second half of the last dimension."""
 
     @abstractmethod
     def top1_probability(self, logits_RV: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ PROBE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 20, 24, 28, 31, 32)
 PROBE_LARGE_COUNTS = (33, 40, 48, 64, 72, 96, 128, 192, 256, 320, 384, 512)
 PROBE_OFFSETS = (1, 3, 7, 8, 13)
 VISIBLE_KEYS = (7, 60, 130, 200, 300, 400, 500, 530, 700, 1000)
+WINDOWED = ((300, 140), (1200, 700))
+"""Visible keys, and the first of them, for models with a sliding window."""
 KEY_MULTIPLES = (64, 128, 256, KEY_BLOCK)
 
 
@@ -55,6 +57,8 @@ class AttentionProbe:
             return torch.randn(shape, generator=generator).to(device, dtype)
 
         self._shape = (config.heads, config.head_dim)
+        self._scale, self._soft_cap = config.attention_scale, config.attention_soft_cap
+        self._has_windows = config.windows != (None,)
         self._queries = values(MAX_ROWS, config.heads * config.head_dim)
         self._keys = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
         self._values = values(2, config.kv_heads, 3 * KEY_BLOCK, config.head_dim)
@@ -62,7 +66,8 @@ class AttentionProbe:
     def row_rule(self, attend: Attend, min_multiple: int = 2) -> RowRule:
         """The row rule. It is exact only if masked blocks and other sequences of the batch change no bit."""
         rules = [
-            find_row_rule(partial(self._call, attend, visible=n), self._queries, min_multiple) for n in (7, 300, 1200)
+            find_row_rule(partial(self._call, attend, visible=n, start=start), self._queries, min_multiple)
+            for n, start in ((7, 0), (300, 0), (1200, 0), *WINDOWED * self._has_windows)
         ]
         part = self._queries[:TILE]
         alone = self._call(attend, part, 300)
@@ -91,10 +96,14 @@ class AttentionProbe:
                 return multiple
         return KEY_BLOCK
 
-    def _call(self, attend: Attend, q_RF: Tensor, visible: int, *, span: int = 0, sequences: int = 1) -> Tensor:
+    def _call(
+        self, attend: Attend, q_RF: Tensor, visible: int, *, start: int = 0, span: int = 0, sequences: int = 1
+    ) -> Tensor:
         span = span or -(-visible // KEY_BLOCK) * KEY_BLOCK
         q_BRHE = q_RF.view(1, len(q_RF), *self._shape).expand(sequences, -1, -1, -1)
-        attended = torch.arange(span, device=q_RF.device) < visible
+        slots = torch.arange(span, device=q_RF.device)
+        attended = (slots >= start) & (slots < visible)
         bias = torch.zeros(span, dtype=q_RF.dtype, device=q_RF.device).masked_fill(~attended, float("-inf"))
         keys, values = self._keys[:sequences, :, :span], self._values[:sequences, :, :span]
-        return attend(q_BRHE, keys, values, bias.expand(sequences, 1, len(q_RF), span))[0]
+        bias_B1RS = bias.expand(sequences, 1, len(q_RF), span)
+        return attend(q_BRHE, keys, values, bias_B1RS, self._scale, self._soft_cap)[0]

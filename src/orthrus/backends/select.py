@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from orthrus.backends.interface import (
+    ATTENTION_FEATURES,
     MAX_ROWS,
     MIN_ATTENDED,
     Attend,
@@ -28,11 +29,11 @@ from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata
 from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import Linear
+from orthrus.model.layers import MLP, Linear
 
 LinearForms = Callable[[Linear], Iterator[LinearForm]]
 """Gives the forms of a linear map to try, best first."""
-MLP = tuple[ExecutableLinear, ExecutableLinear]
+MLPCopies = tuple[ExecutableLinear, ExecutableLinear]
 """gate_up and down of one layer."""
 
 
@@ -58,7 +59,7 @@ class DraftWeights:
     """Low-precision copies for passes that only draft: the MLP of each layer, and the head. Where one is missing, the
     exact weights are used."""
 
-    mlps: tuple[MLP | None, ...] = ()
+    mlps: tuple[MLPCopies | None, ...] = ()
     head: ExecutableLinear | None = None
 
     @property
@@ -70,33 +71,37 @@ class DraftWeights:
 
 def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) -> DraftWeights:
     """Replace the maps of the diffusion view by low-precision forms if the kernels have them. With `copies`, also make
-    low-precision copies of MLPs and head. Drafts need not be exact: no output token depends on them."""
+    low-precision copies of MLPs (experts excepted) and head. Drafts need not be exact: no output token depends on
+    them."""
     if decoder.diffusion is None:
         return DraftWeights()
-    mlps: list[MLP | None] = []
+    mlps: list[MLPCopies | None] = []
     head = kernels.low_precision(decoder.head) if copies else None
     for layer in decoder.decoder_layers:
         assert layer.diffusion is not None
         layer.diffusion.qkv = kernels.low_precision(layer.diffusion.qkv, view=True) or layer.diffusion.qkv
         layer.diffusion.o = kernels.low_precision(layer.diffusion.o, view=True) or layer.diffusion.o
-        gate_up, down = (kernels.low_precision(linear) if copies else None for linear in (layer.gate_up, layer.down))
-        mlps.append((gate_up, down) if gate_up and down else None)
+        maps = (layer.mlp.gate_up, layer.mlp.down) if copies and isinstance(layer.mlp, MLP) else ()
+        made = [kernels.low_precision(linear) for linear in maps]
+        mlps.append((made[0], made[1]) if made and made[0] and made[1] else None)
     return DraftWeights(tuple(mlps), head)
 
 
 def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool = False) -> None:
-    """Replace every plain `Linear` by the fastest form, or fastest int8 form, that keeps its bits on this machine.
+    """Replace every plain `Linear` by the fastest form, or fastest int8 form, that keeps its bits on this machine. Maps
+    that are not `quantizable` are not quantised.
 
     Each distinct shape is probed once, on random values of its own dtype and device.
     """
-    forms: LinearForms = kernels.quantised if int8 else kernels.packed
     chosen: dict[tuple[object, ...], tuple[type[ExecutableLinear], RowRule]] = {}
     for parent in list(decoder.modules()):
         for name, plain in list(parent.named_children()):
             if not isinstance(plain, Linear) or isinstance(plain, ExecutableLinear):
                 continue
+            forms: LinearForms = kernels.quantised if int8 and plain.quantizable else kernels.packed
             quantized = plain.group_quantized
-            key = (plain.dtype, *plain.shape, plain.bias is None, quantized and quantized.type)
+            stored = quantized and quantized.type, plain.quantizable
+            key = (plain.dtype, *plain.shape, plain.bias is None, *stored)
             if key in chosen:
                 form, rule = chosen[key]
                 linear = next((made for made in _forms(plain, forms) if type(made) is form), None) or TorchLinear(plain)
@@ -140,14 +145,16 @@ def _first_exact(plain: Linear, forms: LinearForms, device: torch.device) -> Exe
 def choose_attention(
     config: DecoderConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels
 ) -> AttentionChoice:
-    """The fastest attention that keeps its bits here; else the reference, with the best guess of its rule."""
+    """The fastest attention that keeps its bits here and has the features of the model; else the reference, with the
+    best guess of its rule."""
     probe = AttentionProbe(config, dtype, device)
-    if kernels.supports_ragged_attention(config.head_dim):
+    lacking = set(ATTENTION_FEATURES).intersection(kernels.lacking(config))
+    if kernels.supports_ragged_attention(config.head_dim) and not lacking:
         attend = masked(kernels)
         rule = probe.row_rule(attend, 1)
         if rule.exact and rule.multiple == 1:
             return AttentionChoice(attend, rule, probe.key_multiple(attend), single_row=True, ragged=True)
-    if device.type == "cpu":
+    if device.type == "cpu" and config.attention_soft_cap is None:
         try:
             choice = AttentionChoice(
                 attend_flash,
@@ -163,13 +170,22 @@ def choose_attention(
 
 
 def masked(kernels: Kernels) -> Attend:
-    """`Kernels.attend` as a function that takes a mask, for rows that attend only to the first keys of a sequence."""
+    """`Kernels.attend` as a function that takes a mask, for rows that attend to consecutive keys of a sequence."""
 
-    def native_attention(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+    def native_attention(
+        q_BRHE: Tensor,
+        k_BGSE: Tensor,
+        v_BGSE: Tensor,
+        bias_B1RS: Tensor,
+        scale: float | None = None,
+        soft_cap: float | None = None,
+    ) -> Tensor:
         B, R, H, E = q_BRHE.shape
-        kv_lens = (bias_B1RS == 0).sum(dim=-1).expand(B, 1, R).reshape(-1)
+        attended = (bias_B1RS == 0).expand(B, 1, R, -1).flatten(0, 2)
+        starts = attended.int().argmax(dim=-1)
+        kv_lens = starts + attended.sum(dim=-1)
         segments = torch.tensor([[b * R, R, b, 0, 0] for b in range(B)], device=kv_lens.device)
-        metadata = AttentionMetadata(segments, kv_lens, R)
+        metadata = AttentionMetadata(segments, kv_lens, R, starts if bool(starts.any()) else None, scale, soft_cap)
         out = kernels.attend(q_BRHE.reshape(B * R, H, E), k_BGSE, v_BGSE, metadata)
         return out.view(B, R, H * E)
 

@@ -16,13 +16,15 @@ from torch import Tensor
 from orthrus.backends.interface import CACHE_LIMIT, MIN_ATTENDED, ExecutableLinear, Kernels, LinearForm
 from orthrus.backends.linears import ExpandedLinear, GroupedLinear, Int8Linear, PackedLinear
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import KEY_BLOCK
+from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.model.rope import rotate
 from orthrus.quantization import in_groups_of_four_bits
 
 LANES = 16
 """The fp32 lanes of the widest vector registers."""
+LOWEST = torch.finfo(torch.float32).min
+"""The largest score before the first key. Minus infinity would give NaN where the first block is fully masked."""
 
 
 class TorchKernels(Kernels):
@@ -32,6 +34,12 @@ class TorchKernels(Kernels):
 
     def __init__(self, notice: str | None = None, details: str = "") -> None:
         self.notice, self.details = notice, details
+
+    @classmethod
+    def lacking(cls, config: DecoderConfig) -> list[str]:
+        """None: these are the reference."""
+        del config
+        return []
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """oneDNN's packed weights on CPUs: as they are, then expanded to fp32, for processors without bf16
@@ -49,17 +57,19 @@ class TorchKernels(Kernels):
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """None."""
 
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """By torch's own operation."""
-        return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        """By torch's own operation. With an offset in fp32: the sum would lose bits of a weight near zero."""
+        if offset == 0.0:
+            return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
+        return F.rms_norm(x_ND.float(), x_ND.shape[-1:], weight_D.float() + offset, eps).to(x_ND.dtype)
 
     def add_norm(
-        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """In two operations."""
         if delta_ND is not None:
             hidden_ND.add_(delta_ND)
-        return hidden_ND, self.norm(hidden_ND, weight_D, eps)
+        return hidden_ND, self.norm(hidden_ND, weight_D, eps, offset)
 
     def rope_and_cache_write(
         self,
@@ -75,7 +85,10 @@ class TorchKernels(Kernels):
         qkv = qkv_NF.view(len(qkv_NF), -1, E)[: len(query_rows_N)]
         q, k, v = qkv.split((qkv.shape[1] - 2 * G, G, G), dim=1)
         if norms is not None:
-            q, k = self.norm(q, norms[0], mapping.norm_eps), self.norm(k, norms[1], mapping.norm_eps)
+            q, k = (
+                TorchKernels.norm(self, t, w, mapping.norm_eps, mapping.norm_offset)
+                for t, w in zip((q, k), norms, strict=True)
+            )
         keys_BGTE.transpose(1, 2)[sequences_N, slots_N] = _clamped(rotate(k, mapping.cos, mapping.sin))
         values_BGTE.transpose(1, 2)[sequences_N, slots_N] = _clamped(v)
         queries = q.new_zeros(B * A, *q.shape[1:])
@@ -90,10 +103,12 @@ class TorchKernels(Kernels):
         """Not available: see `supports_ragged_attention`."""
         raise NotImplementedError
 
-    def gate(self, gate_up_NF: Tensor) -> Tensor:
-        """In two operations."""
+    def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
+        """In two operations. GELU in float64: see `soft_cap`."""
         gate, up = gate_up_NF.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        if activation == "silu":
+            return F.silu(gate) * up
+        return F.gelu(gate.double(), approximate="tanh").to(gate.dtype) * up
 
     def top1_probability(self, logits_RV: Tensor) -> Tensor:
         """exp(max - logsumexp)."""
@@ -105,49 +120,74 @@ def _clamped(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=-CACHE_LIMIT).clamp_(-CACHE_LIMIT, CACHE_LIMIT)
 
 
-def attend_flash(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
-    """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place.
+def attend_flash(
+    q_BRHE: Tensor,
+    k_BGSE: Tensor,
+    v_BGSE: Tensor,
+    bias_B1RS: Tensor,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place. It has no soft cap.
 
     A single row is passed as one row per query head of a group, padded with zero rows, because fewer than
     `MIN_ATTENDED` rows would take another code path.
     """
     B, R, H, E = q_BRHE.shape
     if R == 1:
+        assert soft_cap is None
         q_BGNE = q_BRHE.view(B, k_BGSE.shape[1], -1, E)
         heads = q_BGNE.shape[2]
         padded = F.pad(q_BGNE, (0, 0, 0, -heads % MIN_ATTENDED))
-        out_BGNE = _flash(padded, k_BGSE, v_BGSE, bias_B1RS.expand(-1, -1, padded.shape[2], -1))
+        out_BGNE = _flash(padded, k_BGSE, v_BGSE, bias_B1RS.expand(-1, -1, padded.shape[2], -1), scale)
         return out_BGNE[:, :, :heads].reshape(B, 1, H * E)
-    return attend_flash_ungrouped(q_BRHE, k_BGSE, v_BGSE, bias_B1RS)
+    return attend_flash_ungrouped(q_BRHE, k_BGSE, v_BGSE, bias_B1RS, scale, soft_cap)
 
 
-def attend_flash_ungrouped(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+def attend_flash_ungrouped(
+    q_BRHE: Tensor,
+    k_BGSE: Tensor,
+    v_BGSE: Tensor,
+    bias_B1RS: Tensor,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
     """The same for any number of rows, without that padding: what decoding without bitwise guarantees would use."""
-    out_BHRE = _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS)
+    assert soft_cap is None
+    out_BHRE = _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS, scale)
     return out_BHRE.transpose(1, 2).reshape(*q_BRHE.shape[:2], -1)
 
 
-def _flash(q_BHRE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+def _flash(q_BHRE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor, scale: float | None) -> Tensor:
+    scale = q_BHRE.shape[-1] ** -0.5 if scale is None else scale
     out_BHRE, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-        q_BHRE, k_BGSE, v_BGSE, 0.0, False, attn_mask=bias_B1RS, scale=q_BHRE.shape[-1] ** -0.5
+        q_BHRE, k_BGSE, v_BGSE, 0.0, False, attn_mask=bias_B1RS, scale=scale
     )
     return out_BHRE
 
 
-def attend_in_blocks(q_BRHE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, bias_B1RS: Tensor) -> Tensor:
+def attend_in_blocks(
+    q_BRHE: Tensor,
+    k_BGSE: Tensor,
+    v_BGSE: Tensor,
+    bias_B1RS: Tensor,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
     """The reference implementation: blocks of 512 keys merged in order by online softmax, on any device.
 
-    A fully masked block multiplies by exactly 1 and adds exactly 0.
+    A fully masked block multiplies by exactly 1 and adds exactly 0, also before the first key of a sliding window.
     """
     B, R, H, E = q_BRHE.shape
-    G = k_BGSE.shape[1]
+    G, scale = k_BGSE.shape[1], E**-0.5 if scale is None else scale
     q_BGNE = q_BRHE.view(B, R, G, H // G, E).permute(0, 2, 3, 1, 4).reshape(B, G, -1, E)
-    top = torch.full((B, G, q_BGNE.shape[2], 1), float("-inf"), device=q_BRHE.device)
+    top = torch.full((B, G, q_BGNE.shape[2], 1), LOWEST, device=q_BRHE.device)
     total, out = torch.zeros_like(top), torch.zeros(q_BGNE.shape, device=q_BRHE.device)
     for start in range(0, k_BGSE.shape[2], KEY_BLOCK):
         keys = slice(start, start + KEY_BLOCK)
         bias = bias_B1RS[..., keys].float().expand(B, H // G, R, KEY_BLOCK).reshape(B, 1, -1, KEY_BLOCK)
-        scores = torch.matmul(q_BGNE, k_BGSE[:, :, keys].transpose(-1, -2)).float() * E**-0.5 + bias
+        scores = torch.matmul(q_BGNE, k_BGSE[:, :, keys].transpose(-1, -2)).float() * scale
+        scores = (scores if soft_cap is None else torch.tanh(scores / soft_cap) * soft_cap) + bias
         new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
         weights = torch.exp(scores - new_top)
         # as many copies as a vector has lanes: the scalar tail of a vector loop may round an exponential differently

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus.config import TrainConfig
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import View
+from orthrus.model.layers import MLP, View
 from orthrus.model.rope import rotate
 from orthrus.training import objectives
 from orthrus.training.anchors import choose
 from orthrus.training.blocks import Blocks
+from orthrus.training.config import TrainConfig
 from orthrus.training.step import step
 from orthrus.training.trainer import trainable
 
@@ -73,8 +73,11 @@ def random_blocks(decoder: Decoder, config: TrainConfig) -> Blocks:
 
 
 def plain_loss(decoder: Decoder, blocks: Blocks) -> Tensor:
-    """Reference implementation of the forward KL: autograd, one dense mask, the logits of all rows at once."""
-    assert decoder.diffusion is not None
+    """Reference implementation of the forward KL: autograd, one dense mask, the logits of all rows at once.
+
+    It runs models without any of `DecoderConfig.features`, as those are that the benchmark measures.
+    """
+    assert decoder.diffusion is not None and not decoder.config.features
     K, text, eps = blocks.block_size, len(blocks.tokens_T), decoder.config.norm_eps
     owner_T = torch.searchsorted(torch.tensor(blocks.starts), torch.arange(text), right=True)
     owner_S, index = owner_T[blocks.roots_S], torch.arange(len(blocks.roots_S)).repeat_interleave(K)
@@ -104,7 +107,7 @@ def _plain_pass(
     memory: list[tuple[Tensor, Tensor]] | None,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     config, eps = decoder.config, decoder.config.norm_eps
-    rope = decoder.rope.rows(positions, int(positions.max()) + 1)
+    rope = decoder.ropes[0].rows(positions, int(positions.max()) + 1)
     hidden, kept = decoder.embedding[ids], []
     for number, layer in enumerate(decoder.decoder_layers):
         view: View = layer.view(name)
@@ -119,8 +122,9 @@ def _plain_pass(
         one, two, three = (t.transpose(0, 1)[None] for t in (q, k, v))
         attention = F.scaled_dot_product_attention(one, two, three, attn_mask=sees, enable_gqa=True)
         hidden = hidden + view.o(attention[0].transpose(0, 1).flatten(1))
-        gate, up = layer.gate_up(F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, eps)).chunk(2, -1)
-        hidden = hidden + layer.down(F.silu(gate) * up)
+        assert isinstance(layer.mlp, MLP)
+        gate, up = layer.mlp.gate_up(F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, eps)).chunk(2, -1)
+        hidden = hidden + layer.mlp.down(F.silu(gate) * up)
     return hidden, kept
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
 from orthrus.checkpoint.hub import Checkpoint
-from orthrus.checkpoint.weights import split
+from orthrus.checkpoint.weights import rotary_order, split
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 
@@ -18,11 +18,13 @@ from orthrus.model.decoder import Decoder
 def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
     """The weights of one view of an unprepared decoder: Hugging Face names, unfused, in the dtype of the decoder."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
-    return {
-        name: part.detach().to(decoder.dtype).contiguous().clone()
-        for ours, theirs in families.sources(decoder.config, view).items()
-        for name, part in zip(theirs, split(decoder.config, ours, parameters[ours]), strict=True)
-    }
+    exported: dict[str, Tensor] = {}
+    for ours, theirs in families.sources(decoder.config, view).items():
+        tensor, order = parameters[ours].detach(), rotary_order(decoder.config, ours)
+        stored = tensor if order is None else tensor[order.argsort()]
+        for name, part in zip(theirs, split(decoder.config, ours, stored, len(theirs)), strict=True):
+            exported[name] = part.to(decoder.dtype).contiguous().clone()
+    return exported
 
 
 def export_published(checkpoint: Checkpoint, directory: Path) -> None:

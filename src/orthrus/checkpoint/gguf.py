@@ -1,8 +1,8 @@
-"""GGUF files of Llama-family and Qwen models, dequantised on reading, under Hugging Face tensor names."""
+"""GGUF files, dequantised on reading, under Hugging Face tensor names."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orthrus.checkpoint import validation
+from orthrus.checkpoint import gguf_architectures, validation
+from orthrus.checkpoint.gguf_architectures import expert_names, hf_name
 from orthrus.checkpoint.gguf_header import ArrayLength, Header, TensorInfo, read_header
 from orthrus.checkpoint.tensors import digest_of
 from orthrus.checkpoint.validation import as_value_errors, refuse, short_repr
@@ -19,13 +20,6 @@ from orthrus.file_cache import cached_digest
 from orthrus.model import families
 from orthrus.quantization import TYPES, StoredMatrix, from_rows
 
-TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
 DTYPES = {
     "F16": "float16", "F32": "float32", "F64": "float64", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
 }  # fmt: skip
@@ -36,10 +30,20 @@ METADATA = {
     "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta", "rope.dimension_count": "head_dim", "vocab_size": "vocab_size",
+    "rope.freq_base_swa": "rope_theta", "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window", "attention.sliding_window_pattern": "sliding_window_pattern",
+    "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
+    "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok", "expert_weights_norm": "norm_topk_prob",
+    "expert_feed_forward_length": "moe_intermediate_size",
 }  # fmt: skip
 """Metadata keys, without the architecture prefix, and the fields of `config.json` that they become."""
 
-OPTIONAL = ("attention.head_count_kv", "rope.freq_base", "rope.dimension_count", "vocab_size")
+REQUIRED = (
+    "context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)  # fmt: skip
+EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+"""Required in an architecture with experts."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,36 @@ class _Stored:
     stored_shape: tuple[int, ...]
     shape: tuple[int, ...]
 
+    def unstacked(self) -> list[_Stored]:
+        """The matrices of a tensor that stacks several."""
+        count, size = self.shape[0], self.bytes // self.shape[0]
+        first = replace(self, bytes=size, stored_shape=self.stored_shape[1:], shape=self.shape[1:])
+        return [replace(first, offset=self.offset + index * size) for index in range(count)]
+
 
 class GgufFile:
-    """A GGUF file of a Llama-family or Qwen model, dequantised on reading, under Hugging Face tensor names."""
+    """A GGUF file, dequantised on reading, under Hugging Face tensor names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         header = checked_header(path)
         self._heads: dict[str, int] = {}
-        if header.fields["general.architecture"] == "llama":
-            for name, key in {"q_proj": "head_count", "k_proj": "head_count_kv"}.items():
-                self._heads[name] = header.fields[f"llama.attention.{key}"]
+        name = header.fields["general.architecture"]
+        architecture = gguf_architectures.of(name)
+        self._norm_offset = architecture.norm_offset
+        if architecture.permuted:
+            for kind, key in {"q_proj": "head_count", "k_proj": "head_count_kv"}.items():
+                self._heads[kind] = header.fields[f"{name}.attention.{key}"]
         self._tensors: dict[str, _Stored] = {}
         for info in header.tensors:
-            name = hf_name(info.name)
-            if name in self._tensors:
-                raise ValueError(f"{path}: two tensors map to {short_repr(name)}, one of them {short_repr(info.name)}")
-            self._tensors[name] = _stored(path, info, header.file_bytes)
+            stored = _stored(path, info, header.file_bytes)
+            experts = expert_names(info.name, info.shape)
+            named = zip(experts, stored.unstacked(), strict=True) if experts else [(hf_name(info.name, name), stored)]
+            for ours, tensor in named:
+                if ours in self._tensors:
+                    both = f"{short_repr(ours)}, one of them {short_repr(info.name)}"
+                    raise ValueError(f"{path}: two tensors map to {both}")
+                self._tensors[ours] = tensor
         self._bytes = np.memmap(path, mode="r")
 
     @property
@@ -100,7 +117,8 @@ class GgufFile:
                 values = dequantize(self._data(stored), GGMLQuantizationType[stored.type])
         except (NotImplementedError, ValueError) as error:
             raise ValueError(f"{self.path}: tensor {name} of type {stored.type} cannot be read ({error})") from error
-        return self._unpermute(name, torch.from_numpy(np.array(values, dtype=np.float32)))
+        tensor = self._unpermute(name, torch.from_numpy(np.array(values, dtype=np.float32)))
+        return tensor - self._norm_offset if name.endswith("norm.weight") else tensor
 
     def group_quantized(self, name: str) -> StoredMatrix | None:
         """One matrix as stored; None where its type is not supported in that form."""
@@ -151,19 +169,19 @@ def checked_header(path: Path) -> Header:
     fields, architecture = header.fields, header.fields.get("general.architecture")
     if not isinstance(architecture, str):
         refuse(path, "general.architecture", architecture, "a string")
+    known = gguf_architectures.of(architecture)
     with as_value_errors(str(path)):
-        families.load(architecture)
-    for key, name in METADATA.items():
-        field = validation.BACKBONE[name]
-        if key not in OPTIONAL and f"{architecture}.{key}" not in fields:
-            refuse(path, f"{architecture}.{key}", None, field)
+        families.load(known.family)
+    for key in (*REQUIRED, *EXPERTS * (architecture == "qwen3moe")):
+        if f"{architecture}.{key}" not in fields:
+            refuse(path, f"{architecture}.{key}", None, validation.BACKBONE[METADATA[key]])
     for full, value in fields.items():
         name = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers reads them all
         if name and not validation.BACKBONE[name].accepts(value):
             refuse(path, full, value, validation.BACKBONE[name])
     heads, kv_heads = (fields.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
-    if architecture == "llama" and kv_heads is None:
-        refuse(path, "llama.attention.head_count_kv", None, validation.BACKBONE["num_key_value_heads"])
+    if known.permuted and kv_heads is None:
+        refuse(path, f"{architecture}.attention.head_count_kv", None, validation.BACKBONE["num_key_value_heads"])
     if kv_heads is not None and heads % kv_heads:
         refuse(path, f"{architecture}.attention.head_count_kv", kv_heads, f"a divisor of head_count, {heads}")
     rotary = f"{architecture}.rope.dimension_count"
@@ -176,16 +194,6 @@ def checked_header(path: Path) -> Header:
         name = f"tokenizer.ggml.{kind}_token_id"
         validation.token_ids(path, name, fields.get(name), tokens.length)
     return header
-
-
-def hf_name(name: str) -> str:
-    """The Hugging Face name of a tensor; an unknown name is returned unchanged, and refused later."""
-    stem, _, kind = name.rpartition(".")
-    if stem in TOP_LEVEL:
-        return f"{TOP_LEVEL[stem]}.{kind}"
-    first, _, rest = stem.partition(".")
-    index, _, part = rest.partition(".")
-    return f"model.layers.{index}.{LAYER[part]}.{kind}" if first == "blk" and part in LAYER else name
 
 
 def _stored(path: Path, info: TensorInfo, file_bytes: int) -> _Stored:

@@ -13,7 +13,10 @@ FIELDS = (
 OWN_FIELDS = {"llama": ("attention_bias", "mlp_bias"), "qwen2": (), "qwen3": ("attention_bias", "head_dim")}
 """The families that need no more of a config than its own fields, and the fields that only they read."""
 
-ELSEWHERE = ("rope_scaling", "quantization_config", "per_layer_config", "text_config", "partial_rotary_factor")
+ELSEWHERE = (
+    "rope_scaling", "quantization_config", "per_layer_config", "text_config", "partial_rotary_factor",
+    "use_sliding_window",
+)  # fmt: skip
 """Fields that `transformers` interprets."""
 
 

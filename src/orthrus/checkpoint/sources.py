@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthrus.checkpoint import plain_config, published
+from orthrus.checkpoint import gguf_config, plain_config, published
 from orthrus.checkpoint import tokenizer as tokenizers
 from orthrus.checkpoint.gguf import GgufFile, checked_header
+from orthrus.checkpoint.gguf_header import Header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
     TYPE,
@@ -159,18 +160,26 @@ def config_directory(source: Source) -> Path:
         return source.path
     directory = cache_directory() / f"gguf-{stamp(source.path)}"
     if not is_intact(directory):
-        checked_header(source.path)
+        header = checked_header(source.path)
         with as_value_errors(f"{source.path}: config or tokenizer cannot be read from it"):
-            _convert(source.path, directory)
+            _convert(source.path, header, directory)
     return directory
 
 
-def _convert(path: Path, directory: Path) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+def _convert(path: Path, header: Header, directory: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
     folder, file = str(path.parent), path.name
-    config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    content = gguf_config.of(header.fields, [tensor.name for tensor in header.tensors])
+    if content is None:
+        config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    else:
+        config = AutoConfig.for_model(**content)
+    tokenizer: PreTrainedTokenizerBase
+    if header.fields["general.architecture"] in gguf_config.UNKNOWN_TO_TRANSFORMERS:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=file)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
 
     def write(staged: Path) -> None:

@@ -23,10 +23,11 @@ MAX_VOCABULARY = 2**24
 class Field:
     """A field: the type of its value and, for a number, its range. A float may be written as an integer.
 
-    Lists hold strings. A null value counts as absent; only a field that is not `required` may be absent.
+    Lists hold strings, or with a range integers in it. A null value counts as absent; only a field that is not
+    `required` may be absent.
     """
 
-    type: type[int | float | bool | str | dict[str, Any] | list[str]]
+    type: type[int | float | bool | str | dict[str, Any] | list[Any]]
     low: float = 0
     high: float = 0
     required: bool = False
@@ -38,13 +39,19 @@ class Field:
             return number and (self.type is float or isinstance(value, int)) and self.low <= value <= self.high  # type: ignore[operator]
         if not isinstance(value, self.type):
             return False
-        return not isinstance(value, list) or all(isinstance(item, str) for item in value)
+        if not isinstance(value, list):
+            return True
+        return all(isinstance(item, str) if self.high == 0 else self._holds(item) for item in value)
+
+    def _holds(self, item: object) -> bool:
+        return type(item) is int and self.low <= item <= self.high
 
     def __str__(self) -> str:
         """The accepted values, for error messages."""
         if self.type in (int, float):
             return f"{'an integer' if self.type is int else 'a number'} in {_bound(self.low)}..{_bound(self.high)}"
-        return {bool: "true or false", str: "a string", dict: "an object", list: "a list of strings"}[self.type]
+        items = f"integers in {_bound(self.low)}..{_bound(self.high)}" if self.high else "strings"
+        return {bool: "true or false", str: "a string", dict: "an object", list: f"a list of {items}"}[self.type]
 
 
 TYPE = {"model_type": Field(str, required=True)}
@@ -69,9 +76,25 @@ BACKBONE = {
     "attention_bias": Field(bool),
     "mlp_bias": Field(bool),
     "use_sliding_window": Field(bool),
+    "sliding_window": Field(int, 1, 2**27),
+    "sliding_window_pattern": Field(int, 1, 1024),
+    "use_bidirectional_attention": Field(bool),
+    "query_pre_attn_scalar": Field(float, 1e-3, 2**16),
+    "attn_logit_softcapping": Field(float, 1e-3, 1e6),
+    "final_logit_softcapping": Field(float, 1e-3, 1e6),
+    "hidden_activation": Field(str),
+    "no_rope_layers": Field(list, 0, 1),
+    "no_rope_layer_interval": Field(int, 1, 1024),
+    "num_experts": Field(int, 1, 1024),
+    "num_local_experts": Field(int, 1, 1024),
+    "num_experts_per_tok": Field(int, 1, 1024),
+    "moe_intermediate_size": Field(int, 1, 2**20),
+    "norm_topk_prob": Field(bool),
+    "decoder_sparse_step": Field(int, 1, 1024),
+    "mlp_only_layers": Field(list, 0, 1023),
     "num_labels": Field(int, 0, 2**16),
 }
-"""The fields of `config.json` that all families share, besides `model_type`."""
+"""The fields of `config.json` that families read, besides `model_type`."""
 
 ROPE = {
     "rope_type": Field(str),
@@ -90,6 +113,9 @@ ROPE = {
     "truncate": Field(bool),
 }
 """The fields of `rope_parameters` and of its older name `rope_scaling`."""
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""The types of layers that may have rotary parameters of their own."""
 
 TOKENIZER = {
     "tokenizer_class": Field(str),
@@ -132,7 +158,7 @@ def check_backbone(where: object, content: dict[str, Any]) -> None:
     """Check a `config.json` against the tables, and its fields against each other. Raises ValueError."""
     check(where, content, BACKBONE)
     for name in ("rope_parameters", "rope_scaling"):
-        check(where, content.get(name) or {}, ROPE, f"{name}.")
+        _check_rope(where, content.get(name) or {}, name)
     heads, kv_heads = content["num_attention_heads"], content.get("num_key_value_heads")
     if kv_heads is not None and heads % kv_heads:
         refuse(where, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, {heads}")
@@ -141,6 +167,16 @@ def check_backbone(where: object, content: dict[str, Any]) -> None:
     if content.get("per_layer_config") is not None:
         refuse(where, "per_layer_config", content["per_layer_config"], "none: all layers must have the same shapes")
     token_ids(where, "eos_token_id", content.get("eos_token_id"), content["vocab_size"])
+
+
+def _check_rope(where: object, content: dict[str, Any], name: str) -> None:
+    """Check rotary parameters: those of all layers, or those of each type of layers under its name."""
+    check(where, content, ROPE, f"{name}.")
+    for kind in LAYER_TYPES:
+        own = content.get(kind)
+        if own is not None and not isinstance(own, dict):
+            refuse(where, f"{name}.{kind}", own, "an object")
+        check(where, own or {}, ROPE, f"{name}.{kind}.")
 
 
 def check_tokenizer(path: Path) -> None:

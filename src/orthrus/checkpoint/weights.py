@@ -6,7 +6,7 @@ Names and shapes are checked before memory is allocated; then the values are cop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.model.stored import StoredLinear
-from orthrus.quantization import Part, Quantized, fused
+from orthrus.quantization import Part, Quantized, StoredMatrix, fused
 
 
 def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
@@ -29,7 +29,7 @@ def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files
     if files is not None:
         parameters = dict(decoder.named_parameters(remove_duplicate=False))
         for ours, theirs in families.sources(config, "ar" if diffusion is None else "diffusion").items():
-            for part, name in zip(split(config, ours, parameters[ours]), theirs, strict=True):
+            for part, name in zip(split(config, ours, parameters[ours], len(theirs)), theirs, strict=True):
                 _refuse_shape(files.shape(name), part.shape, f"{files.path}: tensor {name}")
         _refuse_unknown(files, config)
     return decoder
@@ -69,7 +69,7 @@ class _StoredWeight:
     def read(self, target: Tensor) -> Tensor:
         """Copy the values into a tensor of the decoder. Raises ValueError as `fill` does."""
         with torch.no_grad():
-            for part, name in zip(split(self.config, self.ours, target), self.theirs, strict=True):
+            for part, name in zip(split(self.config, self.ours, target, len(self.theirs)), self.theirs, strict=True):
                 stored, what = self.files.tensor(name), f"{self.files.path}: tensor {name}"
                 _refuse_shape(stored.shape, part.shape, what)
                 part.copy_(stored)
@@ -77,7 +77,8 @@ class _StoredWeight:
                     refuse_non_finite(stored, what)
                     kind = str(self.dtype).removeprefix("torch.")
                     raise ValueError(f"{what} has values outside the range of {kind}; load it in another dtype")
-        return target
+            order = rotary_order(self.config, self.ours)
+            return target if order is None else target.copy_(target[order])
 
     def weight(self, shape: tuple[int, int]) -> Tensor:
         """See `WeightSource`, as for the next."""
@@ -89,11 +90,38 @@ class _StoredWeight:
         for part, name in zip(parts, self.theirs, strict=True):
             for units in part.quantized.units if part.quantized else ():
                 refuse_non_finite(units, f"{self.files.path}: tensor {name}")
-        return fused(parts)
+        quantized, order = fused(parts), rotary_order(self.config, self.ours)
+        return quantized if order is None else _reordered(quantized, order)
 
 
-def split(config: DecoderConfig, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
-    """The parts of a fused tensor, as views, in the order of its sources."""
+def _reordered(quantized: Quantized | None, order: Tensor) -> Quantized | None:
+    """The rows of a matrix of one type in another order. A matrix of several types is expanded instead."""
+    return replace(quantized, raw=quantized.raw[order]) if isinstance(quantized, StoredMatrix) else None
+
+
+def rotary_order(config: DecoderConfig, name: str) -> Tensor | None:
+    """The order in which a tensor of ours has the rows of its sources; None where it is the same.
+
+    Kernels rotate dimension i of a head together with i + E/2. Files with partial rotary embeddings pair i with i + R/2
+    among the first R dimensions, so q and k get their rows in another order: the rotated halves first in each half.
+    Scores are sums over dimensions and do not depend on it.
+    """
+    E, R = config.head_dim, config.rotary_dim
+    if R is None or not (".qkv." in name or name.endswith(("q_norm", "k_norm"))):
+        return None
+    first, second, rest = torch.arange(R // 2), torch.arange(R // 2, R), torch.arange(R, E)
+    head = torch.cat((first, rest[: (E - R) // 2], second, rest[(E - R) // 2 :]))
+    if ".qkv." not in name:
+        return head
+    heads = torch.arange(config.heads + config.kv_heads)[:, None] * E + head
+    values = torch.arange((config.heads + config.kv_heads) * E, (config.heads + 2 * config.kv_heads) * E)
+    return torch.cat((heads.flatten(), values))
+
+
+def split(config: DecoderConfig, name: str, tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The `count` parts of a tensor of ours, as views, in the order of its sources."""
+    if count == 1:
+        return (tensor,)
     if ".gate_up." in name:
         return tensor.chunk(2)
     if ".qkv." not in name:

@@ -88,7 +88,7 @@ def command(
     After an interruption, run the same command again: complete shards are kept, and the files are the same as those of
     an uninterrupted run.
     """
-    from orthrus.config import DistillConfig
+    from orthrus.training.config import DistillConfig
     from orthrus.training.distill import Distillation
     from orthrus.training.prompts import conversations_in
 

@@ -16,8 +16,8 @@ from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, M
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
-    from orthrus.config import TrainConfig
     from orthrus.model.decoder import Decoder
+    from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
     from orthrus.training.packing import Packing
     from orthrus.training.trainer import Progress as Step
@@ -110,9 +110,9 @@ def command(
     Ctrl-C and SIGTERM finish the step, save and exit; the same command resumes the run, with bit-identical results.
     `best/` in the output is the adapter with the highest acceptance length on the held-out prompts.
     """
-    from orthrus.config import TrainConfig
     from orthrus.training import data as corpora
     from orthrus.training import objectives
+    from orthrus.training.config import TrainConfig
     from orthrus.training.packing import Packing
 
     objectives.load(objective)

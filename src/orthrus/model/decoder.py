@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from orthrus.config import DecoderConfig, DiffusionConfig
-from orthrus.model.layers import DecoderLayer, Linear, View, norm_weight
+from orthrus.model.layers import DecoderLayer, Linear, View, norm_weight, soft_cap
 from orthrus.model.rope import RopeTable
 
 
@@ -28,13 +28,15 @@ class Decoder(nn.Module):
             torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device), requires_grad=False
         )
         self.layers = nn.ModuleList(
-            DecoderLayer(config, diffusion is not None, dtype, device) for _ in range(config.layers)
+            DecoderLayer(config, config.layer(index), diffusion is not None, dtype, device)
+            for index in range(config.layers)
         )
         self.norm = norm_weight(config.hidden_size, dtype, device)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
         if config.tied_head:
             self.head.weight = self.embedding
-        self.rope = RopeTable(config.rope, device)
+        self.ropes = [RopeTable(rope, device) for rope in config.ropes]
+        self._embedding_scale = float(torch.tensor(config.embedding_scale).to(dtype))
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
@@ -47,6 +49,15 @@ class Decoder(nn.Module):
         if self.diffusion is None:
             raise ValueError("this checkpoint has no diffusion view: load an adapter or a published Orthrus checkpoint")
         return self.diffusion.mask_token_id
+
+    def embed(self, tokens_N: Tensor) -> Tensor:
+        """The hidden states of tokens [N, D] before the first layer."""
+        hidden_ND = self.embedding[tokens_N]
+        return hidden_ND if self._embedding_scale == 1.0 else hidden_ND * self._embedding_scale
+
+    def capped(self, logits_NV: Tensor) -> Tensor:
+        """The logits of a head after the soft cap of the model, if it has one."""
+        return soft_cap(logits_NV, self.config.logit_soft_cap)
 
     def linears(self) -> dict[str, Linear]:
         """All linear maps by name."""

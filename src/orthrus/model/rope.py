@@ -25,7 +25,7 @@ class RopeTable:
 
     def __init__(self, config: RopeConfig, device: torch.device) -> None:
         self._frequencies = torch.tensor(config.inverse_frequencies, dtype=torch.float32)
-        self._scaling = config.scaling
+        self._scaling = torch.where(self._frequencies == 0, 1.0, config.scaling)
         empty_TE = torch.empty(0, 2 * len(config.inverse_frequencies), device=device)
         self._published = empty_TE, empty_TE
         self._growth = Lock()

@@ -29,6 +29,7 @@ class StoredLinear(Linear):
     def __init__(self, plain: Linear, source: WeightSource) -> None:
         nn.Module.__init__(self)
         self.shape, self.bias, self._dtype, self._source = plain.shape, plain.bias, plain.dtype, source
+        self.quantizable = plain.quantizable
 
     @property
     def dtype(self) -> torch.dtype:

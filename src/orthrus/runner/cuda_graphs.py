@@ -81,5 +81,5 @@ class CUDAGraphs:
     def _captured(self, batch: ForwardBatch) -> _Graph:
         decoder = self._eager.decoder
         integers = torch.tensor([*chain(*batch.integers)], device=decoder.device)
-        kept = decoder.rope.tables(batch.span)  # before capture: a table that grows is reallocated
+        kept = [rope.tables(batch.span) for rope in decoder.ropes]  # before capture: growing reallocates a table
         return _Graph(integers, *self._capture(lambda: self._eager.forward(batch, integers)), kept)

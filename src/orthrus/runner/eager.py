@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orthrus.backends.interface import AttentionChoice, Kernels
 from orthrus.backends.select import DraftWeights
-from orthrus.batch import AttentionMetadata, ForwardBatch, SlotMapping, ViewRows
+from orthrus.batch import AttentionMetadata, ForwardBatch, SlotMapping, ViewName, ViewRows
 from orthrus.masks import block_bias, causal_bias
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer
@@ -24,16 +24,17 @@ from orthrus.runner.executor import PassResult
 class DeviceRows:
     """The rows of one view on the device.
 
-    masks: for attention kernels that take a mask, one function per chunk of the rectangle of queries, which makes its
-    mask. Where a pass has several, each is made for each call, so that memory does not grow with their number. order:
-    where each row is in that rectangle; None if the rectangle is the rows as they are.
+    mappings: one per rotary table of the decoder. metadata, masks: by the window of a layer. masks: for attention
+    kernels that take a mask, one function per chunk of the rectangle of queries, which makes its mask. Where a pass has
+    several, each is made for each call, so that memory does not grow with their number. order: where each row is in
+    that rectangle; None if the rectangle is the rows as they are.
     """
 
     rows: ViewRows
     tokens: Tensor
-    mapping: SlotMapping
-    metadata: AttentionMetadata
-    masks: Sequence[Callable[[], Tensor]]
+    mappings: list[SlotMapping]
+    metadata: dict[int | None, AttentionMetadata]
+    masks: dict[int | None, list[Callable[[], Tensor]]]
     order: Tensor | None
 
 
@@ -58,43 +59,61 @@ class EagerExecutor:
             self._on_device(rows, parts[n * per_view : (n + 1) * per_view], batch.span)
             for n, rows in enumerate(batch.views)
         ]
-        if sum(len(view.masks) for view in views) == 1:
-            mask = views[0].masks[0]()
-            views = [replace(views[0], masks=[lambda: mask])]
+        if sum(len(own) for view in views for own in view.masks.values()) == 1:
+            ((window, (make,)),) = views[0].masks.items()
+            mask = make()
+            views = [replace(views[0], masks={window: [lambda: mask]})]
         hidden_PD = self._layers(views, batch)[parts[-1]]
         head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
-        return PassResult(head(hidden_PD[: batch.num_logits]), hidden_PD[batch.num_logits :])
+        logits_LV = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
+        return PassResult(logits_LV, hidden_PD[batch.num_logits :])
 
     def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], span: int) -> DeviceRows:
         tokens, mapping, positions, segments, kv_lens = parts
-        cos, sin = self.decoder.rope.rows(positions, max(rows.positions))
-        slots = SlotMapping(mapping.view(3, -1), cos, sin, rows.query_shape, self.decoder.config.norm_eps)
-        metadata = AttentionMetadata(segments.view(-1, 5), kv_lens, rows.max_segment_rows)
-        masks = [] if self.attention.ragged else _masks(rows, span, self.decoder.norm)
-        in_order = slots.full and rows.query_rows == list(range(len(rows.query_rows)))
-        return DeviceRows(rows, tokens, slots, metadata, masks, None if in_order else slots.table_3N[0])
+        config, table_3N = self.decoder.config, mapping.view(3, -1)
+        angles = [rope.rows(positions, max(rows.positions)) for rope in self.decoder.ropes]
+        norm = config.norm_eps, config.norm_offset
+        slots = [SlotMapping(table_3N, cos, sin, rows.query_shape, *norm) for cos, sin in angles]
+        metadata = AttentionMetadata(
+            segments.view(-1, 5),
+            kv_lens,
+            rows.max_segment_rows,
+            None,
+            config.attention_scale,
+            config.attention_soft_cap,
+        )
+        windows = config.windows
+        if self.attention.ragged:
+            starts = {window: _kv_starts(kv_lens, rows.view, window) for window in windows}
+            ragged = {window: replace(metadata, kv_starts=starts[window]) for window in windows}
+            return DeviceRows(rows, tokens, slots, ragged, {}, None)
+        masks = {window: _masks(rows, span, self.decoder.norm, window) for window in windows}
+        in_order = slots[0].full and rows.query_rows == list(range(len(rows.query_rows)))
+        return DeviceRows(rows, tokens, slots, {}, masks, None if in_order else table_3N[0])
 
     def _layers(self, views: list[DeviceRows], batch: ForwardBatch) -> Tensor:
         """All layers up to the final norm [N, D]. Only the attention projections differ by view."""
-        hidden_ND, delta_ND = self.decoder.embedding[torch.cat([view.tokens for view in views])], None
+        hidden_ND, delta_ND = self.decoder.embed(torch.cat([view.tokens for view in views])), None
         mlps = self.draft_weights.mlps if batch.draft_only else ()
         caches = batch.cache.layers(batch.span)
         for index, (layer, (keys, values)) in enumerate(zip(self.decoder.decoder_layers, caches, strict=True)):
-            mlp = mlps[index] if mlps else None
+            copies = mlps[index] if mlps else None
             attention = _LayerAttention(self, layer, views, keys, values)
-            hidden_ND, delta_ND = layer(hidden_ND, delta_ND, attention, self.kernels, mlp)
-        _, normed_ND = self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, self.decoder.config.norm_eps)
-        return normed_ND
+            hidden_ND, delta_ND = layer(hidden_ND, delta_ND, attention, self.kernels, copies)
+        norm = self.decoder.config.norm_eps, self.decoder.config.norm_offset
+        return self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, *norm)[1]
 
-    def attend(self, view: DeviceRows, q_BAHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of the rows of a view over the cache [N, H * E]; padding rows are zero. One call per mask."""
         padding = len(view.tokens) - len(view.rows.positions)
         if self.attention.ragged:
-            attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata)
+            attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata[window])
         else:
-            blocks = q_BAHE.chunk(len(view.masks), dim=1) if len(view.masks) > 1 else [q_BAHE]
+            masks, config = view.masks[window], self.decoder.config
+            blocks = q_BAHE.chunk(len(masks), dim=1) if len(masks) > 1 else [q_BAHE]
+            scores = config.attention_scale, config.attention_soft_cap
             outputs = [
-                self.attention.attend(q, keys, values, mask()) for q, mask in zip(blocks, view.masks, strict=True)
+                self.attention.attend(q, keys, values, mask(), *scores) for q, mask in zip(blocks, masks, strict=True)
             ]
             attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
             if view.order is not None:
@@ -113,25 +132,31 @@ class _LayerAttention:
     def __call__(self, normed_ND: Tensor) -> Tensor:
         """The keys of all views are written before any row attends: blocks attend to AR rows of the same pass."""
         layer, kernels, views = self._layer, self._executor.kernels, self._views
-        queries = []
+        queries, kind = [], layer.kind
         for view, x_ND in zip(views, normed_ND.split([len(view.tokens) for view in views]), strict=True):
             projections = layer.view(view.rows.view)
             qkv = projections.qkv(x_ND)
-            queries.append(kernels.rope_and_cache_write(qkv, projections.norms, view.mapping, *self._cache))
+            mapping = view.mappings[kind.rope]
+            queries.append(kernels.rope_and_cache_write(qkv, projections.norms, mapping, *self._cache))
         deltas = [
-            layer.view(view.rows.view).o(self._executor.attend(view, q_BAHE, *self._cache))
+            layer.view(view.rows.view).o(self._executor.attend(view, kind.window, q_BAHE, *self._cache))
             for view, q_BAHE in zip(views, queries, strict=True)
         ]
         return deltas[0] if len(deltas) == 1 else torch.cat(deltas)
 
 
-def _masks(rows: ViewRows, span: int, like: Tensor) -> list[Callable[[], Tensor]]:
+def _kv_starts(kv_lens_N: Tensor, view: ViewName, window: int | None) -> Tensor | None:
+    """`first_keys` on the device."""
+    return None if window is None else (kv_lens_N + (view == "diffusion") - window).clamp(min=0)
+
+
+def _masks(rows: ViewRows, span: int, like: Tensor, window: int | None) -> list[Callable[[], Tensor]]:
     """The masks of a view: one for all its AR rows, or one for the n-th blocks of all sequences."""
     sequences, height = rows.query_shape
     width = rows.max_segment_rows
     if rows.view == "ar":
         lengths = [rows.kv_lens[segment.first_row] - 1 for segment in rows.segments]
-        return [partial(causal_bias, lengths, width, height, span, like)]
+        return [partial(causal_bias, lengths, width, height, span, like, window)]
     kv_lens = [[1] * sequences for _ in range(height // width)]  # 1 where a block is missing: never read, not NaN
     own = [[(0, 0)] * sequences for _ in range(height // width)]
     blocks = [0] * sequences
@@ -140,4 +165,6 @@ def _masks(rows: ViewRows, span: int, like: Tensor) -> list[Callable[[], Tensor]
         kv_lens[block][segment.sequence] = rows.kv_lens[segment.first_row]
         own[block][segment.sequence] = segment.own_start, segment.own_stop
         blocks[segment.sequence] += 1
-    return [partial(block_bias, lens, slots, width, span, like) for lens, slots in zip(kv_lens, own, strict=True)]
+    return [
+        partial(block_bias, lens, slots, width, span, like, window) for lens, slots in zip(kv_lens, own, strict=True)
+    ]

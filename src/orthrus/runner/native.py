@@ -20,7 +20,7 @@ from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linea
 from orthrus.backends.select import DraftWeights
 from orthrus.batch import ForwardBatch
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import DecoderLayer, Linear
+from orthrus.model.layers import MLP, DecoderLayer, Linear
 from orthrus.runner.executor import PassResult
 
 _INTEGER, _INTEGER_BYTES, _POINTER = ctypes.c_int64, 8, ctypes.c_void_p
@@ -43,12 +43,13 @@ class NativeForward:
         self._forward, self._workspace_bytes = library.forward, library.forward_workspace_bytes
         self._forward.argtypes, self._forward.restype = (model, batch, *(_POINTER,) * 4, _INTEGER), None
         self._workspace_bytes.argtypes, self._workspace_bytes.restype = (model, _INTEGER, _INTEGER), _INTEGER
-        self._embedding, self._rope, self._vocabulary = decoder.embedding, decoder.rope, config.vocab_size
+        self._embedding, self._rope, self._vocabulary = decoder.embedding, decoder.ropes[0], config.vocab_size
         copies = draft_weights if draft_only else DraftWeights()
         self._layers = (structs.LayerWeights * config.layers)()
         for index, layer in enumerate(decoder.decoder_layers):
             mlp = copies.mlps[index] if copies.mlps else None
-            self._layers[index] = _layer(layer, *(mlp or (layer.gate_up, layer.down)))
+            assert isinstance(layer.mlp, MLP)
+            self._layers[index] = _layer(layer, *(mlp or (layer.mlp.gate_up, layer.mlp.down)))
         self._model = structs.ModelWeights(
             decoder.embedding.data_ptr(), decoder.norm.data_ptr(), ctypes.addressof(self._layers),
             _linear(copies.head or decoder.head), config.layers, config.hidden_size, config.intermediate_size,
@@ -101,6 +102,8 @@ class NativeForward:
 def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) -> bool:
     """Whether every kernel of a packed decoder has its place in `NativeForward`."""
     if not isinstance(kernels, NativeKernels) or not kernels.library.has_forward() or not attention.ragged:
+        return False
+    if kernels.lacking(decoder.config):
         return False
     forms = all(
         isinstance(linear, FORMS) and linear.rule.exact and linear.rule.multiple == 1

@@ -92,10 +92,9 @@ def _draft_copies(decoder: Decoder, drafts: DraftWeights) -> dict[str, Executabl
 
 
 def _mlps(decoder: Decoder) -> list[tuple[str, str]]:
-    """The names of gate_up and down of each layer."""
-    names = list(decoder.linears())
-    gate_ups, downs = ([name for name in names if name.endswith(end)] for end in (".gate_up", ".down"))
-    return list(zip(gate_ups, downs, strict=True))
+    """The names of gate_up and down of each layer; where it has experts, there are no maps of these names."""
+    layers = range(decoder.config.layers)
+    return [(f"layers.{index}.mlp.gate_up", f"layers.{index}.mlp.down") for index in layers]
 
 
 def _replace(decoder: Decoder, name: str, part: nn.Module | nn.Parameter) -> None:

@@ -101,7 +101,7 @@ class Runner:
                 draft_only: NativeForward(self.decoder, self.kernels, self.draft_weights, draft_only=draft_only)
                 for draft_only in (False, True)
             }
-        if self.decoder.device.type == "cuda" and self.attention.ragged:
+        if self.decoder.device.type == "cuda" and self.attention.ragged and self.config.experts is None:
             graphs = CUDAGraphs(eager, capture_on_cuda())
             return {False: graphs, True: graphs}
         return {False: eager, True: eager}
@@ -247,8 +247,7 @@ class Runner:
 
     def _head(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
         with denormals_kept():
-            logits_NV: Tensor = head(hidden_ND)
-        return logits_NV
+            return self.decoder.capped(head(hidden_ND))
 
     def _run(
         self, views: list[ViewRows], cache: CacheWindow, positions: int, logit_rows: list[int], num_logits: int

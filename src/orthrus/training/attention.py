@@ -1,15 +1,55 @@
-"""Attention of many blocks over one packed text, forward and backward: exact, and dense within each document."""
+"""Attention of a training step: of a text to itself, and of many blocks to one packed text, forward and backward.
+
+Exact, and dense within each document.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orthrus.training.blocks import Blocks
 from orthrus.training.ops import Ops
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a layer turns products of q and k into scores: times `scale`, below a soft cap, within a sliding window (see
+    `DecoderConfig` and `LayerConfig`; None stands for 1 / sqrt(E), no cap and no window)."""
+
+    scale: float | None = None
+    soft_cap: float | None = None
+    window: int | None = None
+
+    def scaled(self, size: int) -> float:
+        """The scale of heads of this size."""
+        return size**-0.5 if self.scale is None else self.scale
+
+    def capped(self, products: Tensor) -> Tensor:
+        """Scaled products below the soft cap."""
+        assert self.soft_cap is not None
+        return torch.tanh(products / self.soft_cap) * self.soft_cap
+
+
+def causal_attention(q_HTE: Tensor, k_GTE: Tensor, v_GTE: Tensor, how: Scores) -> Tensor:
+    """Attention of a whole text to itself [H, T, E], without gradients."""
+    attend = partial(F.scaled_dot_product_attention, q_HTE[None], k_GTE[None], v_GTE[None], enable_gqa=True)
+    if how.window is None and how.soft_cap is None:
+        return attend(is_causal=True, scale=how.scale)[0]
+    slots_T = torch.arange(q_HTE.shape[1], device=q_HTE.device)
+    distance_TT = slots_T[:, None] - slots_T
+    visible_TT = (distance_TT >= 0) & (distance_TT < (how.window or len(slots_T)))
+    if how.soft_cap is None:
+        return attend(attn_mask=visible_TT, scale=how.scale)[0]
+    products = q_HTE.unflatten(0, (len(k_GTE), -1)) @ k_GTE.transpose(1, 2)[:, None] * how.scaled(q_HTE.shape[-1])
+    scores = how.capped(products).masked_fill(~visible_TT, float("-inf"))
+    return (scores.softmax(-1) @ v_GTE[:, None]).flatten(0, 1)
 
 
 class BlockAttention(torch.autograd.Function):
@@ -20,20 +60,27 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_NHE: Tensor, k_NGE: Tensor, v_NGE: Tensor, text: tuple[Tensor, Tensor], blocks: Blocks, ops: Ops
+        ctx: Any,
+        q_NHE: Tensor,
+        k_NGE: Tensor,
+        v_NGE: Tensor,
+        text: tuple[Tensor, Tensor],
+        blocks: Blocks,
+        ops: Ops,
+        how: Scores,
     ) -> Tensor:
         """The output [N, H, E] for q [N, H, E], k and v [N, G, E], and `text`, its keys and values [T, G, E]."""
-        K, (_, G, E) = blocks.block_size, k_NGE.shape
+        K, G = blocks.block_size, k_NGE.shape[1]
         out, saved = torch.empty_like(q_NHE), []
         for tokens, roots in blocks.documents():
             q, k, v = (_by_block(t, roots, K, G) for t in (q_NHE, k_NGE, v_NGE))
             text_k, text_v = (t[tokens].transpose(0, 1) for t in text)
-            scores = _over_text(q, text_k.transpose(1, 2)), q @ k.transpose(-1, -2)
-            weights = ops.block_softmax(*scores, blocks.roots_S[roots] - tokens.start, E**-0.5)
+            scores, scale = _scores(q, k, text_k, how)
+            weights = ops.block_softmax(*scores, blocks.roots_S[roots] - tokens.start, scale, how.window)
             out[_rows(roots, K)] = _by_row(_over_text(weights[0], text_v) + weights[1] @ v, q_NHE.shape[1])
             saved.append((tokens, roots, weights))
         ctx.save_for_backward(q_NHE, k_NGE, v_NGE, *text)
-        ctx.saved, ctx.block_size, ctx.ops = saved, K, ops
+        ctx.saved, ctx.block_size, ctx.ops, ctx.how = saved, K, ops, how
         return out
 
     @staticmethod
@@ -41,13 +88,16 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients with respect to q, k and v of the blocks."""
         q_NHE, k_NGE, v_NGE, *text = ctx.saved_tensors
-        K, (_, G, E) = ctx.block_size, k_NGE.shape
+        K, (_, G, E), how = ctx.block_size, k_NGE.shape, ctx.how
         grads = [torch.empty_like(t) for t in (q_NHE, k_NGE, v_NGE)]
         for tokens, roots, weights in ctx.saved:
             q, k, v, grad = (_by_block(t, roots, K, G) for t in (q_NHE, k_NGE, v_NGE, grad_NHE))
             text_k, text_v = (t[tokens].transpose(0, 1) for t in text)
             weight_grads = _over_text(grad, text_v.transpose(1, 2)), grad @ v.transpose(-1, -2)
-            past, own = ctx.ops.block_softmax_backward(weights, weight_grads, E**-0.5)
+            past, own = ctx.ops.block_softmax_backward(weights, weight_grads, how.scaled(E))
+            if how.soft_cap is not None:
+                slopes = [1 - (score / how.soft_cap) ** 2 for score in _scores(q, k, text_k, how)[0]]
+                past, own = past * slopes[0], own * slopes[1]
             qkv_grads = (
                 _over_text(past, text_k) + own @ k,
                 own.transpose(-1, -2) @ q,
@@ -55,7 +105,15 @@ class BlockAttention(torch.autograd.Function):
             )
             for target, value in zip(grads, qkv_grads, strict=True):
                 target[_rows(roots, K)] = _by_row(value, target.shape[1])
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
+
+
+def _scores(q: Tensor, k: Tensor, text_k: Tensor, how: Scores) -> tuple[tuple[Tensor, Tensor], float]:
+    """Scores of the text and of the block, and the factor they still need: the scale, or 1 where a cap took it in."""
+    products, scale = (_over_text(q, text_k.transpose(1, 2)), q @ k.transpose(-1, -2)), how.scaled(q.shape[-1])
+    if how.soft_cap is None:
+        return products, scale
+    return (how.capped(products[0] * scale), how.capped(products[1] * scale)), 1.0
 
 
 def _over_text(rows_GSRX: Tensor, text_GXY: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from orthrus import prompt_files
 from orthrus.checkpoint.tensors import save_tensors
-from orthrus.config import TrainConfig
 from orthrus.file_cache import cache_directory, write_atomically
 from orthrus.training import chat
 from orthrus.training.anchors import candidates
+from orthrus.training.config import TrainConfig
 from orthrus.training.shards import MANIFEST, read_manifest, read_shard, unfinished
 
 

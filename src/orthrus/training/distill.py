@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from orthrus.config import DistillConfig
 from orthrus.file_cache import save_bytes, save_json, write_atomically
 from orthrus.training import chat
 from orthrus.training.chat import Message
+from orthrus.training.config import DistillConfig
 from orthrus.training.prompts import Conversation, digest, fingerprint, word_ngrams
 from orthrus.training.shards import MANIFEST, DamagedShardError, read_manifest, read_shard
 

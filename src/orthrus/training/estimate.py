@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orthrus.config import TrainConfig
 from orthrus.model.decoder import Decoder
+from orthrus.training.config import TrainConfig
 
 MASTERS, GRADIENT, MOMENTS = 4, 4, 8
 """Bytes per trained parameter: the fp32 master, its gradient, and two moments."""

@@ -27,35 +27,40 @@ log = logging.getLogger(__name__)
 class Ops:
     """The reference implementation in torch, for any device. Shapes as in `orthrus.training.step`."""
 
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """Root-mean-square norm over D, with a frozen weight."""
-        return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        """Root-mean-square norm over D, times weight + offset, with a frozen weight."""
+        return rms_norm(x_ND, weight_D, eps, offset)
 
     def add_norm(
-        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """hidden + delta (hidden alone where delta is None), and its norm."""
         if delta_ND is not None:
             hidden_ND = hidden_ND + delta_ND
-        return hidden_ND, self.norm(hidden_ND, weight_D, eps)
+        return hidden_ND, self.norm(hidden_ND, weight_D, eps, offset)
 
-    def gate(self, gate_up_NF: Tensor) -> Tensor:
-        """silu(first half) * second half."""
+    def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
+        """activation(first half) * second half."""
         gate, up = gate_up_NF.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
     def rotate(self, x_NHE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """RoPE: rotate each head by the position of its row; `rope` is the cosine and the signed sine [N, 1, E]."""
         return rotate(x_NHE, *rope)
 
-    def block_softmax(self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def block_softmax(
+        self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float, window: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One softmax over the scores of the text [G, S, R, T] and of the block [G, S, R, K].
 
-        Scores of the text from position `kv_lens_S` [S] on are masked.
+        Scores of the text from position `kv_lens_S` [S] on are masked, and those before the window of the root.
         """
         text = past.shape[-1]
         scores = torch.cat((past, own), dim=-1).mul_(scale)
-        masked_ST = torch.arange(text, device=past.device) >= kv_lens_S[:, None]
+        slots_T = torch.arange(text, device=past.device)
+        masked_ST = slots_T >= kv_lens_S[:, None]
+        if window is not None:
+            masked_ST |= slots_T < kv_lens_S[:, None] + 1 - window
         scores[..., :text].masked_fill_(masked_ST[None, :, None], float("-inf"))
         weights = scores.softmax(-1)
         return weights[..., :text], weights[..., text:]
@@ -76,26 +81,42 @@ class Ops:
         return losses_N, log_q.exp_().sub_(p)
 
 
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
+    """x / rms(x) * (weight + offset) over D; with an offset in fp32, as in decoding."""
+    if not offset:
+        return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D.to(x_ND.dtype), eps)
+    return F.rms_norm(x_ND.float(), x_ND.shape[-1:], weight_D.float() + offset, eps).to(x_ND.dtype)
+
+
 class NativeOps(Ops):
-    """The same operations in C; tensors whose layout they do not support go to the reference implementation."""
+    """The same operations in C; what they do not support goes to the reference implementation."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """See `Ops`."""
+        if offset:
+            return super().norm(x_ND, weight_D, eps, offset)
         return _Norm.apply(x_ND, weight_D, eps, self.library)  # type: ignore[no-untyped-call]
 
-    def gate(self, gate_up_NF: Tensor) -> Tensor:
+    def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Ops`."""
+        if activation != "silu":
+            return super().gate(gate_up_NF, activation)
         return _Gate.apply(gate_up_NF, self.library)  # type: ignore[no-untyped-call]
 
     def rotate(self, x_NHE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """See `Ops`."""
         return _Rotate.apply(x_NHE, *rope, self.library)  # type: ignore[no-untyped-call]
 
-    def block_softmax(self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def block_softmax(
+        self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float, window: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `Ops`; in place."""
+        if window is not None:
+            past, own = super().block_softmax(past, own, kv_lens_S, scale, window)
+            return past.contiguous(), own.contiguous()
         past, own, kv_lens_S = past.contiguous(), own.contiguous(), kv_lens_S.contiguous()
         shape = structs.BlockScores(*past.shape, own.shape[-1])
         _call(self.library.block_softmax, past, own, kv_lens_S, ctypes.byref(shape), scale)

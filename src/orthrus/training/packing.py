@@ -11,9 +11,9 @@ from bisect import bisect_right
 
 import torch
 
-from orthrus.config import TrainConfig
 from orthrus.training.anchors import choose
 from orthrus.training.blocks import Blocks
+from orthrus.training.config import TrainConfig
 from orthrus.training.data import Document
 
 

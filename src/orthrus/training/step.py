@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from orthrus.config import DecoderConfig
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import View
-from orthrus.training.attention import BlockAttention
+from orthrus.model.layers import DecoderLayer, View
+from orthrus.training.attention import BlockAttention, Scores, causal_attention
 from orthrus.training.blocks import Blocks
 from orthrus.training.objectives import Objective
-from orthrus.training.ops import Ops
+from orthrus.training.ops import Ops, rms_norm
 from orthrus.training.ops import load as load_ops
-from orthrus.training.vocabulary import VocabularyLoss
+from orthrus.training.vocabulary import Head, VocabularyLoss
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def step(
     loss, agreed_N = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
         hidden_ND,
         teacher_TD,
-        decoder.head.weight,
+        Head(decoder.head.weight, decoder.config.logit_soft_cap),
         targets_N,
         decay**offsets_N,
         blocks.tokens_T,
@@ -78,45 +78,51 @@ def step(
 def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The AR pass over the whole text: normed final hidden states [T, D], and K and V [T, G, E] of every layer."""
     offsets_T = blocks.offsets_T
-    rope = decoder.rope.rows(offsets_T, len(offsets_T))
+    ropes = [rope.rows(offsets_T, len(offsets_T)) for rope in decoder.ropes]
     borders = (*blocks.starts[1:], len(blocks.tokens_T))
     memory: list[tuple[Tensor, Tensor]] = []
 
-    def causal(view: View, normed_TD: Tensor) -> Tensor:
-        q, k, v = _project(decoder, view, normed_TD, rope, ops)
+    def causal(layer: DecoderLayer, normed_TD: Tensor) -> Tensor:
+        q, k, v = _project(decoder, layer.ar, normed_TD, ropes[layer.kind.rope], ops)
         memory.append((k, v))
         attention = torch.empty_like(q)
         for start, stop in zip(blocks.starts, borders, strict=True):
-            one, two, three = (t[start:stop].transpose(0, 1)[None] for t in (q, k, v))
-            out = F.scaled_dot_product_attention(one, two, three, is_causal=True, enable_gqa=True)
-            attention[start:stop] = out[0].transpose(0, 1)
-        output_TD: Tensor = view.o(attention.flatten(1))
+            one, two, three = (t[start:stop].transpose(0, 1) for t in (q, k, v))
+            out = causal_attention(one, two, three, _scores(layer, decoder.config))
+            attention[start:stop] = out.transpose(0, 1)
+        output_TD: Tensor = layer.ar.o(attention.flatten(1))
         return output_TD
 
-    hidden, delta = decoder.embedding[blocks.tokens_T], None
+    hidden, delta = decoder.embed(blocks.tokens_T), None
     for layer in decoder.decoder_layers:
-        hidden, delta = layer(hidden, delta, partial(causal, layer.ar), ops)
-    return ops.add_norm(hidden, delta, decoder.norm, decoder.config.norm_eps)[1], memory
+        hidden, delta = layer(hidden, delta, partial(causal, layer), ops)
+    return ops.add_norm(hidden, delta, decoder.norm, decoder.config.norm_eps, decoder.config.norm_offset)[1], memory
 
 
 def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]], ops: Ops) -> Tensor:
     """The diffusion pass over all blocks: normed final hidden states [N, D]."""
-    K = blocks.block_size
+    K, config = blocks.block_size, decoder.config
     ids_SK = torch.full((len(blocks.roots_S), K), decoder.mask_token_id, device=decoder.device)
     ids_SK[:, 0] = blocks.tokens_T[blocks.roots_S]
     positions_SK = blocks.offsets_T[blocks.roots_S][:, None] + torch.arange(K, device=decoder.device)
-    rope = decoder.rope.rows(positions_SK.flatten(), int(positions_SK.max()) + 1)
+    ropes = [rope.rows(positions_SK.flatten(), int(positions_SK.max()) + 1) for rope in decoder.ropes]
 
-    def in_blocks(view: View, text: tuple[Tensor, Tensor], normed_ND: Tensor) -> Tensor:
-        q, k, v = _project(decoder, view, normed_ND, rope, ops)
-        attention = BlockAttention.apply(q, k, v, text, blocks, ops)  # type: ignore[no-untyped-call]
+    def in_blocks(layer: DecoderLayer, text: tuple[Tensor, Tensor], normed_ND: Tensor) -> Tensor:
+        view = layer.view("diffusion")
+        q, k, v = _project(decoder, view, normed_ND, ropes[layer.kind.rope], ops)
+        how = _scores(layer, config)
+        attention = BlockAttention.apply(q, k, v, text, blocks, ops, how)  # type: ignore[no-untyped-call]
         output_ND: Tensor = view.o(attention.flatten(1))
         return output_ND
 
-    hidden, delta = decoder.embedding[ids_SK.flatten()], None
+    hidden, delta = decoder.embed(ids_SK.flatten()), None
     for layer, text in zip(decoder.decoder_layers, memory, strict=True):
-        hidden, delta = layer(hidden, delta, partial(in_blocks, layer.view("diffusion"), text), ops)
-    return ops.add_norm(hidden, delta, decoder.norm, decoder.config.norm_eps)[1]
+        hidden, delta = layer(hidden, delta, partial(in_blocks, layer, text), ops)
+    return ops.add_norm(hidden, delta, decoder.norm, config.norm_eps, config.norm_offset)[1]
+
+
+def _scores(layer: DecoderLayer, config: DecoderConfig) -> Scores:
+    return Scores(config.attention_scale, config.attention_soft_cap, layer.kind.window)
 
 
 def _project(
@@ -128,7 +134,7 @@ def _project(
     q, k, v = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
     if view.norms is not None:
         q, k = (
-            F.rms_norm(t, t.shape[-1:], weight.to(t.dtype), config.norm_eps)
+            rms_norm(t, weight, config.norm_eps, config.norm_offset)
             for t, weight in zip((q, k), view.norms, strict=True)
         )
     return ops.rotate(q, rope), ops.rotate(k, rope), v

@@ -21,11 +21,11 @@ from torch.optim import AdamW
 from orthrus.checkpoint.export import export_adapter
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.checkpoint.tensors import digest_of
-from orthrus.config import TrainConfig
 from orthrus.file_cache import save_json, write_atomically
 from orthrus.model.decoder import Decoder
 from orthrus.training import objectives, state
 from orthrus.training.blocks import Blocks
+from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
 from orthrus.training.metrics import Metrics
 from orthrus.training.packing import Packing

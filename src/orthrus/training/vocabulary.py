@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,24 @@ SLICE_ROWS = 16
 """Student rows per call of the objective: few enough that their logits stay in the CPU caches."""
 
 
+class Head(NamedTuple):
+    """The frozen head [V, D], and the soft cap of its logits (see `DecoderConfig`)."""
+
+    weight_VD: Tensor
+    soft_cap: float | None = None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V]."""
+        logits_NV = F.linear(hidden_ND, self.weight_VD)
+        return logits_NV if self.soft_cap is None else torch.tanh(logits_NV / self.soft_cap) * self.soft_cap
+
+    def backward(self, grad_NV: Tensor, logits_NV: Tensor | None) -> Tensor:
+        """The gradient with respect to the hidden states [N, D]; a soft cap needs the logits."""
+        if self.soft_cap is not None and logits_NV is not None:
+            grad_NV = grad_NV * (1 - (logits_NV / self.soft_cap) ** 2)
+        return grad_NV @ self.weight_VD
+
+
 class VocabularyLoss(torch.autograd.Function):
     """The weighted mean of the objective over rows, and its gradient with respect to their hidden states."""
 
@@ -24,7 +42,7 @@ class VocabularyLoss(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         teacher_TD: Tensor,
-        head_VD: Tensor,
+        head: Head,
         targets_N: Tensor,
         weights_N: Tensor,
         tokens_T: Tensor,
@@ -37,10 +55,11 @@ class VocabularyLoss(torch.autograd.Function):
         gradient_ND = torch.empty_like(hidden_ND)
         for first in range(0, len(distinct_P), CHUNK_POSITIONS):
             last = min(first + CHUNK_POSITIONS, len(distinct_P))
-            teacher_PV = F.linear(teacher_TD[distinct_P[first:last] - 1], head_VD)
+            teacher_PV = head.logits(teacher_TD[distinct_P[first:last] - 1])
             teacher_top1_P = teacher_PV.argmax(-1)
             here = slice(*(int(torch.searchsorted(which_N, edge)) for edge in (first, last)))
-            student_NV = F.linear(hidden_ND[order_N[here]], head_VD)
+            student_NV = head.logits(hidden_ND[order_N[here]])
+            logits_NV = None if head.soft_cap is None else student_NV.clone()  # gradients replace the logits
             for part in range(0, len(student_NV), SLICE_ROWS):
                 student = student_NV[part : part + SLICE_ROWS]
                 rows = order_N[here.start + part :][: len(student)]
@@ -49,7 +68,7 @@ class VocabularyLoss(torch.autograd.Function):
                 losses[rows], gradient = objective(student, teacher_PV[teacher_rows], tokens_T[targets_N[rows]])
                 if gradient is not student:
                     student.copy_(gradient)
-            gradient_ND[order_N[here]] = student_NV @ head_VD
+            gradient_ND[order_N[here]] = head.backward(student_NV, logits_NV)
         shares_N = weights_N / weights_N.sum()
         ctx.save_for_backward(gradient_ND * shares_N[:, None].to(gradient_ND.dtype))
         ctx.mark_non_differentiable(agreed)

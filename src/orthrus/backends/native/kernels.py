@@ -32,6 +32,7 @@ from orthrus.backends.native.linears import (
 )
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
+from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, in_groups_of_four_bits
 
@@ -73,6 +74,11 @@ class NativeKernels(TorchKernels):
             self._linear_int8 = _bound(library.linear_int8, *linear, _QUANTIZED, _INTEGER)
         if library.has_linear_w4a8():
             self._linear_w4a8 = _bound(library.linear_w4a8, *linear, _QUANTIZED, _INTEGER)
+
+    @classmethod
+    def lacking(cls, config: DecoderConfig) -> list[str]:
+        """See `Kernels`."""
+        return list(config.features)
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
@@ -129,14 +135,16 @@ class NativeKernels(TorchKernels):
             return None
         return partial(NativeInt8Linear, plain, self._linear_int8, self._arena)
 
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """See `Kernels`, as for all below."""
-        return self._norm(x_ND, None, weight_D, eps)
+        return super().norm(x_ND, weight_D, eps, offset) if offset else self._norm(x_ND, None, weight_D, eps)
 
     def add_norm(
-        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
+        if offset:
+            return super().add_norm(hidden_ND, delta_ND, weight_D, eps, offset)
         if delta_ND is None:
             return hidden_ND, self._norm(hidden_ND, None, weight_D, eps)
         assert delta_ND.is_contiguous() and delta_ND.shape == hidden_ND.shape
@@ -157,6 +165,8 @@ class NativeKernels(TorchKernels):
         values_BGTE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
+        if norms and mapping.norm_offset:
+            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_BGTE, values_BGTE)
         assert qkv_NF.is_contiguous()
         (B, A), N = mapping.query_shape, mapping.table_3N.shape[1]
         _, G, _, E = keys_BGTE.shape
@@ -189,8 +199,10 @@ class NativeKernels(TorchKernels):
         self._top1_probability(logits_RV.data_ptr(), out_R.data_ptr(), *logits_RV.shape, torch.get_num_threads())
         return out_R
 
-    def gate(self, gate_up_NF: Tensor) -> Tensor:
+    def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Kernels`."""
+        if activation != "silu":
+            return super().gate(gate_up_NF, activation)
         assert gate_up_NF.is_contiguous()
         rows, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(rows, size)

@@ -19,6 +19,7 @@ from orthrus.backends.linears import Int8Linear
 from orthrus.backends.torch import TorchKernels
 from orthrus.backends.triton import device
 from orthrus.batch import AttentionMetadata, SlotMapping
+from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
 
 QUERIES = 32
@@ -51,20 +52,27 @@ class TritonKernels(TorchKernels):
     name = "Triton"
     build = f"triton {triton.__version__}"
 
+    @classmethod
+    def lacking(cls, config: DecoderConfig) -> list[str]:
+        """See `Kernels`."""
+        return list(config.features)
+
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """See `Kernels`, as for all below."""
         if plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
             yield partial(IntegerLinear, plain)
         yield from super().quantised(plain)
 
-    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """See `Kernels`."""
-        return self._norm(x_ND, None, weight_D, eps)
+        return super().norm(x_ND, weight_D, eps, offset) if offset else self._norm(x_ND, None, weight_D, eps)
 
     def add_norm(
-        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float
+        self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
+        if offset:
+            return super().add_norm(hidden_ND, delta_ND, weight_D, eps, offset)
         return hidden_ND, self._norm(hidden_ND, delta_ND, weight_D, eps)
 
     def _norm(self, x_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
@@ -82,6 +90,8 @@ class TritonKernels(TorchKernels):
         values_BGTE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
+        if norms and mapping.norm_offset:
+            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_BGTE, values_BGTE)
         _, G, _, E = keys_BGTE.shape
         (B, A), N = mapping.query_shape, mapping.table_3N.shape[1]
         H = qkv_NF.shape[1] // E - 2 * G
@@ -93,8 +103,10 @@ class TritonKernels(TorchKernels):
         )  # fmt: skip
         return q
 
-    def gate(self, gate_up_NF: Tensor) -> Tensor:
+    def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Kernels`."""
+        if activation != "silu":
+            return super().gate(gate_up_NF, activation)
         N, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(N, size)
         device.silu_mul[(N, triton.cdiv(size, 1024))](gate_up_NF, out, size, 1024)

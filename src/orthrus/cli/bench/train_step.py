@@ -36,7 +36,7 @@ def command(
     from orthrus.api import DTYPES
     from orthrus.bench import provenance, training
     from orthrus.checkpoint import hub
-    from orthrus.config import TrainConfig
+    from orthrus.training.config import TrainConfig
 
     quiet()
     with stderr.status("measuring"):

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from copy import copy
+from dataclasses import replace
 from math import isfinite
 from types import ModuleType
 from typing import Any
 
-from orthrus.config import DecoderConfig, RopeConfig
+from orthrus.config import DecoderConfig, LayerConfig, RopeConfig
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Activations by their Hugging Face names."""
 
 
 def names() -> list[str]:
@@ -32,12 +36,6 @@ def load(name: str) -> ModuleType:
 def decoder_config(hf: Any) -> DecoderConfig:
     """Translate a Hugging Face config. Raises ValueError naming a feature that the decoder does not support."""
     family = load(hf.model_type)
-    if getattr(hf, "use_sliding_window", False) or any(
-        kind != "full_attention" for kind in getattr(hf, "layer_types", None) or ()
-    ):
-        raise ValueError("sliding-window attention is not supported (this config asks for it)")
-    if getattr(hf, "hidden_act", "silu") != "silu":
-        raise ValueError(f"activation {hf.hidden_act!r} is not supported, only 'silu'")
     quantization = getattr(hf, "quantization_config", None)
     if quantization and _method(quantization) != "gguf":
         raise ValueError(
@@ -48,43 +46,63 @@ def decoder_config(hf: Any) -> DecoderConfig:
 
 def common(hf: Any, **differences: Any) -> DecoderConfig:
     """The fields that all families translate alike, and the fields `differences` of one family."""
-    return DecoderConfig(
-        family=hf.model_type,
-        vocab_size=hf.vocab_size,
-        hidden_size=hf.hidden_size,
-        intermediate_size=hf.intermediate_size,
-        layers=hf.num_hidden_layers,
-        heads=hf.num_attention_heads,
-        kv_heads=hf.num_key_value_heads,
-        head_dim=_head_dim(hf),
-        norm_eps=hf.rms_norm_eps,
-        rope=rope(hf),
-        max_positions=hf.max_position_embeddings,
-        tied_head=bool(hf.tie_word_embeddings),
-        **differences,
-    )
+    activation = getattr(hf, "hidden_activation", None) or getattr(hf, "hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not supported, only {', '.join(map(repr, ACTIVATIONS))}")
+    fields = {
+        "family": hf.model_type,
+        "vocab_size": hf.vocab_size,
+        "hidden_size": hf.hidden_size,
+        "intermediate_size": hf.intermediate_size,
+        "layers": hf.num_hidden_layers,
+        "heads": hf.num_attention_heads,
+        "kv_heads": hf.num_key_value_heads,
+        "head_dim": head_dim(hf),
+        "norm_eps": hf.rms_norm_eps,
+        "max_positions": hf.max_position_embeddings,
+        "tied_head": bool(hf.tie_word_embeddings),
+        "activation": ACTIVATIONS[activation],
+    }
+    defaults: dict[str, Any] = {} if "ropes" in differences else {"ropes": (rope(hf),)}
+    if "per_layer" not in differences:
+        defaults["per_layer"] = tuple(map(LayerConfig, windows(hf)))
+    made = DecoderConfig(**{**fields, **defaults, **differences})
+    return replace(made, per_layer=()) if {*made.per_layer} == {LayerConfig()} else made
 
 
-def rope(hf: Any) -> RopeConfig:
-    """Rotary frequencies from the initialisers of transformers.
+def windows(hf: Any) -> list[int | None]:
+    """The sliding window of each layer: that of the config in layers whose type is `sliding_attention`, in all layers
+    of a config without types. Raises ValueError for another type of layer."""
+    size = getattr(hf, "sliding_window", None) if getattr(hf, "use_sliding_window", True) else None
+    types = getattr(hf, "layer_types", None) or ["sliding_attention"] * hf.num_hidden_layers
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ValueError(f"layers of type {kind!r} are not supported, only full_attention and sliding_attention")
+    return [size if kind == "sliding_attention" else None for kind in types]
 
-    Raises ValueError for types whose frequencies depend on the longest position of a pass: with them the K/V of a token
-    would depend on the tokens after it.
+
+def one_window(hf: Any) -> list[int | None]:
+    """The same for families in which all layers have the window of the config. Raises ValueError for types of layers,
+    which transformers ignores there."""
+    if getattr(hf, "layer_types", None):
+        raise ValueError(f"layer_types are not supported in a {hf.model_type}, only one sliding_window for all layers")
+    return windows(hf)
+
+
+def rope(hf: Any, parameters: dict[str, Any] | None = None) -> RopeConfig:
+    """Rotary frequencies from the initialisers of transformers, with zeros for dimensions that are not rotated.
+
+    parameters: those of one type of layers (None: of all). Raises ValueError for types whose frequencies depend on the
+    longest position of a pass: with them the K/V of a token would depend on the tokens after it.
     """
-    parameters = hf.rope_parameters
+    parameters = hf.rope_parameters if parameters is None else parameters
     kind = parameters.get("rope_type", "default")
     if kind not in ROPE_TYPES:
         raise ValueError(f"RoPE type {kind!r} is not supported; supported types: {', '.join(ROPE_TYPES)}")
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("partial rotary embeddings are not supported")
     try:
-        if kind == "default":
-            frequencies, scaling = _default_frequencies(_head_dim(hf), parameters["rope_theta"]), 1.0
-        else:
-            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-            frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
-        initialised = RopeConfig(tuple(frequencies.tolist()), float(scaling))
+        frequencies, scaling = _frequencies(hf, kind, parameters)
+        zeros = (0.0,) * (head_dim(hf) // 2 - len(frequencies))
+        initialised = RopeConfig((*frequencies, *zeros), scaling)
     except Exception as error:
         raise ValueError(f"rope_parameters of type {kind!r} give no frequencies ({error!r})") from error
     if not all(map(isfinite, (*initialised.inverse_frequencies, initialised.scaling))):
@@ -92,10 +110,27 @@ def rope(hf: Any) -> RopeConfig:
     return initialised
 
 
-def _default_frequencies(dim: int, theta: float) -> Any:
+def rotary_dim(hf: Any) -> int | None:
+    """How many dimensions of a head are rotated; None where all are."""
+    dim = int(head_dim(hf) * hf.rope_parameters.get("partial_rotary_factor", 1.0))
+    if dim < 2 or dim % 2:
+        raise ValueError(f"partial_rotary_factor leaves {dim} dimensions of a head to rotate; expected an even number")
+    return None if dim == head_dim(hf) else dim
+
+
+def _frequencies(hf: Any, kind: str, parameters: dict[str, Any]) -> tuple[list[float], float]:
     import torch
 
-    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+    if kind == "default":
+        dim = int(head_dim(hf) * parameters.get("partial_rotary_factor", 1.0))
+        frequencies = 1.0 / parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+        return frequencies.tolist(), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    one = copy(hf)  # initialisers read the parameters from a config, which may hold those of several types of layers
+    one.rope_parameters = parameters
+    frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](one, "cpu")
+    return frequencies.tolist(), float(scaling)
 
 
 def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...]]:
@@ -109,33 +144,55 @@ def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...
         names = {"embedding": ("model.embed_tokens.weight",), "norm": ("model.norm.weight",)}
         if not config.tied_head:
             names["head.weight"] = ("lm_head.weight",)
-    suffix = "" if view == "ar" else "_diff"
     for index in range(config.layers):
-        ours, theirs = f"layers.{index}", f"model.layers.{index}"
-        attention = f"{theirs}.self_attn"
-        kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
-        for kind in kinds:
-            names[f"{ours}.{view}.qkv.{kind}"] = tuple(f"{attention}.{p}_proj{suffix}.{kind}" for p in "qkv")
-        for kind in ("weight", "bias") if config.o_bias else ("weight",):
-            names[f"{ours}.{view}.o.{kind}"] = (f"{attention}.o_proj{suffix}.{kind}",)
-        if config.qk_norm:
-            for p in "qk":
-                names[f"{ours}.{view}.{p}_norm"] = (f"{attention}.{p}_norm{suffix}.weight",)
+        names |= _attention_sources(config, index, view)
         if view == "ar":
-            names[f"{ours}.attention_norm"] = (f"{theirs}.input_layernorm.weight",)
-            names[f"{ours}.mlp_norm"] = (f"{theirs}.post_attention_layernorm.weight",)
-            for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
-                names[f"{ours}.gate_up.{kind}"] = tuple(f"{theirs}.mlp.{p}_proj.{kind}" for p in ("gate", "up"))
-                names[f"{ours}.down.{kind}"] = (f"{theirs}.mlp.down_proj.{kind}",)
+            names |= _layer_sources(config, index)
     return names
 
 
-def _head_dim(hf: Any) -> int:
-    head_dim = getattr(hf, "head_dim", None)
-    if not head_dim and hf.hidden_size % hf.num_attention_heads:
+def _attention_sources(config: DecoderConfig, index: int, view: str) -> dict[str, tuple[str, ...]]:
+    ours, theirs, suffix = f"layers.{index}.{view}", f"model.layers.{index}.self_attn", "" if view == "ar" else "_diff"
+    parts = ("qkv",) if config.fused_sources and view == "ar" else ("q", "k", "v")
+    names: dict[str, tuple[str, ...]] = {}
+    for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+        names[f"{ours}.qkv.{kind}"] = tuple(f"{theirs}.{part}_proj{suffix}.{kind}" for part in parts)
+    for kind in ("weight", "bias") if config.o_bias else ("weight",):
+        names[f"{ours}.o.{kind}"] = (f"{theirs}.o_proj{suffix}.{kind}",)
+    if config.qk_norm:
+        names |= {f"{ours}.{part}_norm": (f"{theirs}.{part}_norm{suffix}.weight",) for part in "qk"}
+    return names
+
+
+def _layer_sources(config: DecoderConfig, index: int) -> dict[str, tuple[str, ...]]:
+    """The norms and the MLP of a layer. With norms on both sides, the one before the MLP has another name."""
+    ours, theirs = f"layers.{index}", f"model.layers.{index}"
+    norms = {"attention_norm": "input", "mlp_norm": "post_attention"}
+    if config.post_norms:
+        norms |= {"post_attention_norm": "post_attention", "mlp_norm": "pre_feedforward"}
+        norms |= {"post_mlp_norm": "post_feedforward"}
+    names: dict[str, tuple[str, ...]] = {
+        f"{ours}.{one}": (f"{theirs}.{other}_layernorm.weight",) for one, other in norms.items()
+    }
+    mlps = {f"{ours}.mlp": f"{theirs}.mlp"}
+    if config.layer(index).experts and config.experts is not None:
+        names[f"{ours}.mlp.router.weight"] = (f"{theirs}.mlp.gate.weight",)
+        mlps = {f"{ours}.mlp.experts.{n}": f"{theirs}.mlp.experts.{n}" for n in range(config.experts.count)}
+    parts = ("gate_up",) if config.fused_sources else ("gate", "up")
+    for one, other in mlps.items():
+        for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
+            names[f"{one}.gate_up.{kind}"] = tuple(f"{other}.{part}_proj.{kind}" for part in parts)
+            names[f"{one}.down.{kind}"] = (f"{other}.down_proj.{kind}",)
+    return names
+
+
+def head_dim(hf: Any) -> int:
+    """The size of a head. Raises ValueError where the config gives none and the hidden size is no multiple of it."""
+    given = getattr(hf, "head_dim", None)
+    if not given and hf.hidden_size % hf.num_attention_heads:
         sizes = f"hidden_size {hf.hidden_size}", f"num_attention_heads {hf.num_attention_heads}"
         raise ValueError(f"without a head_dim, {sizes[0]} must be a multiple of {sizes[1]}")
-    return int(head_dim or hf.hidden_size // hf.num_attention_heads)
+    return int(given or hf.hidden_size // hf.num_attention_heads)
 
 
 def _method(quantization: Any) -> str:

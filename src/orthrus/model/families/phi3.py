@@ -1,0 +1,14 @@
+"""Phi-3 and Phi-4-mini: fused source tensors, and rotary embeddings for a part of each head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orthrus.config import DecoderConfig, LayerConfig
+from orthrus.model.families import common, one_window, rotary_dim
+
+
+def config(hf: Any) -> DecoderConfig:
+    """Translate a Phi-3 config."""
+    layers = tuple(map(LayerConfig, one_window(hf)))
+    return common(hf, per_layer=layers, rotary_dim=rotary_dim(hf), fused_sources=True)

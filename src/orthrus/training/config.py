@@ -1,0 +1,87 @@
+"""The settings of the two steps of training: distillation and the training of a diffusion view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How the backbone generates answers and user turns. Temperature 0 is greedy; lengths are in tokens.
+
+    `topics` are the first words of self-written user turns, used round-robin.
+    """
+
+    temperature: float = 0.0
+    prompt_temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    max_prompt_tokens: int = 512
+    seed: int = 0
+    shard_size: int = 64
+    system: str | None = None
+    topics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_outside("temperature", self.temperature, 0.0, 100.0)
+        refuse_outside("prompt_temperature", self.prompt_temperature, 0.0, 100.0)
+        refuse_outside("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        for name in ("max_new_tokens", "max_prompt_tokens", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a diffusion view is trained.
+
+    block_size: K; if `trained_rows` equals it, the last row of a block is trained too. sequence_length: tokens of a
+    packed text. roots: blocks per packed text. sequences: packed texts per optimiser step, over all processes. The
+    learning rate rises over `warmup` (a fraction of all steps) and decays by a cosine to `final_rate` times its peak.
+    The loss weight of a row is `offset_decay` times that of the row before it, since a draft is used only if all drafts
+    before it are accepted. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are
+    excluded from training.
+    """
+
+    block_size: int = 32
+    trained_rows: int = 32
+    mask_token_id: int = 0
+    objective: str = "kl"
+    offset_decay: float = 1.0
+    sequence_length: int = 2048
+    roots: int = 256
+    sequences: int = 4
+    steps: int = 1000
+    learning_rate: float = 2e-4
+    warmup: float = 0.05
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    held_out: int = 32
+    validate_every: int = 500
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)
+        for name in ("sequence_length", "roots", "sequences", "steps", "held_out", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.block_size >= self.sequence_length:
+            raise ValueError(
+                f"block_size {self.block_size} does not fit a sequence of {self.sequence_length} tokens: a block needs"
+                " its root and targets inside the text"
+            )
+        refuse_outside("offset_decay", self.offset_decay, 0.0, 1.0, open_low=True)
+        refuse_outside("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
+        refuse_outside("warmup", self.warmup, 0.0, 1.0)
+        refuse_outside("final_rate", self.final_rate, 0.0, 1.0)
+        refuse_outside("weight_decay", self.weight_decay, 0.0, 1.0)
+        refuse_outside("clip", self.clip, 0.0, 1e6, open_low=True)
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
