@@ -59,14 +59,18 @@ class KQuantized:
         low = _fields(self.raw[..., -128:].unflatten(-1, (4, 32)), 4).flatten(-3, -2)
         return low if self.type == "Q4_K" else low | _fields(self.raw[..., 16:48], 1) << 4
 
+    def group_scales_and_mins(self) -> tuple[Tensor, Tensor]:
+        """Of Q4_K and Q5_K [O, I / 256, 8] each, fp32: exact products. A weight is scale * code - minimum."""
+        scales, mins = self.group_scales.float().unbind(-1)
+        return scales * self.d.float()[..., None], mins * self.dmin.float()[..., None]
+
     def values(self) -> Tensor:
         """The weights [O, I], fp32: every product is exact, so only the subtraction of the minimum rounds."""
-        scales, seconds = (self.group_scales.float() * self.d.float()[..., None, None]).unbind(-1)
         codes = self.codes.float()
         if self.type == "Q6_K":
-            scales = torch.stack((scales, seconds), dim=-1)
+            scales = self.group_scales.float() * self.d.float()[..., None, None]
             return ((codes - 32).unflatten(-1, (2, 16)) * scales[..., None]).flatten(1)
-        mins = self.group_scales[..., 1].float() * self.dmin.float()[..., None]
+        scales, mins = self.group_scales_and_mins()
         return (codes * scales[..., None] - mins[..., None]).flatten(1)
 
     def packed_for_tiles(self) -> Tensor:

@@ -91,6 +91,11 @@ class GroupQuantized:
         scales, mins = ((highest - lowest) / 15).half(), lowest.half()
         step = scales.float().clamp(min=1e-12)[..., None]
         codes = ((groups - mins.float()[..., None]) / step).round().clamp(0, 15).to(torch.uint8)
+        return GroupQuantized.of_codes(scales, mins, codes)
+
+    @staticmethod
+    def of_codes(scales: Tensor, mins: Tensor, codes: Tensor) -> GroupQuantized:
+        """A matrix in Q4_1 of scales and minima [O, I / 32], fp16, and codes [O, I / 32, 32], uint8."""
         half = GROUP // 2
         parts = [torch.stack((scales, mins), dim=-1).view(torch.uint8), codes[..., :half] | codes[..., half:] << 4]
         return GroupQuantized("Q4_1", torch.cat(parts, dim=-1))
@@ -131,7 +136,12 @@ def from_rows(kind: str, rows: Tensor) -> StoredMatrix:
 
 
 def in_groups_of_four_bits(quantized: Quantized | None) -> GroupQuantized | None:
-    """The weights if their codes of four bits can be multiplied as integers (W4A8); K-quants have other scales."""
+    """The weights in Q4_0 or Q4_1, whose codes of four bits can be multiplied as integers (W4A8): as they are, or of
+    Q4_K with the same codes and each scale and minimum rounded to fp16. None for other types."""
+    if isinstance(quantized, KQuantized) and quantized.type == "Q4_K":
+        scales, mins = (values.flatten(1).half() for values in quantized.group_scales_and_mins())
+        finite = bool(scales.isfinite().all() and mins.isfinite().all())
+        return GroupQuantized.of_codes(scales, -mins, quantized.codes.flatten(1, 2)) if finite else None
     return quantized if isinstance(quantized, GroupQuantized) and quantized.four_bits else None
 
 

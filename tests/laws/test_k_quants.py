@@ -16,7 +16,7 @@ import torch
 from orthrus import quantization
 from orthrus.backends.interface import RowRule
 from orthrus.backends.invariance import find_row_rule
-from orthrus.backends.linears import Int8Linear
+from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native.linears import DequantLinear
 from orthrus.checkpoint import hub
@@ -132,14 +132,27 @@ def test_sources_whose_outputs_are_no_whole_panels_are_expanded_in_advance(fast)
 
 
 @pytest.mark.parametrize("kind", list(K_BYTES))
-def test_runs_in_int8_quantise_the_expanded_weights(fast, kind):
-    """Scales of K-quants are not those of the integer products: the weights are quantised again, as plain ones are."""
-    plain = Linear(256, 64, bias=False, dtype=torch.bfloat16, device=torch.device("cpu"))
-    rows = stored(kind, 64, 256)
+def test_runs_in_int8_multiply_the_codes_of_q4_k_and_quantise_the_others_again(fast, kind):
+    """Q4_K by Q4_1 with the same codes, whose scales are rounded; from Q5_K and Q6_K as from plain weights."""
+    weights = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    plain = Linear(512, 64, bias=False, dtype=torch.bfloat16, device=torch.device("cpu"))
+    rows = k_blocks.quantize(weights, Q[kind])
     plain.weight.copy_(values_of(kind, rows))
     plain.group_quantized = quantization.from_rows(kind, torch.from_numpy(rows))
-    *others, slow = (make() for make in fast.quantised(plain))
-    assert type(slow) is Int8Linear and all(isinstance(form, Int8Linear) for form in others)
+    own, slow = (make() for make in fast.quantised(plain))
+    assert type(slow) is (GroupedLinear if kind == "Q4_K" else Int8Linear) and isinstance(own, type(slow))
+    x = torch.randn(40, 512).bfloat16()
+    whole, expected = slow(x), plain(x)
+    assert (whole - expected).float().norm() < 0.02 * expected.float().norm()
+    for count in (1, 2, 7, 33):
+        assert torch.equal(own(x[:count]), whole[:count]), count
+
+
+def test_scales_that_fp16_cannot_hold_are_quantised_again():
+    raw = torch.from_numpy(stored("Q4_K", 32, 256))
+    raw[:, :2] = torch.tensor([60000.0]).half().view(torch.uint8)
+    quantized = quantization.from_rows("Q4_K", raw)
+    assert quantized.values().isfinite().all() and quantization.in_groups_of_four_bits(quantized) is None
 
 
 @pytest.fixture(scope="module", name="file")
