@@ -34,7 +34,7 @@ from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
-from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, in_groups_of_four_bits
+from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
 
 Kernel = Callable[..., Any] | None
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -83,7 +83,8 @@ class NativeKernels(TorchKernels):
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
         interleave = self._k_interleave(plain.shape[1])
-        if self._linear_dequant and plain.group_quantized is not None and self._divides(plain):
+        stored = plain.group_quantized
+        if self._linear_dequant and stored is not None and _in_panels(plain.shape, stored):
             yield partial(DequantLinear, plain, self._linear_dequant, interleave, self._arena)
         form = TiledLinear if plain.dtype == torch.bfloat16 else PanelLinear
         if self._linear and interleave and plain.shape[0] % form.outputs == 0:
@@ -93,11 +94,11 @@ class NativeKernels(TorchKernels):
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """Int8, or four bits for the view, where the processor has the instructions and the shape is a multiple of the
         panel. None on AMX for weights that are group-quantised already: reading a copy takes longer than it saves."""
-        on_tiles = self._k_interleave(plain.shape[1]) == PAIR
-        if not view and plain.group_quantized is not None and on_tiles and self._divides(plain):
+        stored, on_tiles = plain.group_quantized, self._k_interleave(plain.shape[1]) == PAIR
+        if not view and stored is not None and on_tiles and _in_panels(plain.shape, stored):
             return None
-        quantized = in_groups_of_four_bits(plain.group_quantized)
-        if view and plain.group_quantized is None and self._linear_w4a8 and self._divides(plain):
+        quantized = in_groups_of_four_bits(stored)
+        if view and stored is None and self._linear_w4a8 and _in_panels(plain.shape):
             quantized = GroupQuantized.rounded(plain.weight.detach())
         form = self._grouped(plain, quantized) or self._int8(plain)
         if form is None:
@@ -111,12 +112,6 @@ class NativeKernels(TorchKernels):
         own = {DequantLinear: self._linear_dequant, NativeInt8Linear: self._linear_int8}
         return self._linear_w4a8 if form is NativeGroupedLinear else own.get(form, self._linear)
 
-    @staticmethod
-    def _divides(plain: Linear) -> bool:
-        quantized, (outputs, inputs) = plain.group_quantized, plain.shape
-        parts = [part.outputs for part in quantized.parts] if isinstance(quantized, FusedQuantized) else [outputs]
-        return all(count % PANEL_OUTPUTS == 0 for count in parts) and inputs % GROUP == 0
-
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The product of `native.c` first, where the processor has it and the shape divides."""
         grouped = in_groups_of_four_bits(plain.group_quantized)
@@ -126,7 +121,7 @@ class NativeKernels(TorchKernels):
         yield from super().quantised(plain)
 
     def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
-        if self._linear_w4a8 is None or quantized is None or not self._divides(plain):
+        if self._linear_w4a8 is None or quantized is None or not _in_panels(plain.shape):
             return None
         return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._arena)
 
@@ -214,6 +209,13 @@ def _cache_of(keys_BGTE: Tensor, values_BGTE: Tensor) -> structs.KVCache:
     """One layer's cache, slots dense; the strides of both tensors are the same."""
     _, G, _, E = keys_BGTE.shape
     return structs.KVCache(keys_BGTE.data_ptr(), values_BGTE.data_ptr(), G, E, *keys_BGTE.stride()[:2])
+
+
+def _in_panels(shape: tuple[int, int], stored: Quantized | None = None) -> bool:
+    """Whether the outputs, those of every part, are whole panels, and the inputs whole groups."""
+    outputs, inputs = shape
+    parts = [part.outputs for part in stored.parts] if isinstance(stored, FusedQuantized) else [outputs]
+    return all(count % PANEL_OUTPUTS == 0 for count in parts) and inputs % GROUP == 0
 
 
 def _bound(function: Any, *takes: type, gives: type | None = None) -> Callable[..., Any]:
