@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
+from orthrus.config import DecodingConfig, SamplingParams
+from orthrus.decoding.engine import generate
 from orthrus.masks import attends, block_bias, causal_bias
 from orthrus.model import families
 from orthrus.runner.layout import Root
@@ -60,6 +62,23 @@ def test_ar_view_equals_transformers(family, overrides, tmp_path):
             tiny.ar(runner, prompt, runner.new_cache(1).window(0, 1)), expected, atol=1e-4, rtol=1e-4
         )
         assert tiny.oracle(runner, request).tokens == tokens[0, length:].tolist()
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_greedy_tokens_of_twenty_prompts_equal_those_of_transformers(family, tmp_path):
+    """The argmax of transformers over a whole text of ours is the text itself, so its own greedy text would be the
+    same. Every feature of the family is on, and windows are shorter than the prompts."""
+    peer = AutoModelForCausalLM.from_config(tiny.hf_config(family)).float().eval()
+    peer.save_pretrained(tmp_path)
+    runner = Runner.prepare(hub.load_decoder(str(tmp_path), torch.float32))
+    requests = [tiny.request(8 + 3 * n, new=16, seed=n, sampling=SamplingParams()) for n in range(20)]
+    steps = generate(runner, requests, DecodingConfig(cycle="ar", batch_size=10), tiny.LIMITS)
+    texts = {step.sequence.index: step.sequence.tokens for step in steps if step.sequence.finish_reason}
+    for number, request in enumerate(requests):
+        text = torch.tensor([[*request.prompt, *texts[number]]])
+        with torch.no_grad():
+            greedy = peer(text[:, :-1]).logits[0, len(request.prompt) - 1 :].argmax(-1)
+        assert texts[number] == greedy.tolist()
 
 
 @pytest.mark.parametrize("family", families.names())

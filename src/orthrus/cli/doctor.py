@@ -74,6 +74,7 @@ def _probes(model: Model) -> dict[str, Any]:
         "notice": runner.kernels.notice,
         "compiler": runner.kernels.details or None,
         "warnings": model.warnings,
+        "left to the reference": runner.kernels.lacking(runner.config),
         "kernels": {**kernels, "attention": attention},
     }
 
@@ -106,6 +107,8 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         )
         for note in filter(None, (part["notice"], part["compiler"])):
             console.print(note, style="yellow", markup=False)
+        for feature in part["left to the reference"]:
+            console.print(f"{feature}: the reference implementation runs", style="yellow", markup=False)
         verdict = (
             "output is bit-identical to plain decoding"
             if part["exact"]

@@ -38,6 +38,7 @@ def command(
 
 
 def _checkpoint(model: str, adapter: str | None) -> dict[str, Any]:
+    from orthrus.bench import features
     from orthrus.checkpoint import hub
 
     described = hub.describe(model, adapter)
@@ -55,6 +56,10 @@ def _checkpoint(model: str, adapter: str | None) -> dict[str, Any]:
         "backbone parameters": f"{(total - trained) / 1e6:.1f} M",
         "diffusion view": described.view,
     }
+    if config.features:
+        record["features"] = ", ".join(config.features)
+        for name, lacking in features.lacking(config).items():
+            record[f"reference runs in place of {name}"] = ", ".join(lacking) or "nothing"
     if decoder.diffusion is not None:
         diffusion = decoder.diffusion
         record |= {
