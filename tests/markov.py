@@ -11,58 +11,44 @@ import math
 import torch
 
 from orthrus.backends.torch import TorchKernels
-from orthrus.config import DiffusionConfig
+from orthrus.cache import KVCache
+from orthrus.config import DecoderConfig, DiffusionConfig, RopeConfig
 from orthrus.decoding.sequence import Sequence
+from orthrus.runner.runner import JointResult
 
 ROUNDING = 1e-6
 """The rounding error of an fp32 probability of 0 or 1."""
-
-
-class Cache:
-    """The part of a cache that the decoding loop uses: lengths."""
-
-    def __init__(self, slots):
-        self.lengths = [0] * slots
-
-    def reserve(self, positions):
-        pass
-
-    def window(self, start, stop):
-        del start, stop
-        return self
-
-    def commit(self, slot, length):
-        self.lengths[slot] = length
-
-    def move(self, source, target):
-        self.lengths[target] = self.lengths[source]
 
 
 class MarkovRunner:
     """A runner whose AR view follows a chain (weights of the next token, given the last one) and whose diffusion view
     follows a drafter (weights by the root and how many tokens after it)."""
 
-    device, max_rows, kernels = torch.device("cpu"), 512, TorchKernels()
+    device, max_rows, kernels, ragged, exact = torch.device("cpu"), 512, TorchKernels(), True, True
 
     def __init__(self, drafter, trained_rows, chain):
         self._drafter, self._chain = drafter, chain
         self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
 
-    def new_cache(self, slots):
-        return Cache(slots)
+    def new_cache(self, pages):
+        config = DecoderConfig("markov", 2, 2, 2, 1, 1, 1, 2, 1e-5, (RopeConfig((1.0,)),), 512)
+        return KVCache(config, pages, torch.float32, self.device)
 
-    def diffuse(self, roots, width, cache, *, rows):
-        del width, cache
+    def workspace_positions(self, drafts, blocks, width):
+        return 1 + drafts + blocks * width
+
+    def diffuse(self, roots, width, tables, *, rows):
+        del width, tables
         drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
         return torch.stack([torch.stack(block) for block in drawn])
 
-    def ar_and_diffuse(self, rows, block_roots, width, cache, *, logit_rows=None, eager_logits=False):
+    def ar_and_diffuse(self, rows, block_roots, width, tables, *, logit_rows, eager_logits=False):
         """The hidden states of a block are its logits, with `eager_logits` and without."""
         del eager_logits
-        inputs = [own if logit_rows is None else [own[row] for row in logit_rows] for own in rows]
+        inputs = [[own[row] for row in asked] for own, asked in zip(rows, logit_rows, strict=True)]
         roots = [[own[row] for row in chosen] for own, chosen in zip(rows, block_roots, strict=True)]
         logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in inputs]
-        return logits, [self.diffuse(own, width, cache, rows=width) if own else None for own in roots]
+        return JointResult(logits, [self.diffuse(own, width, tables, rows=width) if own else None for own in roots])
 
     def draft_logits(self, hidden):
         return hidden

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import export, published
 from orthrus.checkpoint.hub import copy_projections
-from orthrus.config import DiffusionConfig, SamplingParams, StopConditions
+from orthrus.config import PAGE, DiffusionConfig, SamplingParams, StopConditions
+from orthrus.decoding import cycle, cycles
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.cost_model import CostModel
@@ -123,10 +124,36 @@ def runner(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native
     return Runner.prepare(made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision"))
 
 
-def ar(made, tokens, window, rows=None):
+def ar(made, tokens, tables, rows=None):
     """Logits [B, R, V] of an AR pass over tokens [B, R], a tensor or lists of one length."""
     lists = tokens.tolist() if isinstance(tokens, torch.Tensor) else [list(own) for own in tokens]
-    return torch.stack(made.ar(lists, window, logit_rows=rows))
+    return torch.stack(made.ar(lists, tables, logit_rows=rows))
+
+
+def cached(table):
+    """The cached keys and values of a sequence, each [L, G, T, E]."""
+    slots = table.slots(0, table.length)
+    return table.cache.keys[:, :, slots], table.cache.values[:, :, slots]
+
+
+def in_pages(stored_BGTE, tables_BP):
+    """Keys or values of sequences as a cache holds them in these pages: [G, S, E]; other pages hold ones."""
+    _, G, _, E = stored_BGTE.shape
+    cache = torch.ones(G, int(tables_BP.max()) + 1, PAGE, E, dtype=stored_BGTE.dtype)
+    cache[:, tables_BP.flatten()] = stored_BGTE.transpose(0, 1).reshape(G, -1, PAGE, E)
+    return cache.flatten(1, 2)
+
+
+def prefill(made, sequence, rule, width=0):
+    """Prefill a sequence in a cache of its own, and append its first token."""
+    sequence.begin(*made.new_tables())
+    while not sequence.tokens:
+        cycle.run(made, [cycle.prefill_job(sequence, made.max_rows, width)], rule)
+
+
+def decode(made, name, sequence, drafting, rule):
+    """One pass of a cycle over a sequence that decodes."""
+    return cycle.run(made, cycle.decoding_jobs(cycles.load(name), made, [sequence], drafting, rule), rule)
 
 
 COSTS = {
@@ -181,8 +208,8 @@ def scripted(quality, continuations, seed=0):
     a list with one entry per sequence."""
     rng, quality_of = random.Random(seed), _quality_of(quality)
 
-    def draft_pass(runner, window, batch, width, rule, wanted):
-        del window, rule
+    def draft_pass(runner, batch, width, rule, wanted):
+        del rule
         vocab, drafts = runner.config.vocab_size, []
         for sequence, wants in zip(batch, wanted, strict=True):
             tokens = []
@@ -247,6 +274,9 @@ class RandomPlanner:
             PassPlan(draft, count, own, width, "auto", drafting_rows=rows)
             for draft, count, own, rows in zip(drafts, offered, blocks, drafting_rows, strict=True)
         ]
+
+    def forget(self, sequence):
+        pass
 
     def learn(self, batch, plans, kept):
         pass

@@ -13,7 +13,8 @@ import torch
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
-from orthrus.decoding.engine import Step, generate
+from orthrus.decoding.cycle import Step
+from orthrus.decoding.engine import generate
 from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence

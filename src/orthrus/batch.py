@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from orthrus.cache import CacheWindow
+from orthrus.cache import KVCache
 
 ViewName = Literal["ar", "diffusion"]
 
@@ -24,8 +24,8 @@ ViewName = Literal["ar", "diffusion"]
 class Segment(NamedTuple):
     """Consecutive rows of one sequence: its AR rows, or the rows of one draft block.
 
-    Besides the first `kv_lens` keys of the sequence, every row of the segment attends to the cache slots `own_start` to
-    `own_stop` (a block's own keys; empty for AR rows).
+    Besides the first `kv_lens` keys of the sequence, every row of the segment attends to the keys at the places
+    `own_start` to `own_stop` of the sequence (a block's own keys; empty for AR rows). These lie in one page.
     """
 
     first_row: int
@@ -40,16 +40,16 @@ class ViewRows:
     """The rows of one view, in ascending order of position within each segment.
 
     tokens: one per row, then padding up to the multiple that the linear maps need. Per row without padding: its
-    position, its sequence, the cache slot of its key, its row in the rectangle of queries, and `kv_lens`: how many of
-    the first keys of its sequence it attends to. query_shape: sequences and rows of that rectangle.
+    position, the cache slot of its key, its row in the rectangle of queries, and `kv_lens`: how many of the first keys
+    of its sequence it attends to. query_shape: sequences and rows of that rectangle.
 
-    The slot of an AR row is its position. Blocks that share a pass with AR rows write their keys after those rows.
+    The place of an AR row in its sequence is its position. Blocks that share a pass with AR rows write their keys after
+    those rows.
     """
 
     view: ViewName
     tokens: list[int]
     positions: list[int]
-    sequences: list[int]
     slots: list[int]
     query_rows: list[int]
     query_shape: tuple[int, int]
@@ -63,9 +63,9 @@ class ViewRows:
 
     @property
     def integers(self) -> list[list[int]]:
-        """All values that differ between passes of one shape: tokens, slot mapping [3 N], positions, segments [5 S],
+        """All values that differ between passes of one shape: tokens, slot mapping [2 N], positions, segments [5 S],
         kv_lens."""
-        mapping = [*self.query_rows, *self.sequences, *self.slots]
+        mapping = [*self.query_rows, *self.slots]
         return [self.tokens, mapping, self.positions, [*chain(*self.segments)], self.kv_lens]
 
     @property
@@ -77,15 +77,16 @@ class ViewRows:
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """One forward pass over the sequences of a cache window.
+    """One forward pass over the sequences of a batch.
 
-    span: keys that attention reads per sequence, rounded to the multiple under which bits hold. logit_rows: rows whose
-    final hidden states are returned, numbered over the rows of all views, padding included; logits are computed for the
-    first `num_logits` of them.
+    block_tables: the pages of each sequence, padded with page 0 to one length. span: keys that attention reads per
+    sequence, rounded to the multiple under which bits hold. logit_rows: rows whose final hidden states are returned,
+    numbered over the rows of all views, padding included; logits are computed for the first `num_logits` of them.
     """
 
     views: Sequence[ViewRows]
-    cache: CacheWindow
+    cache: KVCache
+    block_tables: list[list[int]]
     span: int
     logit_rows: list[int]
     num_logits: int
@@ -97,20 +98,24 @@ class ForwardBatch:
 
     @property
     def integers(self) -> list[list[int]]:
-        """All values that differ between passes of one shape: those of each view, then `logit_rows`."""
-        return [*chain.from_iterable(rows.integers for rows in self.views), self.logit_rows]
+        """All values that differ between passes of one shape: those of each view, `block_tables`, `logit_rows`."""
+        return [
+            *chain.from_iterable(rows.integers for rows in self.views),
+            [*chain(*self.block_tables)],
+            self.logit_rows,
+        ]
 
 
 @dataclass(frozen=True)
 class SlotMapping:
     """Where the rows of a view go, on the device.
 
-    table_3N: the row of the rectangle of queries, the sequence, and the cache slot of each row. The linear maps may
-    have more rows than N: padding, which is written nowhere. Rows of the rectangle [B, A] that no row maps to are zero.
-    cos and signed sin are [N, 1, E], fp32. The q and k norms multiply by their weight plus `norm_offset`.
+    table_2N: the row of the rectangle of queries, and the cache slot of each row. The linear maps may have more rows
+    than N: padding, which is written nowhere. Rows of the rectangle [B, A] that no row maps to are zero. cos and signed
+    sin are [N, 1, E], fp32. The q and k norms multiply by their weight plus `norm_offset`.
     """
 
-    table_3N: Tensor
+    table_2N: Tensor
     cos: Tensor
     sin: Tensor
     query_shape: tuple[int, int]
@@ -120,13 +125,13 @@ class SlotMapping:
     @property
     def full(self) -> bool:
         """Whether every row of the rectangle has a row mapped to it."""
-        return self.table_3N.shape[1] == self.query_shape[0] * self.query_shape[1]
+        return self.table_2N.shape[1] == self.query_shape[0] * self.query_shape[1]
 
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Ragged attention metadata of a view on the device: segments [S, 5] (see `Segment`), kv_lens [N], and the number
-    of rows in the longest segment.
+    """Ragged attention metadata of a view on the device: segments [S, 5] (see `Segment`), kv_lens [N], block_tables
+    [B, pages], and the number of rows in the longest segment.
 
     kv_starts [N]: where the keys of a row begin, in a layer with a sliding window. It does not concern the own keys of
     a block. scale, soft_cap: see `DecoderConfig`. None stands for no window, 1 / sqrt(E) and no cap.
@@ -134,6 +139,7 @@ class AttentionMetadata:
 
     segments: Tensor
     kv_lens: Tensor
+    block_tables: Tensor
     max_segment_rows: int
     kv_starts: Tensor | None = None
     scale: float | None = None

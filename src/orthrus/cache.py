@@ -1,86 +1,198 @@
-"""The key/value cache that both views share: preallocated slots with one length per slot.
+"""The paged key/value cache that both views share.
 
-The cache of a slot is its first `lengths[slot]` positions. The positions after them are workspace: a pass writes the
-keys of its rows there, and `commit` sets how many of them become cache. A rollback is a `commit` with a smaller length.
-A diffusion pass writes its block into the workspace and commits nothing: it leaves the cache untouched, and attention
-reads one buffer. `commit` may therefore shorten a slot, or extend it over rows that an AR pass has just written.
+Keys and values live in pages of `PAGE` positions. Attention splits its keys at multiples of `PAGE`, so that where a
+page lies cannot change a bit. A sequence has a `BlockTable`: its pages in order, and its length. Its cache is the first
+`length` positions; the positions after them are workspace: a pass writes the keys of its rows there, and `commit` sets
+how many of them become cache. A rollback is a `commit` with a smaller length. A diffusion pass writes its block into
+the workspace and commits nothing.
+
+Growing a sequence takes pages and copies nothing. Sequences share a prefix by sharing its pages, which are counted. A
+page that others hold too is copied before it is written (copy on write).
+
+On a CPU the memory of a page is taken when it is first written, so a cache may be larger than what is ever used of it.
 """
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from math import prod
+
 import torch
 from torch import Tensor
 
-from orthrus.config import KEY_BLOCK, DecoderConfig
+from orthrus.config import PAGE, DecoderConfig
+from orthrus.prefix_index import PrefixIndex
+
+
+class OutOfPagesError(Exception):
+    """All pages of the cache are in use."""
+
+
+def pages_for(positions: int) -> int:
+    """The number of pages that hold `positions` positions."""
+    return -(-positions // PAGE)
 
 
 class KVCache:
-    """K and V of `slots` sequences, each [L, B, G, T, E], T grown in multiples of 512 positions."""
+    """K and V of all sequences, each [L, G, S, E] with S = pages * PAGE slots.
 
-    def __init__(self, config: DecoderConfig, slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.layers, slots, config.kv_heads, 0, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = [0] * slots
+    prefixes: the pages of earlier sequences, kept for prompts that start with the same tokens. They are given up, least
+    recently used first, when no other page is free.
+    """
+
+    def __init__(self, config: DecoderConfig, pages: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (config.layers, config.kv_heads, pages * PAGE, config.head_dim)
+        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        self.pages, self.page_bytes = pages, page_bytes(config, dtype)
+        self.prefixes = PrefixIndex(self)
+        self._free = list(range(pages))  # a heap: the lowest page first, so that a single sequence lies in one piece
+        self._holders = [0] * pages
+        self._indexed = [False] * pages
+        self._idle = 0
 
     @property
-    def capacity(self) -> int:
-        """Positions allocated per slot."""
-        return self.keys.shape[3]
+    def pages_in_use(self) -> int:
+        """Pages that sequences hold. Those that only the prefix index holds do not count: it gives them up."""
+        return self.pages - len(self._free) - self._idle
 
     @property
-    def bytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+    def available_pages(self) -> int:
+        """Pages that can be taken: free ones, and those that the prefix index would give up."""
+        return len(self._free) + self._idle
+
+    def holders(self, page: int) -> int:
+        """How many sequences hold a page; the prefix index counts as one."""
+        return self._holders[page]
+
+    def take(self) -> int:
+        """A free page. Raises OutOfPagesError if there is none, even after the prefix index has given up its own."""
+        while not self._free:
+            if not self.prefixes.evict():
+                raise OutOfPagesError
+        page = heappop(self._free)
+        self._holders[page] = 1
+        return page
+
+    def share(self, page: int) -> None:
+        """Count one more holder of a page."""
+        self._idle -= self._is_idle(page)
+        self._holders[page] += 1
+
+    def release(self, page: int) -> None:
+        """Count one holder less; without holders the page is free."""
+        self._holders[page] -= 1
+        self._idle += self._is_idle(page)
+        if self._holders[page] == 0:
+            heappush(self._free, page)
+
+    def index(self, page: int) -> None:
+        """Let the prefix index hold a page that a sequence holds."""
+        self.share(page)
+        self._indexed[page] = True
+
+    def unindex(self, page: int) -> None:
+        """Let the prefix index give up a page."""
+        self._idle -= self._is_idle(page)
+        self._indexed[page] = False
+        self.release(page)
+
+    def _is_idle(self, page: int) -> bool:
+        """Whether only the prefix index holds a page."""
+        return self._indexed[page] and self._holders[page] == 1
 
     @torch.inference_mode()
-    def reserve(self, positions: int) -> None:
-        """Allocate at least `positions` positions in every slot. New memory is zero: a masked key must not be NaN."""
-        missing = -(-positions // KEY_BLOCK) * KEY_BLOCK - self.capacity
-        if missing > 0:
-            shape = (*self.keys.shape[:3], missing, self.keys.shape[4])
-            self.keys = torch.cat((self.keys, self.keys.new_zeros(shape)), dim=3)
-            self.values = torch.cat((self.values, self.values.new_zeros(shape)), dim=3)
-
-    def window(self, start: int, stop: int) -> CacheWindow:
-        """The slots `start` to `stop`, for one pass."""
-        return CacheWindow(self, start, stop)
-
-    def commit(self, slot: int, length: int) -> None:
-        """Set the length of a slot: positions up to it are cache, positions after it are workspace."""
-        assert 0 <= length <= self.capacity, (length, self.capacity)
-        self.lengths[slot] = length
+    def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy the keys and values of single slots, all read before the first is written."""
+        for stored in (self.keys, self.values):
+            stored[:, :, targets] = stored[:, :, sources]
 
     @torch.inference_mode()
-    def move(self, source: int, target: int) -> None:
-        """Copy one slot over another, so that active sequences stay in the first slots."""
-        length = self.lengths[source]
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
-        self.lengths[target] = length
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the keys and values of a page."""
+        for stored in (self.keys, self.values):
+            paged = stored.unflatten(2, (self.pages, PAGE))
+            paged[:, :, target] = paged[:, :, source]
 
 
-class CacheWindow:
-    """The slots `start` to `stop` of a cache, for one pass over B = stop - start sequences."""
+class BlockTable:
+    """The pages of one sequence, and its length: how many of its positions are cached."""
 
-    def __init__(self, cache: KVCache, start: int, stop: int) -> None:
-        self._cache, self._slots = cache, slice(start, stop)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Cached positions of each sequence."""
-        return self._cache.lengths[self._slots]
-
-    @property
-    def storage(self) -> tuple[Tensor, Tensor]:
-        """K and V [L, B, G, T, E] as they are stored, workspace included."""
-        return self._cache.keys[:, self._slots], self._cache.values[:, self._slots]
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.pages: list[int] = []
+        self.length = 0
 
     def reserve(self, positions: int) -> None:
-        """Allocate at least `positions` positions in every slot of the cache."""
-        self._cache.reserve(positions)
+        """Hold pages for `positions` positions, the ones after the cached length for itself alone.
 
-    def layers(self, span: int) -> list[tuple[Tensor, Tensor]]:
-        """K and V [B, G, span, E] of every layer, in place: the first `span` positions, cache and workspace."""
-        parts = (stored[:, self._slots, :, :span].unbind(0) for stored in (self._cache.keys, self._cache.values))
-        return list(zip(*parts, strict=True))
+        Raises OutOfPagesError where they cannot be had; the table then holds the pages that it got so far.
+        """
+        for index in range(self.length // PAGE, len(self.pages)):
+            page = self.pages[index]
+            if self.cache.holders(page) > 1:
+                self.pages[index] = own = self.cache.take()
+                if index * PAGE < self.length:
+                    self.cache.copy_page(page, own)
+                self.cache.release(page)
+        while len(self.pages) * PAGE < positions:
+            self.pages.append(self.cache.take())
+
+    def pages_missing(self, positions: int) -> int:
+        """How many pages `reserve` would take."""
+        written = self.pages[self.length // PAGE :]
+        shared = sum(self.cache.holders(page) > 1 for page in written)
+        return max(0, pages_for(positions) - len(self.pages)) + shared
+
+    def slots(self, start: int, stop: int) -> list[int]:
+        """The slots of the positions `start` to `stop` in the cache."""
+        slots: list[int] = []
+        while start < stop:
+            end = min(stop, (start // PAGE + 1) * PAGE)
+            offset = (self.pages[start // PAGE] - start // PAGE) * PAGE
+            slots += range(start + offset, end + offset)
+            start = end
+        return slots
+
+    def commit(self, length: int) -> None:
+        """Set the length: positions up to it are cache, positions after it are workspace."""
+        assert 0 <= length <= len(self.pages) * PAGE, (length, len(self.pages))
+        self.length = length
+
+    def commit_path(self, rows: Sequence[int]) -> None:
+        """Commit the given rows of the last pass, ascending, and no others: keys and values move to where they belong.
+
+        Row r was written r positions after the cached ones.
+        """
+        at, stop = self.length, self.length + len(rows)
+        if list(rows) != list(range(len(rows))):
+            written = self.slots(at, at + rows[-1] + 1)
+            self.cache.copy_slots([written[row] for row in rows], self.slots(at, stop))
+        self.length = stop
+
+    def adopt(self, pages: Sequence[int], length: int) -> None:
+        """Share the pages of a prefix of `length` positions. Only an empty table can."""
+        assert not self.pages
+        for page in pages:
+            self.cache.share(page)
+        self.pages, self.length = list(pages), length
+
+    def free(self) -> None:
+        """Give up all pages."""
+        for page in self.pages:
+            self.cache.release(page)
+        self.pages, self.length = [], 0
+
+
+def page_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """The bytes of keys and values of one page."""
+    return 2 * config.layers * config.kv_heads * PAGE * config.head_dim * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, as a masked key must not be NaN. On a CPU the system provides them when they are first touched."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)

@@ -13,6 +13,8 @@ MAX_SEED = 2**64
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: logits divided by them exceed the precision of float32."""
 MAX_BIAS = 1e6
+PAGE = 256
+"""Positions per page of the cache. Attention splits its keys at multiples of it, or of a multiple of it."""
 KEY_BLOCK = 512
 """Keys are allocated and attended to in chunks of this size; a fully masked chunk does not change the result."""
 
@@ -161,8 +163,8 @@ class DiffusionConfig:
     trained_rows: int
 
     def __post_init__(self) -> None:
-        if self.block_size < 2:
-            raise ValueError(f"block_size must be at least 2 (a root and one mask), not {self.block_size}")
+        if not 2 <= self.block_size <= PAGE:
+            raise ValueError(f"block_size must lie in 2 (a root and one mask) to {PAGE}, not {self.block_size}")
         if not 1 <= self.trained_rows <= self.block_size:
             raise ValueError(f"trained_rows must lie in 1..block_size = {self.block_size}, not {self.trained_rows}")
         if self.mask_token_id < 0:
@@ -245,7 +247,8 @@ class StopConditions:
 class DecodingConfig:
     """The cycle, its verification rule, and `width`, the rows per diffusion block (None: the block size).
 
-    `candidates` limits the number of blocks of a one-pass cycle (None: one per possible accept count).
+    `candidates` limits the number of blocks of a one-pass cycle (None: one per possible accept count). `batch_size` is
+    the most sequences in a pass, `row_budget` the most rows while prompts are prefilled beside decoding sequences.
     """
 
     cycle: str = "auto"
@@ -253,10 +256,13 @@ class DecodingConfig:
     width: int | None = None
     candidates: int | None = None
     batch_size: int = 1
+    row_budget: int = 256
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.row_budget < 1:
+            raise ValueError(f"row_budget must be at least 1, not {self.row_budget}")
         if self.width is not None and self.width < 2:
             raise ValueError(f"width must be at least 2 (a root and one mask), not {self.width}")
         if self.candidates is not None and (self.candidates < 1 or self.cycle != "one-pass"):

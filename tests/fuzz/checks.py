@@ -109,8 +109,7 @@ def _script(patches, quality, truths):
     for name in ("two_pass", "auto"):
         module = importlib.import_module(f"orthrus.decoding.cycles.{name}")
         patches.enter_context(mock.patch.object(module, "draft_pass", tiny.scripted(quality, truths)))
-    for user in (cycle_module, generate_module):
-        patches.enter_context(mock.patch.object(user, "drafts_from_blocks", tiny.scripted_ahead(quality, truths)))
+    patches.enter_context(mock.patch.object(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths)))
 
 
 def _judge(runner, case, job, answer, truths, findings):

@@ -10,9 +10,8 @@ import torch
 
 from orthrus.bench.memory import PeakBytes
 from orthrus.config import DecodingConfig, SamplingParams
-from orthrus.decoding import cycle, cycles
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.engine import generate, prefill
+from orthrus.decoding.engine import generate
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Sequence
@@ -22,44 +21,38 @@ pytestmark = pytest.mark.parametrize("family", families.names())
 
 
 def prefilled(runner, tokens, pieces=(), slots=1, slot=0):
-    cache = runner.new_cache(slots)
+    cache = runner.new_tables(slots)
     rest = torch.tensor([tokens])
     for size in (*pieces, rest.shape[1]):
         piece, rest = rest[:, :size], rest[:, size:]
         if piece.shape[1]:
-            tiny.ar(runner, piece, cache.window(slot, slot + 1), rows=[])
-            cache.commit(slot, cache.lengths[slot] + piece.shape[1])
+            tiny.ar(runner, piece, cache[slot : slot + 1], rows=[])
+            cache[slot].commit(cache[slot].length + piece.shape[1])
     return cache
-
-
-def committed(cache, slot=0):
-    length = cache.lengths[slot]
-    return cache.keys[:, slot, :, :length].clone(), cache.values[:, slot, :, :length].clone()
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_diffuse_leaves_the_cache_untouched(family, dtype):
     runner = tiny.runner(family, dtype)
     cache = prefilled(runner, tiny.request(70).prompt)
-    before, lengths = committed(cache), list(cache.lengths)
-    runner.diffuse([5], 8, cache.window(0, 1), rows=7)
-    assert cache.lengths == lengths
-    assert all(torch.equal(a, b) for a, b in zip(before, committed(cache), strict=True))
+    before, length = tiny.cached(cache[0]), cache[0].length
+    runner.diffuse([5], 8, cache, rows=7)
+    assert cache[0].length == length
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny.cached(cache[0]), strict=True))
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_a_committed_cache_equals_a_fresh_prefill_in_any_chunking(family, dtype):
     runner, request = tiny.runner(family, dtype), tiny.request(530, new=40)
     sequence = Sequence(0, request, tiny.LIMITS)
-    cache = runner.new_cache(1)
-    prefill(runner, cache, sequence, 0, exact)
+    tiny.prefill(runner, sequence, exact)
     while sequence.finish_reason is None:
-        cycle.run(cycles.load("two-pass"), runner, cache, [sequence], Drafting(8), exact)
+        tiny.decode(runner, "two-pass", sequence, Drafting(8), exact)
     tokens = (*request.prompt, *sequence.tokens[:-1])
-    assert cache.lengths[0] == len(tokens)
+    assert sequence.table.length == len(tokens)
     for pieces in ((), (1, 2, 3, 500), (512,), (37,) * 10):
         fresh = prefilled(runner, tokens, pieces)
-        for kept, recomputed in zip(committed(cache), committed(fresh), strict=True):
+        for kept, recomputed in zip(tiny.cached(sequence.table), tiny.cached(fresh[0]), strict=True):
             assert torch.equal(kept, recomputed), f"pieces {pieces}"
 
 
@@ -103,7 +96,7 @@ def test_two_pass_cycles_equal_their_replay(family, temperature):
     position, replayed = len(request.prompt), []
     while position < len(text) - 1:
         cache = prefilled(runner, text[:position])
-        logits = runner.diffuse([text[position]], 8, cache.window(0, 1), rows=7)[0]
+        logits = runner.diffuse([text[position]], 8, cache, rows=7)[0]
         if temperature:
             shared = [noise.gumbel(position + 1 + row, tiny.VOCAB) for row in range(7)]
             logits = logits / temperature + torch.stack(shared)
@@ -125,7 +118,7 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
     length, root, replayed = len(request.prompt) + 1, len(request.prompt) - 1, []
     while length < len(text):
         cache = prefilled(runner, text[:root])
-        logits = runner.diffuse([text[root]], 8, cache.window(0, 1), rows=7)[0][length - 1 - root :]
+        logits = runner.diffuse([text[root]], 8, cache, rows=7)[0][length - 1 - root :]
         if temperature:
             shared = [noise.gumbel(length + row, tiny.VOCAB) for row in range(len(logits))]
             logits = logits / temperature + torch.stack(shared)
@@ -145,11 +138,10 @@ def test_extra_memory_of_drafting_does_not_grow_with_context(family):
         peaks = {}
         for name in ("ar", "two-pass", "one-pass"):
             sequence = Sequence(0, tiny.request(context, new=50), tiny.LIMITS)
-            cache = runner.new_cache(1)
-            prefill(runner, cache, sequence, 0, exact, 8 if name == "one-pass" else 0)
+            tiny.prefill(runner, sequence, exact, 8 if name == "one-pass" else 0)
             with PeakBytes() as counted:
-                cycle.run(cycles.load(name), runner, cache, [sequence], Drafting(8), exact)
-            peaks[name] = counted.peak + cache.bytes
+                tiny.decode(runner, name, sequence, Drafting(8), exact)
+            peaks[name] = counted.peak + len(sequence.table.pages) * sequence.table.cache.page_bytes
         extra[context] = [peaks[name] - peaks["ar"] for name in ("two-pass", "one-pass")]
     assert extra[612] == extra[1636]
     assert min(extra[612]) > 0

@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case.values())))
 
 
-cycle_module, generate_module = (importlib.import_module(f"orthrus.decoding.{name}") for name in ("cycle", "engine"))
+cycle_module = importlib.import_module("orthrus.decoding.cycle")
 
 
 def script(monkeypatch, quality, truths):
@@ -65,8 +65,7 @@ def script(monkeypatch, quality, truths):
     for name in ("two_pass", "auto"):
         module = importlib.import_module(f"orthrus.decoding.cycles.{name}")
         monkeypatch.setattr(module, "draft_pass", tiny.scripted(quality, truths))
-    for user in (cycle_module, generate_module):
-        monkeypatch.setattr(user, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
+    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
 
 
 def run(runner, requests, case, monkeypatch, truths):
@@ -106,11 +105,11 @@ def test_every_cycle_equals_the_oracle(case, monkeypatch):
 def test_logits_of_verified_rows_equal_plain_decoding_bit_for_bit(family, dtype, kernels):
     runner, request = tiny.runner(family, dtype, 32, kernels=kernels), tiny.request(length=500, new=31)
     truth = tiny.oracle(runner, request, logits=True)
-    cache = runner.new_cache(1)
+    cache = runner.new_tables()
     prompt = torch.tensor([request.prompt])
-    tiny.ar(runner, prompt, cache.window(0, 1), rows=[0])
-    cache.commit(0, prompt.shape[1])
-    rows = tiny.ar(runner, torch.tensor([truth.tokens[:-1]]), cache.window(0, 1))[0]
+    tiny.ar(runner, prompt, cache, rows=[0])
+    cache[0].commit(prompt.shape[1])
+    rows = tiny.ar(runner, torch.tensor([truth.tokens[:-1]]), cache)[0]
     assert torch.equal(rows, truth.logits_NV[1:])
 
 

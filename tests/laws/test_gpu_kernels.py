@@ -65,11 +65,11 @@ def test_rope_and_cache_write_equal_the_reference(precision, with_norms):
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     angles = torch.rand(N, 1, E // 2)
     cos, sin = torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)
-    table = torch.tensor([[0, 2, 3, 4, 7], [0, 0, 1, 1, 1], [9, 4, 0, 1, 30]])
+    table = torch.tensor([[0, 2, 3, 4, 7], [9, 4, 32, 33, 62]])
     mapping = SlotMapping(table, cos, sin, (2, 4), 1e-6)
     outcomes = []
     for kernels in (TRITON, REFERENCE):
-        keys, cached_values = (torch.zeros(3, 2, G, 32, E, dtype=qkv.dtype)[1] for _ in range(2))  # a layer of a cache
+        keys, cached_values = (torch.zeros(2, G, 64, E, dtype=qkv.dtype)[1] for _ in range(2))  # a layer of a cache
         outcomes.append((kernels.rope_and_cache_write(qkv, norms, mapping, keys, cached_values), keys, cached_values))
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCES[precision])
@@ -79,14 +79,13 @@ def test_rope_and_cache_write_equal_the_reference(precision, with_norms):
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "rows"), [(4, 2, 16, 5), (9, 3, 64, 12), (2, 2, 32, 70)])
 def test_ragged_attention_equals_dense_attention(dtype, heads, kv_heads, size, rows):
     """AR rows of two sequences and one block. The last case has too many rows to split its chunks over programs."""
-    T = 640
+    T, tables = 768, torch.tensor([[4, 0, 5], [2, 6, 1]])
     q = torch.randn(rows + 6, heads, size).to(dtype)
     keys, cached_values = (torch.randn(2, kv_heads, T, size).to(dtype) for _ in range(2))
     segments = [[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]
     kv_lens = [*range(300 + rows, 300, -1), 2, 1, *[517] * 4]
-    output = TRITON.attend(
-        q, keys, cached_values, AttentionMetadata(torch.tensor(segments), torch.tensor(kv_lens), rows)
-    )
+    paged = [tiny.in_pages(stored, tables) for stored in (keys, cached_values)]
+    output = TRITON.attend(q, *paged, AttentionMetadata(torch.tensor(segments), torch.tensor(kv_lens), tables, rows))
     attended = torch.arange(T)[None] < torch.tensor(kv_lens)[:, None]
     attended[rows + 2 :, 600:604] = True
     sequences = torch.tensor([0] * rows + [1] * 6)
@@ -102,9 +101,8 @@ def test_ragged_attention_equals_dense_attention(dtype, heads, kv_heads, size, r
     )
     alone = TRITON.attend(
         q[rows + 2 :],
-        keys,
-        cached_values,
-        AttentionMetadata(torch.tensor([[0, 4, 1, 600, 604]]), torch.tensor([517] * 4), 4),
+        *paged,
+        AttentionMetadata(torch.tensor([[0, 4, 1, 600, 604]]), torch.tensor([517] * 4), tables, 4),
     )
     assert torch.equal(alone, output[rows + 2 :])
 
@@ -120,13 +118,14 @@ def test_a_pass_of_both_views_equals_the_reference():
             AttentionChoice(masked(TRITON), rule, 64, single_row=True, ragged=True),
         )
         runner = Runner(decoder) if kernels is None else Runner(decoder, TRITON, attention)
-        cache = runner.new_cache(2)
-        cache.reserve(64)
+        tables = runner.new_tables(2, 64)
         generator = torch.Generator().manual_seed(0)
-        for stored in (cache.keys, cache.values):
-            stored[:, :, :, :20] = torch.randn(stored[:, :, :, :20].shape, generator=generator)
-        cache.commit(0, 20)
-        cache.commit(1, 3)
-        outcomes.append(runner.ar_and_diffuse(rows, [(0, 2), (0,)], 3, cache.window(0, 2)))
+        for table, length in zip(tables, (20, 3), strict=True):
+            table.reserve(64)
+            table.commit(length)
+            for stored in (table.cache.keys, table.cache.values):
+                slots = table.slots(0, length)
+                stored[:, :, slots] = torch.randn(stored[:, :, slots].shape, generator=generator)
+        outcomes.append(runner.ar_and_diffuse(rows, [(0, 2), (0,)], 3, tables))
     for ours, theirs in zip(*(logits + blocks for logits, blocks in outcomes), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

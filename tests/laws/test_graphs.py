@@ -60,38 +60,34 @@ def test_every_cycle_equals_the_oracle(family, dtype):
 
 def test_a_replay_does_not_overwrite_earlier_results():
     runner, capture = capturing("qwen3")
-    cache = runner.new_cache(1)
-    logits = [tiny.ar(runner, torch.tensor([[token]]), cache.window(0, 1)) for token in (3, 4, 5, 3)]
+    cache = runner.new_tables()
+    logits = [tiny.ar(runner, torch.tensor([[token]]), cache) for token in (3, 4, 5, 3)]
     assert capture.replayed == 3
     assert torch.equal(logits[0], logits[3])
     assert not torch.equal(logits[1], logits[2])
 
 
-def test_passes_are_captured_again_after_a_cache_has_grown():
+def test_graphs_survive_growth_within_a_power_of_two_of_pages():
     runner, capture = capturing("qwen3")
-    for length in (100, 700):
-        cache = runner.new_cache(1)
-        tiny.ar(runner, torch.tensor([tiny.request(length).prompt]), cache.window(0, 1), rows=[])
-        cache.commit(0, length)
-        logits = [
-            tiny.ar(runner, torch.tensor([[7]]), cache.window(0, 1)) for _ in range(3)
-        ]  # eager, captured, replayed
+    (table,) = tables = runner.new_tables()
+    for length, captured in ((100, 1), (210, 1), (600, 2), (900, 2)):
+        tiny.ar(runner, [tiny.request(length - table.length).prompt], tables, rows=[])
+        table.commit(length)
+        logits = [tiny.ar(runner, [[7]], tables) for _ in range(3)]  # eager or replayed, captured, replayed
         assert torch.equal(logits[0], logits[1])
         assert torch.equal(logits[0], logits[2])
-    assert capture.captured == 2
+        assert capture.captured == captured
 
 
 def test_long_passes_run_eagerly_and_old_graphs_are_evicted(monkeypatch):
     runner, capture = capturing("qwen3")
-    cache = runner.new_cache(1)
-    cache.reserve(400)
+    tables = runner.new_tables()
+    tables[0].reserve(400)
     for _ in range(3):
-        tiny.ar(
-            runner, torch.tensor([tiny.request(cuda_graphs.MAX_GRAPH_ROWS + 1).prompt]), cache.window(0, 1), rows=[]
-        )
+        tiny.ar(runner, [tiny.request(cuda_graphs.MAX_GRAPH_ROWS + 1).prompt], tables, rows=[])
     assert capture.captured == 0
     monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     for rows in (1, 2, 3, 1):
         for _ in range(2):
-            tiny.ar(runner, torch.tensor([[5] * rows]), cache.window(0, 1))
+            tiny.ar(runner, torch.tensor([[5] * rows]), tables)
     assert capture.captured == 4

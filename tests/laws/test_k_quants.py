@@ -194,11 +194,11 @@ def test_a_whole_pass_has_the_bits_of_expanded_weights(fast, file, tiles):
         assert native_runner.supported(packed.decoder, packed.kernels, packed.attention)
         logits = []
         for runner in (packed, packed.eager(), expanded):
-            cache = runner.new_cache(1)
-            pieces = [tiny.ar(runner, torch.arange(40)[None], cache.window(0, 1))]
-            cache.commit(0, 40)
+            tables = runner.new_tables()
+            pieces = [tiny.ar(runner, torch.arange(40)[None], tables)]
+            tables[0].commit(40)
             for count in (1, 5, 17):
-                pieces.append(tiny.ar(runner, torch.arange(count)[None] + 7, cache.window(0, 1)))
+                pieces.append(tiny.ar(runner, torch.arange(count)[None] + 7, tables))
             logits.append(torch.cat(pieces, dim=1))
         assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
     finally:

@@ -84,19 +84,18 @@ def test_rope_and_cache_write(fast, precision, size, with_norms, attended, held)
     """Heads whose halves are less than a vector, whole vectors, and vectors with a tail."""
     B, H, G, E = len(held), 4, 2, size
     rows = torch.tensor([b * attended + 5 - row for b, count in enumerate(held) for row in range(count, 0, -1)])
-    slots = torch.tensor([start + row for start, count in zip((4, 0, 30), held, strict=True) for row in range(count)])
-    table = torch.stack((rows, rows // attended, slots))
+    positions = [start + row for start, count in zip((4, 0, 30), held, strict=True) for row in range(count)]
+    slots = rows // attended * 48 + torch.tensor(positions)
+    table = torch.stack((rows, slots))
     qkv = values(len(rows) + 3, (H + 2 * G) * E, precision=precision)  # the last three are padding
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     frequencies = tuple(10000.0 ** (-2 * n / E) for n in range(E // 2))
-    rope = RopeTable(RopeConfig(frequencies), torch.device("cpu")).rows(slots + 2, 40)
+    rope = RopeTable(RopeConfig(frequencies), torch.device("cpu")).rows(torch.tensor(positions) + 2, 40)
     places = SlotMapping(table, *rope, (B, attended), 1e-6)
     results = []
     for kernels in (fast, TorchKernels()):
-        storage = torch.zeros(2, B + 1, G, 64, E, dtype=qkv.dtype)
-        results.append(
-            (kernels.rope_and_cache_write(qkv, norms, places, storage[0, :B, :, :48], storage[1, :B, :, :48]), storage)
-        )
+        storage = torch.zeros(2, G, (B + 1) * 48, E, dtype=qkv.dtype)
+        results.append((kernels.rope_and_cache_write(qkv, norms, places, *storage), storage))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected, **TOLERANCES[precision])
     assert (results[0][1][1] != 0).any(dim=-1).sum() == len(rows) * G
@@ -198,17 +197,20 @@ def test_every_row_attends_to_what_it_sees_and_to_nothing_else(fast, precision, 
     """AR rows of two sequences and a block beside them, on both sides of a border between blocks of keys."""
     if not fast.supports_ragged_attention(size):
         pytest.skip("this processor has no ragged attention")
-    T, first = 640, 255
+    T, first, tables = 768, 255, torch.tensor([[4, 0, 5], [2, 6, 1]])
     q = values(rows + 6, heads, size, precision=precision)
     keys, held = (values(2, kv_heads, T, size, precision=precision) for _ in range(2))
     seen = [*range(first + rows, first, -1), 2, 1, *[517] * 4]
     sight = AttentionMetadata(
-        torch.tensor([[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]), torch.tensor(seen), rows
+        torch.tensor([[0, rows, 0, 0, 0], [rows, 2, 1, 0, 0], [rows + 2, 4, 1, 600, 604]]),
+        torch.tensor(seen),
+        tables,
+        rows,
     )
     visible = torch.arange(T)[None] < torch.tensor(seen)[:, None]
     visible[rows + 2 :, 600:604] = True
     sequences = torch.tensor([0] * rows + [1] * 6)
-    found = fast.attend(q, keys, held, sight).clone()
+    found = fast.attend(q, *(tiny.in_pages(stored, tables) for stored in (keys, held)), sight)
     expected = torch.nn.functional.scaled_dot_product_attention(
         q[:, :, None].float(), keys[sequences].float(), held[sequences].float(), visible[:, None, None], enable_gqa=True
     )
@@ -218,7 +220,8 @@ def test_every_row_attends_to_what_it_sees_and_to_nothing_else(fast, precision, 
         changed = keys.clone(), held.clone()
         for tensor in changed:
             tensor[0, :, count:] = 100.0  # among them keys that the rows before see
-        assert torch.equal(fast.attend(q, *changed, sight)[row], found[row])
+        again = fast.attend(q, *(tiny.in_pages(stored, tables) for stored in changed), sight)
+        assert torch.equal(again[row], found[row])
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (8, 8, 32), (14, 2, 64)])

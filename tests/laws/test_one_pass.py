@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from orthrus.config import PAGE
 from orthrus.model import families
 from orthrus.runner.native import NativeForward
 
@@ -20,11 +21,11 @@ ROWS, WIDTH = 6, 4
 def prepared(runner):
     """Tokens of the AR rows, and a cache in which the sequences have different lengths."""
     texts = [tiny.request(length + ROWS, seed=n).prompt for n, length in enumerate(LENGTHS)]
-    cache = runner.new_cache(len(texts))
+    cache = runner.new_tables(len(texts))
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         if length:
-            tiny.ar(runner, torch.tensor([text[:length]]), cache.window(slot, slot + 1), rows=[])
-        cache.commit(slot, length)
+            tiny.ar(runner, torch.tensor([text[:length]]), cache[slot : slot + 1], rows=[])
+        cache[slot].commit(length)
     return texts, torch.tensor([text[-ROWS:] for text in texts]), cache
 
 
@@ -34,13 +35,14 @@ def prepared(runner):
 def test_blocks_change_no_bit_of_the_ar_rows_of_their_pass(family, dtype, kernels):
     runner = tiny.runner(family, dtype, kernels=kernels)
     (_, rows, plain), (_, _, shared) = prepared(runner), prepared(runner)
-    expected = tiny.ar(runner, rows, plain.window(0, 3))
-    logits, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared.window(0, 3))
+    expected = tiny.ar(runner, rows, plain)
+    logits, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared)
     assert torch.equal(torch.stack(logits), expected)
-    assert shared.lengths == list(LENGTHS)
-    for slot, length in enumerate(LENGTHS):
-        for one, other in ((plain.keys, shared.keys), (plain.values, shared.values)):
-            assert torch.equal(one[:, slot, :, : length + ROWS], other[:, slot, :, : length + ROWS])
+    assert [table.length for table in shared] == list(LENGTHS)
+    for one, other in zip(plain, shared, strict=True):
+        one.commit(one.length + ROWS)
+        other.commit(other.length + ROWS)
+        assert all(map(torch.equal, tiny.cached(one), tiny.cached(other)))
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch", "native int8"])
@@ -51,21 +53,22 @@ def test_a_sequence_in_a_ragged_pass_equals_the_sequence_alone(family, dtype, ke
     runner = tiny.runner(family, dtype, kernels=kernels)
     texts, rows, cache = prepared(runner)
     ar_tokens = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
-    logits, hidden = runner.ar_and_diffuse(ar_tokens, [range(count) for count in blocks], WIDTH, cache.window(0, 3))
+    logits, hidden = runner.ar_and_diffuse(ar_tokens, [range(count) for count in blocks], WIDTH, cache)
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
-        alone = runner.new_cache(1)
+        alone = runner.new_tables()
         if length:
-            tiny.ar(runner, torch.tensor([text[:length]]), alone.window(0, 1), rows=[])
-        alone.commit(0, length)
+            tiny.ar(runner, torch.tensor([text[:length]]), alone, rows=[])
+        alone[0].commit(length)
         row = torch.tensor([ar_tokens[slot]])
-        expected = tiny.ar(runner, row, alone.window(0, 1))[0]
+        expected = tiny.ar(runner, row, alone)[0]
         assert torch.equal(logits[slot], expected)
-        assert torch.equal(
-            cache.keys[:, slot, :, : length + counts[slot]], alone.keys[:, 0, :, : length + counts[slot]]
-        )
+        for table in (cache[slot], alone[0]):
+            table.commit(length + counts[slot])
+        assert all(map(torch.equal, tiny.cached(cache[slot]), tiny.cached(alone[0])))
+        alone[0].commit(length)
         assert hidden[slot].shape[:2] == (blocks[slot], WIDTH)
         if blocks[slot]:
-            _, (beside,) = runner.ar_and_diffuse([ar_tokens[slot]], [range(blocks[slot])], WIDTH, alone.window(0, 1))
+            _, (beside,) = runner.ar_and_diffuse([ar_tokens[slot]], [range(blocks[slot])], WIDTH, alone)
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(hidden[slot], beside, atol=tolerance, rtol=tolerance)
 
@@ -82,8 +85,8 @@ def test_low_precision_drafts_change_no_bit_of_an_ar_row_and_stay_close(family, 
     results = []
     for runner in (full, rounded, low):
         _, rows, cache = prepared(runner)
-        logits, _ = runner.ar_and_diffuse(rows.tolist(), [range(3)] * 3, WIDTH, cache.window(0, 3))
-        drafts = runner.diffuse(rows[:, 0].tolist(), WIDTH, cache.window(0, 3), rows=WIDTH)
+        logits, _ = runner.ar_and_diffuse(rows.tolist(), [range(3)] * 3, WIDTH, cache)
+        drafts = runner.diffuse(rows[:, 0].tolist(), WIDTH, cache, rows=WIDTH)
         results.append((torch.stack(logits), drafts.float()))
     (logits, drafts), (_, with_rounded_view), (low_logits, low_drafts) = results
     assert torch.equal(logits, low_logits)
@@ -102,9 +105,11 @@ def test_the_native_executor_equals_the_eager_one_bit_for_bit(family, dtype, ker
     for runner in (native, native.eager()):
         _, rows, cache = prepared(runner)
         ar_tokens = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]
-        logits, blocks = runner.ar_and_diffuse(ar_tokens, [range(3), (), range(2)], WIDTH, cache.window(0, 3))
-        drafts = runner.diffuse([5, None, 7], WIDTH, cache.window(0, 3), rows=WIDTH)
-        results.append([*logits, *blocks, drafts, cache.keys.clone(), cache.values.clone()])
+        logits, blocks = runner.ar_and_diffuse(ar_tokens, [range(3), (), range(2)], WIDTH, cache)
+        drafts = runner.diffuse([5, None, 7], WIDTH, cache, rows=WIDTH)
+        stop = PAGE * (1 + max(page for table in cache for page in table.pages))
+        held = [stored[:, :, :stop].clone() for stored in (cache[0].cache.keys, cache[0].cache.values)]
+        results.append([*logits, *blocks, drafts, *held])
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
@@ -112,8 +117,8 @@ def test_diffuse_skips_sequences_without_a_root():
     runner = tiny.runner("qwen3")
     _, rows, cache = prepared(runner)
     roots = rows[:, 0].tolist()
-    whole = runner.diffuse(roots, WIDTH, cache.window(0, 3), rows=WIDTH)
-    some = runner.diffuse([roots[0], None, roots[2]], WIDTH, cache.window(0, 3), rows=WIDTH)
+    whole = runner.diffuse(roots, WIDTH, cache, rows=WIDTH)
+    some = runner.diffuse([roots[0], None, roots[2]], WIDTH, cache, rows=WIDTH)
     torch.testing.assert_close(some, whole[[0, 2]], atol=1e-5, rtol=1e-5)
 
 
@@ -123,14 +128,14 @@ def test_diffuse_skips_sequences_without_a_root():
 def test_a_block_equals_diffuse_at_its_root(family, dtype, width):
     runner = tiny.runner(family, dtype)
     texts, rows, cache = prepared(runner)
-    _, blocks = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, width, cache.window(0, 3))
+    _, blocks = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, width, cache)
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         for number, row in enumerate(CANDIDATES):
-            fresh = runner.new_cache(1)
+            fresh = runner.new_tables()
             if length + row:
-                tiny.ar(runner, torch.tensor([text[: length + row]]), fresh.window(0, 1), rows=[])
-            fresh.commit(0, length + row)
-            expected = runner.diffuse([text[length + row]], width, fresh.window(0, 1), rows=width)
+                tiny.ar(runner, torch.tensor([text[: length + row]]), fresh, rows=[])
+            fresh[0].commit(length + row)
+            expected = runner.diffuse([text[length + row]], width, fresh, rows=width)
             logits = runner.logits(blocks[slot][number])[None]
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
@@ -142,7 +147,7 @@ def test_threads_can_share_a_runner():
     prompts = [torch.tensor([tiny.request(60, seed=n).prompt]) for n in range(4)]
 
     def run(prompt):
-        return [tiny.ar(runner, prompt, runner.new_cache(1).window(0, 1)) for _ in range(30)]
+        return [tiny.ar(runner, prompt, runner.new_tables()) for _ in range(30)]
 
     expected = [run(prompt)[0] for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:
@@ -157,9 +162,7 @@ def test_eager_logits_equal_logits_computed_after_the_pass(dtype):
     for eager in (False, True):
         _, rows, cache = prepared(runner)
         outcomes.append(
-            runner.ar_and_diffuse(
-                rows.tolist(), [CANDIDATES, (), CANDIDATES[:2]], WIDTH, cache.window(0, 3), eager_logits=eager
-            )
+            runner.ar_and_diffuse(rows.tolist(), [CANDIDATES, (), CANDIDATES[:2]], WIDTH, cache, eager_logits=eager)
         )
     (late, hidden), (early, logits) = outcomes
     assert all(torch.equal(a, b) for a, b in zip(late, early, strict=True))

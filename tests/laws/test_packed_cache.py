@@ -40,14 +40,13 @@ def _packing(monkeypatch):
 def logits(model):
     """Of AR, diffusion and joint passes, and of the draft head."""
     made = model.runner
-    cache = made.new_cache(1)
+    tables = made.new_tables()
     tokens = [[n % 250 for n in range(3, 40)]]
-    window = cache.window(0, 1)
-    results = made.ar(tokens, window)
-    cache.commit(0, len(tokens[0]))
+    results = made.ar(tokens, tables)
+    tables[0].commit(len(tokens[0]))
     if made.diffusion:
-        results.append(made.diffuse([7], 8, window, rows=8))
-        joint = made.ar_and_diffuse([[7, 8, 9]], [[0, 2]], 4, window)
+        results.append(made.diffuse([7], 8, tables, rows=8))
+        joint = made.ar_and_diffuse([[7, 8, 9]], [[0, 2]], 4, tables)
         results += [*joint.logits, *joint.blocks, made.draft_logits(joint.blocks[0].flatten(0, 1))]
     return results
 

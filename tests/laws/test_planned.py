@@ -34,8 +34,7 @@ def test_random_plans_equal_the_oracle(monkeypatch, family, dtype, quality, seed
     if quality is not None:
         tokens = [truth.tokens for truth in truths]
         monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, tokens, seed))
-        for module in (cycle_module, generate_module):
-            monkeypatch.setattr(module, "drafts_from_blocks", tiny.scripted_ahead(quality, tokens, seed))
+        monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, tokens, seed))
     monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
     steps = generate(runner, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
@@ -49,8 +48,7 @@ def decode(monkeypatch, quality, costs, new=200, **config):
     runner, request = tiny.runner(), tiny.request(20, new, 3)
     truth = tiny.oracle(runner, request).tokens
     monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, [truth]))
-    for module in (cycle_module, generate_module):
-        monkeypatch.setattr(module, "drafts_from_blocks", tiny.scripted_ahead(quality, [truth]))
+    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, [truth]))
     steps = generate(runner, [request], DecodingConfig(**config), tiny.LIMITS, costs=costs)
     (done,) = [s.sequence for s in steps if s.sequence.finish_reason]
     assert done.tokens == truth
@@ -85,8 +83,7 @@ def test_each_sequence_of_a_batch_is_planned_by_its_own_acceptance(monkeypatch):
     runner, requests = tiny.runner(), [tiny.request(20, 120, n) for n in range(4)]
     truths, quality = [tiny.oracle(runner, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
     monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, truths))
-    for module in (cycle_module, generate_module):
-        monkeypatch.setattr(module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
+    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
     steps = generate(runner, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     assert [done[n].tokens for n in range(4)] == truths

@@ -43,17 +43,17 @@ def _load(folder):
 def test_logits_of_both_views_agree(case):
     runner, _, expected = case
     prompt, block = expected["prompt"], expected["block_ids"]
-    cache = runner.new_cache(1)
-    logits = tiny.ar(runner, prompt, cache.window(0, 1))
+    cache = runner.new_tables()
+    logits = tiny.ar(runner, prompt, cache)
     torch.testing.assert_close(logits, expected["prefill_logits"], atol=1e-4, rtol=1e-4)
-    cache.commit(0, prompt.shape[1])
+    cache[0].commit(prompt.shape[1])
 
     assert (block[0, 1:] == runner.diffusion.mask_token_id).all()
     width = block.shape[1]
-    logits = runner.diffuse([int(block[0, 0])], width, cache.window(0, 1), rows=width)
+    logits = runner.diffuse([int(block[0, 0])], width, cache, rows=width)
     torch.testing.assert_close(logits, expected["diffusion_logits"], atol=1e-4, rtol=1e-4)
 
-    logits = tiny.ar(runner, expected["verify_ids"], cache.window(0, 1))
+    logits = tiny.ar(runner, expected["verify_ids"], cache)
     torch.testing.assert_close(logits, expected["verify_logits"], atol=1e-4, rtol=1e-4)
 
 

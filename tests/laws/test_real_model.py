@@ -56,13 +56,13 @@ def test_group_quantized_weights_give_the_bits_of_expanded_weights(model):
     tokens = torch.randint(0, 40_000, (1, 60), generator=torch.Generator().manual_seed(1))
     logits = []
     for runner in (model.runner, expanded):
-        cache = runner.new_cache(1)
-        tiny.ar(runner, tokens[:, :7], cache.window(0, 1), rows=[])  # like every chunk of a long prompt but the last
-        pieces = [tiny.ar(runner, tokens[:, :40], cache.window(0, 1))]
-        cache.commit(0, 40)
+        cache = runner.new_tables()
+        tiny.ar(runner, tokens[:, :7], cache, rows=[])  # like every chunk of a long prompt but the last
+        pieces = [tiny.ar(runner, tokens[:, :40], cache)]
+        cache[0].commit(40)
         pieces += [
-            tiny.ar(runner, tokens[:, 40:41], cache.window(0, 1)),
-            tiny.ar(runner, tokens[:, 40:57], cache.window(0, 1)),
+            tiny.ar(runner, tokens[:, 40:41], cache),
+            tiny.ar(runner, tokens[:, 40:57], cache),
         ]
         logits.append(torch.cat(pieces, dim=1))
     assert torch.equal(*logits)

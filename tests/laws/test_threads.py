@@ -168,7 +168,7 @@ def test_flush_to_zero_set_by_the_caller_changes_no_bit(dtype, kernels):
         torch.set_flush_denormal(flush and early)
         torch.ones(2**20).add_(1.0)
         torch.set_flush_denormal(flush)
-        return tiny.ar(runner, tokens, runner.new_cache(1).window(0, 1))
+        return tiny.ar(runner, tokens, runner.new_tables())
 
     settings = [(False, False), (True, False), (False, False)]
     if kernels == "native":

@@ -89,12 +89,12 @@ def test_a_block_in_training_is_the_block_in_decoding(family):
     outcome = step(trainable(family), blocks, objectives.load("kl"))
     agreed, rows = torch.zeros(7), torch.zeros(7)
     for tokens, roots in documents(blocks):
-        teacher = tiny.ar(runner, tokens[None], runner.new_cache(1).window(0, 1))[0].argmax(-1)
+        teacher = tiny.ar(runner, tokens[None], runner.new_tables())[0].argmax(-1)
         for root, end in roots:
-            cache = runner.new_cache(1)
-            tiny.ar(runner, tokens[None, :root], cache.window(0, 1), rows=[])
-            cache.commit(0, root)
-            drafts = runner.diffuse([int(tokens[root])], 8, cache.window(0, 1), rows=7)[0].argmax(-1)
+            cache = runner.new_tables()
+            tiny.ar(runner, tokens[None, :root], cache, rows=[])
+            cache[0].commit(root)
+            drafts = runner.diffuse([int(tokens[root])], 8, cache, rows=7)[0].argmax(-1)
             trained = min(7, end - root - 1)
             rows[:trained] += 1
             agreed[:trained] += drafts[:trained] == teacher[root : root + trained]

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from orthrus.checkpoint import hub
-from orthrus.config import DecodingConfig, SamplingParams
+from orthrus.config import PAGE, DecodingConfig, SamplingParams
 from orthrus.decoding.engine import generate
 from orthrus.masks import attends, block_bias, causal_bias
 from orthrus.model import families
@@ -58,9 +58,7 @@ def test_ar_view_equals_transformers(family, overrides, tmp_path):
         with torch.no_grad():
             expected = peer(prompt).logits
             tokens = peer.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24)
-        torch.testing.assert_close(
-            tiny.ar(runner, prompt, runner.new_cache(1).window(0, 1)), expected, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(tiny.ar(runner, prompt, runner.new_tables()), expected, atol=1e-4, rtol=1e-4)
         assert tiny.oracle(runner, request).tokens == tokens[0, length:].tolist()
 
 
@@ -85,14 +83,14 @@ def test_greedy_tokens_of_twenty_prompts_equal_those_of_transformers(family, tmp
 def test_both_views_equal_the_plain_reference(family):
     plain, runner = tiny.decoder(family), tiny.runner(family)
     tokens = torch.tensor(tiny.request(60).prompt)
-    cache = runner.new_cache(1)
-    logits = tiny.ar(runner, tokens[None], cache.window(0, 1))[0]
+    cache = runner.new_tables()
+    logits = tiny.ar(runner, tokens[None], cache)[0]
     torch.testing.assert_close(logits, reference.forward(plain, tokens), atol=2e-4, rtol=2e-4)
     for root, block in itertools.product((1, 20, 59), (2, 8)):
-        cache = runner.new_cache(1)
-        tiny.ar(runner, tokens[None, :root], cache.window(0, 1), rows=[])
-        cache.commit(0, root)
-        logits = runner.diffuse([int(tokens[root])], block, cache.window(0, 1), rows=block)[0]
+        cache = runner.new_tables()
+        tiny.ar(runner, tokens[None, :root], cache, rows=[])
+        cache[0].commit(root)
+        logits = runner.diffuse([int(tokens[root])], block, cache, rows=block)[0]
         expected = reference.forward(plain, tokens, root=root, block=block)
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
 
@@ -100,8 +98,8 @@ def test_both_views_equal_the_plain_reference(family):
 def test_requested_logit_rows_equal_those_of_the_whole_pass():
     runner = tiny.runner("llama")
     tokens = torch.tensor([tiny.request(9).prompt, tiny.request(9, seed=1).prompt])
-    whole = tiny.ar(runner, tokens, runner.new_cache(2).window(0, 2))
-    some = tiny.ar(runner, tokens, runner.new_cache(2).window(0, 2), rows=[7, 0])
+    whole = tiny.ar(runner, tokens, runner.new_tables(2))
+    some = tiny.ar(runner, tokens, runner.new_tables(2), rows=[7, 0])
     assert torch.equal(some, whole[:, [7, 0]])
 
 
@@ -130,9 +128,14 @@ def test_a_row_of_a_tree_attends_to_its_ancestors():
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 def test_rows_ascend_and_attend_to_what_the_rule_allows(dtype):
-    layout, lengths, tokens = tiny.runner("llama", dtype).layout, [7, 0, 30], [[1, 2, 3], [4], [5, 6]]
-    rows = layout.ar_rows(tokens, lengths)
-    assert rows.positions == rows.slots == [7, 8, 9, 0, 30, 31]
+    runner, lengths, tokens = tiny.runner("llama", dtype), [7, 0, 30], [[1, 2, 3], [4], [5, 6]]
+    tables = runner.new_tables(3)
+    for table, length in zip(tables, lengths, strict=True):
+        table.reserve(length + 3)
+        table.commit(length)
+    rows = runner.layout.ar_rows(tokens, tables)
+    assert rows.positions == [7, 8, 9, 0, 30, 31]
+    assert rows.slots == [7, 8, 9, PAGE, 2 * PAGE + 30, 2 * PAGE + 31]
     assert rows.tokens[:6] == [1, 2, 3, 4, 5, 6]
     numbered = [(b, n) for b, own in enumerate(tokens) for n in range(len(own))]
     for (b, row), count in zip(numbered, rows.kv_lens, strict=True):
@@ -141,11 +144,14 @@ def test_rows_ascend_and_attend_to_what_the_rule_allows(dtype):
 
 
 def test_blocks_attend_to_the_keys_before_their_root_and_to_their_own():
-    layout = tiny.runner("llama").layout
-    rows = layout.blocks([[Root(9, 7), Root(8, 9)], [], [Root(5, 30)]], [10, 4, 31], 2, 300)
+    runner = tiny.runner("llama")
+    tables = runner.new_tables(3)
+    for table in tables:
+        table.reserve(PAGE)
+    rows = runner.layout.blocks([[Root(9, 7, 10), Root(8, 9, 12)], [], [Root(5, 30, 31)]], 2, tables, 300)
     assert rows.tokens[:6] == [9, 300, 8, 300, 5, 300]
     assert rows.positions == [7, 8, 9, 10, 30, 31]
-    assert rows.slots == [10, 11, 12, 13, 31, 32]
+    assert rows.slots == [10, 11, 12, 13, 2 * PAGE + 31, 2 * PAGE + 32]
     assert rows.kv_lens == [7, 7, 9, 9, 30, 30]
     assert rows.segments == [(0, 2, 0, 10, 12), (2, 2, 0, 12, 14), (4, 2, 2, 31, 33)]
 

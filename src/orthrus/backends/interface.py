@@ -177,10 +177,11 @@ class Kernels(ABC):
         qkv_NF: Tensor,
         norms: tuple[Tensor, Tensor] | None,
         mapping: SlotMapping,
-        keys_BGTE: Tensor,
-        values_BGTE: Tensor,
+        keys_GSE: Tensor,
+        values_GSE: Tensor,
     ) -> Tensor:
-        """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to the cache, clamped to `CACHE_LIMIT`.
+        """Split qkv [N, (H + 2G) E]; norm and rotate q and k; write k and v to their slots of the cache, clamped to
+        `CACHE_LIMIT`.
 
         Returns q [B, A, H, E], the rectangle of queries.
         """
@@ -190,9 +191,9 @@ class Kernels(ABC):
         """Whether `attend` runs heads of this size."""
 
     @abstractmethod
-    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """Softmax(cap(q k scale)) v [N, H*E] over the keys that each row attends to. Rows are independent of each
-        other."""
+    def attend(self, q_NHE: Tensor, keys_GSE: Tensor, values_GSE: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """Softmax(cap(q k scale)) v [N, H*E] over the keys that each row attends to, found by block tables. Rows are
+        independent of each other."""
 
     @abstractmethod
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:

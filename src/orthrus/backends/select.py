@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orthrus.backends.interface import (
@@ -27,7 +28,7 @@ from orthrus.backends.native import build
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata
-from orthrus.config import KEY_BLOCK, DecoderConfig
+from orthrus.config import KEY_BLOCK, PAGE, DecoderConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, Linear
 
@@ -185,8 +186,11 @@ def masked(kernels: Kernels) -> Attend:
         starts = attended.int().argmax(dim=-1)
         kv_lens = starts + attended.sum(dim=-1)
         segments = torch.tensor([[b * R, R, b, 0, 0] for b in range(B)], device=kv_lens.device)
-        metadata = AttentionMetadata(segments, kv_lens, R, starts if bool(starts.any()) else None, scale, soft_cap)
-        out = kernels.attend(q_BRHE.reshape(B * R, H, E), k_BGSE, v_BGSE, metadata)
+        keys, values = (F.pad(x, (0, 0, 0, -x.shape[2] % PAGE)).transpose(0, 1).flatten(1, 2) for x in (k_BGSE, v_BGSE))
+        tables = torch.arange(keys.shape[1] // PAGE, device=kv_lens.device).view(B, -1)
+        kv_starts = starts if bool(starts.any()) else None
+        metadata = AttentionMetadata(segments, kv_lens, tables, R, kv_starts, scale, soft_cap)
+        out = kernels.attend(q_BRHE.reshape(B * R, H, E), keys, values, metadata)
         return out.view(B, R, H * E)
 
     return native_attention

@@ -76,12 +76,12 @@ class TorchKernels(Kernels):
         qkv_NF: Tensor,
         norms: tuple[Tensor, Tensor] | None,
         mapping: SlotMapping,
-        keys_BGTE: Tensor,
-        values_BGTE: Tensor,
+        keys_GSE: Tensor,
+        values_GSE: Tensor,
     ) -> Tensor:
         """By indexed assignment."""
-        _, G, _, E = keys_BGTE.shape
-        (B, A), (query_rows_N, sequences_N, slots_N) = mapping.query_shape, mapping.table_3N
+        G, _, E = keys_GSE.shape
+        (B, A), (query_rows_N, slots_N) = mapping.query_shape, mapping.table_2N
         qkv = qkv_NF.view(len(qkv_NF), -1, E)[: len(query_rows_N)]
         q, k, v = qkv.split((qkv.shape[1] - 2 * G, G, G), dim=1)
         if norms is not None:
@@ -89,8 +89,8 @@ class TorchKernels(Kernels):
                 TorchKernels.norm(self, t, w, mapping.norm_eps, mapping.norm_offset)
                 for t, w in zip((q, k), norms, strict=True)
             )
-        keys_BGTE.transpose(1, 2)[sequences_N, slots_N] = _clamped(rotate(k, mapping.cos, mapping.sin))
-        values_BGTE.transpose(1, 2)[sequences_N, slots_N] = _clamped(v)
+        keys_GSE.transpose(0, 1)[slots_N] = _clamped(rotate(k, mapping.cos, mapping.sin))
+        values_GSE.transpose(0, 1)[slots_N] = _clamped(v)
         queries = q.new_zeros(B * A, *q.shape[1:])
         return queries.index_copy_(0, query_rows_N, rotate(q, mapping.cos, mapping.sin)).unflatten(0, (B, A))
 
@@ -99,7 +99,7 @@ class TorchKernels(Kernels):
         del head_dim
         return False
 
-    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def attend(self, q_NHE: Tensor, keys_GSE: Tensor, values_GSE: Tensor, metadata: AttentionMetadata) -> Tensor:
         """Not available: see `supports_ragged_attention`."""
         raise NotImplementedError
 

@@ -71,14 +71,14 @@ def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits
     assert truth.logits_NV is not None
     runner, tokens = model.runner, truth.tokens
     width = runner.diffusion.block_size if runner.diffusion else 8
-    cache = runner.new_cache(1)
+    (table,) = runner.new_tables(1, len(request.prompt) + len(tokens))
     for chunk in chunks(request.prompt, runner.max_rows):
-        runner.ar([chunk], cache.window(0, 1), logit_rows=[0])
-        cache.commit(0, cache.lengths[0] + len(chunk))
+        runner.ar([chunk], [table], logit_rows=[0])
+        table.commit(table.length + len(chunk))
     for start in range(0, len(tokens) - 1, width):
         block = tokens[start : min(start + width, len(tokens) - 1)]
-        (rows,) = runner.ar([block], cache.window(0, 1))
-        cache.commit(0, cache.lengths[0] + len(block))
+        (rows,) = runner.ar([block], [table])
+        table.commit(table.length + len(block))
         expected = truth.logits_NV[start + 1 : start + 1 + len(block)]
         bits.rows += len(block)
         bits.equal += int((rows == expected).all(dim=-1).sum())

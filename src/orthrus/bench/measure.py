@@ -98,15 +98,15 @@ def exactness_cost(model: Model, context: int, n: int = 150) -> dict[str, Any]:
     Without it, no rows and no keys are padded, and attention gets its single row ungrouped.
     """
     runners = {True: model.runner, False: _unpadded(model.runner)}
-    cache = model.runner.new_cache(1)
+    tables = model.runner.new_tables(1, context + 1)
     ids = torch.randint(0, model.runner.config.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
-    model.runner.ar([ids.tolist()], cache.window(0, 1), logit_rows=[0])
-    cache.commit(0, context)
+    model.runner.ar([ids.tolist()], tables, logit_rows=[0])
+    tables[0].commit(context)
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(2 * n + 8):
         exact = turn % 2 == 0
         start = perf_counter()
-        runners[exact].ar([[int(ids[0])]], cache.window(0, 1))
+        runners[exact].ar([[int(ids[0])]], tables)
         if turn >= 8:
             times[exact].append(1e3 * (perf_counter() - start))
     ratios = np.array(times[True]) / np.array(times[False])

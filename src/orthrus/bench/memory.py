@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from orthrus.cache import KVCache
+from orthrus.cache import BlockTable
 from orthrus.runner.native import NativeForward
 from orthrus.runner.runner import Runner
 
@@ -49,7 +49,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 @dataclass(frozen=True)
 class Extra:
-    """Memory of the cycles for one sequence at one context. cache: bytes allocated for keys and values.
+    """Memory of the cycles for one sequence at one context. cache: bytes of its pages of keys and values.
 
     plain: workspace of a one-row AR pass; two_pass and one_pass: additional bytes of these cycles, cache included.
     """
@@ -65,15 +65,15 @@ def extra_of(runner: Runner, context: int, width: int) -> Extra:
     """Measure the passes of each cycle with `context` cached tokens; the cached values do not matter."""
     row, rows = [[0]], [[0] * width]
 
-    def plain(cache: KVCache) -> None:
-        runner.ar(row, cache.window(0, 1))
+    def plain(tables: list[BlockTable]) -> None:
+        runner.ar(row, tables)
 
-    def two_pass(cache: KVCache) -> None:
-        runner.diffuse([0], width, cache.window(0, 1), rows=width)
-        runner.ar(rows, cache.window(0, 1))
+    def two_pass(tables: list[BlockTable]) -> None:
+        runner.diffuse([0], width, tables, rows=width)
+        runner.ar(rows, tables)
 
-    def one_pass(cache: KVCache) -> None:
-        _, (blocks,) = runner.ar_and_diffuse(rows, [range(width)], width, cache.window(0, 1))
+    def one_pass(tables: list[BlockTable]) -> None:
+        _, (blocks,) = runner.ar_and_diffuse(rows, [range(width)], width, tables)
         runner.logits(blocks[0])
 
     peaks = {run.__name__: _peak(runner, context, run) for run in (plain, two_pass, one_pass)}
@@ -84,15 +84,16 @@ def extra_of(runner: Runner, context: int, width: int) -> Extra:
     )  # fmt: skip
 
 
-def _peak(runner: Runner, context: int, run: Callable[[KVCache], None]) -> tuple[int, int]:
+def _peak(runner: Runner, context: int, run: Callable[[list[BlockTable]], None]) -> tuple[int, int]:
     """Bytes of the cache after the pass, and the peak bytes of everything else allocated in it."""
-    cache = runner.new_cache(1)
-    cache.reserve(context)
-    cache.commit(0, context)
-    run(cache)  # grows the cache to what the pass needs
+    tables = runner.new_tables(1, context)
+    (table,) = tables
+    table.reserve(context)
+    table.commit(context)
+    run(tables)  # takes the pages that the pass needs
     for executor in runner.executors:
         if isinstance(executor, NativeForward):
             executor.free_workspace()
     with PeakBytes() as counted:
-        run(cache)
-    return cache.bytes, counted.peak
+        run(tables)
+    return len(table.pages) * table.cache.page_bytes, counted.peak

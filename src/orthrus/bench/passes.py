@@ -10,7 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from orthrus.cache import KVCache
+from orthrus.cache import BlockTable
 from orthrus.runner.runner import Runner, bytes_of
 
 BUFFER = 2**28
@@ -56,8 +56,8 @@ def measure(
     Returns the passes and the median bandwidth in bytes per second.
     """
     buffer = torch.ones(BUFFER // 8, dtype=torch.int64, device=runner.device)
-    cache = runner.new_cache(1)
-    cache.reserve(max(contexts) + max(rows))
+    (table,) = runner.new_tables(1, max(contexts) + max(rows))
+    table.reserve(max(contexts) + max(rows))
     width = runner.diffusion.block_size if runner.diffusion else 0
     kinds = [("ar", context, count) for context in contexts for count in sorted({1, *rows})]
     kinds += [("diffuse", context, width) for context in contexts if width]
@@ -65,7 +65,7 @@ def measure(
     reading = []
     for turn in track(range(n + 2)):
         for kind in kinds:
-            seconds = run(runner, cache, *kind)
+            seconds = run(runner, table, *kind)
             if turn > 1:
                 times[kind].append(seconds)
         reading.append(min(_seconds(runner, buffer.sum) for _ in range(3)))
@@ -73,15 +73,15 @@ def measure(
     return measured, BUFFER / median(reading[2:])
 
 
-def run(runner: Runner, cache: KVCache, kind: str, context: int, rows: int) -> float:
+def run(runner: Runner, table: BlockTable, kind: str, context: int, rows: int) -> float:
     """Seconds of one pass over `rows` rows behind `context` cached tokens."""
-    cache.commit(0, context)
+    table.commit(context)
     _wait(runner)
     start = perf_counter()
     if kind == "ar":
-        runner.ar([[0] * rows], cache.window(0, 1))
+        runner.ar([[0] * rows], [table])
     else:
-        runner.diffuse([0], rows, cache.window(0, 1), rows=rows)
+        runner.diffuse([0], rows, [table], rows=rows)
     _wait(runner)
     return perf_counter() - start
 

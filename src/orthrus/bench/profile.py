@@ -28,13 +28,13 @@ LABELS = {
 
 def profile(runner: Runner, rows: int, context: int, n: int) -> dict[str, float]:
     """Seconds of an AR pass by kind of kernel; `between kernels` is the time outside of all kernels."""
-    cache = runner.new_cache(1)
-    cache.reserve(context + rows)
+    (table,) = runner.new_tables(1, context + rows)
+    table.reserve(context + rows)
     for _ in range(2):
-        run(runner, cache, "ar", context, rows)
+        run(runner, table, "ar", context, rows)
     clock = Clock()
     with _timed(runner, clock) as timed:
-        total = sum(run(timed, cache, "ar", context, rows) for _ in range(n))
+        total = sum(run(timed, table, "ar", context, rows) for _ in range(n))
     clock.seconds["between kernels"] = total - sum(clock.seconds.values())
     return {name: seconds / n for name, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1])}
 

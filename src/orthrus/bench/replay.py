@@ -60,15 +60,15 @@ def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
         if step.sequence.finish_reason is not None
     ]
     whole, length = [*request.prompt, *done.tokens], len(request.prompt)
-    cache = runner.new_cache(1)
+    (table,) = runner.new_tables(1, len(whole))
     for chunk in chunks(whole, runner.max_rows):
-        runner.ar([chunk], cache.window(0, 1), logit_rows=[])
-        cache.commit(0, cache.lengths[0] + len(chunk))
+        runner.ar([chunk], [table], logit_rows=[])
+        table.commit(table.length + len(chunk))
     width, rows = runner.diffusion.block_size, runner.diffusion.trained_rows
     right = []
     for root in reversed(range(length - 1, len(whole) - 1)):
-        cache.commit(0, root)
-        drafts = runner.diffuse([whole[root]], width, cache.window(0, 1), rows=rows)[0].argmax(dim=-1).tolist()
+        table.commit(root)
+        drafts = runner.diffuse([whole[root]], width, [table], rows=rows)[0].argmax(dim=-1).tolist()
         right.append([drafted == token for drafted, token in zip(drafts, whole[root + 1 :], strict=False)])
     return Text(length, len(done.tokens), right[::-1])
 

@@ -1,13 +1,18 @@
-"""One cycle over a batch: propose, verify, commit. Sequence i lives in slot i of the cache."""
+"""One pass over a batch: verify, commit, draft ahead. It decodes some sequences and prefills others.
+
+A sequence of n tokens decodes once the cache holds its first n - 1: the rows of its pass are the anchor, which is the
+newest token, and its drafts. Before that they are tokens that the cache lacks, as many as there is room for. In the
+pass that reaches the anchor of a new sequence, its row gives the first token and, with a block beside it, the first
+drafts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from orthrus.cache import KVCache
 from orthrus.decoding.cycles import Cycle, Drafting
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
@@ -17,54 +22,102 @@ from orthrus.decoding.sequence import Sequence
 from orthrus.runner.runner import Runner
 
 
-def run(
-    cycle: Cycle, runner: Runner, cache: KVCache, batch: Seq[Sequence], drafting: Drafting, rule: Rule
-) -> list[Verdict]:
-    """Run one cycle. Returns the verdict of each sequence, cut where the sequence stopped."""
-    plans = cycle.propose(runner, cache.window(0, len(batch)), batch, drafting, rule)
-    eager_logits = 0 < sum(plan.blocks * plan.width for plan in plans) <= EAGER_LOGITS
-    verdicts, blocks = _verify(runner, cache, batch, plans, rule, eager_logits=eager_logits)
-    kept = _commit(cache, batch, plans, verdicts)
-    _draft_ahead(runner, batch, plans, kept, blocks, rule, eager_logits=eager_logits)
-    if drafting.planner is not None:
-        drafting.planner.learn(batch, plans, kept)
-    return kept
+@dataclass(frozen=True)
+class Job:
+    """The rows of one sequence in a pass: `chunk`, tokens that the cache lacks; then, if it `verifies`, the anchor and
+    the drafts of the plan, whose blocks are rooted in the anchor's row and the rows after it."""
+
+    sequence: Sequence
+    plan: PassPlan = field(default_factory=PassPlan)
+    chunk: Seq[int] = ()
+    verifies: bool = True
+
+    @property
+    def rows(self) -> list[int]:
+        """The tokens of the AR rows."""
+        return [*self.chunk, self.sequence.anchor, *self.plan.tokens] if self.verifies else [*self.chunk]
+
+    @property
+    def logit_rows(self) -> range:
+        """The rows whose logits are needed."""
+        return range(len(self.chunk), len(self.rows))
+
+    @property
+    def block_roots(self) -> range:
+        """The rows in which the blocks are rooted."""
+        return range(len(self.chunk), len(self.chunk) + self.plan.blocks)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The tokens that one sequence gained in a pass, and how many of them are accepted drafts."""
+
+    sequence: Sequence
+    kept: Verdict
+
+
+def decoding_jobs(cycle: Cycle, runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[Job]:
+    """Propose: what each decoding sequence verifies in the next pass, by the cycle."""
+    plans = cycle.propose(runner, batch, drafting, rule) if batch else []
+    return [Job(sequence, plan) for sequence, plan in zip(batch, plans, strict=True)]
+
+
+def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
+    """The next chunk of a sequence that does not decode yet, of at most `room` rows.
+
+    With a `width`, the pass that gives the first token drafts beside it, from a block of that many rows.
+    """
+    missing, first = sequence.uncached, not sequence.tokens
+    verifies = first and len(missing) < room
+    plan = PassPlan(blocks=1, width=width) if width and verifies else PassPlan()
+    return Job(sequence, plan, missing[:room], verifies)
+
+
+def run(runner: Runner, jobs: Seq[Job], rule: Rule) -> list[Step]:
+    """Run one pass. Returns what each verifying sequence gained, cut where it stopped, in the order of the jobs."""
+    eager_logits = 0 < sum(job.plan.blocks * job.plan.width for job in jobs) <= EAGER_LOGITS
+    verifying, verdicts, blocks = _verify(runner, jobs, rule, eager_logits=eager_logits)
+    for job in jobs:
+        if not job.verifies:
+            job.sequence.table.commit(job.sequence.table.length + len(job.chunk))
+    steps = [Step(job.sequence, _commit(job, verdict)) for job, verdict in zip(verifying, verdicts, strict=True)]
+    _draft_ahead(runner, verifying, steps, blocks, rule, eager_logits=eager_logits)
+    return steps
 
 
 def _verify(
-    runner: Runner, cache: KVCache, batch: Seq[Sequence], plans: Seq[PassPlan], rule: Rule, *, eager_logits: bool
-) -> tuple[list[Verdict], list[Tensor]]:
-    """Run one pass that verifies the drafts and computes the draft blocks. Without blocks it is a plain AR pass."""
-    rows = [[s.anchor, *plan.tokens] for s, plan in zip(batch, plans, strict=True)]
-    block_roots = [range(plan.blocks) for plan in plans]
-    width = max(plan.width for plan in plans)
-    window = cache.window(0, len(batch))
-    logits, blocks = runner.ar_and_diffuse(rows, block_roots, width, window, eager_logits=eager_logits)
+    runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool
+) -> tuple[list[Job], list[Verdict], list[Tensor]]:
+    """Run the pass. Returns the verifying jobs, with their verdicts and the rows of their blocks."""
+    result = runner.ar_and_diffuse(
+        [job.rows for job in jobs],
+        [job.block_roots for job in jobs],
+        max(job.plan.width for job in jobs),
+        [job.sequence.table for job in jobs],
+        logit_rows=[job.logit_rows for job in jobs],
+        eager_logits=eager_logits,
+    )
+    verified = [each for each in zip(jobs, result.logits, result.blocks, strict=True) if each[0].verifies]
     checks = [
-        Check(s.sampler, logits_RV, replace(plan.draft, tokens=plan.tokens), s.length)
-        for s, logits_RV, plan in zip(batch, logits, plans, strict=True)
+        Check(job.sequence.sampler, logits_RV, replace(job.plan.draft, tokens=job.plan.tokens), job.sequence.length)
+        for job, logits_RV, _ in verified
     ]
-    return rule.verify(checks), blocks
+    return [job for job, _, _ in verified], rule.verify(checks) if checks else [], [rows for _, _, rows in verified]
 
 
-def _commit(cache: KVCache, batch: Seq[Sequence], plans: Seq[PassPlan], verdicts: Seq[Verdict]) -> list[Verdict]:
-    """Append the kept tokens to each sequence, and set its cache length, which counts all tokens but the newest."""
-    kept = []
-    for slot, (sequence, plan, verdict) in enumerate(zip(batch, plans, verdicts, strict=True)):
-        kept.append(sequence.append(verdict, plan))
-        cache.commit(slot, sequence.length - 1)
-    return kept
+def _commit(job: Job, verdict: Verdict) -> Verdict:
+    """Append the kept tokens, and set the length of the cache, which counts all tokens but the newest."""
+    sequence = job.sequence
+    if sequence.tokens:
+        verdict = sequence.append(verdict, job.plan)
+    else:
+        sequence.start(verdict.tokens[0])
+    sequence.table.commit(sequence.length - 1)
+    return verdict
 
 
 def _draft_ahead(
-    runner: Runner,
-    batch: Seq[Sequence],
-    plans: Seq[PassPlan],
-    kept: Seq[Verdict],
-    blocks: Seq[Tensor],
-    rule: Rule,
-    *,
-    eager_logits: bool,
+    runner: Runner, jobs: Seq[Job], steps: Seq[Step], blocks: Seq[Tensor], rule: Rule, *, eager_logits: bool
 ) -> None:
     """Set the drafts of the next cycle (`Sequence.ahead`).
 
@@ -73,11 +126,12 @@ def _draft_ahead(
     """
     drafting: list[Sequence] = []
     chosen: list[Block] = []
-    for sequence, plan, verdict, own in zip(batch, plans, kept, blocks, strict=True):
+    for job, step, own in zip(jobs, steps, blocks, strict=True):
+        sequence, kept = step.sequence, step.kept
         sequence.ahead = Draft()
-        if plan.blocks and sequence.finish_reason is None:
-            block = min(verdict.accepted, plan.blocks - 1)
-            anchor = sequence.length - 1 - len(verdict.tokens)
+        if job.plan.blocks and sequence.finish_reason is None:
+            block = min(kept.accepted, job.plan.blocks - 1)
+            anchor = sequence.length - 1 - len(kept.tokens)
             drafting.append(sequence)
             chosen.append(Block(own[block], anchor + block))
     if drafting:

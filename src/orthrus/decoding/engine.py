@@ -1,33 +1,205 @@
-"""The decoding loop: admit, run a cycle, retire. Active sequences always occupy the first slots of the cache."""
+"""The engine: requests join and leave at any pass.
+
+A step admits waiting requests, gives every sequence the pages it needs, runs one pass in which some sequences decode
+while others are prefilled, and lets finished sequences go. Where pages run out, the sequence that came last is
+preempted: it gives up its pages and waits, and its keys and values are computed again later. A sequence's tokens depend
+on none of this.
+
+`add` and `cancel` may be called from any thread and never wait for a pass. One thread at a time runs `step`: a lock
+makes others wait.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import count
+from threading import Lock
 
-from orthrus.cache import KVCache
-from orthrus.config import KEY_BLOCK, DecodingConfig
+from orthrus.cache import BlockTable, OutOfPagesError, pages_for
+from orthrus.config import PAGE, DecodingConfig
 from orthrus.decoding import cycle, cycles, rules
+from orthrus.decoding.cycle import Job, Step
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.drafts import Verdict
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.measure import measure
-from orthrus.decoding.planning.planner import Planner
-from orthrus.decoding.propose import Block, drafts_from_blocks
-from orthrus.decoding.rules import Check, Rule
+from orthrus.decoding.planning.planner import MAX_LOOKUP_DRAFTS, Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
-from orthrus.runner.layout import chunks
 from orthrus.runner.runner import Runner
 
+MIN_CHUNK = 32
+"""Rows of prompts in every pass while a prompt waits, even if the decoding sequences use up the row budget."""
 
-@dataclass(frozen=True)
-class Step:
-    """The tokens that one sequence gained in a cycle or in its prefill, and how many of them are accepted drafts."""
 
-    sequence: Sequence
-    kept: Verdict
+class Engine:
+    """Decodes requests on one runner.
+
+    Args:
+        runner: the model.
+        config: how to decode; `batch_size` is the most sequences in a pass, `row_budget` the most rows while prompts
+            are prefilled beside decoding sequences.
+        limits: the limits of the model.
+        decode: makes text of tokens, for stop strings.
+        costs: the cost model of the cycle `auto`; measured here if None.
+        pages: the size of the cache; by default, room for `batch_size` sequences of the whole context.
+
+    Raises ValueError if the configuration does not fit the model, or the cache does not fit into memory.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: DecodingConfig,
+        limits: Limits,
+        *,
+        decode: Decode | None = None,
+        costs: CostModel | None = None,
+        pages: int | None = None,
+    ) -> None:
+        self._runner, self._config, self._decode = runner, config, decode
+        self._cycle, self._rule = cycles.load(config.cycle), rules.load(config.rule)
+        self._drafting = _drafting(runner, config, costs)
+        self._workspace = workspace_positions(runner, config)
+        pages = pages or config.batch_size * pages_for(limits.max_positions + self._workspace)
+        self._limits = replace(limits, max_positions=min(limits.max_positions, pages * PAGE - self._workspace))
+        self.cache = runner.new_cache(pages)
+        self._ids = count()
+        self._added: deque[Sequence] = deque()
+        self._cancelled: deque[int] = deque()
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._lock = Lock()
+
+    def add(self, request: Request) -> int:
+        """Queue a request. Returns its id, which its steps carry as `sequence.index`.
+
+        Raises ValueError if it cannot be decoded.
+        """
+        sequence = Sequence(next(self._ids), request, self._limits, self._decode)
+        self._added.append(sequence)
+        return sequence.index
+
+    def cancel(self, index: int) -> None:
+        """End a request before the next pass. One that is unknown or finished is ignored."""
+        self._cancelled.append(index)
+
+    @property
+    def unfinished(self) -> int:
+        """How many requests are waiting or being decoded."""
+        return len(self._added) + len(self._waiting) + len(self._running)
+
+    @property
+    def running(self) -> list[Sequence]:
+        """The sequences that hold pages, in the order in which they came."""
+        return list(self._running)
+
+    def step(self) -> list[Step]:
+        """Run one pass. Returns what each sequence gained in it, and the sequences that were cancelled before it."""
+        with self._lock:
+            cancelled = self._leave()
+            self._join()
+            self._make_room()
+            batch = [sequence for sequence in self._running if sequence.decodes]
+            jobs = cycle.decoding_jobs(self._cycle, self._runner, batch, self._drafting, self._rule)
+            steps = [step for part in self._passes(jobs) for step in cycle.run(self._runner, part, self._rule)]
+            if batch and self._drafting.planner is not None:
+                kept = [step.kept for step in steps[: len(batch)]]
+                self._drafting.planner.learn(batch, [job.plan for job in jobs], kept)
+            self._leave()
+            return cancelled + steps
+
+    def _leave(self) -> list[Step]:
+        """Let finished and cancelled sequences go, with all that is kept for them. Returns the cancelled ones."""
+        while self._added:
+            self._waiting.append(self._added.popleft())
+        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
+        ended = [s for s in (*self._running, *self._waiting) if s.index in cancelled] if cancelled else []
+        for sequence in ended:
+            sequence.finish("cancelled")
+        for sequence in [s for s in (*self._running, *ended) if s.finish_reason is not None]:
+            if sequence in self._running:
+                self._running.remove(sequence)
+                self._give_up_pages(sequence)
+            elif sequence in self._waiting:
+                self._waiting.remove(sequence)
+            if self._drafting.planner is not None:
+                self._drafting.planner.forget(sequence)
+        return [Step(sequence, Verdict([], 0)) for sequence in ended]
+
+    def _join(self) -> None:
+        """Admit waiting sequences in their order, while there are places and pages. A known prefix is shared."""
+        while self._waiting and len(self._running) < self._config.batch_size:
+            sequence = self._waiting[0]
+            table = self._table_for(sequence.committed[:-1], sequence.length + self._workspace)
+            if table is None:
+                break
+            if not sequence.tokens:
+                sequence.statistics.cached_tokens = table.length
+            sequence.begin(table)
+            self._running.append(self._waiting.popleft())
+
+    def _table_for(self, tokens: list[int], positions: int) -> BlockTable | None:
+        """A table with that many positions, which shares a known prefix of `tokens`; None if pages are missing.
+
+        A page that is shared in part must be copied. Where there is no page for the copy, whole pages alone are shared.
+        """
+        table = BlockTable(self.cache)
+        pages, length = self.cache.prefixes.match(tokens) if self._runner.exact else ([], 0)
+        for shared in (length, length // PAGE * PAGE):
+            table.adopt(pages[: pages_for(shared)], shared)
+            if table.pages_missing(positions) <= self.cache.available_pages:
+                table.reserve(positions)
+                return table
+            table.free()
+        return None
+
+    def _make_room(self) -> None:
+        """Give every running sequence the pages that its next pass may need; those that came last yield theirs."""
+        for sequence in list(self._running):
+            while sequence in self._running:
+                try:
+                    sequence.table.reserve(sequence.length + self._workspace)
+                    break
+                except OutOfPagesError:
+                    self._preempt(self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Let a sequence wait, first in line. All that it needs to go on stays with it, except its pages."""
+        self._running.remove(sequence)
+        self._give_up_pages(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _give_up_pages(self, sequence: Sequence) -> None:
+        table = sequence.table
+        if self._runner.exact:
+            self.cache.prefixes.insert(sequence.committed[: table.length], table.pages)
+        table.free()
+        sequence.block_table = None
+
+    def _passes(self, decoding: list[Job]) -> Iterator[list[Job]]:
+        """The passes of a step: one, within the row budget. Prompts are prefilled in the order in which they came.
+
+        For attention kernels that take a mask, every prompt has a pass of its own: a rectangle of queries that is as
+        high as a chunk would be mostly padding.
+        """
+        width = max((job.plan.width for job in decoding), default=0)
+        used = sum(len(job.rows) + job.plan.blocks * width for job in decoding)
+        room = max(self._config.row_budget - used, MIN_CHUNK) if decoding else self._runner.max_rows
+        prompts = []
+        for sequence in self._running:
+            if room and not sequence.decodes:
+                ahead = self._first_width(sequence) if self._cycle.DRAFTS_AHEAD else 0
+                prompts.append(cycle.prefill_job(sequence, min(room, self._runner.max_rows), ahead))
+                room -= len(prompts[-1].rows)
+        together = [decoding + prompts] if self._runner.ragged else [decoding, *([job] for job in prompts)]
+        yield from (jobs for jobs in together if jobs)
+
+    def _first_width(self, sequence: Sequence) -> int:
+        planner = self._drafting.planner
+        return planner.first_width(sequence.length) if planner else self._drafting.width
 
 
 def generate(
@@ -38,73 +210,37 @@ def generate(
     decode: Decode | None = None,
     costs: CostModel | None = None,
 ) -> Iterator[Step]:
-    """Decode requests, at most `config.batch_size` at a time; yields a step per sequence and cycle as they happen.
+    """Decode requests, at most `config.batch_size` at a time; yields a step per sequence and pass as they happen.
 
-    A sequence's tokens do not depend on its neighbours. The cycle `auto` plans with the cost model `costs`, which is
-    measured here if it is None. To stop early, close the iterator or call `finish("cancelled")` on a sequence. Raises
-    ValueError before any work if a request or the configuration cannot be decoded.
+    The cache has the size that these requests need. To stop early, close the iterator or call `finish("cancelled")` on
+    a sequence. Raises ValueError before any work if a request or the configuration cannot be decoded.
     """
-    chosen, rule = cycles.load(config.cycle), rules.load(config.rule)
-    drafting = _drafting(runner, config, costs)
-    waiting = deque(Sequence(index, request, limits, decode) for index, request in enumerate(requests))
-    cache = runner.new_cache(min(config.batch_size, len(waiting)))
-    active: list[Sequence] = []
-    while waiting or active:
-        while waiting and len(active) < config.batch_size:
-            active.append(waiting.popleft())
-            width = _first_width(drafting, active[-1]) if chosen.DRAFTS_AHEAD else 0
-            yield prefill(runner, cache, active[-1], len(active) - 1, rule, width)
-            _retire(cache, active)
-        if active:
-            kept = cycle.run(chosen, runner, cache, active, drafting, rule)
-            yield from [Step(sequence, verdict) for sequence, verdict in zip(active, kept, strict=True)]
-            _retire(cache, active)
-
-
-def prefill(runner: Runner, cache: KVCache, sequence: Sequence, slot: int, rule: Rule, width: int = 0) -> Step:
-    """Write the prompt to the cache in chunks as large as the row rule allows, and append the first token.
-
-    With a `width`, the pass of the last chunk also drafts, from a block of that many rows rooted at the last prompt
-    token.
-    """
-    sequence.begin()
-    cache.commit(slot, 0)
-    prompt = sequence.request.prompt
-    ahead = min(sequence.request.stop.max_new_tokens, KEY_BLOCK)
-    cache.reserve(len(prompt) + ahead)  # once: growing copies the cache and invalidates CUDA graphs
-    *pieces, last = chunks(prompt, runner.max_rows)
-    window = cache.window(slot, slot + 1)
-    for piece in pieces:
-        runner.ar([piece], window, logit_rows=[])
-        cache.commit(slot, cache.lengths[slot] + len(piece))
-    final = [len(last) - 1]
-    (logits_RV,), (blocks_JWV,) = runner.ar_and_diffuse(
-        [last], [final if width else []], width, window, logit_rows=final, eager_logits=True
+    requests = list(requests)
+    engine = Engine(
+        runner, config, limits, decode=decode, costs=costs, pages=_pages_needed(runner, requests, config, limits)
     )
-    cache.commit(slot, len(prompt))
-    (verdict,) = rule.verify([Check(sequence.sampler, logits_RV, Draft(), sequence.length)])
-    sequence.start(verdict.tokens[0])
-    if width and sequence.finish_reason is None:
-        root = len(prompt) - 1
-        (sequence.ahead,) = drafts_from_blocks(
-            runner, [sequence], [Block(blocks_JWV[0], root)], rule, eager_logits=True
-        )
-    return Step(sequence, verdict)
+    for request in requests:
+        engine.add(request)
+    while engine.unfinished:
+        yield from engine.step()
 
 
-def _retire(cache: KVCache, active: list[Sequence]) -> None:
-    """Remove finished sequences; the last active sequence moves into each freed slot."""
-    for slot in reversed(range(len(active))):
-        if active[slot].finish_reason is not None:
-            last = len(active) - 1
-            if slot != last:
-                cache.move(last, slot)
-                active[slot] = active[last]
-            active.pop()
+def _pages_needed(runner: Runner, requests: list[Request], config: DecodingConfig, limits: Limits) -> int:
+    """The pages with which no sequence is ever preempted."""
+    workspace = workspace_positions(runner, config)
+    needed = sorted(
+        pages_for(min(len(r.prompt) + r.stop.max_new_tokens, limits.max_positions) + workspace) for r in requests
+    )
+    return max(1, sum(needed[-config.batch_size :]))
 
 
-def _first_width(drafting: Drafting, sequence: Sequence) -> int:
-    return drafting.planner.first_width(sequence.length) if drafting.planner else drafting.width
+def workspace_positions(runner: Runner, config: DecodingConfig) -> int:
+    """The most positions behind the cached ones to which a pass of this configuration writes."""
+    if runner.diffusion is None or config.cycle == "ar":
+        return runner.workspace_positions(0, 0, 1)
+    width = config.width or runner.diffusion.block_size
+    drafts = max(width, MAX_LOOKUP_DRAFTS) if config.cycle == "auto" else width
+    return runner.workspace_positions(drafts, min(drafts + 1, config.candidates or drafts + 1), width)
 
 
 def _drafting(runner: Runner, config: DecodingConfig, costs: CostModel | None) -> Drafting:

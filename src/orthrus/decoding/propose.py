@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from orthrus.cache import CacheWindow
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.rules import Proposal, Rule
 from orthrus.decoding.sampling import best
@@ -23,15 +22,13 @@ EAGER_LOGITS = 32
 a second call of the head, over the rows of the chosen block alone, after verification."""
 
 
-def draft_pass(
-    runner: Runner, window: CacheWindow, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool]
-) -> list[Draft]:
+def draft_pass(runner: Runner, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool]) -> list[Draft]:
     """New drafts for each sequence that is `wanted`, at most `trained_rows`, from one diffusion pass over its anchor
     and width - 1 masks. The other sequences get none."""
     assert runner.diffusion is not None
     rows = min(width, runner.diffusion.trained_rows)
     roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
-    logits_BRV = runner.diffuse(roots, width, window, rows=rows)
+    logits_BRV = runner.diffuse(roots, width, [s.table for s in batch], rows=rows)
     drafting = [s for s, wants in zip(batch, wanted, strict=True) if wants]
     proposals = [
         Proposal(s.sampler, logits_RV, s.length, 2 * (s.length - 1))

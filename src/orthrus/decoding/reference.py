@@ -41,14 +41,14 @@ def autoregress(
     ends = limits.end_token_ids | request.stop.stop_token_ids
     noise = AddressedNoise(seed, request.sampling.sample_index)
     sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size)
-    cache = runner.new_cache(1)
+    (table,) = runner.new_tables(1, len(request.prompt) + request.stop.max_new_tokens)
     pending = list(request.prompt)
     tokens: list[int] = []
     kept: list[Tensor] = []
     while True:
         for chunk in chunks(pending, runner.max_rows):
-            (logits_1V,) = runner.ar([chunk], cache.window(0, 1), logit_rows=[len(chunk) - 1])
-            cache.commit(0, cache.lengths[0] + len(chunk))
+            (logits_1V,) = runner.ar([chunk], [table], logit_rows=[len(chunk) - 1])
+            table.commit(table.length + len(chunk))
         if keep_logits:
             kept.append(logits_1V[0].clone())
         ((token,),) = sample([RowRequest(sampler, logits_1V, len(request.prompt) + len(tokens))])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from orthrus.cache import BlockTable
 from orthrus.config import SamplingParams, StopConditions
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.noise import AddressedNoise, draw_seed
@@ -41,9 +42,11 @@ class Limits:
 
 
 class Sequence:
-    """A request being decoded. It has n committed tokens; the cache holds the first n - 1; the newest is the anchor.
+    """A request being decoded. It has n committed tokens, of which the newest is the anchor. While it decodes, the
+    cache holds the first n - 1.
 
-    `ahead` holds the drafts that an earlier pass made for the next cycle.
+    `ahead` holds the drafts that an earlier pass made for the next cycle, `block_table` its pages (None while it
+    waits).
     """
 
     def __init__(self, index: int, request: Request, limits: Limits, decode: Decode | None = None) -> None:
@@ -57,27 +60,50 @@ class Sequence:
         self.text = TextStream(decode, request.stop.stop_strings) if decode else None
         self.tokens: list[int] = []
         self.ahead = Draft()
+        self.block_table: BlockTable | None = None
         self.finish_reason: FinishReason | None = None
         self.statistics = Statistics()
         self._max_tokens = min(request.stop.max_new_tokens, limits.max_positions - len(request.prompt))
         self._started = 0.0
 
     @property
+    def table(self) -> BlockTable:
+        """The pages of a sequence that does not wait."""
+        assert self.block_table is not None
+        return self.block_table
+
+    @property
     def anchor(self) -> int:
         """The newest committed token; its K/V is not yet in the cache."""
-        return self.tokens[-1]
+        return self.tokens[-1] if self.tokens else self.request.prompt[-1]
+
+    @property
+    def committed(self) -> list[int]:
+        """All n committed tokens."""
+        return [*self.request.prompt, *self.tokens]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it has a token and the cache holds all tokens before it."""
+        return bool(self.tokens) and self.table.length == self.length - 1
+
+    @property
+    def uncached(self) -> list[int]:
+        """The tokens before the anchor that the cache lacks."""
+        return self.committed[self.table.length : -1]
 
     @property
     def length(self) -> int:
         """n, the number of committed tokens, prompt included."""
         return len(self.request.prompt) + len(self.tokens)
 
-    def begin(self) -> None:
-        """Start this sequence's clock, at its prefill."""
-        self._started = perf_counter()
+    def begin(self, table: BlockTable) -> None:
+        """Give a sequence its pages. The first time, this starts its clock."""
+        self.block_table = table
+        self._started = self._started or perf_counter()
 
     def start(self, token: int) -> None:
-        """Append the token that the prefill predicted."""
+        """Append the first token, which the prefill predicted."""
         self.statistics.passes += 1
         self.statistics.prefill_seconds = perf_counter() - self._started
         self._append([token])

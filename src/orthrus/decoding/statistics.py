@@ -14,7 +14,8 @@ SHAPE = ("kind", "drafts", "blocks", "width", "count")
 class Statistics:
     """Counters of a sequence. `passes` are full-depth forward passes, the prefill counted once. `seconds` include it.
 
-    `shapes` counts cycles by (kind, drafts offered, blocks, width of a block).
+    `shapes` counts cycles by (kind, drafts offered, blocks, width of a block). `cached_tokens` of the prompt were not
+    computed, because an earlier sequence starts with them.
     """
 
     generated: int = 0
@@ -26,6 +27,7 @@ class Statistics:
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     shapes: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
+    cached_tokens: int = 0
 
     @property
     def acceptance_length(self) -> float:
@@ -79,6 +81,7 @@ class Statistics:
             "tpf": self.tpf,
             "seconds": self.seconds,
             "prefill_seconds": self.prefill_seconds,
+            "cached_tokens": self.cached_tokens,
             "rows_per_pass": self.rows_per_pass,
             "acceptance_by_offset": self.acceptance_by_offset,
             "cycles_by_kind": dict(self.cycles),

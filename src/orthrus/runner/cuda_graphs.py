@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from orthrus.batch import ForwardBatch
+from orthrus.config import PAGE
 from orthrus.runner.eager import EagerExecutor
 from orthrus.runner.executor import PassResult
 
@@ -61,10 +62,10 @@ class CUDAGraphs:
         """See `Executor`. The first pass of a shape runs eagerly and compiles kernels; the second one is captured."""
         if sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
             return self._eager.run(batch)
-        keys, values = batch.cache.storage
-        batch = replace(batch, span=keys.shape[3])  # a captured pass is also replayed at longer contexts
-        storage = keys.data_ptr(), values.data_ptr(), keys.shape, keys.stride()
-        shape = (*(rows.shape for rows in batch.views), len(batch.logit_rows), batch.num_logits, *storage)
+        batch = _padded(batch)  # a captured pass is also replayed at longer contexts
+        keys, values = batch.cache.keys, batch.cache.values
+        sizes = len(batch.logit_rows), batch.num_logits, len(batch.block_tables), batch.span
+        shape = (*(rows.shape for rows in batch.views), *sizes, keys.data_ptr(), values.data_ptr(), keys.shape)
         with self._lock:
             if shape not in self._graphs:
                 self._graphs[shape] = None
@@ -83,3 +84,10 @@ class CUDAGraphs:
         integers = torch.tensor([*chain(*batch.integers)], device=decoder.device)
         kept = [rope.tables(batch.span) for rope in decoder.ropes]  # before capture: growing reallocates a table
         return _Graph(integers, *self._capture(lambda: self._eager.forward(batch, integers)), kept)
+
+
+def _padded(batch: ForwardBatch) -> ForwardBatch:
+    """The batch with block tables of a power of two pages, of which at most a few shapes exist."""
+    columns = 1 << (len(batch.block_tables[0]) - 1).bit_length()
+    tables = [own + [0] * (columns - len(own)) for own in batch.block_tables]
+    return replace(batch, block_tables=tables, span=columns * PAGE)

@@ -14,6 +14,7 @@ from torch import Tensor
 from orthrus.backends.interface import AttentionChoice, Kernels
 from orthrus.backends.select import DraftWeights
 from orthrus.batch import AttentionMetadata, ForwardBatch, SlotMapping, ViewName, ViewRows
+from orthrus.config import PAGE
 from orthrus.masks import block_bias, causal_bias
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer
@@ -53,58 +54,59 @@ class EagerExecutor:
 
     def forward(self, batch: ForwardBatch, integers: Tensor) -> PassResult:
         """The same with the integers of the batch in one tensor on the device, in the order of `batch.integers`."""
-        parts = integers.split([len(values) for values in batch.integers])
-        per_view = (len(parts) - 1) // len(batch.views)
+        *parts, tables, logit_rows = integers.split([len(values) for values in batch.integers])
+        tables_BP = tables.view(len(batch.block_tables), -1)
+        per_view = len(parts) // len(batch.views)
         views = [
-            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], batch.span)
+            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], tables_BP, batch.span)
             for n, rows in enumerate(batch.views)
         ]
         if sum(len(own) for view in views for own in view.masks.values()) == 1:
             ((window, (make,)),) = views[0].masks.items()
             mask = make()
             views = [replace(views[0], masks={window: [lambda: mask]})]
-        hidden_PD = self._layers(views, batch)[parts[-1]]
+        hidden_PD = self._layers(views, batch, tables_BP)[logit_rows]
         head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
         logits_LV = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
         return PassResult(logits_LV, hidden_PD[batch.num_logits :])
 
-    def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], span: int) -> DeviceRows:
+    def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], tables_BP: Tensor, span: int) -> DeviceRows:
         tokens, mapping, positions, segments, kv_lens = parts
-        config, table_3N = self.decoder.config, mapping.view(3, -1)
+        config, table_2N = self.decoder.config, mapping.view(2, -1)
         angles = [rope.rows(positions, max(rows.positions)) for rope in self.decoder.ropes]
         norm = config.norm_eps, config.norm_offset
-        slots = [SlotMapping(table_3N, cos, sin, rows.query_shape, *norm) for cos, sin in angles]
-        metadata = AttentionMetadata(
-            segments.view(-1, 5),
-            kv_lens,
-            rows.max_segment_rows,
-            None,
-            config.attention_scale,
-            config.attention_soft_cap,
-        )
-        windows = config.windows
+        slots = [SlotMapping(table_2N, cos, sin, rows.query_shape, *norm) for cos, sin in angles]
+        windows, scores = config.windows, (config.attention_scale, config.attention_soft_cap)
         if self.attention.ragged:
+            segments_S5, longest = segments.view(-1, 5), rows.max_segment_rows
             starts = {window: _kv_starts(kv_lens, rows.view, window) for window in windows}
-            ragged = {window: replace(metadata, kv_starts=starts[window]) for window in windows}
+            ragged = {
+                window: AttentionMetadata(segments_S5, kv_lens, tables_BP, longest, starts[window], *scores)
+                for window in windows
+            }
             return DeviceRows(rows, tokens, slots, ragged, {}, None)
         masks = {window: _masks(rows, span, self.decoder.norm, window) for window in windows}
         in_order = slots[0].full and rows.query_rows == list(range(len(rows.query_rows)))
-        return DeviceRows(rows, tokens, slots, {}, masks, None if in_order else table_3N[0])
+        return DeviceRows(rows, tokens, slots, {}, masks, None if in_order else table_2N[0])
 
-    def _layers(self, views: list[DeviceRows], batch: ForwardBatch) -> Tensor:
+    def _layers(self, views: list[DeviceRows], batch: ForwardBatch, tables_BP: Tensor) -> Tensor:
         """All layers up to the final norm [N, D]. Only the attention projections differ by view."""
         hidden_ND, delta_ND = self.decoder.embed(torch.cat([view.tokens for view in views])), None
         mlps = self.draft_weights.mlps if batch.draft_only else ()
-        caches = batch.cache.layers(batch.span)
-        for index, (layer, (keys, values)) in enumerate(zip(self.decoder.decoder_layers, caches, strict=True)):
+        caches = zip(batch.cache.keys.unbind(0), batch.cache.values.unbind(0), strict=True)
+        in_order = None if self.attention.ragged else _keys_in_order(batch, tables_BP)
+        for index, (layer, cache) in enumerate(zip(self.decoder.decoder_layers, caches, strict=True)):
             copies = mlps[index] if mlps else None
-            attention = _LayerAttention(self, layer, views, keys, values)
+            attention = _LayerAttention(self, layer, views, cache, in_order)
             hidden_ND, delta_ND = layer(hidden_ND, delta_ND, attention, self.kernels, copies)
         norm = self.decoder.config.norm_eps, self.decoder.config.norm_offset
         return self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, *norm)[1]
 
     def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention of the rows of a view over the cache [N, H * E]; padding rows are zero. One call per mask."""
+        """Attention of the rows of a view [N, H * E]; padding rows are zero. One call per mask.
+
+        keys, values: those of the cache [G, S, E] for ragged attention, else those of each sequence [B, G, span, E].
+        """
         padding = len(view.tokens) - len(view.rows.positions)
         if self.attention.ragged:
             attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata[window])
@@ -125,9 +127,15 @@ class _LayerAttention:
     """The attention of one layer, as the layer calls it."""
 
     def __init__(
-        self, executor: EagerExecutor, layer: DecoderLayer, views: list[DeviceRows], keys: Tensor, values: Tensor
+        self,
+        executor: EagerExecutor,
+        layer: DecoderLayer,
+        views: list[DeviceRows],
+        cache: tuple[Tensor, Tensor],
+        in_order: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self._executor, self._layer, self._views, self._cache = executor, layer, views, (keys, values)
+        self._executor, self._layer, self._views, self._cache = executor, layer, views, cache
+        self._in_order = in_order
 
     def __call__(self, normed_ND: Tensor) -> Tensor:
         """The keys of all views are written before any row attends: blocks attend to AR rows of the same pass."""
@@ -138,8 +146,9 @@ class _LayerAttention:
             qkv = projections.qkv(x_ND)
             mapping = view.mappings[kind.rope]
             queries.append(kernels.rope_and_cache_write(qkv, projections.norms, mapping, *self._cache))
+        keys, values = self._cache if self._in_order is None else map(self._in_order, self._cache)
         deltas = [
-            layer.view(view.rows.view).o(self._executor.attend(view, kind.window, q_BAHE, *self._cache))
+            layer.view(view.rows.view).o(self._executor.attend(view, kind.window, q_BAHE, keys, values))
             for view, q_BAHE in zip(views, queries, strict=True)
         ]
         return deltas[0] if len(deltas) == 1 else torch.cat(deltas)
@@ -148,6 +157,21 @@ class _LayerAttention:
 def _kv_starts(kv_lens_N: Tensor, view: ViewName, window: int | None) -> Tensor | None:
     """`first_keys` on the device."""
     return None if window is None else (kv_lens_N + (view == "diffusion") - window).clamp(min=0)
+
+
+def _keys_in_order(batch: ForwardBatch, tables_BP: Tensor) -> Callable[[Tensor], Tensor]:
+    """For attention kernels that take a mask: a function from the keys (or values) of a layer [G, S, E] to those of
+    each sequence in order [B, G, span, E]. A single sequence whose pages follow one another is read in place."""
+    (first, *others), *more = batch.block_tables
+    start = first * PAGE
+    if not more and others == list(range(first + 1, first + 1 + len(others))):
+        return lambda stored_GSE: stored_GSE[None, :, start : start + batch.span]
+
+    def gathered(stored_GSE: Tensor) -> Tensor:
+        pages_GBTE = stored_GSE.unflatten(1, (-1, PAGE))[:, tables_BP].flatten(2, 3)
+        return pages_GBTE[:, :, : batch.span].transpose(0, 1)
+
+    return gathered
 
 
 def _masks(rows: ViewRows, span: int, like: Tensor, window: int | None) -> list[Callable[[], Tensor]]:

@@ -8,14 +8,19 @@ from typing import NamedTuple
 
 from orthrus.backends.interface import AttentionChoice
 from orthrus.batch import Segment, ViewName, ViewRows
+from orthrus.cache import BlockTable
+from orthrus.config import PAGE
 
 
 class Root(NamedTuple):
-    """Row 0 of a draft block: the token and its position. The position is also the number of cached keys that the block
-    attends to."""
+    """Row 0 of a draft block: the token, its position, and the place in its sequence of the block's first key.
+
+    The position is also the number of cached keys that the block attends to.
+    """
 
     token: int
     position: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class BatchLayout:
     attention: AttentionChoice
     multiple: int
 
-    def ar_rows(self, tokens: Sequence[Sequence[int]], lengths: Sequence[int]) -> ViewRows:
-        """Causal rows after each cached length.
+    def ar_rows(self, tokens: Sequence[Sequence[int]], tables: Sequence[BlockTable]) -> ViewRows:
+        """Causal rows after each cached length. The tables hold pages for them.
 
         Kernels that take a mask get a rectangle of queries as high as the longest sequence. It has descending
         positions, as `causal_bias` needs; `query_rows` does that reversal, which nothing outside attention sees.
@@ -34,29 +39,27 @@ class BatchLayout:
         longest = max(len(own) for own in tokens)
         height = self.attention.padded(longest)
         rows = _Rows()
-        for sequence, (own, length) in enumerate(zip(tokens, lengths, strict=True)):
+        for sequence, (own, table) in enumerate(zip(tokens, tables, strict=True)):
+            length = table.length
             last = sequence * height + longest - 1
             rows.segments.append(Segment(len(rows.tokens), len(own), sequence, 0, 0))
             rows.query_rows += range(last, last - len(own), -1)
             rows.positions += range(length, length + len(own))
-            rows.slots += range(length, length + len(own))
+            rows.slots += table.slots(length, length + len(own))
             rows.kv_lens += range(length + 1, length + 1 + len(own))
-            rows.sequences += [sequence] * len(own)
             rows.tokens += own
         return self._build("ar", rows, (len(tokens), height))
 
-    def blocks(self, roots: Sequence[Sequence[Root]], first_slots: Sequence[int], width: int, mask: int) -> ViewRows:
-        """Draft blocks of a root and width - 1 masks, in consecutive slots from the first slot of each sequence."""
+    def blocks(self, roots: Sequence[Sequence[Root]], width: int, tables: Sequence[BlockTable], mask: int) -> ViewRows:
+        """Draft blocks of a root and width - 1 masks."""
         height, masks = max(len(own) for own in roots) * width, [mask] * (width - 1)
         rows = _Rows()
-        for sequence, (own, first_slot) in enumerate(zip(roots, first_slots, strict=True)):
-            count = len(own) * width
-            rows.query_rows += range(sequence * height, sequence * height + count)
-            rows.slots += range(first_slot, first_slot + count)
-            rows.sequences += [sequence] * count
-            for block, root in enumerate(own):
-                slot = first_slot + block * width
-                rows.segments.append(Segment(len(rows.tokens), width, sequence, slot, slot + width))
+        for sequence, (own, table) in enumerate(zip(roots, tables, strict=True)):
+            rows.query_rows += range(sequence * height, sequence * height + len(own) * width)
+            for root in own:
+                stop = root.start + width
+                rows.slots += table.slots(root.start, stop)
+                rows.segments.append(Segment(len(rows.tokens), width, sequence, root.start, stop))
                 rows.kv_lens += [root.position] * width
                 rows.positions += range(root.position, root.position + width)
                 rows.tokens += [root.token, *masks]
@@ -73,13 +76,29 @@ class BatchLayout:
             view,
             tokens,
             rows.positions,
-            rows.sequences,
             rows.slots,
             query_rows,
             query_shape,
             rows.segments,
             rows.kv_lens,
         )
+
+
+def block_starts(start: int, count: int, width: int) -> list[int]:
+    """Places in a sequence for the keys of `count` blocks, from `start` on, so that each block lies in one page."""
+    starts = []
+    for _ in range(count):
+        if start % PAGE + width > PAGE:
+            start = -(-start // PAGE) * PAGE
+        starts.append(start)
+        start += width
+    return starts
+
+
+def workspace_rows(blocks: int, width: int) -> int:
+    """The most positions that `blocks` blocks take, wherever they start."""
+    start = PAGE - width + 1
+    return block_starts(start, blocks, width)[-1] + width - start if blocks else 0
 
 
 def chunks(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
@@ -93,7 +112,6 @@ class _Rows:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.positions: list[int] = []
-        self.sequences: list[int] = []
         self.slots: list[int] = []
         self.query_rows: list[int] = []
         self.kv_lens: list[int] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orthrus.backends.interface import AttentionChoice, Kernels
 from orthrus.backends.native import structs
-from orthrus.backends.native.kernels import NativeKernels
+from orthrus.backends.native.kernels import NativeKernels, cache_of
 from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear, weights_of
 from orthrus.backends.select import DraftWeights
 from orthrus.batch import ForwardBatch
@@ -80,10 +80,10 @@ class NativeForward:
         views = _views(batch, addresses)
         rows, threads = sum(view.padded_rows for view in views), torch.get_num_threads()
         counts = len(views), rows, len(batch.logit_rows), batch.num_logits
-        keys, values = batch.cache.storage
-        cache, layer_stride = _cache(keys, values)
+        keys, values = batch.cache.keys, batch.cache.values
+        cache = cache_of(keys[0], values[0])
         pass_batch = structs.ForwardBatch(
-            ctypes.addressof(views), addresses[-1], *counts, cos_TE.data_ptr(), sin_TE.data_ptr(), cache, layer_stride
+            ctypes.addressof(views), addresses[-1], *counts, cos_TE.data_ptr(), sin_TE.data_ptr(), cache, keys.stride(0)
         )
         hidden_PD = self._embedding.new_empty(len(batch.logit_rows), self._embedding.shape[1])
         logits_LV = self._embedding.new_empty(batch.num_logits, self._vocabulary)
@@ -122,20 +122,13 @@ def _integers(lists: Sequence[Sequence[int]]) -> tuple[ctypes.Array[ctypes.c_int
 
 def _views(batch: ForwardBatch, addresses: Sequence[int]) -> ctypes.Array[structs.ViewRows]:
     """The rows of each view, with the addresses of `ForwardBatch.integers`."""
-    views = []
+    views, tables = [], addresses[-2]
     for rows, start in zip(batch.views, count(0, 5), strict=False):
         tokens, mapping, positions, segments, kv_lens = addresses[start : start + 5]
-        attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens)
+        attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens, tables, len(batch.block_tables[0]))
         sizes = len(rows.tokens), len(rows.positions)
         views.append(structs.ViewRows(structs.VIEWS.index(rows.view), *sizes, tokens, mapping, positions, attention))
     return (structs.ViewRows * len(views))(*views)
-
-
-def _cache(keys: Tensor, values: Tensor) -> tuple[structs.KVCache, int]:
-    """The cache of the first layer, of [L, B, G, T, E], and the stride of the layers."""
-    layer, sequence, head, _, _ = keys.stride()
-    kv_heads, head_dim = keys.shape[2], keys.shape[4]
-    return structs.KVCache(keys.data_ptr(), values.data_ptr(), kv_heads, head_dim, sequence, head), layer
 
 
 def _layer(layer: DecoderLayer, gate_up: Linear, down: Linear) -> structs.LayerWeights:

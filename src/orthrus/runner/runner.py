@@ -1,7 +1,8 @@
 """The runner lays out passes of a decoder and has an executor run them. Each kind of pass is a method.
 
 `ar` verifies drafts and extends the cache, `diffuse` drafts, `ar_and_diffuse` does both in one pass. Tokens are passed
-as integers, per sequence of a cache window. Logits are returned per sequence, with rows in ascending order of position.
+as integers, per sequence, with the block table of each sequence. Logits are returned per sequence, with rows in
+ascending order of position.
 
 Guarantee: where the probes hold (`exact`), the logits of an AR row, and the K/V it leaves in the cache, have the same
 bits whatever else ran in its pass.
@@ -22,7 +23,7 @@ from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.select import DraftWeights, choose_attention, low_precision_drafts, pack_linears
 from orthrus.backends.torch import TorchKernels, attend_in_blocks
 from orthrus.batch import ForwardBatch, ViewRows
-from orthrus.cache import CacheWindow, KVCache
+from orthrus.cache import BlockTable, KVCache, pages_for
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import Linear
@@ -31,7 +32,7 @@ from orthrus.runner.cuda_graphs import CUDAGraphs, capture_on_cuda
 from orthrus.runner.eager import EagerExecutor
 from orthrus.runner.executor import Executor, PassResult
 from orthrus.runner.float_state import denormals_kept
-from orthrus.runner.layout import BatchLayout, Root
+from orthrus.runner.layout import BatchLayout, Root, block_starts, workspace_rows
 from orthrus.runner.native import NativeForward
 
 
@@ -153,38 +154,63 @@ class Runner:
         return list(self._executors.values())
 
     @property
+    def ragged(self) -> bool:
+        """Whether attention takes sequences with different numbers of rows without padding."""
+        return self.attention.ragged
+
+    @property
     def max_rows(self) -> int:
         """The maximum rows of one sequence per pass. Longer prompts are prefilled in chunks."""
         return self.attention.rule.max_rows
 
-    def new_cache(self, slots: int) -> KVCache:
-        """An empty cache for `slots` sequences of this decoder."""
-        return KVCache(self.config, slots, self.decoder.dtype, self.device)
+    def new_cache(self, pages: int) -> KVCache:
+        """An empty cache for sequences of this decoder."""
+        return KVCache(self.config, pages, self.decoder.dtype, self.device)
+
+    def new_tables(self, sequences: int = 1, positions: int | None = None) -> list[BlockTable]:
+        """Empty sequences in a cache of their own, with room for `positions` positions each (default: the whole
+        context) and for the rows of a pass."""
+        width = self.diffusion.block_size if self.diffusion else 1
+        workspace = self.workspace_positions(self.max_rows, width + 1, width)
+        cache = self.new_cache(sequences * pages_for((positions or self.config.max_positions) + workspace))
+        return [BlockTable(cache) for _ in range(sequences)]
+
+    def workspace_positions(self, drafts: int, blocks: int, width: int) -> int:
+        """The most positions behind the cached ones that a pass needs: an anchor, drafts, and blocks beside them."""
+        return 1 + drafts + workspace_rows(blocks, width) + self.attention.key_multiple
 
     @torch.inference_mode()
-    def ar(self, rows: Tokens, cache: CacheWindow, *, logit_rows: Sequence[int] | None = None) -> list[Tensor]:
+    def ar(
+        self, rows: Tokens, tables: Sequence[BlockTable], *, logit_rows: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Causal pass over `rows` of each sequence. Writes their K/V after the cached positions and commits nothing.
 
         Returns, per sequence, the logits [R, V] of `logit_rows` (all rows if None; it may be empty). Row i predicts the
         token after it.
         """
-        return self.ar_and_diffuse(rows, [()] * len(rows), 0, cache, logit_rows=logit_rows).logits
+        asked = None if logit_rows is None else [logit_rows] * len(rows)
+        return self.ar_and_diffuse(rows, [()] * len(rows), 0, tables, logit_rows=asked).logits
 
     @torch.inference_mode()
-    def diffuse(self, roots: Sequence[int | None], width: int, cache: CacheWindow, *, rows: int) -> Tensor:
+    def diffuse(self, roots: Sequence[int | None], width: int, tables: Sequence[BlockTable], *, rows: int) -> Tensor:
         """Diffusion pass over one block per sequence: its root, then `width` - 1 mask tokens, right after the cache.
 
         Every row attends to the cache and to all rows of its block. Returns the logits [B, rows, V] of the first `rows`
         rows: row j predicts the token j + 1 positions after the root. A sequence whose root is None is left out.
         """
-        lengths = cache.lengths
-        blocks = [[] if root is None else [Root(root, length)] for root, length in zip(roots, lengths, strict=True)]
+        lengths = [table.length for table in tables]
+        starts = [block_starts(length, 1, width)[0] for length in lengths]
+        blocks = [
+            [] if root is None else [Root(root, length, start)]
+            for root, length, start in zip(roots, lengths, starts, strict=True)
+        ]
         count = sum(len(own) for own in blocks)
         if count == 0:
             return torch.empty(0, rows, self.config.vocab_size, dtype=self.decoder.dtype, device=self.device)
-        views = [self.layout.blocks(blocks, lengths, width, self.decoder.mask_token_id)]
+        span = self._reserve(tables, [own[-1].start + width if own else 0 for own in blocks])
+        views = [self.layout.blocks(blocks, width, tables, self.decoder.mask_token_id)]
         logit_rows = [start * width + row for start in range(count) for row in range(rows)]
-        logits_NV, _ = self._run(views, cache, max(lengths) + width, logit_rows, len(logit_rows))
+        logits_NV, _ = self._run(views, tables, span, logit_rows, len(logit_rows))
         return logits_NV.view(count, rows, self.config.vocab_size)
 
     @torch.inference_mode()
@@ -193,9 +219,9 @@ class Runner:
         rows: Tokens,
         block_roots: Sequence[Sequence[int]],
         width: int,
-        cache: CacheWindow,
+        tables: Sequence[BlockTable],
         *,
-        logit_rows: Sequence[int] | None = None,
+        logit_rows: Sequence[Sequence[int]] | None = None,
         eager_logits: bool = False,
     ) -> JointResult:
         """An AR pass over `rows` of each sequence that also computes draft blocks of `width` rows rooted in these rows.
@@ -204,30 +230,32 @@ class Runner:
         the one that `diffuse` would compute if the rows before r were cached and r were the anchor: it attends to the
         cache, to the AR rows before its root, and to itself. No AR row depends on a block.
 
-        Returns the AR logits of `logit_rows` (all rows if None) and the hidden states of the blocks. `draft_logits`
-        turns those into logits once it is known which block is used. With `eager_logits` the pass returns the logits of
-        the blocks instead: a few more rows cost the head little.
+        Returns the AR logits of `logit_rows` per sequence (all rows if None) and the hidden states of the blocks.
+        `draft_logits` turns those into logits once it is known which block is used. With `eager_logits` the pass
+        returns the logits of the blocks instead: a few more rows cost the head little.
         """
-        lengths, longest = cache.lengths, max(len(own) for own in rows)
         counts = [len(own) for own in block_roots]
-        views = [self.layout.ar_rows(rows, lengths)]
-        if any(counts):
-            roots = [
-                [Root(own[row], length + row) for row in chosen]
-                for own, chosen, length in zip(rows, block_roots, lengths, strict=True)
+        behind = [table.length + len(own) for own, table in zip(rows, tables, strict=True)]
+        roots = [
+            [
+                Root(own[row], table.length + row, start)
+                for row, start in zip(chosen, block_starts(after, len(chosen), width), strict=True)
             ]
-            behind = [length + longest for length in lengths]
-            views.append(self.layout.blocks(roots, behind, width, self.decoder.mask_token_id))
-        starts = accumulate((len(own) for own in rows[:-1]), initial=0)
-        asked = [
-            [start + row for row in (range(len(own)) if logit_rows is None else logit_rows)]
-            for own, start in zip(rows, starts, strict=True)
+            for own, chosen, table, after in zip(rows, block_roots, tables, behind, strict=True)
         ]
+        span = self._reserve(
+            tables, [own[-1].start + width if own else after for own, after in zip(roots, behind, strict=True)]
+        )
+        views = [self.layout.ar_rows(rows, tables)]
+        if any(counts):
+            views.append(self.layout.blocks(roots, width, tables, self.decoder.mask_token_id))
+        starts = accumulate((len(own) for own in rows[:-1]), initial=0)
+        wanted = [range(len(own)) for own in rows] if logit_rows is None else logit_rows
+        asked = [[start + row for row in own] for own, start in zip(wanted, starts, strict=True)]
         indices = [row for own in asked for row in own]
         ar_logits, drafted, offset = len(indices), sum(counts) * width, len(views[0].tokens)
         indices += range(offset, offset + drafted)
-        positions = max(lengths) + longest + max(counts) * width
-        logits_NV, hidden_NX = self._run(views, cache, positions, indices, len(indices) if eager_logits else ar_logits)
+        logits_NV, hidden_NX = self._run(views, tables, span, indices, len(indices) if eager_logits else ar_logits)
         if eager_logits:
             logits_NV, hidden_NX = logits_NV.split([ar_logits, drafted])
         blocks = hidden_NX.view(sum(counts), width, hidden_NX.shape[1]).split(counts)
@@ -249,12 +277,20 @@ class Runner:
         with denormals_kept():
             return self.decoder.capped(head(hidden_ND))
 
-    def _run(
-        self, views: list[ViewRows], cache: CacheWindow, positions: int, logit_rows: list[int], num_logits: int
-    ) -> PassResult:
-        """Run one pass; the cache gets room for `positions` positions per sequence."""
-        cache.reserve(positions)
+    def _reserve(self, tables: Sequence[BlockTable], positions: Sequence[int]) -> int:
+        """Give every sequence pages for its rows. Returns how many keys per sequence attention reads."""
         multiple = self.attention.key_multiple
-        batch = ForwardBatch(views, cache, -(-positions // multiple) * multiple, logit_rows, num_logits)
+        rounded = [-(-own // multiple) * multiple for own in positions]
+        for table, own in zip(tables, rounded, strict=True):
+            table.reserve(own)
+        return max(rounded)
+
+    def _run(
+        self, views: list[ViewRows], tables: Sequence[BlockTable], span: int, logit_rows: list[int], num_logits: int
+    ) -> PassResult:
+        columns = pages_for(span)
+        pages = [table.pages[:columns] for table in tables]
+        padded = [own + [0] * (columns - len(own)) for own in pages]
+        batch = ForwardBatch(views, tables[0].cache, padded, span, logit_rows, num_logits)
         with denormals_kept():
             return self._executors[batch.draft_only].run(batch)

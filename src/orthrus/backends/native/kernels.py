@@ -156,22 +156,22 @@ class NativeKernels(TorchKernels):
         qkv_NF: Tensor,
         norms: tuple[Tensor, Tensor] | None,
         mapping: SlotMapping,
-        keys_BGTE: Tensor,
-        values_BGTE: Tensor,
+        keys_GSE: Tensor,
+        values_GSE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
         if norms and mapping.norm_offset:
-            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_BGTE, values_BGTE)
+            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         assert qkv_NF.is_contiguous()
-        (B, A), N = mapping.query_shape, mapping.table_3N.shape[1]
-        _, G, _, E = keys_BGTE.shape
+        (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
+        G, _, E = keys_GSE.shape
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
         rope = structs.RopeParams(
             q_norm, k_norm, mapping.cos.data_ptr(), mapping.sin.data_ptr(), None, mapping.norm_eps
         )
-        table, cache = mapping.table_3N.data_ptr(), _cache_of(keys_BGTE, values_BGTE)
+        table, cache = mapping.table_2N.data_ptr(), cache_of(keys_GSE, values_GSE)
         self._rope_and_cache_write(qkv_NF.data_ptr(), q.data_ptr(), H, rope, table, cache, N)
         return q
 
@@ -179,12 +179,15 @@ class NativeKernels(TorchKernels):
         """See `Kernels`."""
         return self._attention is not None and head_dim % LANES == 0
 
-    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def attend(self, q_NHE: Tensor, keys_GSE: Tensor, values_GSE: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `Kernels`."""
         N, H, E = q_NHE.shape
-        assert self._attention is not None and q_NHE.is_contiguous() and keys_BGTE.stride(2) == E
-        out, cache, segments = torch.empty_like(q_NHE), _cache_of(keys_BGTE, values_BGTE), metadata.segments
-        attended = structs.AttentionMetadata(segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr())
+        assert self._attention is not None and q_NHE.is_contiguous()
+        out, segments, tables = torch.empty_like(q_NHE), metadata.segments, metadata.block_tables
+        attended = structs.AttentionMetadata(
+            segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr(), tables.data_ptr(), tables.shape[1]
+        )
+        cache = cache_of(keys_GSE, values_GSE)
         self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, torch.get_num_threads())
         return out.view(N, H * E)
 
@@ -205,10 +208,11 @@ class NativeKernels(TorchKernels):
         return out
 
 
-def _cache_of(keys_BGTE: Tensor, values_BGTE: Tensor) -> structs.KVCache:
-    """One layer's cache, slots dense; the strides of both tensors are the same."""
-    _, G, _, E = keys_BGTE.shape
-    return structs.KVCache(keys_BGTE.data_ptr(), values_BGTE.data_ptr(), G, E, *keys_BGTE.stride()[:2])
+def cache_of(keys_GSE: Tensor, values_GSE: Tensor) -> structs.KVCache:
+    """One layer's cache, dense."""
+    G, slots, E = keys_GSE.shape
+    assert keys_GSE.is_contiguous() and values_GSE.is_contiguous()
+    return structs.KVCache(keys_GSE.data_ptr(), values_GSE.data_ptr(), G, E, slots * E)
 
 
 def _in_panels(shape: tuple[int, int], stored: Quantized | None = None) -> bool:

@@ -44,7 +44,6 @@ class KVCache(ctypes.Structure):
         ("values", _POINTER),
         ("kv_heads", _INTEGER),
         ("head_dim", _INTEGER),
-        ("sequence_stride", _INTEGER),
         ("head_stride", _INTEGER),
     )
 
@@ -56,9 +55,15 @@ class Segment(ctypes.Structure):
 
 
 class AttentionMetadata(ctypes.Structure):
-    """Segments, and the number of keys that each row attends to."""
+    """Segments, the number of keys that each row attends to, and the pages of each sequence."""
 
-    _fields_ = (("segments", _POINTER), ("num_segments", _INTEGER), ("kv_lens", _POINTER))
+    _fields_ = (
+        ("segments", _POINTER),
+        ("num_segments", _INTEGER),
+        ("kv_lens", _POINTER),
+        ("block_tables", _POINTER),
+        ("table_columns", _INTEGER),
+    )
 
 
 class RopeParams(ctypes.Structure):

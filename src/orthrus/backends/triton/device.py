@@ -31,7 +31,7 @@ def clamp(x, LIMIT: tl.constexpr):
 
 @triton.jit
 def rope_and_cache_write_head(
-    qkv, q_norm, k_norm, cos, sin, mapping, q, keys, values, N, H, G, per_sequence, per_head, eps,
+    qkv, q_norm, k_norm, cos, sin, mapping, q, keys, values, N, H, G, per_head, eps,
     E: tl.constexpr, NORM: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: rotate q and k, and write q to its row of queries, k and v to their slot of the cache."""
@@ -40,7 +40,7 @@ def rope_and_cache_write_head(
     other = (e + half) % E
     x = qkv + (n * (H + 2 * G) + head) * E
     row, partner = tl.load(x + e).to(tl.float32), tl.load(x + other).to(tl.float32)
-    slot = tl.load(mapping + N + n) * per_sequence + tl.load(mapping + 2 * N + n) * E
+    slot = tl.load(mapping + N + n) * E
     if head >= H + G:
         tl.store(values + slot + (head - H - G) * per_head + e, clamp(row, LIMIT).to(values.dtype.element_ty))
     else:
@@ -74,21 +74,23 @@ def finite_max(top):
 
 @triton.jit
 def attend_chunk(
-    q, keys, values, first, last, kv_lens, scale, E: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr
-):
+    q, keys, values, pages, first, last, kv_lens, scale, E: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    PAGE: tl.constexpr,
+):  # fmt: skip
     """Online softmax of query rows over the keys `first` to `last`: weighted sums, maxima and totals. Each row attends
-    to the keys before its `kv_lens`."""
+    to the keys before its `kv_lens`. The keys of one step lie in one page."""
     e = tl.arange(0, E)
     top, total = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
     sums = tl.zeros((QUERIES, E), tl.float32)
     for start in range(first, last, KEYS):
         j = start + tl.arange(0, KEYS)
-        k = tl.load(keys + j[None, :] * E + e[:, None], (j < last)[None, :], 0.0)
+        slot = (tl.load(pages + start // PAGE) - start // PAGE) * PAGE + j
+        k = tl.load(keys + slot[None, :] * E + e[:, None], (j < last)[None, :], 0.0)
         scores = tl.dot(q, k, input_precision="ieee") * scale
         scores = tl.where(j[None, :] < tl.minimum(kv_lens, last)[:, None], scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         weights, keep = tl.exp(scores - finite_max(higher)[:, None]), tl.exp(top - finite_max(higher))
-        v = tl.load(values + j[:, None] * E + e[None, :], (j < last)[:, None], 0.0)
+        v = tl.load(values + slot[:, None] * E + e[None, :], (j < last)[:, None], 0.0)
         total = total * keep + tl.sum(weights, 1)
         sums = sums * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         top = higher
@@ -97,9 +99,9 @@ def attend_chunk(
 
 @triton.jit
 def attend_segment(
-    q, keys, values, segments, all_kv_lens, out, all_sums, all_tops, all_totals, tiles, H, per_sequence, per_head,
+    q, keys, values, segments, all_kv_lens, tables, columns, out, all_sums, all_tops, all_totals, tiles, H, per_head,
     scale, GROUP: tl.constexpr, ROWS: tl.constexpr, E: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    CHUNK: tl.constexpr, SPLIT: tl.constexpr,
+    CHUNK: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one segment and one key/value head: over one chunk of keys, or over all chunks in order."""
     segment, tile = segments + tl.program_id(0) // tiles * 5, tl.program_id(0) % tiles
@@ -109,33 +111,29 @@ def attend_segment(
     query = (tl.load(segment) + row) * H + g * GROUP + lane % GROUP
     rows_q = tl.load(q + query[:, None] * E + e[None, :], valid[:, None], 0.0)
     kv_lens = tl.load(all_kv_lens + tl.load(segment) + row, valid, 0).to(tl.int32)
-    at = tl.load(segment + 2) * per_sequence + g * per_head
+    pages, k, v = tables + tl.load(segment + 2) * columns, keys + g * per_head, values + g * per_head
     begin, end, longest = tl.load(segment + 3).to(tl.int32), tl.load(segment + 4).to(tl.int32), tl.max(kv_lens, 0)
     own = tl.where(valid, end, 0)
     if SPLIT:
         last_chunk = tl.num_programs(2) - 1
         if chunk == last_chunk:
-            sums, top, total = attend_chunk(rows_q, keys + at, values + at, begin, end, own, scale, E, QUERIES, KEYS)
+            sums, top, total = attend_chunk(rows_q, k, v, pages, begin, end, own, scale, E, QUERIES, KEYS, PAGE)
         else:
             first = chunk * CHUNK
             last = tl.minimum(first + CHUNK, longest)
-            sums, top, total = attend_chunk(
-                rows_q, keys + at, values + at, first, last, kv_lens, scale, E, QUERIES, KEYS
-            )
+            sums, top, total = attend_chunk(rows_q, k, v, pages, first, last, kv_lens, scale, E, QUERIES, KEYS, PAGE)
         place = query * tl.num_programs(2) + chunk
         tl.store(all_sums + place[:, None] * E + e[None, :], sums, valid[:, None])
         tl.store(all_tops + place, top, valid)
         tl.store(all_totals + place, total, valid)
     else:
-        sums, top, total = attend_chunk(rows_q, keys + at, values + at, 0, 0, kv_lens, scale, E, QUERIES, KEYS)
+        sums, top, total = attend_chunk(rows_q, k, v, pages, 0, 0, kv_lens, scale, E, QUERIES, KEYS, PAGE)
         for first in range(0, longest, CHUNK):
             last = tl.minimum(first + CHUNK, longest)
-            more, high, added = attend_chunk(
-                rows_q, keys + at, values + at, first, last, kv_lens, scale, E, QUERIES, KEYS
-            )
+            more, high, added = attend_chunk(rows_q, k, v, pages, first, last, kv_lens, scale, E, QUERIES, KEYS, PAGE)
             sums, top, total = merge_chunks(sums, top[:, None], total[:, None], more, high[:, None], added[:, None])
             top, total = tl.reshape(top, (QUERIES,)), tl.reshape(total, (QUERIES,))
-        more, high, added = attend_chunk(rows_q, keys + at, values + at, begin, end, own, scale, E, QUERIES, KEYS)
+        more, high, added = attend_chunk(rows_q, k, v, pages, begin, end, own, scale, E, QUERIES, KEYS, PAGE)
         sums, top, total = merge_chunks(sums, top[:, None], total[:, None], more, high[:, None], added[:, None])
         total = tl.where(total > 0, total, 1.0)  # lanes without a row have no keys
         result = (sums / total).to(out.dtype.element_ty)

@@ -19,7 +19,7 @@ from orthrus.backends.linears import Int8Linear
 from orthrus.backends.torch import TorchKernels
 from orthrus.backends.triton import device
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import DecoderConfig
+from orthrus.config import PAGE, DecoderConfig
 from orthrus.model.layers import Linear
 
 QUERIES = 32
@@ -86,20 +86,20 @@ class TritonKernels(TorchKernels):
         qkv_NF: Tensor,
         norms: tuple[Tensor, Tensor] | None,
         mapping: SlotMapping,
-        keys_BGTE: Tensor,
-        values_BGTE: Tensor,
+        keys_GSE: Tensor,
+        values_GSE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
         if norms and mapping.norm_offset:
-            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_BGTE, values_BGTE)
-        _, G, _, E = keys_BGTE.shape
-        (B, A), N = mapping.query_shape, mapping.table_3N.shape[1]
+            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
+        G, slots, E = keys_GSE.shape
+        (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = norms or (qkv_NF, qkv_NF)
         device.rope_and_cache_write_head[(N, H + 2 * G)](
-            qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_3N, q, keys_BGTE, values_BGTE, N, H, G,
-            keys_BGTE.stride(0), keys_BGTE.stride(1), mapping.norm_eps, E, norms is not None, CACHE_LIMIT,
+            qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_2N, q, keys_GSE, values_GSE, N, H, G,
+            slots * E, mapping.norm_eps, E, norms is not None, CACHE_LIMIT,
         )  # fmt: skip
         return q
 
@@ -116,18 +116,20 @@ class TritonKernels(TorchKernels):
         """See `Kernels`."""
         return head_dim >= 16 and head_dim == triton.next_power_of_2(head_dim)
 
-    def attend(self, q_NHE: Tensor, keys_BGTE: Tensor, values_BGTE: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def attend(self, q_NHE: Tensor, keys_GSE: Tensor, values_GSE: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `Kernels`."""
-        (N, H, E), (_, G, T, _) = q_NHE.shape, keys_BGTE.shape
+        (N, H, E), (G, slots, _), tables = q_NHE.shape, keys_GSE.shape, metadata.block_tables
         group, out = H // G, torch.empty_like(q_NHE)
         tiles = triton.cdiv(metadata.max_segment_rows, QUERIES // group)
         split = metadata.max_segment_rows * group <= MAX_SPLIT_QUERIES
-        chunks = triton.cdiv(T, CHUNK) if split else 0  # and one more chunk, for the own keys of a segment
+        chunks = (
+            triton.cdiv(tables.shape[1] * PAGE, CHUNK) if split else 0
+        )  # and one more chunk, for the own keys of a segment
         shape = (N * H, chunks + 1) if split else (1, 1)
         sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
         device.attend_segment[(len(metadata.segments) * tiles, G, chunks + 1)](
-            q_NHE, keys_BGTE, values_BGTE, metadata.segments, metadata.kv_lens, out, sums, tops, totals, tiles, H,
-            keys_BGTE.stride(0), keys_BGTE.stride(1), E**-0.5, group, QUERIES // group, E, QUERIES, KEYS, CHUNK, split,
+            q_NHE, keys_GSE, values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], out, sums, tops,
+            totals, tiles, H, slots * E, E**-0.5, group, QUERIES // group, E, QUERIES, KEYS, CHUNK, PAGE, split,
         )  # fmt: skip
         if split:
             device.merge_row[(N * H,)](sums, tops, totals, out, chunks + 1, E)

@@ -12,7 +12,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
-from orthrus.cache import CacheWindow
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.rules import Rule
@@ -44,6 +43,10 @@ class PassPlanner(Protocol):
         """Update the acceptance estimates with the verdicts of the pass."""
         ...
 
+    def forget(self, sequence: Sequence) -> None:
+        """Drop what is kept for a sequence that has ended."""
+        ...
+
 
 @dataclass(frozen=True)
 class Drafting:
@@ -61,9 +64,7 @@ class Cycle(Protocol):
     DRAFTS_AHEAD: bool
     """Whether the cycle verifies drafts of an earlier pass. If so, the prefill makes the first drafts."""
 
-    def propose(
-        self, runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
-    ) -> list[PassPlan]:
+    def propose(self, runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
         """The plan of each sequence's next pass, with the drafts it verifies."""
         ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from orthrus.cache import CacheWindow
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.rules import Rule
@@ -14,9 +13,7 @@ from orthrus.runner.runner import Runner
 DRAFTS_AHEAD = False
 
 
-def propose(
-    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
-) -> list[PassPlan]:
+def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
     """Plan passes without drafts: each gives the bonus token only."""
-    del runner, window, rule
+    del runner, rule
     return [PassPlan(width=drafting.width) for _ in batch]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from orthrus.cache import CacheWindow
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.propose import draft_pass
@@ -15,9 +14,7 @@ from orthrus.runner.runner import Runner
 DRAFTS_AHEAD = True
 
 
-def propose(
-    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
-) -> list[PassPlan]:
+def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
     """Plan the next pass. Where a refresh pays, run a diffusion pass first and plan again with its drafts."""
     planner = drafting.planner
     assert planner is not None
@@ -26,5 +23,5 @@ def propose(
     refresh = [plan.refresh for plan in plans]
     if not any(refresh):
         return plans
-    drafts = draft_pass(runner, window, batch, max(plan.width for plan in plans), rule, refresh)
+    drafts = draft_pass(runner, batch, max(plan.width for plan in plans), rule, refresh)
     return planner.replan(batch, plans, drafts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from orthrus.cache import CacheWindow
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.rules import Rule
@@ -19,12 +18,10 @@ from orthrus.runner.runner import Runner
 DRAFTS_AHEAD = True
 
 
-def propose(
-    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
-) -> list[PassPlan]:
+def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
     """Verify all drafts at hand, beside one block of full width for every number of drafts that may be accepted, or for
     the first `candidates` numbers."""
-    del runner, window, rule
+    del runner, rule
     offered = [len(sequence.ahead.tokens) for sequence in batch]
     blocks = [min(1 + count, drafting.candidates or 1 + count) for count in offered]
     return [

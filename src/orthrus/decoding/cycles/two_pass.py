@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
-from orthrus.cache import CacheWindow
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.propose import draft_pass
@@ -15,10 +14,8 @@ from orthrus.runner.runner import Runner
 DRAFTS_AHEAD = False
 
 
-def propose(
-    runner: Runner, window: CacheWindow, batch: Seq[Sequence], drafting: Drafting, rule: Rule
-) -> list[PassPlan]:
+def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
     """Run a diffusion pass, and plan an AR pass that verifies all its drafts: up to min(width, trained_rows)."""
     width = drafting.width
-    drafts = draft_pass(runner, window, batch, width, rule, [True] * len(batch))
+    drafts = draft_pass(runner, batch, width, rule, [True] * len(batch))
     return [PassPlan(draft, len(draft.tokens), kind="two-pass", width=width, drafting_rows=width) for draft in drafts]

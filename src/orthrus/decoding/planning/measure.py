@@ -43,7 +43,7 @@ def measure(runner: Runner) -> CostModel:
             break
         for name, (context, run) in passes.kinds.items():
             for repeat in range(REPEATS):
-                passes.cache.commit(0, context)
+                passes.table.commit(context)
                 start = perf_counter()
                 run()
                 if runner.device.type == "cuda":
@@ -61,9 +61,9 @@ class _Passes:
     def __init__(self, runner: Runner) -> None:
         assert runner.diffusion is not None
         self.width = min(runner.diffusion.block_size, 8)
-        self.cache = runner.new_cache(1)
-        self.cache.reserve(LONG + max(ROWS) + 4 * self.width)
-        self._runner, self._window = runner, self.cache.window(0, 1)
+        self._runner, self._tables = runner, runner.new_tables(1, LONG)
+        (self.table,) = self._tables
+        self.table.reserve(LONG + max(ROWS))
         self.long = max(64, min(LONG, runner.config.max_positions - max(ROWS) - 4 * self.width))
         self.short = min(SHORT, self.long // 2)
         self.counts = [count for count in ROWS if count <= runner.max_rows]
@@ -79,16 +79,16 @@ class _Passes:
         return [[token % self._runner.config.vocab_size for token in range(count)]]
 
     def _plain(self, count: int) -> None:
-        best(self._runner.ar(self._rows(count), self._window)[0])
+        best(self._runner.ar(self._rows(count), self._tables)[0])
 
     def _draft(self, count: int) -> None:
-        best(logits_RV := self._runner.diffuse([0], count, self._window, rows=count)[0])
+        best(logits_RV := self._runner.diffuse([0], count, self._tables, rows=count)[0])
         self._runner.top1_probability(logits_RV).tolist()
 
     def _joint(self, blocks: int) -> None:
         runner, eager = self._runner, blocks * self.width <= EAGER_LOGITS
         (logits_RV,), (drafted_JWX,) = runner.ar_and_diffuse(
-            self._rows(4), [range(blocks)], self.width, self._window, eager_logits=eager
+            self._rows(4), [range(blocks)], self.width, self._tables, eager_logits=eager
         )
         best(logits_RV)
         runner.top1_probability(drafted_JWX[0] if eager else runner.draft_logits(drafted_JWX[0])).tolist()

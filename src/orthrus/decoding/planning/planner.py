@@ -186,10 +186,12 @@ class Planner:
             account.undrafted_seconds = 0.0 if plan.blocks or plan.drafting_rows else account.undrafted_seconds + plain
             if sharers == 1 and not account.skips_planning:
                 account.unplanned_passes = 0 if plan.draft.tokens or plan.blocks else UNPLANNED_PASSES
-            if stopped:
-                if not self._alone:
-                    self._previous = account.history
-                del self._accounts[sequence.index]
+            if stopped and not self._alone:
+                self._previous = account.history
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop the account of a sequence that has ended."""
+        self._accounts.pop(sequence.index, None)
 
     def _sharers(self, batch: Seq[Sequence]) -> int:
         """The number of sequences that share the cost of a pass."""

@@ -21,6 +21,7 @@
 #include "threads.h"
 
 #ifdef HAVE_ATTENTION
+_Static_assert(PAGE % KEY_CHUNK == 0, "a chunk of keys must lie in one page");
 /* The most rows of a segment that attend together. */
 enum { ATTENTION_MAX_ROWS = 32 };
 
@@ -140,9 +141,9 @@ static void finish_rows(const QueryRows *in, const AttentionScratch *scratch, in
     }
 }
 
-/* keys, values [slot, size] of the sequence and the kv head. */
-static void attend_rows(const QueryRows *in, const Segment *segment, const scalar_t *keys, const scalar_t *values,
-                        int64_t size, const AttentionScratch *scratch) {
+/* pages of the sequence; keys, values [slot, size] of the kv head. */
+static void attend_rows(const QueryRows *in, const Segment *segment, const int64_t *pages, const scalar_t *keys,
+                        const scalar_t *values, int64_t size, const AttentionScratch *scratch) {
     int64_t rows = in->rows * in->group, longest = 0;
     float scale = 1.0f / sqrtf((float)size);
     for (int64_t r = 0; r < in->rows; r++) longest = in->kv_lens[r] > longest ? in->kv_lens[r] : longest;
@@ -153,12 +154,14 @@ static void attend_rows(const QueryRows *in, const Segment *segment, const scala
             int64_t left = in->kv_lens[r / in->group] - start;
             scratch->visible[r] = left < 0 ? 0 : left < count ? left : count;
         }
-        attend_chunk(scratch, rows, keys + start * size, values + start * size, count, size, scale);
+        int64_t at = slot_of(pages, start) * size;
+        attend_chunk(scratch, rows, keys + at, values + at, count, size, scale);
     }
     for (int64_t start = segment->own_start; start < segment->own_stop; start += KEY_CHUNK) {
         int64_t count = segment->own_stop - start < KEY_CHUNK ? segment->own_stop - start : KEY_CHUNK;
         for (int64_t r = 0; r < rows; r++) scratch->visible[r] = count;
-        attend_chunk(scratch, rows, keys + start * size, values + start * size, count, size, scale);
+        int64_t at = slot_of(pages, start) * size;
+        attend_chunk(scratch, rows, keys + at, values + at, count, size, scale);
     }
     finish_rows(in, scratch, size);
 }
@@ -177,12 +180,13 @@ static void attention_share(const scalar_t *q, scalar_t *out, int64_t heads, con
         const Segment *segment = metadata->segments + task / pieces / kv_heads;
         int64_t g = task / pieces % kv_heads, piece = (task + g) % pieces; /* no thread gets the larger piece of every head */
         int64_t begin = segment->rows * piece / pieces, end = segment->rows * (piece + 1) / pieces;
-        int64_t at = segment->sequence * cache->sequence_stride + g * cache->head_stride;
+        const int64_t *pages = metadata->block_tables + segment->sequence * metadata->table_columns;
+        const scalar_t *keys = cache->keys + g * cache->head_stride, *values = cache->values + g * cache->head_stride;
         for (int64_t r = begin; r < end; r += ATTENTION_MAX_ROWS) {
             int64_t rows = end - r < ATTENTION_MAX_ROWS ? end - r : ATTENTION_MAX_ROWS, first = segment->first_row + r;
             int64_t offset = (first * heads + g * group) * size;
             QueryRows in = {q + offset, out + offset, metadata->kv_lens + first, rows, group, heads * size};
-            attend_rows(&in, segment, cache->keys + at, cache->values + at, size, &scratch);
+            attend_rows(&in, segment, pages, keys, values, size, &scratch);
         }
     }
 #ifdef HAVE_ATTENTION_AMX

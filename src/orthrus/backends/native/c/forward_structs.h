@@ -36,7 +36,7 @@ typedef struct {
 } ModelWeights;
 
 /* The rows of one view, padding last: `padded_rows` of its linear maps, `rows` without padding. tokens [padded_rows];
- * slot_mapping [3][rows] (see rope.h); positions, kv_lens [rows]. */
+ * slot_mapping [2][rows] (see rope.h); positions, kv_lens [rows]. */
 typedef struct {
     int64_t view, padded_rows, rows;
     const int64_t *tokens, *slot_mapping, *positions;

@@ -6,22 +6,32 @@
 
 #include "simd.h"
 
-/* keys, values [sequence, kv head, slot, head_dim]; slots are dense, the strides of the other two are in scalars. */
+/* Positions per page. */
+enum { PAGE = 256 };
+
+/* keys, values [kv head, slot, head_dim], dense; `head_stride` is in scalars. */
 typedef struct {
     scalar_t *keys, *values;
-    int64_t kv_heads, head_dim, sequence_stride, head_stride;
+    int64_t kv_heads, head_dim, head_stride;
 } KVCache;
 
 /* Consecutive rows of one sequence that attend alike. Besides the first kv_lens[row] keys of the sequence, each row attends
- * to the slots from `own_start` to `own_stop`: the keys of its own draft block, none for AR rows. */
+ * to those from `own_start` to `own_stop`: the keys of its own draft block, which lie in one page; none for AR rows. */
 typedef struct {
     int64_t first_row, rows, sequence, own_start, own_stop;
 } Segment;
 
+/* block_tables [sequences][table_columns]: the pages of each sequence. */
 typedef struct {
     const Segment *segments;
     int64_t num_segments;
-    const int64_t *kv_lens;
+    const int64_t *kv_lens, *block_tables;
+    int64_t table_columns;
 } AttentionMetadata;
+
+/* The slot of a position, given the pages of its sequence. */
+static inline int64_t slot_of(const int64_t *pages, int64_t position) {
+    return pages[position / PAGE] * PAGE + position % PAGE;
+}
 
 #endif

@@ -68,7 +68,7 @@ static inline void rope_head(const scalar_t *x, const scalar_t *norm, const floa
 }
 
 /* The rows in `range` of qkv [rows, (heads + 2 kv_heads) head_dim]: q goes to its row of `q` [.., heads, head_dim], k and v
- * to their slots of the cache. slot_mapping [3][rows]: row of q, sequence, slot. */
+ * to their slots of the cache. slot_mapping [2][rows]: row of q, slot. */
 static void rope_and_cache_write_rows(const scalar_t *qkv, scalar_t *q, int64_t heads, const RopeParams *rope,
                                       const int64_t *slot_mapping, const KVCache *cache, int64_t rows, Range range) {
     int64_t kv_heads = cache->kv_heads, size = cache->head_dim;
@@ -78,7 +78,7 @@ static void rope_and_cache_write_rows(const scalar_t *qkv, scalar_t *q, int64_t 
         const float *c = rope->cos + angle * size, *s = rope->sin + angle * size;
         scalar_t *row = q + slot_mapping[n] * heads * size;
         for (int64_t h = 0; h < heads; h++, from += size) rope_head(from, rope->q_norm, c, s, row + h * size, size, rope->eps);
-        int64_t slot = slot_mapping[rows + n] * cache->sequence_stride + slot_mapping[2 * rows + n] * size;
+        int64_t slot = slot_mapping[rows + n] * size;
         scalar_t *keys = cache->keys + slot, *values = cache->values + slot;
         for (int64_t g = 0; g < kv_heads; g++, from += size)
             rope_head(from, rope->k_norm, c, s, keys + g * cache->head_stride, size, rope->eps);

@@ -1,0 +1,111 @@
+"""The pages of earlier sequences, by the tokens they hold: a prompt that starts with the same tokens shares them.
+
+A tree: each node is one page, and its path from the root gives the tokens before it. Only the last page of a sequence
+may be partly filled. Keys and values depend on the tokens up to their position alone, and their bits do not depend on
+the pass that computed them, so a shared prefix changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orthrus.config import PAGE
+
+
+class Pages(Protocol):
+    """The part of a cache that the index uses."""
+
+    def holders(self, page: int) -> int:
+        """How many sequences hold a page; the index counts as one."""
+        ...
+
+    def index(self, page: int) -> None:
+        """Let the index hold a page that a sequence holds."""
+        ...
+
+    def unindex(self, page: int) -> None:
+        """Let the index give up a page."""
+        ...
+
+
+@dataclass(eq=False)
+class _Node:
+    tokens: tuple[int, ...]
+    page: int
+    parent: _Node | None
+    children: dict[tuple[int, ...], _Node] = field(default_factory=dict)
+
+
+class PrefixIndex:
+    """Maps tokens to pages of one cache. It holds the pages, and gives up those that were least recently used."""
+
+    def __init__(self, cache: Pages) -> None:
+        self._cache = cache
+        self._root = _Node((), -1, None)
+        self._by_age: dict[_Node, None] = {}
+        """All nodes, the least recently used first. A parent is always used after its children: the first is a leaf."""
+
+    def match(self, tokens: Sequence[int]) -> tuple[list[int], int]:
+        """The pages of the longest known prefix of `tokens`, and its length. The last page may match in part."""
+        node, pages, length = self._root, [], 0
+        while (child := node.children.get(tuple(tokens[length : length + PAGE]))) is not None and len(
+            child.tokens
+        ) == PAGE:
+            node, length = child, length + PAGE
+            pages.append(child.page)
+        rest = tokens[length : length + PAGE]
+        best = max(node.children.values(), key=lambda child: _common(child.tokens, rest), default=None)
+        if best is not None and (common := _common(best.tokens, rest)):
+            node, length = best, length + common
+            pages.append(best.page)
+        self._use(node)
+        return pages, length
+
+    def insert(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
+        """Keep the pages of `tokens`, except those whose tokens are known already."""
+        node = self._root
+        for start, page in zip(range(0, len(tokens), PAGE), pages, strict=False):
+            own = tuple(tokens[start : start + PAGE])
+            child = node.children.get(own)
+            if child is None:
+                if any(known.tokens[: len(own)] == own for known in node.children.values()):
+                    break  # a fuller page has them
+                for known in [known for known in node.children.values() if own[: len(known.tokens)] == known.tokens]:
+                    self._remove(known)
+                child = node.children[own] = _Node(own, page, node)
+                self._cache.index(page)
+            node = child
+        self._use(node)
+
+    def evict(self) -> bool:
+        """Give up pages until one becomes free. Returns whether one did."""
+        while self._by_age:
+            node = next(iter(self._by_age))
+            freed = self._cache.holders(node.page) == 1
+            self._remove(node)
+            if freed:
+                return True
+        return False
+
+    def clear(self) -> None:
+        """Give up all pages."""
+        while self._by_age:
+            self._remove(next(iter(self._by_age)))
+
+    def _use(self, node: _Node) -> None:
+        while node.parent is not None:
+            self._by_age.pop(node, None)
+            self._by_age[node] = None
+            node = node.parent
+
+    def _remove(self, node: _Node) -> None:
+        assert node.parent is not None and not node.children
+        del node.parent.children[node.tokens], self._by_age[node]
+        self._cache.unindex(node.page)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of equal leading tokens."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,0 +1,150 @@
+"""Law 10: requests that join, leave, are cancelled or preempted at any pass change no token of any other, and no page
+leaks."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+import tiny
+import torch
+
+from orthrus.cache import pages_for
+from orthrus.config import PAGE, DecodingConfig, SamplingParams, StopConditions
+from orthrus.decoding import cycles
+from orthrus.decoding.engine import Engine, workspace_positions
+from orthrus.decoding.rules import exact
+from orthrus.decoding.sequence import Request
+
+PREFIX = tiny.request(2 * PAGE + 40, seed=77).prompt
+"""Some prompts start with a part of it."""
+
+
+class RecordingRule:
+    """The rule `exact`, which also keeps the logits that every token was verified with, by sequence and position."""
+
+    def __init__(self):
+        self.logits = {}
+        self.propose = exact.propose
+
+    def verify(self, checks):
+        verdicts = exact.verify(checks)
+        for check, verdict in zip(checks, verdicts, strict=True):
+            rows = self.logits.setdefault(id(check.sampler), {})
+            for row in range(len(verdict.tokens)):
+                rows[check.position + row] = check.logits_RV[row].clone()
+        return verdicts
+
+
+def random_request(rng):
+    shared = PREFIX[: rng.choice([0, 0, 100, PAGE, PAGE + 1, 2 * PAGE, len(PREFIX)])]
+    prompt = (*shared, *(rng.randrange(290) for _ in range(rng.choice([1, 2, 30, 100]))))
+    params = SamplingParams(temperature=rng.choice([0.0, 0.9]), seed=rng.randrange(3))
+    return Request(prompt, params, StopConditions(rng.choice([1, 7, 24]), stop_strings=("h7 ",)))
+
+
+def small_engine(runner, rng, cycle, batch=4):
+    """An engine whose cache holds its longest sequence and little more, so that sequences preempt one another."""
+    config = DecodingConfig(cycle=cycle, batch_size=batch, row_budget=rng.choice([40, 100, 256]))
+    needed = pages_for(len(PREFIX) + 230 + workspace_positions(runner, config))
+    return Engine(
+        runner, config, tiny.LIMITS, decode=tiny.text_of, costs=tiny.COSTS["rows"], pages=needed + rng.randrange(3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cycle", "kernels"), [*((name, "native") for name in cycles.names()), ("auto", "torch"), ("auto", "native int8")]
+)
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_requests_that_come_and_go_at_random_passes_equal_the_oracle_bit_for_bit(monkeypatch, dtype, cycle, kernels):
+    runner, rng = tiny.runner("qwen3", dtype, kernels=kernels), random.Random(f"{dtype} {cycle} {kernels}")
+    engine, rule = small_engine(runner, rng, cycle), RecordingRule()
+    monkeypatch.setattr(engine, "_rule", rule)
+    requests, ended, readded = {}, {}, []
+    while len(ended) < 10 or engine.unfinished:
+        if len(requests) < 10 and rng.random() < 0.3:
+            request = readded.pop() if readded and rng.random() < 0.5 else random_request(rng)
+            requests[engine.add(request)] = request
+        if requests and rng.random() < 0.03:
+            victim = rng.choice(list(requests))
+            engine.cancel(victim)
+            readded.append(requests[victim])
+        if engine.running and rng.random() < 0.05:
+            engine._preempt(rng.choice(engine.running))
+        for step in engine.step():
+            if step.sequence.finish_reason:
+                assert step.sequence.index not in ended
+                ended[step.sequence.index] = step.sequence
+    assert engine.cache.pages_in_use == 0
+    assert any(sequence.statistics.cached_tokens for sequence in ended.values()) == runner.exact
+    for index, request in requests.items():
+        truth, sequence = tiny.oracle(runner, request, logits=True), ended[index]
+        if sequence.finish_reason == "cancelled":
+            assert sequence.tokens == truth.tokens[: len(sequence.tokens)]
+        else:
+            assert (sequence.tokens, sequence.finish_reason) == (truth.tokens, truth.finish_reason)
+        rows = rule.logits.get(id(sequence.sampler), {})
+        for n in range(len(sequence.tokens)):
+            assert torch.equal(rows[len(request.prompt) + n], truth.logits_NV[n]), (index, n)
+
+
+@pytest.mark.parametrize("rule", ["exact", "rejection"])
+def test_tokens_do_not_depend_on_preemption_for_want_of_pages(rule):
+    runner = tiny.runner("qwen3")
+    requests = [
+        Request(tiny.request(60 + n, seed=n).prompt, SamplingParams(temperature=0.7, seed=n), StopConditions(60))
+        for n in range(4)
+    ]
+    outputs, preempted = [], 0
+    for batch, pages in ((1, 2), (4, 3), (4, 16)):
+        config = DecodingConfig(cycle="auto", rule=rule, batch_size=batch)
+        engine = Engine(runner, config, tiny.LIMITS, costs=tiny.COSTS["passes"], pages=pages)
+        done = {engine.add(request): None for request in requests}
+        while engine.unfinished:
+            running = engine.running
+            for step in engine.step():
+                done[step.sequence.index] = step.sequence.tokens
+            preempted += sum(s.block_table is None and s.finish_reason is None for s in running)
+        outputs.append(done)
+    assert preempted
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_a_thousand_requests_leave_nothing_behind():
+    runner, rng = tiny.runner("llama"), random.Random(5)
+    engine = small_engine(runner, rng, "auto", batch=8)
+    held = []
+    for _ in range(10):
+        added = []
+        for _ in range(100):
+            prompt = tuple(rng.randrange(290) for _ in range(rng.randrange(1, 40)))
+            added.append(engine.add(Request(prompt, SamplingParams(), StopConditions(rng.randrange(1, 5)))))
+        for index in rng.sample(added, 20):
+            engine.cancel(index)
+        while engine.unfinished:
+            engine.step()
+        assert engine.cache.pages_in_use == 0
+        assert engine.cache.available_pages == engine.cache.pages
+        gc.collect()
+        held.append(len(gc.get_objects()))
+    assert held[-1] <= held[4], held  # by then the prefix index holds as many pages as there are
+
+
+def test_the_second_turn_of_a_chat_computes_only_its_new_tokens():
+    runner = tiny.runner("qwen3")
+    engine = Engine(runner, DecodingConfig(cycle="two-pass"), tiny.LIMITS)
+
+    def answer(prompt):
+        engine.add(Request(prompt, SamplingParams(), StopConditions(20)))
+        (last,) = [
+            s.sequence for _ in iter(lambda: engine.unfinished, 0) for s in engine.step() if s.sequence.finish_reason
+        ]
+        return last
+
+    first = answer(tiny.request(700).prompt)
+    turn = (*first.committed, 5, 6, 7)
+    second = answer(turn)
+    assert first.statistics.cached_tokens == 0
+    assert second.statistics.cached_tokens == first.length - 1
+    assert second.tokens == tiny.oracle(runner, Request(turn, SamplingParams(), StopConditions(20))).tokens
