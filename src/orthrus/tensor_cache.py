@@ -107,7 +107,7 @@ def save(name: str, entry: Entry) -> bool:
             return False
         handle, staged = tempfile.mkstemp(dir=directory(), suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with os.fdopen(handle, "rb+") as file:
                 _write(file.fileno(), entry.values, tensors, views)
             Path(staged).chmod(0o644)
             Path(staged).replace(directory() / f"{name}{SUFFIX}")
@@ -148,7 +148,8 @@ def _write(file: int, values: dict[str, Any], tensors: dict[str, list[Any]], vie
         data, written = tensor.reshape(-1).view(torch.uint8).numpy().data, 0
         while written < len(data):
             written += os.pwrite(file, data[written : written + CHUNK], start + offset + written)
-    sums = list(_checksums(memoryview(mmap.mmap(file, start + size, prot=mmap.PROT_READ))[start:]))
+    # read back in chunks, since a mapping of the whole file would double the memory of the process
+    sums = [zlib.crc32(os.pread(file, min(CHUNK, size - begin), start + begin)) for begin in range(0, size, CHUNK)]
     header = json.dumps({**blank, "start": start, "size": start + size, "checksums": sums})
     padded = f"{header:<{start - 10}}\n".encode()
     os.pwrite(file, f"{zlib.crc32(padded):08x} ".encode() + padded, 0)

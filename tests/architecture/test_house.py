@@ -63,7 +63,7 @@ MAY_IMPORT = {
 """What each room may import. What is not listed goes the wrong way."""
 LAYERS = {
     "model": ["rope", "layers", "stored", "decoder", "families"],
-    "backends": ["interface", "linears", "torch", "invariance", "native", "triton", "select"],
+    "backends": ["heap", "interface", "linears", "torch", "invariance", "native", "triton", "select"],
     "runner": ["float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "packed", "prepare"],
     "decoding": [
         "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules",

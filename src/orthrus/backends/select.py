@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthrus.backends import heap
 from orthrus.backends.interface import (
     ATTENTION_FEATURES,
     MAX_ROWS,
@@ -92,25 +93,30 @@ def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool = False) -> N
     """Replace every plain `Linear` by the fastest form, or fastest int8 form, that keeps its bits on this machine. Maps
     that are not `quantizable` are not quantised.
 
-    Each distinct shape is probed once, on random values of its own dtype and device.
+    Each distinct shape is probed once, on random values of its own dtype and device. The map with the most outputs
+    comes first: to probe a head takes much memory for its results, which the packed weights of the others take later.
     """
     chosen: dict[tuple[object, ...], tuple[type[ExecutableLinear], RowRule]] = {}
-    for parent in list(decoder.modules()):
-        for name, plain in list(parent.named_children()):
-            if not isinstance(plain, Linear) or isinstance(plain, ExecutableLinear):
-                continue
-            forms: LinearForms = kernels.quantised if int8 and plain.quantizable else kernels.packed
-            quantized = plain.group_quantized
-            stored = quantized and quantized.type, plain.quantizable
-            key = (plain.dtype, *plain.shape, plain.bias is None, *stored)
-            if key in chosen:
-                form, rule = chosen[key]
-                linear = next((made for made in _forms(plain, forms) if type(made) is form), None) or TorchLinear(plain)
-                linear.rule = rule
-            else:
-                linear = _first_exact(plain, forms, decoder.device)
-                chosen[key] = type(linear), linear.rule
-            setattr(parent, name, linear)
+    plains = [
+        (parent, name, plain)
+        for parent in decoder.modules()
+        for name, plain in parent.named_children()
+        if isinstance(plain, Linear) and not isinstance(plain, ExecutableLinear)
+    ]
+    for parent, name, plain in sorted(plains, key=lambda child: -child[2].shape[0]):
+        forms: LinearForms = kernels.quantised if int8 and plain.quantizable else kernels.packed
+        quantized = plain.group_quantized
+        key = (plain.dtype, *plain.shape, plain.bias is None, quantized and quantized.type, plain.quantizable)
+        if key in chosen:
+            form, rule = chosen[key]
+            linear = next((made for made in _forms(plain, forms) if type(made) is form), None) or TorchLinear(plain)
+            linear.rule = rule
+        else:
+            heap.trim()
+            linear = _first_exact(plain, forms, decoder.device)
+            chosen[key] = type(linear), linear.rule
+        setattr(parent, name, linear)
+    heap.trim()
 
 
 def _forms(plain: Linear, forms: LinearForms) -> Iterator[ExecutableLinear]:

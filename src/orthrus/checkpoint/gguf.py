@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -91,7 +92,9 @@ class GgufFile:
                     both = f"{short_repr(ours)}, one of them {short_repr(info.name)}"
                     raise ValueError(f"{path}: two tensors map to {both}")
                 self._tensors[ours] = tensor
-        self._bytes = np.memmap(path, mode="r")
+        with path.open("rb") as file:
+            self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of read-only memory
+        self._bytes = np.frombuffer(self._file, np.uint8)
 
     @property
     def names(self) -> list[str]:
@@ -123,9 +126,10 @@ class GgufFile:
     def group_quantized(self, name: str) -> StoredMatrix | None:
         """One matrix as stored; None where its type is not supported in that form."""
         stored = self._entry(name)
+        self._file.madvise(mmap.MADV_DONTNEED)  # what was read before need not stay in memory
         if stored.type not in TYPES or len(stored.shape) != 2:
             return None
-        return from_rows(stored.type, self._unpermute(name, torch.from_numpy(np.array(self._data(stored)))))
+        return from_rows(stored.type, self._unpermute(name, torch.from_numpy(np.asarray(self._data(stored)))))
 
     def digest(self, *, tied_head: bool) -> str:
         """The sha256 of the tensors as stored, before dequantisation (cached by path, size and modification time)."""

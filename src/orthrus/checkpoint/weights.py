@@ -5,7 +5,7 @@ Names and shapes are checked before memory is allocated; then the values are cop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,9 @@ from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.model.stored import StoredLinear
 from orthrus.quantization import Part, Quantized, StoredMatrix, fused
+
+ROWS = 2048
+"""Rows of a quantised matrix that are expanded at once."""
 
 
 def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
@@ -70,15 +73,27 @@ class _StoredWeight:
         """Copy the values into a tensor of the decoder. Raises ValueError as `fill` does."""
         with torch.no_grad():
             for part, name in zip(split(self.config, self.ours, target, len(self.theirs)), self.theirs, strict=True):
-                stored, what = self.files.tensor(name), f"{self.files.path}: tensor {name}"
-                _refuse_shape(stored.shape, part.shape, what)
-                part.copy_(stored)
-                if not finite(part):
+                what = f"{self.files.path}: tensor {name}"
+                _refuse_shape(self.files.shape(name), part.shape, what)
+                for rows, stored in self._ranges(name):
+                    part[rows].copy_(stored)
+                    if finite(part[rows]):
+                        continue
                     refuse_non_finite(stored, what)
                     kind = str(self.dtype).removeprefix("torch.")
                     raise ValueError(f"{what} has values outside the range of {kind}; load it in another dtype")
             order = rotary_order(self.config, self.ours)
             return target if order is None else target.copy_(target[order])
+
+    def _ranges(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """A tensor in ranges of rows: expanding all of a quantised matrix at once takes several times its memory."""
+        quantized = self.files.group_quantized(name)
+        if quantized is None:
+            yield slice(None), self.files.tensor(name)
+            return
+        for start in range(0, len(quantized.raw), ROWS):
+            rows = slice(start, start + ROWS)
+            yield rows, replace(quantized, raw=quantized.raw[rows]).values()
 
     def weight(self, shape: tuple[int, int]) -> Tensor:
         """See `WeightSource`, as for the next."""

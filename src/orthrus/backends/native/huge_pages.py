@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from threading import Lock
 
 import torch
@@ -25,14 +26,19 @@ class HugePageArena:
 
     def copy_to_huge_pages(self, tensor: Tensor) -> Tensor:
         """A contiguous copy of a CPU tensor."""
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor whose values are not set."""
+        count = torch.Size(shape).numel()
+        size = count * dtype.itemsize
         with self._lock:
             chunk, start = self._chunk, self._used
-            if chunk is None or start + tensor.nbytes > len(chunk):
-                self._chunk = chunk = _new_chunk(tensor.nbytes)
+            if chunk is None or start + size > len(chunk):
+                self._chunk = chunk = _new_chunk(size)
                 start = 0
-            self._used = -(-(start + tensor.nbytes) // ALIGNMENT) * ALIGNMENT
-        copy = torch.frombuffer(chunk, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
-        return copy.copy_(tensor)
+            self._used = -(-(start + size) // ALIGNMENT) * ALIGNMENT
+        return torch.frombuffer(chunk, dtype=dtype, count=count, offset=start).view(shape)
 
 
 def _new_chunk(min_bytes: int) -> mmap.mmap:

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
 from orthrus.backends.native import build, structs
-from orthrus.backends.native.huge_pages import HugePageArena
 from orthrus.backends.native.linears import (
     PAIR,
-    PANEL_OUTPUTS,
     TILE_OUTPUTS,
     DequantLinear,
     NativeGroupedLinear,
@@ -30,6 +28,7 @@ from orthrus.backends.native.linears import (
     PanelLinear,
     TiledLinear,
 )
+from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
@@ -50,7 +49,7 @@ class NativeKernels(TorchKernels):
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__()
         self.library, self.build = library, Path(library._name).stem
-        self._arena = HugePageArena()
+        self._packer = Packer(library)
         library.has_amx()
         rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
         self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT)
@@ -85,10 +84,10 @@ class NativeKernels(TorchKernels):
         interleave = self._k_interleave(plain.shape[1])
         stored = plain.group_quantized
         if self._linear_dequant and stored is not None and _in_panels(plain.shape, stored):
-            yield partial(DequantLinear, plain, self._linear_dequant, interleave, self._arena)
+            yield partial(DequantLinear, plain, self._linear_dequant, interleave, self._packer)
         form = TiledLinear if plain.dtype == torch.bfloat16 else PanelLinear
         if self._linear and interleave and plain.shape[0] % form.outputs == 0:
-            yield partial(form, plain, self._linear, interleave, self._arena)
+            yield partial(form, plain, self._linear, interleave, self._packer)
         yield from super().packed(plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
@@ -123,12 +122,12 @@ class NativeKernels(TorchKernels):
     def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
         if self._linear_w4a8 is None or quantized is None or not _in_panels(plain.shape):
             return None
-        return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._arena)
+        return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._packer)
 
     def _int8(self, plain: Linear) -> LinearForm | None:
         if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):
             return None
-        return partial(NativeInt8Linear, plain, self._linear_int8, self._arena)
+        return partial(NativeInt8Linear, plain, self._linear_int8, self._packer)
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """See `Kernels`, as for all below."""

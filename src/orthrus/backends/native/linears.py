@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from orthrus.backends.interface import ExecutableLinear
 from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
-from orthrus.backends.native.huge_pages import HugePageArena
+from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
 from orthrus.model.layers import Linear
-from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part, StoredMatrix
+from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part
 
-TILE_OUTPUTS, PANEL_OUTPUTS = 16, 32
+TILE_OUTPUTS = 16
 PAIR = 2
 """How many inputs of an output lie next to each other in weights for tiles."""
 PLAIN, INT8, Q4, Q8, W4A8, Q4_K, Q5_K, Q6_K, PARTS = range(9)
@@ -32,11 +33,11 @@ class NativeLinear(ExecutableLinear):
     outputs: int
     """Of which their number must be a multiple."""
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, arena: HugePageArena) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, packer: Packer) -> None:
         weight_OI = plain.weight.detach()
         super().__init__(plain, weight_OI.nbytes)
         self._kernel = kernel
-        self.packed = arena.copy_to_huge_pages(self.pack(weight_OI, interleave))
+        self.packed = packer.copy_to_huge_pages(self.pack(weight_OI, interleave))
 
     @staticmethod
     def pack(weight_OI: Tensor, interleave: int) -> Tensor:
@@ -91,14 +92,17 @@ class DequantLinear(NativeLinear):
     parts: Tensor | None = None
     """[parts, 2]: the outputs and the format of each part, where there are several."""
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, arena: HugePageArena) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], interleave: int, packer: Packer) -> None:
         quantized = plain.group_quantized
         assert quantized is not None
         sources = quantized.parts if isinstance(quantized, FusedQuantized) else (Part(plain.shape[0], quantized),)
         weights: Sequence[Tensor | None] = [None] * len(sources)
         if not all(part.quantized for part in sources):
             weights = plain.weight.detach().split([part.outputs for part in sources])
-        packed = [_packed(part.quantized, weight, interleave) for part, weight in zip(sources, weights, strict=True)]
+        packed = [
+            _packed(part, weight, interleave, partial(packer.pack_groups, huge_pages=len(sources) == 1))
+            for part, weight in zip(sources, weights, strict=True)
+        ]
         formats = [FORMATS[part.quantized.type] if part.quantized else PLAIN for part in sources]
         ExecutableLinear.__init__(self, plain, sum(part.nbytes for part in packed))
         self._kernel = kernel
@@ -106,7 +110,10 @@ class DequantLinear(NativeLinear):
         self.format = formats[0] if len(sources) == 1 else PARTS
         if len(sources) > 1:
             self.parts = torch.tensor([[part.outputs, form] for part, form in zip(sources, formats, strict=True)])
-        self.packed = arena.copy_to_huge_pages(packed[0] if len(sources) == 1 else torch.cat(packed))
+        if len(sources) == 1 and isinstance(quantized, GroupQuantized):
+            self.packed = packed[0]
+        else:
+            self.packed = packer.copy_to_huge_pages(torch.cat(packed))
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
@@ -126,15 +133,10 @@ class NativeInt8Linear(Int8Linear):
     packed: Tensor
     shifts_O: Tensor
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], arena: HugePageArena) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], packer: Packer) -> None:
+        ExecutableLinear.__init__(self, plain, plain.shape[0] * (plain.shape[1] + 8))
         self._kernel = kernel
-        super().__init__(plain)
-        self.packed = arena.copy_to_huge_pages(self.packed)
-
-    def keep(self, weight_OI: Tensor) -> None:
-        """[outputs / 16, inputs / 4, 16 outputs, 4], and 128 times the sum of each output's weights."""
-        self.shifts_O = 128 * weight_OI.sum(dim=1, dtype=torch.int32)
-        self.packed = weight_OI.unflatten(0, (-1, TILE_OUTPUTS)).unflatten(2, (-1, 4)).transpose(1, 2)
+        self.packed, self.scales_O, self.shifts_O = packer.pack_int8(plain.weight.detach())
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `Int8Linear`."""
@@ -154,16 +156,10 @@ class NativeGroupedLinear(GroupedLinear):
     format = W4A8
     packed: Tensor
 
-    def __init__(
-        self, plain: Linear, kernel: Callable[..., None], quantized: GroupQuantized, arena: HugePageArena
-    ) -> None:
+    def __init__(self, plain: Linear, kernel: Callable[..., None], quantized: GroupQuantized, packer: Packer) -> None:
+        ExecutableLinear.__init__(self, plain, quantized.raw.nbytes)
         self._kernel = kernel
-        super().__init__(plain, quantized)
-        self.packed = arena.copy_to_huge_pages(self.packed)
-
-    def keep(self, quantized: GroupQuantized) -> None:
-        """See `GroupQuantized.packed_for_w4a8`."""
-        self.packed = quantized.packed_for_w4a8()
+        self.packed = packer.pack_groups(quantized, "w4a8")
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `GroupedLinear`."""
@@ -175,11 +171,14 @@ class NativeGroupedLinear(GroupedLinear):
         return y_NO
 
 
-def _packed(quantized: StoredMatrix | None, weight_OI: Tensor | None, interleave: int) -> Tensor:
+def _packed(part: Part, weight_OI: Tensor | None, interleave: int, pack_groups: Callable[..., Tensor]) -> Tensor:
     """The bytes of one part of a map in the order of the kernels."""
+    quantized = part.quantized
     if quantized is None:
         assert weight_OI is not None
         packed = TiledLinear.pack(weight_OI, interleave)
+    elif isinstance(quantized, GroupQuantized):
+        packed = pack_groups(quantized, "tiles" if interleave == PAIR else "dots")
     else:
         packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()
     return packed.contiguous().flatten().view(torch.uint8)

@@ -36,6 +36,15 @@ class QuantizedRows(ctypes.Structure):
     _fields_ = (("codes", _POINTER), ("scales", _POINTER), ("sums", _POINTER))
 
 
+class StoredGroups(ctypes.Structure):
+    """See `c/pack_groups.h`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("codes", "scales", "mins")),
+        *((name, _INTEGER) for name in ("outputs", "groups", "stride", "bits", "layout")),
+    )
+
+
 class KVCache(ctypes.Structure):
     """See `c/kv_cache.h`, as for the next two."""
 
@@ -169,6 +178,7 @@ MIRRORED: tuple[type[ctypes.Structure], ...] = (
     LinearWeights,
     WeightPart,
     QuantizedRows,
+    StoredGroups,
     KVCache,
     Segment,
     AttentionMetadata,

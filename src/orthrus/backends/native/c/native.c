@@ -10,6 +10,8 @@
 #include "gemm_w4a8.h"
 #include "kl_div.h"
 #include "linear_dequant.h"
+#include "pack_groups.h"
+#include "pack_int8.h"
 #include "rms_norm.h"
 #include "rope.h"
 #include "silu_mul.h"

@@ -9,6 +9,7 @@
 #include "forward_structs.h"
 #include "kv_cache.h"
 #include "linear_weights.h"
+#include "pack_groups.h"
 #include "quantize.h"
 #include "rope.h"
 
@@ -27,6 +28,7 @@ int64_t struct_size(const char *name) {
         {"LinearWeights", sizeof(LinearWeights)},
         {"WeightPart", sizeof(WeightPart)},
         {"QuantizedRows", sizeof(QuantizedRows)},
+        {"StoredGroups", sizeof(StoredGroups)},
         {"KVCache", sizeof(KVCache)},
         {"Segment", sizeof(Segment)},
         {"AttentionMetadata", sizeof(AttentionMetadata)},

@@ -1,0 +1,97 @@
+/* Packs the groups of a file straight into the order in which the products read them: see group_quantized.h, and
+ * quantization.py for the reference implementation of every layout. */
+#ifndef ORTHRUS_PACK_GROUPS_H
+#define ORTHRUS_PACK_GROUPS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "group_quantized.h"
+
+/* TILES for gemm_dequant_amx.h, DOTS for gemm_dequant.h, W4A8 for gemm_w4a8.h. */
+enum { LAYOUT_TILES, LAYOUT_DOTS, LAYOUT_W4A8 };
+
+/* A matrix [outputs, 32 groups] in groups of `bits` bits. The codes of a group begin `stride` bytes after those of the group
+ * before it; scales and, at four bits, minima are [outputs, groups] in fp16. */
+typedef struct {
+    const uint8_t *codes;
+    const uint16_t *scales, *mins;
+    int64_t outputs, groups, stride, bits, layout;
+} StoredGroups;
+
+/* One group of sixteen outputs: their codes, one byte each. */
+typedef uint8_t GroupCodes[LANES][GROUP];
+
+static inline void unpack_codes(const StoredGroups *from, int64_t panel, int64_t group, GroupCodes codes) {
+    for (int64_t o = 0; o < LANES; o++) {
+        const uint8_t *stored = from->codes + ((panel * LANES + o) * from->groups + group) * from->stride;
+        if (from->bits == 8) {
+            memcpy(codes[o], stored, GROUP);
+            continue;
+        }
+        for (int i = 0; i < GROUP / 2; i++) {
+            codes[o][i] = stored[i] & 15;
+            codes[o][i + GROUP / 2] = stored[i] >> 4;
+        }
+    }
+}
+
+/* Words of four codes: those of four neighbouring outputs. */
+static inline uint8_t *pack_tiles(const StoredGroups *from, GroupCodes codes, uint8_t *out) {
+    if (from->bits == 8) return (uint8_t *)memcpy(out, codes, sizeof(GroupCodes)) + sizeof(GroupCodes);
+    for (int k = 0; k < 4; k++)
+        for (int i = 0; i < GROUP; i++, out += 2) {
+            uint16_t word = 0;
+            for (int j = 0; j < 4; j++) word |= (uint16_t)(codes[4 * k + j][i] << 4 * j);
+            memcpy(out, &word, 2);
+        }
+    return out;
+}
+
+/* Words of four codes of one output, eight inputs apart; at eight bits the same order, a byte each. */
+static inline uint8_t *pack_dots(const StoredGroups *from, GroupCodes codes, uint8_t *out) {
+    if (from->bits == 8) {
+        for (int k = 0; k < 4; k++)
+            for (int b = 0; b < 4; b++)
+                for (int a = 0; a < 4; a++, out += 8) memcpy(out, codes[4 * a + b] + 8 * k, 8);
+        return out;
+    }
+    for (int b = 0; b < 4; b++)
+        for (int a = 0; a < 4; a++)
+            for (int e = 0; e < 8; e++, out += 2) {
+                const uint8_t *own = codes[4 * a + b] + e;
+                uint16_t word = (uint16_t)(own[0] | own[8] << 4 | own[16] << 8 | own[24] << 12);
+                memcpy(out, &word, 2);
+            }
+    return out;
+}
+
+/* Bytes of two codes of one output, four inputs apart. */
+static inline uint8_t *pack_w4a8(GroupCodes codes, uint8_t *out) {
+    for (int k = 0; k < 4; k++)
+        for (int o = 0; o < LANES; o++)
+            for (int e = 0; e < 4; e++) *out++ = (uint8_t)(codes[o][8 * k + e] | codes[o][8 * k + 4 + e] << 4);
+    return out;
+}
+
+/* [outputs / 16, groups] packed groups for DOTS; [outputs / 32, groups, 2] for the others. `outputs` is a multiple of 32. */
+void pack_groups(const StoredGroups *from, uint8_t *out, int64_t threads) {
+    int64_t bytes = from->bits == 8 ? Q8_BYTES : Q4_BYTES, groups = from->groups, panels = from->outputs / LANES;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t group = 0; group < groups; group++) {
+            int64_t paired = (panel / 2 * groups + group) * 2 + panel % 2;
+            uint8_t *to = out + bytes * (from->layout == LAYOUT_DOTS ? panel * groups + group : paired);
+            GroupCodes codes;
+            unpack_codes(from, panel, group, codes);
+            if (from->layout == LAYOUT_TILES) to = pack_tiles(from, codes, to);
+            else if (from->layout == LAYOUT_DOTS) to = pack_dots(from, codes, to);
+            else to = pack_w4a8(codes, to);
+            for (int64_t o = 0; o < LANES; o++)
+                memcpy(to + 2 * o, from->scales + (panel * LANES + o) * groups + group, 2);
+            for (int64_t o = 0; o < LANES && from->bits == 4; o++)
+                memcpy(to + 2 * (LANES + o), from->mins + (panel * LANES + o) * groups + group, 2);
+        }
+}
+
+#endif

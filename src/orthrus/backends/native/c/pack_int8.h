@@ -1,0 +1,36 @@
+/* Quantises weights to int8 with a scale per output and packs them for gemm_int8.h. */
+#ifndef ORTHRUS_PACK_INT8_H
+#define ORTHRUS_PACK_INT8_H
+
+#include <math.h>
+#include <stdint.h>
+
+#include "quantize.h"
+#include "simd.h"
+
+/* weights [outputs, inputs] to codes [outputs / 16, inputs / 4, 16, 4], scales [outputs], and shifts [outputs]: INT8_SHIFT
+ * times the sum of an output's codes. Both sizes are multiples of 16. */
+void pack_int8(const scalar_t *weights, int8_t *codes, float *scales, int32_t *shifts, int64_t outputs, int64_t inputs,
+               int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t o = 0; o < outputs; o++) {
+        const scalar_t *row = weights + o * inputs;
+        int8_t *to = codes + o / LANES * LANES * inputs + o % LANES * 4;
+        float top = 1e-12f;
+        int32_t sum = 0;
+        for (int64_t i = 0; i < inputs; i++) {
+            float size = fabsf(to_float(row[i]));
+            top = size > top ? size : top;
+        }
+        float scale = top / 127.0f;
+        for (int64_t i = 0; i < inputs; i++) {
+            int32_t code = (int32_t)nearbyintf(to_float(row[i]) / scale);
+            to[i / 4 * 4 * LANES + i % 4] = (int8_t)code;
+            sum += code;
+        }
+        scales[o] = scale;
+        shifts[o] = INT8_SHIFT * sum;
+    }
+}
+
+#endif

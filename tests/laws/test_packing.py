@@ -1,0 +1,72 @@
+"""Packing in C gives the bytes of the reference implementations in Python."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from orthrus.backends.linears import Int8Linear
+from orthrus.backends.native import kernels as native
+from orthrus.backends.native.packing import LAYOUTS, Packer
+from orthrus.file_cache import cache_directory
+from orthrus.model.layers import Linear
+from orthrus.quantization import BYTES, TYPES, GroupQuantized, from_rows
+
+
+@pytest.fixture(name="packer", params=list(tiny.DTYPES))
+def _packer(request):
+    made = native.load(tiny.DTYPES[request.param], cache_directory())
+    if made is None:
+        pytest.skip("no native kernels")
+    return Packer(made.library), tiny.DTYPES[request.param]
+
+
+def random_groups(kind, outputs, groups):
+    raw = torch.randint(0, 256, (outputs, groups, BYTES[kind]), dtype=torch.uint8)
+    raw[..., :4] = torch.randn(outputs, groups, 2).half().view(torch.uint8)
+    return GroupQuantized(kind, raw)
+
+
+@pytest.mark.parametrize("shape", [(32, 1), (64, 3), (160, 18)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", list(BYTES))
+def test_groups_are_packed_as_the_reference_packs_them(packer, kind, layout, shape):
+    quantized = random_groups(kind, *shape)
+    if layout == "w4a8" and not quantized.four_bits:
+        pytest.skip("four bits only")
+    expected = getattr(quantized, f"packed_for_{layout}")()
+    found = packer[0].pack_groups(quantized, layout)
+    assert found.shape == expected.shape and torch.equal(found, expected)
+
+
+def test_int8_weights_are_quantised_and_packed_as_the_reference_does(packer):
+    library, dtype = packer
+    plain = Linear(96, 48, bias=False, dtype=dtype, device=torch.device("cpu"))
+    with torch.no_grad():
+        plain.weight.copy_(torch.randn(48, 96) * torch.logspace(-4, 3, 48)[:, None])
+        plain.weight[5] = 0
+    reference = Int8Linear(plain)
+    codes, scales, shifts = library.pack_int8(plain.weight)
+    stored_OI = reference._weight_IO.T
+    assert torch.equal(scales, reference.scales_O)
+    assert torch.equal(codes.transpose(1, 2).flatten(2).flatten(0, 1).double(), stored_OI)
+    assert torch.equal(shifts, (128 * stored_OI.sum(dim=1)).int())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_values_of_groups_are_those_of_the_gguf_library(kind):
+    number = gguf.GGMLQuantizationType[kind]
+    size, stored_bytes = gguf.GGML_QUANT_SIZES[number]
+    rows = torch.randint(0, 256, (8, 3 * stored_bytes), dtype=torch.uint8)
+    groups = rows.unflatten(1, (3, stored_bytes))
+    units = torch.randn(8, 3, 2).half().view(torch.uint8)
+    if kind == "Q6_K":
+        groups[..., -2:] = units[..., :2]
+    else:
+        groups[..., :4] = units
+    expected = torch.from_numpy(gguf.dequantize(np.asarray(rows), number))
+    assert expected.shape == (8, 3 * size)
+    assert torch.equal(from_rows(kind, rows).values(), expected)
