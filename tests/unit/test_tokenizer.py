@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import jinja2
 import numpy as np
 import pytest
 import tiny
+import tiny_gguf
+from transformers import AutoConfig, AutoTokenizer
 
 import orthrus
-from orthrus.checkpoint import chat_template, hub, plain_config, tokenizer
-from orthrus.file_cache import cache_directory
+from orthrus.checkpoint import chat_template, gguf_convert, hub, plain_config, sources, tokenizer
 from orthrus.model import families
 
 TEXTS = (
@@ -133,7 +135,7 @@ def test_a_tokenizer_that_does_more_than_its_backend_stays_with_transformers(tmp
 
 def test_a_snapshot_follows_its_files_and_a_damaged_one_is_made_again(tmp_path):
     fast, _ = both(tiny.TEMPLATE, tmp_path)
-    snapshot = cache_directory() / f"tokenizer-{tokenizer._key(tmp_path)}"
+    snapshot = tokenizer.snapshot_of(tmp_path)
     (snapshot / tokenizer.BACKEND).write_text("{}")
     assert tokenizer.load(tmp_path, tiny.tokenizer).encode("Hi") == fast.encode("Hi")
     again, full = both(tiny.CHAT, tmp_path)
@@ -164,6 +166,32 @@ def test_plain_configs_give_the_decoder_that_transformers_gives(family):
 )  # fmt: skip
 def test_a_config_that_transformers_interprets_is_left_to_it(change):
     assert plain_config.of("llama", {**tiny.hf_config("llama").to_dict(), **change}) is None
+
+
+def test_the_demo_file_is_converted_as_transformers_converts_it(tmp_path):
+    path = sources.resolve("smollm2-demo", None).path
+    made = gguf_convert.converted(path)
+    full = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    assert made.settings == tokenizer.snapshot_settings(full)
+    assert json.loads(made.backend.to_str()) == json.loads(full.backend_tokenizer.to_str())
+    made.save(tmp_path)
+    own, theirs = AutoConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
+    names = set(theirs) - {"_name_or_path", "architectures", "pretraining_tp", "unk_token_id"}
+    assert {name: own[name] for name in names} == {name: theirs[name] for name in names}
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.snapshot_settings(again) == made.settings
+    assert json.loads(again.backend_tokenizer.to_str()) == json.loads(made.backend.to_str())
+    ids = again.apply_chat_template(CHATS[0], add_generation_prompt=True, return_dict=False)
+    assert ids == tokenizer.TransformersTokenizer(full).render(CHATS[0], {})
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"rope__freq_base": None}, {"attention__head_count_kv": None}, {"rope__scaling__type": "yarn"}]
+)
+def test_a_file_that_is_not_covered_is_left_to_transformers(fields, tmp_path):
+    """The tiny files lack a token that transformers adds."""
+    assert gguf_convert.converted(tiny_gguf.save(tmp_path / "tiny.gguf", **fields)) is None
 
 
 def test_a_warm_start_imports_no_transformers(tmp_path):

@@ -1,4 +1,4 @@
-"""The heap of the C library, which keeps what was freed: after probes that is a third of the memory of a small model."""
+"""The heap of the C library, which keeps what was freed: after probes a third of the memory of a small model."""
 
 from __future__ import annotations
 

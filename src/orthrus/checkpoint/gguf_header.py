@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +44,31 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A parsed header: metadata by name, tensors, and the size of the file in bytes."""
+    """A parsed header: metadata by name, tensors, the size of the file in bytes, and the arrays that were asked for."""
 
     fields: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
     file_bytes: int
+    arrays: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of a GGUF file. Raises ValueError naming the file and the invalid field."""
+def read_header(path: Path, keep: Collection[str] = ()) -> Header:
+    """Read the header of a GGUF file, with the elements of the arrays named in `keep`.
+
+    Raises ValueError naming the file and the invalid field.
+    """
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: cannot be read as GGUF (it is empty); fetch the file again")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _HeaderReader(path, data).header()
+        return _HeaderReader(path, data, keep).header()
 
 
 class _HeaderReader:
     """A cursor into the file that checks bounds at every step."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, keep: Collection[str]) -> None:
         self.path, self.data, self.position = path, data, 0
+        self.keep, self.arrays = keep, dict[str, list[Any]]()
 
     def header(self) -> Header:
         """Read the whole header."""
@@ -78,7 +84,8 @@ class _HeaderReader:
             name = self.text("the name of a field", MAX_NAME_BYTES)
             if name in fields:
                 raise self.invalid(f"{short_repr(name)} occurs twice")
-            fields[name] = self.value(short_repr(name))
+            kept = self.arrays.setdefault(name, []) if name in self.keep else None
+            fields[name] = self.value(short_repr(name), kept)
         self.check_count(tensor_count, TENSOR_BYTES, "tensors")
         infos = [self.tensor() for _ in range(tensor_count)]
         alignment = fields.get("general.alignment", 32)
@@ -91,7 +98,7 @@ class _HeaderReader:
             if info.offset % alignment or start + info.offset > len(self.data):
                 expected = f"expected a multiple of {alignment} within the file"
                 raise self.invalid(f"tensor {short_repr(info.name)} has offset {info.offset}; {expected}")
-        return Header(fields, tuple(replace(i, offset=start + i.offset) for i in infos), len(self.data))
+        return Header(fields, tuple(replace(i, offset=start + i.offset) for i in infos), len(self.data), self.arrays)
 
     def invalid(self, what: str) -> ValueError:
         """The error of an invalid header."""
@@ -129,8 +136,8 @@ class _HeaderReader:
             raise self.invalid(f"{what} has {length} bytes; expected at most {max_bytes}")
         return length
 
-    def value(self, name: str) -> Any:
-        """The value of a field; for an array only its length."""
+    def value(self, name: str, kept: list[Any] | None = None) -> Any:
+        """The value of a field; for an array only its length, and its elements in `kept` where that is given."""
         kind = self.number("I", f"the type of {name}")
         if kind == TEXT:
             return self.text(name, len(self.data))
@@ -143,6 +150,10 @@ class _HeaderReader:
         width = 8 if element == TEXT else struct.calcsize(f"<{SCALARS[element]}")
         self.check_count(length, width, f"elements of {name}")
         item = f"an element of {name}"
+        if kept is not None:
+            for _ in range(length):
+                kept.append(self.text(item, MAX_ITEM_BYTES) if element == TEXT else self.number(SCALARS[element], item))
+            return ArrayLength(length)
         for _ in range(length if element == TEXT else 0):
             self.skip(self.text_bytes(item, MAX_ITEM_BYTES), item)
         self.skip(0 if element == TEXT else length * width, name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthrus.checkpoint import gguf_config, plain_config, published
+from orthrus.checkpoint import gguf_config, gguf_convert, plain_config, published
 from orthrus.checkpoint import tokenizer as tokenizers
 from orthrus.checkpoint.gguf import GgufFile, checked_header
 from orthrus.checkpoint.gguf_header import Header
@@ -167,10 +167,15 @@ def config_directory(source: Source) -> Path:
 
 
 def _convert(path: Path, header: Header, directory: Path) -> None:
+    content = gguf_config.of(header.fields, [tensor.name for tensor in header.tensors])
+    made = gguf_convert.converted(path) if content is None else None
+    if made is not None:
+        save_directory(directory, made.save)
+        tokenizers.save_snapshot(tokenizers.snapshot_of(directory), made.backend, made.settings)
+        return
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
     folder, file = str(path.parent), path.name
-    content = gguf_config.of(header.fields, [tensor.name for tensor in header.tensors])
     if content is None:
         config = AutoConfig.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
     else:

@@ -159,7 +159,7 @@ class FastTokenizer:
 
 def load(directory: Path, load_full: Callable[[], PreTrainedTokenizerBase]) -> TextTokenizer:
     """The tokenizer of a checkpoint directory: its snapshot, which is made by `load_full` where there is none yet."""
-    snapshot = cache_directory() / f"tokenizer-{_key(directory)}"
+    snapshot = snapshot_of(directory)
     kept = _read(snapshot, load_full)
     if kept is not None:
         return kept
@@ -209,11 +209,12 @@ def _read(snapshot: Path, load_full: Callable[[], PreTrainedTokenizerBase]) -> F
     return FastTokenizer(Tokenizer.from_file(str(snapshot / BACKEND)), settings, load_full)
 
 
-def _key(directory: Path) -> str:
-    """A digest of the state of the files and of the versions of the libraries that read them."""
+def snapshot_of(directory: Path) -> Path:
+    """Where the snapshot of a checkpoint directory is cached: by the state of its files and the versions of the
+    libraries that read them."""
     files = sorted(path for pattern in FILES for path in directory.glob(pattern) if path.is_file())
     libraries = [f"{name} {version(name)}" for name in ("transformers", "tokenizers")]
-    return hashlib.sha256(repr((stamp(*files), libraries)).encode()).hexdigest()[:16]
+    return cache_directory() / f"tokenizer-{hashlib.sha256(repr((stamp(*files), libraries)).encode()).hexdigest()[:16]}"
 
 
 def _is_json(values: Mapping[str, Any]) -> bool:
