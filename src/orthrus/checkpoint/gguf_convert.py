@@ -14,13 +14,19 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from orthrus.checkpoint.gguf import METADATA
 from orthrus.checkpoint.gguf_header import Header, read_header
 from orthrus.checkpoint.tokenizer import Settings, digest_of_vocabulary
 from orthrus.checkpoint.validation import MAX_VOCABULARY
 from orthrus.file_cache import save_json
 
 TOKENS, TYPES, MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
+STATED = {
+    "context_length": "max_position_embeddings", "block_count": "num_hidden_layers", "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta", "rope.dimension_count": "head_dim", "vocab_size": "vocab_size",
+}  # fmt: skip
+"""Metadata of a Llama that the file must state, and the fields of its config."""
 CONTROL, NORMAL = 3, 1
 """Types of tokens."""
 SPECIAL = {
@@ -76,7 +82,7 @@ def _config(header: Header) -> dict[str, Any] | None:
     """The content of `config.json`; None where `transformers` would fill in or change something."""
     fields = header.fields
     name = str(fields.get("general.name"))
-    stated = {theirs: fields.get(f"llama.{ours}") for ours, theirs in METADATA.items()}
+    stated = {theirs: fields.get(f"llama.{ours}") for ours, theirs in STATED.items()}
     ids = {name: fields.get(f"tokenizer.ggml.{name}") for name in ("bos_token_id", "eos_token_id")}
     covered = fields["general.architecture"] == "llama" and "mistral" not in name and "general.name" in fields
     if not covered or any(value is None for value in (*stated.values(), *ids.values())):

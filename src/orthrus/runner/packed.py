@@ -22,6 +22,7 @@ from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.select import DraftWeights
 from orthrus.file_cache import processor_name
 from orthrus.model.decoder import Decoder
+from orthrus.model.layers import MLP
 from orthrus.runner.runner import Runner
 from orthrus.tensor_cache import Entry
 
@@ -78,8 +79,8 @@ def restore(name: str, decoder: Decoder, kernels: NativeKernels) -> Runner | Non
         _replace(decoder, own, made[own])
     rule, key_multiple, single_row = entry.values["attention"]
     attention = AttentionChoice(select.masked(kernels), RowRule(**rule), key_multiple, single_row, ragged=True)
-    mlps = [tuple(made.get(DRAFT + own) for own in names) for names in _mlps(decoder)]
-    pairs = tuple((up, down) if up and down else None for up, down in mlps)
+    mlps = [[made[DRAFT + own] for own in names if DRAFT + own in made] for names in _mlps(decoder)]
+    pairs = tuple((copies[0], copies[1]) if copies else None for copies in mlps)
     return Runner(decoder, kernels, attention, DraftWeights(pairs if any(pairs) else (), made.get(DRAFT + "head")))
 
 
@@ -91,10 +92,11 @@ def _draft_copies(decoder: Decoder, drafts: DraftWeights) -> dict[str, Executabl
     return copies
 
 
-def _mlps(decoder: Decoder) -> list[tuple[str, str]]:
-    """The names of gate_up and down of each layer; where it has experts, there are no maps of these names."""
-    layers = range(decoder.config.layers)
-    return [(f"layers.{index}.mlp.gate_up", f"layers.{index}.mlp.down") for index in layers]
+def _mlps(decoder: Decoder) -> list[tuple[str, ...]]:
+    """The names of gate_up and down of each layer; none for a mixture of experts."""
+    names = {linear: name for name, linear in decoder.linears().items()}
+    mlps = [layer.mlp for layer in decoder.decoder_layers]
+    return [(names[mlp.gate_up], names[mlp.down]) if isinstance(mlp, MLP) else () for mlp in mlps]
 
 
 def _replace(decoder: Decoder, name: str, part: nn.Module | nn.Parameter) -> None:
