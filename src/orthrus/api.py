@@ -170,7 +170,7 @@ class Model:
 
     def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
         """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
-        costs = self.costs() if config.cycle == "auto" and self.decoder.diffusion else None
+        costs = self._calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None
         return generate(self.runner, requests, config, self.limits, self.decode, costs)
 
     def costs(self, *, refresh: bool = False) -> CostModel:
@@ -179,6 +179,10 @@ class Model:
         `refresh` measures again. Raises ValueError where there is no diffusion view to plan for.
         """
         return self._calibration.costs(refresh=refresh)
+
+    def assume_costs(self) -> bool:
+        """Plan by an assumed cost table until `costs(refresh=True)` measures it. Returns whether there was none."""
+        return self._calibration.assume()
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
         """Check everything now, and decode when asked."""

@@ -56,7 +56,8 @@ MAY_IMPORT = {
     "load_options": {"options"},
     "api": {"checkpoint", "config", "decoding", "load_options", "model", "options", "runner", "tokenization"},
     "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "training"},
-    "cli": RECORDS | {"api", "bench", "checkpoint", "decoding", "model", "options", "tokenization", "training"},
+    "cli": RECORDS
+    | {"api", "backends", "bench", "checkpoint", "decoding", "model", "options", "tokenization", "training"},
     "__init__": {"config", "api"},
     "__main__": {"cli"},
 }

@@ -117,6 +117,17 @@ def test_costs_are_measured_once(model):
     assert second.costs() == TABLE
 
 
+def test_a_first_answer_is_planned_by_an_assumed_table_until_one_is_measured(model):
+    first, asked = model(), {"max_new_tokens": 8}
+    assert first.assume_costs() and not first.cached.exists()
+    assert first.costs().ar(1, 1, 0) < first.costs().ar(1, 8, 0) < first.costs().ar(1, 64, 0)
+    assert first.generate([1, 2, 3], **asked).tokens == first.generate([1, 2, 3], cycle="ar", **asked).tokens
+    first.tables.append(TABLE)
+    assert first.costs(refresh=True) == TABLE
+    second = model()
+    assert not second.assume_costs() and second.costs() == TABLE
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"rows": [[1, 1.0]]}', "[" * 100_000])
 def test_a_damaged_table_is_measured_again_with_a_warning(model, caplog, damage):
     first = model()

@@ -8,12 +8,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from threading import Timer
+from threading import Thread, Timer
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from orthrus import file_cache
+from orthrus.backends.native import build
 
 if TYPE_CHECKING:
     from orthrus.api import Model
@@ -62,6 +65,14 @@ CycleOption = Annotated[
         help="auto (default) plans every pass; two-pass and one-pass are fixed, at full width; ar is plain decoding."
     ),
 ]
+CacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Keep packed weights and the findings of the probes on disk, and start from them. `orthrus doctor` says"
+        " where, how much, and what bounds it.",
+    ),
+]
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -80,15 +91,19 @@ def load_model(
     device: str,
     allow_other_backbone: bool = False,
     quantize: Quantize | None = None,
+    cache: bool = True,
 ) -> Model:
     """Load a model with a spinner on stderr; its warnings go there too."""
     quiet()
     with stderr.status(f"loading {name}"):
+        if device == "cpu":
+            ahead = (dtype.value, file_cache.cache_directory())
+            Thread(target=build.compile_ahead, args=ahead, daemon=True).start()
         import orthrus
 
         model: Model = orthrus.load(
             name, adapter=adapter, dtype=dtype.value, device=device, allow_other_backbone=allow_other_backbone,
-            quantize=None if quantize is None else quantize.value,
+            quantize=None if quantize is None else quantize.value, cache=cache,
         )  # fmt: skip
     for warning in model.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
@@ -101,10 +116,10 @@ def print_notice(model: Model) -> None:
         stderr.print(f"note: {model.runner.kernels.notice}", style="yellow", markup=False)
 
 
-def measure_costs(model: Model) -> None:
+def measure_costs(model: Model, *, refresh: bool = False) -> None:
     """Load the cost table of `--cycle auto`, or measure it once and say so."""
     with status("measuring the cost of passes on this machine, once (a few seconds)"):
-        model.costs()
+        model.costs(refresh=refresh)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from rich.console import Console
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     CycleOption,
     DeviceOption,
     Dtype,
@@ -41,6 +42,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Chat with a model, history included. Ctrl-C stops an answer, Ctrl-D or /exit leaves."""
@@ -50,7 +52,7 @@ def command(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cycle=cycle, rule=rule
     )
     Settings.of(options)
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     if not loaded.checkpoint.text.chat_template:
         raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
     loaded.decoding_config(options)

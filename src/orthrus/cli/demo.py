@@ -10,6 +10,7 @@ from rich.table import Table
 
 from orthrus.cli._shared import (
     AdapterOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -39,9 +40,10 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
 ) -> None:
     """Stream one answer with accepted drafts highlighted, then answer the same prompt by plain decoding."""
-    loaded = load_model(model, adapter, dtype, device, quantize=quantize)
+    loaded = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache)
     console = Console(highlight=False)
     if loaded.decoder.diffusion is None:
         raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")

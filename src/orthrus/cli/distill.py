@@ -15,7 +15,7 @@ import typer
 
 from orthrus import prompt_files
 from orthrus.cli._progress import DistillProgress
-from orthrus.cli._shared import DeviceOption, Dtype, DtypeOption, ModelOption, load_model, stderr
+from orthrus.cli._shared import CacheOption, DeviceOption, Dtype, DtypeOption, ModelOption, load_model, stderr
 
 if TYPE_CHECKING:
     from orthrus.api import Model
@@ -82,6 +82,7 @@ def command(
     batch_size: BatchSizeOption = 32,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
+    cache: CacheOption = True,
 ) -> None:
     """Write conversations to train a diffusion view on; the backbone generates the answers.
 
@@ -106,7 +107,7 @@ def command(
         for item in conversations_in(file.read_bytes(), str(file))
     ]
     excluded = frozenset(_excluded(exclude or []))
-    loaded = load_model(model, None, dtype, device)
+    loaded = load_model(model, None, dtype, device, cache=cache)
     total = min(count or len(given), len(given)) if data else count or 1000
     progress = DistillProgress(total)
     run = Distillation(

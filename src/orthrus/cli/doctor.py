@@ -38,7 +38,7 @@ def command(
     """
     report: dict[str, Any] = {}
     for precision in dtype or list(Dtype):
-        loaded = load_model(model, adapter, precision, device, quantize=quantize)
+        loaded = load_model(model, adapter, precision, device, quantize=quantize, cache=False)
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
         if calibrate and loaded.decoder.diffusion is not None:
@@ -52,9 +52,12 @@ def command(
 
 
 def _machine(model: Model) -> dict[str, Any]:
+    from orthrus import tensor_cache
     from orthrus.bench import provenance
 
-    return provenance.machine(model.decoder.device)
+    used, most = tensor_cache.used() / 1e6, tensor_cache.limit() / 1e6
+    kept = f"{used:.0f} MB of at most {most:.0f} MB in {tensor_cache.directory()} ({tensor_cache.LIMIT} sets the limit)"
+    return {**provenance.machine(model.decoder.device), "packed weights": kept}
 
 
 def _probes(model: Model) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from orthrus.cli._plan import explain, warn_of_collapse
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     CycleOption,
     DeviceOption,
     Dtype,
@@ -71,6 +72,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
     explain_plan: sampling.ExplainOption = False,
     verbose: sampling.VerboseOption = False,
@@ -89,7 +91,7 @@ def command(
     sampling.check_context(ctx_size)
     sampling.set_threads(threads)
     started = perf_counter()
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     load_seconds = perf_counter() - started
     sampling.cap_context(loaded, ctx_size)
     options["stop_token_ids"] = [sampling.token_id(loaded, text, "stop token") for text in stop_token or ()]
@@ -109,7 +111,8 @@ def _generate(
     planned = model.decoder.diffusion is not None and model.decoding_config(options).cycle == "auto"
     if explain_plan and not planned:
         raise ValueError(sampling.NOTHING_PLANNED)
-    if planned:
+    assumed = planned and not explain_plan and model.assume_costs()
+    if planned and not assumed:
         measure_costs(model)
     clock = Clock()
     if as_json:
@@ -122,6 +125,8 @@ def _generate(
         if explain_plan:
             explain(stderr, model.costs(), [(result.statistics, result.prompt_tokens) for result in results])
         warn_of_collapse(stderr, [result.statistics for result in results])
+    if assumed:  # after the first answer, which need not wait for it
+        measure_costs(model, refresh=True)
     return results
 
 

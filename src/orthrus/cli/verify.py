@@ -16,6 +16,7 @@ from orthrus.cli._distribution import compare_distributions
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     ModelOption,
@@ -71,6 +72,7 @@ def command(
     prompt: PromptOption = "What is the capital of France?",
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -88,12 +90,11 @@ def command(
         raise ValueError(f"--against takes transformers, not {against!r}")
     for value, name in product(temperature or [0.0], cycle or ["ar"]):
         Settings.of({"temperature": value, "cycle": name, "seed": seed})
+    precisions = dtype or [Dtype.bfloat16]
     if samples is not None:
-        loaded = load_model(model, adapter, (dtype or [Dtype.bfloat16])[0], device, allow_other_backbone, quantize)
+        loaded = load_model(model, adapter, precisions[0], device, allow_other_backbone, quantize, cache=cache)
         if loaded.decoder.diffusion is None:
-            raise ValueError(
-                "--samples compares the rule `rejection`, which needs a diffusion view; this checkpoint has none"
-            )
+            raise ValueError("--samples compares the rule `rejection`, which needs a diffusion view: there is none")
         sampling: Options = {"max_new_tokens": min(max_new_tokens, 4), "seed": seed, "batch_size": 32}
         sampling["temperature"] = (temperature or [0.7])[0]
         if not compare_distributions(loaded, prompt, samples, sampling, as_json=as_json):
@@ -101,8 +102,8 @@ def command(
         return
     prompts = [p for name in task or ("gsm8k", "humaneval", "spec_bench") for p in tasks.load(name, limit)]
     console, outcomes = Console(highlight=False, quiet=as_json), []
-    for precision in dtype or [Dtype.bfloat16]:
-        loaded = load_model(model, adapter, precision, device, allow_other_backbone, quantize)
+    for precision in precisions:
+        loaded = load_model(model, adapter, precision, device, allow_other_backbone, quantize, cache=cache)
         options: Options = {"max_new_tokens": max_new_tokens, "seed": seed}
         if against:
             outcomes.append(_against_transformers(console, loaded, prompts, options))

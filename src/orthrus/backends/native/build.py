@@ -14,11 +14,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from orthrus.backends.native import structs
+
+if TYPE_CHECKING:
+    import torch
 
 SOURCES = Path(__file__).with_name("c")
 MARCH = "ORTHRUS_MARCH"
@@ -27,7 +31,7 @@ FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 """No contraction into fused multiply-adds: a vector loop and its scalar tail must round alike."""
 THREADING = "-fopenmp"
 """The loader finds the OpenMP runtime by its name, and torch has already loaded one: both share its pool of threads."""
-DEFINES = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16"}
+DEFINES = {"float32": "FLOAT32", "bfloat16": "BFLOAT16"}
 SECONDS_TO_COMPILE = 120
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,24 @@ class UnavailableError(RuntimeError):
 
 def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
     """`c/native.c` for `dtype`, compiled into `cache_directory` on first use. Raises UnavailableError."""
+    try:
+        loaded = ctypes.CDLL(str(_compiled(str(dtype).removeprefix("torch."), cache_directory)))
+    except OSError as error:
+        raise UnavailableError(f"the compiled kernels cannot be kept or loaded: {error}") from error
+    wrong = structs.mismatch(loaded)
+    if wrong:
+        raise UnavailableError(f"the C structs do not match this version of the package: {wrong}")
+    return loaded
+
+
+def compile_ahead(dtype: str, cache_directory: Path) -> None:
+    """Compile the library if need be, for a thread that runs while others import torch and read files."""
+    with suppress(UnavailableError, OSError):  # `library` finds the same error and reports it
+        _compiled(dtype, cache_directory)
+
+
+def _compiled(dtype: str, cache_directory: Path) -> Path:
+    """The compiled library. Raises UnavailableError and OSError."""
     if dtype not in DEFINES:
         raise UnavailableError(f"there are no C kernels for {dtype}")
     if platform.system() not in ("Linux", "Darwin"):
@@ -51,17 +73,24 @@ def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
     flags = (*FLAGS, f"-march={os.environ.get(MARCH) or 'native'}")
     sources = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
     key = hashlib.sha256(repr((sources, flags, compiler, _processor())).encode()).hexdigest()[:16]
-    target = cache_directory / f"native-{DEFINES[dtype].lower()}-{key}.so"
-    try:
-        if not _intact(target):
+    target = cache_directory / f"native-{dtype}-{key}.so"
+    if _intact(target):
+        return target
+    with _one_at_a_time(target):
+        if not _intact(target, warn=True):
             _compile([*compiler, *flags, f"-D{DEFINES[dtype]}"], target)
-        loaded = ctypes.CDLL(str(target))
-    except OSError as error:
-        raise UnavailableError(f"the compiled kernels cannot be kept or loaded: {error}") from error
-    wrong = structs.mismatch(loaded)
-    if wrong:
-        raise UnavailableError(f"the C structs do not match this version of the package: {wrong}")
-    return loaded
+    return target
+
+
+@contextmanager
+def _one_at_a_time(target: Path) -> Iterator[None]:
+    """Let one thread of one process compile; the others wait for it and find the library."""
+    import fcntl
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compiler() -> list[str]:
@@ -74,8 +103,8 @@ def _compiler() -> list[str]:
     raise UnavailableError(f"no C compiler: {named}")
 
 
-def _intact(target: Path) -> bool:
-    """Whether the cached library exists and has its checksum; warns about a damaged one."""
+def _intact(target: Path, *, warn: bool = False) -> bool:
+    """Whether the cached library exists and has its checksum; `warn` of a damaged one."""
     try:
         expected = _checksum_of(target).read_text(encoding="ascii").strip()
         if hashlib.sha256(target.read_bytes()).hexdigest() == expected:
@@ -83,7 +112,8 @@ def _intact(target: Path) -> bool:
     except (FileNotFoundError, UnicodeDecodeError):
         if not target.exists():
             return False
-    log.warning("%s is damaged: its checksum differs; it is compiled again", target)
+    if warn:
+        log.warning("%s is damaged: its checksum differs; it is compiled again", target)
     return False
 
 

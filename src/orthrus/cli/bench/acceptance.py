@@ -13,6 +13,7 @@ from rich.table import Table
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -42,6 +43,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
@@ -50,7 +52,7 @@ def command(
     from orthrus.decoding.statistics import Statistics
 
     prompts = {name: tasks.load(name, limit) for name in task}
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     options: Options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
         "batch_size": batch_size,

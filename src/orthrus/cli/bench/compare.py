@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orthrus.cli._shared import (
     AdapterOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -42,6 +43,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
     """Measure tokens per second of plain decoding, `auto` and peers with the same prompts, weights and threads.
@@ -67,7 +69,7 @@ def command(
     prompts = {name: tasks.load(name, limit) for name in task or ()}
     if not prompts:
         raise ValueError("no prompts: name at least one task, such as --task gsm8k")
-    loaded = load_model(model, adapter, dtype, device, quantize=quantize)
+    loaded = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0}
     systems = []
     for name, asked in prompts.items():

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from orthrus.cli._shared import (
     AdapterOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -47,6 +48,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
     """Measure milliseconds per pass by rows and context, and the time to read the weights on this machine."""
@@ -58,7 +60,7 @@ def command(
         raise ValueError("--layers needs --shape: a checkpoint always runs with all its layers")
     name = f"{shape or model}{f', {layers} layers' if layers else ''}"
     if shape is None:
-        runner = load_model(model, adapter, dtype, device, quantize=quantize).runner
+        runner = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache).runner
     else:
         quiet()
         with stderr.status(f"random weights of the shape of {shape}"):

@@ -14,6 +14,7 @@ from rich.table import Table
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -43,6 +44,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
@@ -56,7 +58,7 @@ def command(
     prompts = tasks.load(task, limit)
     if any(prompt.program for prompt in prompts) and not allow_code_execution:
         raise ValueError(f"{task} runs code that the model wrote, outside a sandbox: pass --allow-code-execution")
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0, "batch_size": batch_size}
     track = partial(progress, label=task, total=len(prompts))
     scores = quality.measure(loaded, prompts, options, cycle or ["ar", "auto"], track)

@@ -11,6 +11,7 @@ from rich.table import Table
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -33,6 +34,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Compute tokens per pass of two-pass cycles, and of one-pass cycles by number of candidates, on known answers."""
@@ -40,7 +42,7 @@ def command(
     from orthrus.bench import tasks
 
     prompts = tasks.load(task, limit)
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     if loaded.decoder.diffusion is None:
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     texts = [replays.texts(loaded, prompt, max_new_tokens) for prompt in progress(prompts, task, len(prompts))]

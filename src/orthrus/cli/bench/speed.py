@@ -14,6 +14,7 @@ from rich.table import Table
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
+    CacheOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -49,6 +50,7 @@ def command(
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
+    cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
@@ -60,7 +62,7 @@ def command(
     for name in settings:
         speeds.options_of(name)
     prompts = {name: tasks.load(name, limit) for name in task}
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
     measured = []
     for name, asked in prompts.items():

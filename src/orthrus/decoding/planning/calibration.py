@@ -14,8 +14,15 @@ import torch
 from orthrus import file_cache
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.measure import measure
-from orthrus.runner.runner import Runner
+from orthrus.runner.runner import Runner, bytes_of
 
+ASSUMED = {
+    "rows": ((1, 1.0), (2, 1.15), (4, 1.6), (8, 2.5), (16, 3.9), (32, 6.8), (64, 12.6), (128, 24.4)),
+    "drafting": ((2, 0.84), (4, 0.98), (8, 1.54), (16, 2.5), (32, 4.6), (64, 8.8)),
+}
+"""Passes relative to one of a single row, on a processor with AVX-512 and without AMX (an EPYC)."""
+ASSUMED_BANDWIDTH = 2e10
+"""Bytes per second at which a pass of one row reads the weights."""
 MEASURE_AGAIN_AFTER = 300.0
 """Age in seconds from which a table that other programs disturbed is measured again."""
 log = logging.getLogger(__name__)
@@ -46,6 +53,18 @@ class Calibration:
     def known(self) -> bool:
         """Whether a table exists in memory or on disk."""
         return self._costs is not None or file_cache.age_of(self.key) < inf
+
+    def assume(self) -> bool:
+        """Plan by `ASSUMED` until the table is measured, so that a first answer need not wait. Returns whether it was
+        not measured yet; a GPU measures at once, because the assumption is about a CPU."""
+        with self._lock:
+            if self.known or self._runner.device.type != "cpu":
+                return False
+            linears = self._runner.decoder.linears().items()
+            one = sum(bytes_of(linear) for name, linear in linears if ".diffusion." not in name) / ASSUMED_BANDWIDTH
+            rows, drafting = (tuple((count, one * part) for count, part in table) for table in ASSUMED.values())
+            self._costs = CostModel(rows, drafting, one / 10, 0.0, one / 5000, one / 5000, one / 15000)
+            return True
 
     def costs(self, *, refresh: bool = False) -> CostModel:
         """The table. It is measured, which takes seconds, if there is none yet or on `refresh`.
