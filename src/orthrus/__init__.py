@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orthrus.api import Chunk, Model, Result, load
     from orthrus.config import SamplingParams, StopConditions
+    from orthrus.decoding.async_engine import AsyncEngine
+    from orthrus.decoding.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Chunk", "Model", "Result", "SamplingParams", "StopConditions", "__version__", "load"]
+__all__ = [
+    "AsyncEngine", "Chunk", "Engine", "Model", "Result", "SamplingParams", "StopConditions", "__version__", "load",
+]  # fmt: skip
 
 _HOMES = {
     "Chunk": "orthrus.api", "Model": "orthrus.api", "Result": "orthrus.api", "load": "orthrus.api",
     "SamplingParams": "orthrus.config", "StopConditions": "orthrus.config",
+    "Engine": "orthrus.decoding.engine", "AsyncEngine": "orthrus.decoding.async_engine",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.engine import generate
+from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence
@@ -75,13 +75,15 @@ class Chunk:
 class Model:
     """A loaded checkpoint that generates text, losslessly. Several threads may use it at once."""
 
-    def __init__(self, checkpoint: hub.Checkpoint, runner: Runner) -> None:
+    def __init__(self, checkpoint: hub.Checkpoint, runner: Runner, ctx_size: int | None = None) -> None:
         self.checkpoint, self.runner = checkpoint, runner
         self.decoder = checkpoint.decoder
         config = self.decoder.config
         self._calibration = Calibration(runner)
         self._tokenization = Tokenization(checkpoint.text)
-        self.limits = Limits(config.vocab_size, config.max_positions, checkpoint.end_token_ids)
+        if ctx_size is not None and ctx_size > config.max_positions:
+            raise ValueError(f"ctx_size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
+        self.limits = Limits(config.vocab_size, ctx_size or config.max_positions, checkpoint.end_token_ids)
 
     def __repr__(self) -> str:
         decoder, config = self.decoder, self.decoder.config
@@ -132,12 +134,26 @@ class Model:
         """
         return _in_order(self._steps(prompt_list(prompts), options))
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, *, engine: Engine | None = None, **options: Unpack[Options]) -> Iterator[Chunk]:
         """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`.
+
+        engine: one made by `engine()`. It keeps its cache from call to call: of a prompt that starts like an earlier
+        one, such as the next turn of a chat, only the new tokens are computed.
 
         Raises ValueError when called, before anything is decoded.
         """
-        return _chunks(self._steps([prompt], options))
+        if engine is None:
+            return _chunks(self._steps([prompt], options))
+        return _chunks(engine.follow(engine.add(self.request(prompt, options))))
+
+    def engine(self, **options: Unpack[Options]) -> Engine:
+        """An engine for requests of this model, which join and leave at any pass.
+
+        The options that count are `cycle`, `rule`, `width`, `candidates` and `batch_size`, the most sequences per pass.
+        Requests are made by `request`. Raises ValueError where the cache does not fit into memory.
+        """
+        config = self.decoding_config(options)
+        return Engine(self.runner, config, self.limits, decode=self.decode, costs=self._costs_for(config))
 
     def prompt_tokens(self, prompt: Prompt, options: Options) -> tuple[int, ...]:
         """Token ids of a prompt: through the chat template where the tokenizer has one, unless `raw`."""
@@ -170,8 +186,10 @@ class Model:
 
     def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
         """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
-        costs = self._calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None
-        return generate(self.runner, requests, config, self.limits, self.decode, costs)
+        return generate(self.runner, requests, config, self.limits, self.decode, self._costs_for(config))
+
+    def _costs_for(self, config: DecodingConfig) -> CostModel | None:
+        return self._calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None
 
     def costs(self, *, refresh: bool = False) -> CostModel:
         """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
@@ -250,6 +268,7 @@ def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:
                 others) where they are faster and memory allows: no token changes. True by default.
             revision: hub revision.
             allow_other_backbone: load an adapter whose backbone had other weights (same shapes and tokenizer).
+            ctx_size: the most tokens of a sequence, prompt included; by default the model's whole context.
             cache: keep the packed weights and the findings of the probes on disk, and read them from there. True by
                 default. See `orthrus.tensor_cache` for where, and how much.
 
@@ -273,4 +292,4 @@ def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:
         runner = prepare.prepare(decoder, **kinds)
     else:
         runner = prepare.prepare_unread(decoder, unread.read, unread.identity, cache=given.cache, **kinds)
-    return Model(replace(checkpoint, unread=None), runner)
+    return Model(replace(checkpoint, unread=None), runner, given.ctx_size)

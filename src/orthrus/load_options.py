@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from orthrus.options import check_type
+from orthrus.options import as_integer, check_type, wrong
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -27,6 +27,7 @@ class LoadOptions(TypedDict, total=False):
     revision: str | None
     allow_other_backbone: bool
     cache: bool
+    ctx_size: int | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LoadSettings:
     revision: str | None = None
     allow_other_backbone: bool = False
     cache: bool = True
+    ctx_size: int | None = None
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> LoadSettings:
@@ -57,6 +59,8 @@ class LoadSettings:
         check_type("revision", given.revision, (str, NoneType), "a string")
         for name in ("low_precision_drafts", "allow_other_backbone", "cache"):
             check_type(name, getattr(given, name), bool, "True or False")
+        if given.ctx_size is not None and (as_integer(given.ctx_size) or 0) < 1:
+            raise wrong("ctx_size", given.ctx_size, "a number of tokens")
         dtype = DTYPES.get(given.dtype, given.dtype) if isinstance(given.dtype, str) else given.dtype
         if dtype not in (None, *DTYPES.values()):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {given.dtype!r}")

@@ -43,9 +43,9 @@ def commands():
 
 
 @functools.cache
-def _load_once(name="smollm2-demo", dtype=None, device="cpu", adapter=None, allow_other_backbone=False, quantize=None):
+def _load_once(name="smollm2-demo", dtype=None, allow_other_backbone=False, **options):
     assert not allow_other_backbone
-    return _load(name, dtype=dtype or "bfloat16", device=device, adapter=adapter, quantize=quantize)
+    return _load(name, dtype=dtype or "bfloat16", **options)
 
 
 _load = api.load

@@ -148,3 +148,47 @@ def test_the_second_turn_of_a_chat_computes_only_its_new_tokens():
     assert first.statistics.cached_tokens == 0
     assert second.statistics.cached_tokens == first.length - 1
     assert second.tokens == tiny.oracle(runner, Request(turn, SamplingParams(), StopConditions(20))).tokens
+
+
+def test_an_exception_in_a_pass_ends_no_request_and_changes_no_token(monkeypatch):
+    runner = tiny.runner("llama")
+    requests = [tiny.request(20 + 30 * n, 20, n) for n in range(3)]
+    engine = Engine(runner, DecodingConfig(cycle="one-pass", batch_size=3), tiny.LIMITS)
+    done = {engine.add(request): None for request in requests}
+    failures, verify = iter([3, 9]), exact.verify
+
+    class FlakyRule:
+        propose, passes, fails_at = staticmethod(exact.propose), 0, next(failures)
+
+        def verify(self, checks):
+            self.passes += 1
+            if self.passes == self.fails_at:
+                self.fails_at = next(failures, None)
+                raise MemoryError
+            return verify(checks)
+
+    monkeypatch.setattr(engine, "_rule", FlakyRule())
+    raised = 0
+    while engine.unfinished:
+        try:
+            for step in engine.step():
+                done[step.sequence.index] = step.sequence.tokens
+        except MemoryError:
+            raised += 1
+    assert raised == 2
+    assert [done[n] for n in range(3)] == [tiny.oracle(runner, request).tokens for request in requests]
+    assert engine.cache.pages_in_use == 0
+
+
+def test_closing_an_iterator_cancels_its_request():
+    engine = Engine(tiny.runner("llama"), DecodingConfig(cycle="ar", batch_size=2), tiny.LIMITS)
+    other = engine.add(tiny.request(9, 30, 1))
+    steps = engine.follow(engine.add(tiny.request(8, 30)))
+    next(steps)
+    steps.close()
+    (last,) = [s.sequence for s in engine.follow(other) if s.sequence.finish_reason]
+    assert last.tokens == tiny.oracle(tiny.runner("llama"), tiny.request(9, 30, 1)).tokens
+    assert engine.unfinished == 0 and engine.cache.pages_in_use == 0
+    engine.add(tiny.request(8, 30))
+    engine.cancel_all()
+    assert engine.unfinished == 0 and engine.step() == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,15 +117,6 @@ def check_context(size: int | None) -> None:
     """Raise ValueError unless the size is positive."""
     if size is not None and size < 1:
         raise ValueError(f"--ctx-size must be at least 1, not {size}")
-
-
-def cap_context(model: Model, size: int | None) -> None:
-    """Limit sequences to `size` tokens. Raises ValueError if the model's context is smaller."""
-    if size is None:
-        return
-    if size > model.limits.max_positions:
-        raise ValueError(f"--ctx-size {size} is beyond the model's context of {model.limits.max_positions} tokens")
-    model.limits = replace(model.limits, max_positions=size)
 
 
 def biases(given: list[str] | None) -> list[tuple[str, float]]:

@@ -92,6 +92,7 @@ def load_model(
     allow_other_backbone: bool = False,
     quantize: Quantize | None = None,
     cache: bool = True,
+    ctx_size: int | None = None,
 ) -> Model:
     """Load a model with a spinner on stderr; its warnings go there too."""
     quiet()
@@ -103,7 +104,7 @@ def load_model(
 
         model: Model = orthrus.load(
             name, adapter=adapter, dtype=dtype.value, device=device, allow_other_backbone=allow_other_backbone,
-            quantize=None if quantize is None else quantize.value, cache=cache,
+            quantize=None if quantize is None else quantize.value, cache=cache, ctx_size=ctx_size,
         )  # fmt: skip
     for warning in model.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from orthrus.cli._sampling import ContextOption, check_context
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -23,7 +26,7 @@ from orthrus.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from orthrus.api import Message, Model, Options, Result
+    from orthrus.api import Chunk, Message, Options, Result
 
 HELP = "/reset forgets the conversation, /undo the last exchange, /system TEXT sets the system message, /exit leaves."
 
@@ -43,6 +46,7 @@ def command(
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
+    ctx_size: ContextOption = None,
     allow_other_backbone: AllowOption = False,
 ) -> None:
     """Chat with a model, history included. Ctrl-C stops an answer, Ctrl-D or /exit leaves."""
@@ -52,10 +56,11 @@ def command(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cycle=cycle, rule=rule
     )
     Settings.of(options)
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
+    check_context(ctx_size)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     if not loaded.checkpoint.text.chat_template:
         raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
-    loaded.decoding_config(options)
+    engine = loaded.engine(**options)
     print_notice(loaded)
     console = Console(highlight=False)
     console.print(f"{loaded.checkpoint.backbone.id}, diffusion view: {loaded.checkpoint.view}. {HELP}", style="dim")
@@ -73,7 +78,7 @@ def command(
         elif line:
             opening: list[Message] = [{"role": "system", "content": system}] if system else []
             asked: list[Message] = [*history, {"role": "user", "content": line}]
-            text = _answer(console, loaded, [*opening, *asked], options, color=color)
+            text = _answer(console, partial(loaded.stream, engine=engine, **options), [*opening, *asked], color=color)
             history = [*asked, {"role": "assistant", "content": text}]
 
 
@@ -91,11 +96,13 @@ def _run_slash_command(
     return history, system
 
 
-def _answer(console: Console, model: Model, messages: list[Message], options: Options, *, color: bool) -> str:
+def _answer(
+    console: Console, stream: Callable[[list[Message]], Iterator[Chunk]], messages: list[Message], *, color: bool
+) -> str:
     """Stream one answer and print its statistics. After Ctrl-C the partial answer is kept."""
     text, result = "", None
     try:
-        for chunk in model.stream(messages, **options):
+        for chunk in stream(messages):
             for piece in chunk.pieces:
                 console.print(
                     piece.text, style="green" if piece.drafted and color else "", end="", markup=False, soft_wrap=True
@@ -118,4 +125,5 @@ def _statistics(result: Result) -> str:
     s = result.statistics
     speed = s.generated / s.seconds if s.seconds else 0.0
     drafts = f", {s.acceptance_length:.2f} drafts accepted per cycle" if s.drafted else ""
-    return f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} per pass{drafts}), {speed:.1f} tokens/s"
+    kept = f"; {s.cached_tokens} of {result.prompt_tokens} prompt tokens kept from before" if s.cached_tokens else ""
+    return f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} per pass{drafts}), {speed:.1f} tokens/s{kept}"

@@ -91,9 +91,8 @@ def command(
     sampling.check_context(ctx_size)
     sampling.set_threads(threads)
     started = perf_counter()
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
+    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started
-    sampling.cap_context(loaded, ctx_size)
     options["stop_token_ids"] = [sampling.token_id(loaded, text, "stop token") for text in stop_token or ()]
     options["logit_bias"] = {sampling.token_id(loaded, text, "token"): value for text, value in biases}
     results = _generate(loaded, prompts, options, explain_plan=explain_plan, as_json=as_json)

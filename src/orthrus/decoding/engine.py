@@ -28,6 +28,7 @@ from orthrus.decoding.planning.measure import measure
 from orthrus.decoding.planning.planner import MAX_LOOKUP_DRAFTS, Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
+from orthrus.runner.memory import affordable_pages
 from orthrus.runner.runner import Runner
 
 MIN_CHUNK = 32
@@ -44,9 +45,11 @@ class Engine:
         limits: the limits of the model.
         decode: makes text of tokens, for stop strings.
         costs: the cost model of the cycle `auto`; measured here if None.
-        pages: the size of the cache; by default, room for `batch_size` sequences of the whole context.
+        pages: the size of the cache; by default, room for `batch_size` sequences of the whole context, or for as many
+            as memory allows.
 
-    Raises ValueError if the configuration does not fit the model, or the cache does not fit into memory.
+    Raises ValueError if the configuration does not fit the model, or if the cache of one sequence does not fit into
+    memory.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class Engine:
         self._cycle, self._rule = cycles.load(config.cycle), rules.load(config.rule)
         self._drafting = _drafting(runner, config, costs)
         self._workspace = workspace_positions(runner, config)
-        pages = pages or config.batch_size * pages_for(limits.max_positions + self._workspace)
+        alone = pages_for(limits.max_positions + self._workspace)
+        pages = pages or affordable_pages(runner, config.batch_size * alone, alone)
         self._limits = replace(limits, max_positions=min(limits.max_positions, pages * PAGE - self._workspace))
         self.cache = runner.new_cache(pages)
         self._ids = count()
@@ -90,6 +94,24 @@ class Engine:
     def unfinished(self) -> int:
         """How many requests are waiting or being decoded."""
         return len(self._added) + len(self._waiting) + len(self._running)
+
+    def follow(self, index: int) -> Iterator[Step]:
+        """Run passes, yielding the steps of one request until it ends. Closing the iterator early cancels it."""
+        try:
+            while self.unfinished:
+                for step in self.step():
+                    if step.sequence.index == index:
+                        yield step
+                        if step.sequence.finish_reason is not None:
+                            return
+        finally:
+            self.cancel(index)
+
+    def cancel_all(self) -> None:
+        """End all requests at once."""
+        with self._lock:
+            self._cancelled.extend(s.index for s in (*self._running, *self._waiting, *self._added))
+            self._leave()
 
     @property
     def running(self) -> list[Sequence]:
@@ -226,12 +248,12 @@ def generate(
 
 
 def _pages_needed(runner: Runner, requests: list[Request], config: DecodingConfig, limits: Limits) -> int:
-    """The pages with which no sequence is ever preempted."""
+    """The pages with which no sequence is ever preempted, or as many as memory allows."""
     workspace = workspace_positions(runner, config)
     needed = sorted(
         pages_for(min(len(r.prompt) + r.stop.max_new_tokens, limits.max_positions) + workspace) for r in requests
     )
-    return max(1, sum(needed[-config.batch_size :]))
+    return affordable_pages(runner, sum(needed[-config.batch_size :]), max(needed, default=1)) or 1
 
 
 def workspace_positions(runner: Runner, config: DecodingConfig) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 
 from orthrus.backends import select
 from orthrus.backends.linears import GroupedLinear, Int8Linear
@@ -12,6 +11,7 @@ from orthrus.backends.native.kernels import NativeKernels
 from orthrus.file_cache import cache_directory
 from orthrus.model.decoder import Decoder
 from orthrus.runner import packed
+from orthrus.runner.memory import available_bytes
 from orthrus.runner.runner import Runner
 
 SLOW_INT8 = (
@@ -65,10 +65,6 @@ def warnings(runner: Runner) -> list[str]:
 
 
 def _memory_for_copies(decoder: Decoder) -> bool:
-    """Whether one byte per weight takes at most half of the available memory; True if /proc/meminfo is missing."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return True
-    return sum(prod(linear.shape) for linear in decoder.linears().values()) <= available // 2
+    """Whether one byte per weight takes at most half of the available memory; True if that is not known."""
+    available = available_bytes(decoder.device)
+    return available is None or sum(prod(linear.shape) for linear in decoder.linears().values()) <= available // 2

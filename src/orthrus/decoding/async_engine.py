@@ -1,0 +1,104 @@
+"""The asynchronous face of the engine: one thread owns the model, any number of tasks wait for their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from threading import Condition, Thread
+
+from orthrus.decoding.cycle import Step
+from orthrus.decoding.engine import Engine
+from orthrus.decoding.sequence import Request
+
+_Events = asyncio.Queue["Step | BaseException | None"]
+"""Steps, then None, or what a pass raised. A sequence may already be further than the step that is being read."""
+
+
+class AsyncEngine:
+    """Runs an engine in a thread of its own, which starts with the first request and sleeps while there is none.
+
+    Use `async with`, or call `close`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = Condition()
+        self._streams: dict[int, tuple[asyncio.AbstractEventLoop, _Events]] = {}
+        self._closed = False
+        self._thread: Thread | None = None
+
+    async def stream(self, request: Request) -> AsyncIterator[Step]:
+        """Decode a request, yielding its steps as they happen. Leaving the iteration early cancels the request.
+
+        Raises ValueError if the request cannot be decoded, and whatever a pass raised.
+        """
+        events: _Events = asyncio.Queue()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            index = self._engine.add(request)
+            self._streams[index] = asyncio.get_running_loop(), events
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="orthrus-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        try:
+            while (event := await events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            with self._changed:
+                if self._streams.pop(index, None) is not None:
+                    self._engine.cancel(index)
+                    self._changed.notify()
+
+    def close(self) -> None:
+        """Cancel all requests and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    async def __aenter__(self) -> AsyncEngine:
+        """The engine itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+        await asyncio.to_thread(self.close)
+
+    def _run(self) -> None:
+        """The thread that owns the model."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._engine.unfinished)
+                if self._closed:
+                    self._fail(RuntimeError("the engine was closed"))
+                    return
+            try:
+                steps = self._engine.step()
+            except Exception as error:
+                with self._changed:
+                    self._fail(error)
+                continue
+            with self._changed:
+                for step in steps:
+                    last = step.sequence.finish_reason is not None
+                    self._deliver(step.sequence.index, *((step, None) if last else (step,)))
+
+    def _fail(self, error: BaseException) -> None:
+        """End all requests with an error."""
+        self._engine.cancel_all()
+        for index in list(self._streams):
+            self._deliver(index, error)
+
+    def _deliver(self, index: int, *events: Step | BaseException | None) -> None:
+        if not isinstance(events[-1], Step):
+            loop, queue = self._streams.pop(index, (None, None))
+        else:
+            loop, queue = self._streams.get(index, (None, None))
+        if loop is not None and queue is not None and not loop.is_closed():
+            for event in events:
+                loop.call_soon_threadsafe(queue.put_nowait, event)

@@ -1,0 +1,62 @@
+"""How much memory is free for the cache, and how large a cache may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from orthrus.cache import page_bytes
+from orthrus.config import PAGE
+from orthrus.runner.runner import Runner
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+RESERVED = 0.1
+"""The fraction of free memory that a cache leaves to the rest of the process."""
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """The free memory of a device; on CPUs also within the limit of the control group. None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    found = [_available_of_system(), _available_in_control_group()]
+    return min((size for size in found if size is not None), default=None)
+
+
+def affordable_pages(runner: Runner, wanted: int, least: int) -> int:
+    """At most `wanted` pages, as many as fit into memory. Raises ValueError where not even `least` do."""
+    size = page_bytes(runner.config, runner.decoder.dtype)
+    available = available_bytes(runner.device)
+    if available is None:
+        return wanted
+    usable = int(available * (1 - RESERVED))
+    if least * size > usable:
+        raise ValueError(
+            f"a sequence of {least * PAGE} tokens needs {_gigabytes(least * size)} of key/value cache, and"
+            f" {_gigabytes(usable)} are free: {_gigabytes(least * size - usable)} are missing. Lower --ctx-size"
+            " (ctx_size=) or max_new_tokens, or free memory."
+        )
+    return min(wanted, usable // size)
+
+
+def _available_of_system() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _available_in_control_group() -> int | None:
+    try:
+        limit = (CONTROL_GROUP / "memory.max").read_text(encoding="utf-8").strip()
+        used = int((CONTROL_GROUP / "memory.current").read_text(encoding="utf-8"))
+        return None if limit == "max" else max(0, int(limit) - used)
+    except (OSError, ValueError):
+        return None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,83 @@
+"""The asynchronous engine: many tasks, one thread that owns the model."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import tiny
+
+from orthrus.config import DecodingConfig
+from orthrus.decoding.async_engine import AsyncEngine
+from orthrus.decoding.engine import Engine
+
+
+def engine_of(batch=3):
+    config = DecodingConfig(cycle="one-pass", batch_size=batch)
+    return Engine(tiny.runner("qwen3"), config, tiny.LIMITS, decode=tiny.text_of)
+
+
+async def tokens_of(engine, request):
+    steps = [step async for step in engine.stream(request)]
+    assert steps[-1].sequence.finish_reason
+    return [token for step in steps for token in step.kept.tokens]
+
+
+def test_concurrent_tasks_get_the_tokens_of_their_own_requests():
+    requests = [tiny.request(5 + 40 * n, 25, n) for n in range(6)]
+
+    async def run():
+        engine = engine_of()
+        async with AsyncEngine(engine) as served:
+            return engine, await asyncio.gather(*(tokens_of(served, request) for request in requests))
+
+    engine, found = asyncio.run(run())
+    assert found == [tiny.oracle(tiny.runner("qwen3"), request).tokens for request in requests]
+    assert engine.unfinished == 0 and engine.cache.pages_in_use == 0
+
+
+def test_leaving_a_stream_cancels_its_request_and_no_other():
+    async def run():
+        engine = engine_of()
+        async with AsyncEngine(engine) as served:
+            other = asyncio.create_task(tokens_of(served, tiny.request(30, 30, 1)))
+            async with asyncio.timeout(60):
+                stream = served.stream(tiny.request(20, 2000))
+                async for _ in stream:
+                    break
+                await stream.aclose()
+                found = await other
+                while engine.unfinished:
+                    await asyncio.sleep(0.01)
+            return found, engine.cache.pages_in_use
+
+    assert asyncio.run(run()) == (tiny.oracle(tiny.runner("qwen3"), tiny.request(30, 30, 1)).tokens, 0)
+
+
+def test_an_exception_in_a_pass_reaches_every_stream_and_the_engine_goes_on(monkeypatch):
+    async def run():
+        engine = engine_of()
+        step = engine.step
+        async with AsyncEngine(engine) as served:
+            monkeypatch.setattr(engine, "step", lambda: 1 / 0)
+            results = await asyncio.gather(
+                *(tokens_of(served, tiny.request(9, 20, n)) for n in range(2)), return_exceptions=True
+            )
+            monkeypatch.setattr(engine, "step", step)
+            return results, await tokens_of(served, tiny.request(9, 20, 2))
+
+    results, found = asyncio.run(run())
+    assert [type(result) for result in results] == [ZeroDivisionError] * 2
+    assert found == tiny.oracle(tiny.runner("qwen3"), tiny.request(9, 20, 2)).tokens
+
+
+def test_a_wrong_request_and_a_closed_engine_are_errors():
+    async def run():
+        served = AsyncEngine(engine_of())
+        with pytest.raises(ValueError, match="the prompt is empty"):
+            await tokens_of(served, tiny.request(0, 20))
+        served.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await tokens_of(served, tiny.request(5, 20))
+
+    asyncio.run(run())
