@@ -15,10 +15,10 @@ from orthrus.backends.interface import RowRule
 from orthrus.backends.invariance import find_row_rule
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native import linears as native_linears
-from orthrus.backends.select import choose_attention
+from orthrus.backends.select import choose_attention, masked
 from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import KEY_BLOCK, RopeConfig
+from orthrus.config import ACTIVATIONS, KEY_BLOCK, RopeConfig
 from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
 from orthrus.model.layers import Linear
@@ -61,19 +61,23 @@ def test_top1_probability(fast, precision, size):
     )
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("size", [16, 64, 112, 576, 37])
-def test_norm_and_gate(fast, precision, size):
+def test_norm_and_gate(fast, precision, size, offset):
     x, delta, weight = (values(7, size, precision=precision) for _ in range(3))
     slow, tolerance = TorchKernels(), TOLERANCES[precision]
-    torch.testing.assert_close(fast.norm(x, weight[0], 1e-5), slow.norm(x, weight[0], 1e-5), **tolerance)
+    torch.testing.assert_close(
+        fast.norm(x, weight[0], 1e-5, offset), slow.norm(x, weight[0], 1e-5, offset), **tolerance
+    )
     hidden = x.clone(), x.clone()
-    normed = [k.add_norm(h, delta, weight[0], 1e-5)[1] for k, h in zip((fast, slow), hidden, strict=True)]
+    normed = [k.add_norm(h, delta, weight[0], 1e-5, offset)[1] for k, h in zip((fast, slow), hidden, strict=True)]
     assert torch.equal(slow.add_norm(x.clone(), None, weight[0], 1e-5)[1], slow.norm(x, weight[0], 1e-5))
     assert torch.equal(fast.add_norm(x.clone(), None, weight[0], 1e-5)[1], fast.norm(x, weight[0], 1e-5))
     assert torch.equal(*hidden)
     torch.testing.assert_close(*normed, **tolerance)
     wide = values(7, 2 * size, precision=precision) * 10
-    torch.testing.assert_close(fast.gate(wide), slow.gate(wide), **tolerance)
+    for activation in ACTIVATIONS:
+        torch.testing.assert_close(fast.gate(wide, activation), slow.gate(wide, activation), **tolerance)
 
 
 @pytest.mark.parametrize("held", [(5, 5, 5), (2, 5, 1)])
@@ -91,7 +95,7 @@ def test_rope_and_cache_write(fast, precision, size, with_norms, attended, held)
     norms = (values(E, precision=precision), values(E, precision=precision)) if with_norms else None
     frequencies = tuple(10000.0 ** (-2 * n / E) for n in range(E // 2))
     rope = RopeTable(RopeConfig(frequencies), torch.device("cpu")).rows(torch.tensor(positions) + 2, 40)
-    places = SlotMapping(table, *rope, (B, attended), 1e-6)
+    places = SlotMapping(table, *rope, (B, attended), 1e-6, norm_offset=0.5)
     results = []
     for kernels in (fast, TorchKernels()):
         storage = torch.zeros(2, G, (B + 1) * 48, E, dtype=qkv.dtype)
@@ -222,6 +226,28 @@ def test_every_row_attends_to_what_it_sees_and_to_nothing_else(fast, precision, 
             tensor[0, :, count:] = 100.0  # among them keys that the rows before see
         again = fast.attend(q, *(tiny.in_pages(stored, tables) for stored in changed), sight)
         assert torch.equal(again[row], found[row])
+
+
+@pytest.mark.parametrize(
+    ("window", "scale", "cap"), [(40, None, None), (300, 0.2, None), (None, 0.2, 3.0), (7, None, 2.0), (1, None, None)]
+)
+def test_windows_scales_and_soft_caps(fast, precision, window, scale, cap):
+    """On both sides of a border between blocks of keys. No bit depends on the keys before a window."""
+    heads, kv_heads, size, R, length = 4, 2, 16, 6, 509
+    q = values(1, R, heads, size, precision=precision)
+    k, v = (values(1, kv_heads, 2 * KEY_BLOCK, size, precision=precision) for _ in range(2))
+    bias = causal_bias([length], R, R, 2 * KEY_BLOCK, q, window)
+    scores = q.float().transpose(1, 2) @ k.float().repeat_interleave(2, 1).transpose(-1, -2) * (scale or size**-0.5)
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
+    expected = (scores + bias.float()).softmax(-1) @ v.float().repeat_interleave(2, 1)
+    before = k.clone(), v.clone()
+    for tensor in before:
+        tensor[:, :, : 0 if window is None else length + 1 - window] = 100.0
+    attentions = [attend_in_blocks] if cap else [attend_in_blocks, attend_flash]
+    for attend in [*attentions, *([masked(fast)] if fast.supports_ragged_attention(size) else [])]:
+        found = attend(q, k, v, bias, scale, cap)
+        torch.testing.assert_close(found.float(), expected.transpose(1, 2).flatten(2), **TOLERANCES[precision])
+        assert torch.equal(attend(q, *before, bias, scale, cap), found)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (8, 8, 32), (14, 2, 64)])

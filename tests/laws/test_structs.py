@@ -30,7 +30,7 @@ def in_c(name):
         of, names = re.fullmatch(r"(?:const )?(\w+) (.*)", declaration, flags=re.S).groups()
         for field in (field.strip() for field in names.split(",")):
             if field.startswith("*"):
-                yield field.removeprefix("*"), ctypes.c_void_p
+                yield field.lstrip("*"), ctypes.c_void_p
             elif field.endswith("[NUM_VIEWS]"):
                 yield field.removesuffix("[NUM_VIEWS]"), getattr(structs, of) * len(structs.VIEWS)
             else:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from orthrus.checkpoint import hub
 from orthrus.config import PAGE, DecodingConfig, SamplingParams
 from orthrus.decoding.engine import generate
-from orthrus.masks import attends, block_bias, causal_bias
+from orthrus.masks import attends, block_bias, causal_bias, first_keys
 from orthrus.model import families
 from orthrus.runner.layout import Root
 from orthrus.runner.runner import Runner
@@ -103,18 +103,20 @@ def test_requested_logit_rows_equal_those_of_the_whole_pass():
     assert torch.equal(some, whole[:, [7, 0]])
 
 
+@pytest.mark.parametrize("window", [None, 1, 4, 30])
 @pytest.mark.parametrize("rows", [1, 2, 5, 16])
-def test_masks_equal_their_brute_force_grids(rows):
+def test_masks_equal_their_brute_force_grids(rows, window):
     lengths, span, width, chain = [0, 1, 13, 40], 96, 3, list(range(-1, rows - 1))
-    causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1))
+    causal = causal_bias(lengths, rows, rows + 3, span, torch.ones(1), window)
     slots = [length + rows + 9 for length in lengths]
     own = [(slot, slot + width) for slot in slots]
-    roots = [block_bias([length + row for length in lengths], own, width, span, torch.ones(1)) for row in range(rows)]
+    like = torch.ones(1)
+    roots = [block_bias([length + row for length in lengths], own, width, span, like, window) for row in range(rows)]
     assert causal.shape == (len(lengths), 1, rows + 3, span)
     assert roots[0].shape == (len(lengths), 1, width, span)
     for b, r, s in itertools.product(range(len(lengths)), range(rows), range(span)):
-        assert (causal[b, 0, r, s] == 0) == attends(rows - 1 - r, s, lengths[b], chain)
-        before = s != lengths[b] + r and attends(r, s, lengths[b], chain)
+        assert (causal[b, 0, r, s] == 0) == attends(rows - 1 - r, s, lengths[b], chain, window)
+        before = s != lengths[b] + r and attends(r, s, lengths[b], chain, window)
         inside = slots[b] <= s < slots[b] + width
         assert (roots[r][b, 0, :, s] == 0).tolist() == [before or inside] * width
 
@@ -124,6 +126,18 @@ def test_a_row_of_a_tree_attends_to_its_ancestors():
     attended = [[row for row in range(6) if attends(r, 5 + row, 5, parents)] for r in range(6)]
     assert attended == [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 1, 3, 5]]
     assert all(attends(r, key, 5, parents) for r in range(6) for key in range(5))
+    assert [key for key in range(11) if attends(5, key, 5, parents, 3)] == [6, 8, 10]
+    assert [key for key in range(11) if attends(0, key, 5, parents, 3)] == [3, 4, 5]
+
+
+def test_the_first_keys_of_a_window_are_those_of_the_rule():
+    for window, length in itertools.product((1, 3, 50), (0, 1, 5, 40)):
+        (start,) = first_keys([length + 1], "ar", window)
+        assert [start <= key for key in range(length + 1)] == [
+            attends(0, key, length, [-1], window) for key in range(length + 1)
+        ]
+        assert first_keys([length], "diffusion", window) == [start]
+    assert first_keys([7, 9], "ar", None) == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))

@@ -36,7 +36,7 @@ class Decoder(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding
         self.ropes = [RopeTable(rope, device) for rope in config.ropes]
-        self._embedding_scale = float(torch.tensor(config.embedding_scale).to(dtype))
+        self.embedding_scale = float(torch.tensor(config.embedding_scale).to(dtype))
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
     def embed(self, tokens_N: Tensor) -> Tensor:
         """The hidden states of tokens [N, D] before the first layer."""
         hidden_ND = self.embedding[tokens_N]
-        return hidden_ND if self._embedding_scale == 1.0 else hidden_ND * self._embedding_scale
+        return hidden_ND if self.embedding_scale == 1.0 else hidden_ND * self.embedding_scale
 
     def capped(self, logits_NV: Tensor) -> Tensor:
         """The logits of a head after the soft cap of the model, if it has one."""

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from itertools import accumulate, chain, count
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from orthrus.backends.native.kernels import NativeKernels, cache_of
 from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear, weights_of
 from orthrus.backends.select import DraftWeights
 from orthrus.batch import ForwardBatch
+from orthrus.config import ACTIVATIONS, DecoderConfig
+from orthrus.masks import first_keys
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, DecoderLayer, Linear
 from orthrus.runner.executor import PassResult
@@ -43,17 +46,19 @@ class NativeForward:
         self._forward, self._workspace_bytes = library.forward, library.forward_workspace_bytes
         self._forward.argtypes, self._forward.restype = (model, batch, *(_POINTER,) * 4, _INTEGER), None
         self._workspace_bytes.argtypes, self._workspace_bytes.restype = (model, _INTEGER, _INTEGER), _INTEGER
-        self._embedding, self._rope, self._vocabulary = decoder.embedding, decoder.ropes[0], config.vocab_size
+        self._decoder, self._embedding, self._vocabulary = decoder, decoder.embedding, config.vocab_size
         copies = draft_weights if draft_only else DraftWeights()
         self._layers = (structs.LayerWeights * config.layers)()
         for index, layer in enumerate(decoder.decoder_layers):
             mlp = copies.mlps[index] if copies.mlps else None
             assert isinstance(layer.mlp, MLP)
-            self._layers[index] = _layer(layer, *(mlp or (layer.mlp.gate_up, layer.mlp.down)))
+            place = config.windows.index(layer.kind.window)
+            self._layers[index] = _layer(layer, place, *(mlp or (layer.mlp.gate_up, layer.mlp.down)))
         self._model = structs.ModelWeights(
             decoder.embedding.data_ptr(), decoder.norm.data_ptr(), ctypes.addressof(self._layers),
             _linear(copies.head or decoder.head), config.layers, config.hidden_size, config.intermediate_size,
-            config.heads, config.kv_heads, config.head_dim, config.norm_eps,
+            config.heads, config.kv_heads, config.head_dim, ACTIVATIONS.index(config.activation), config.norm_eps,
+            config.norm_offset, decoder.embedding_scale,
         )  # fmt: skip
         self._workspace, self._lock = torch.empty(0, dtype=torch.uint8), Lock()
 
@@ -75,16 +80,19 @@ class NativeForward:
         return result
 
     def _call(self, batch: ForwardBatch, phase_seconds: ctypes.Array[ctypes.c_double] | None) -> PassResult:
-        cos_TE, sin_TE = self._rope.tables(max(position for rows in batch.views for position in rows.positions))
+        last = max(position for rows in batch.views for position in rows.positions)
+        angles = [rope.tables(last) for rope in self._decoder.ropes]
+        cos, sin = (_pointers([pair[part].data_ptr() for pair in angles]) for part in range(2))
         integers, addresses = _integers(batch.integers)
-        views = _views(batch, addresses)
+        views, kept = _views(batch, addresses, self._decoder.config)
         rows, threads = sum(view.padded_rows for view in views), torch.get_num_threads()
         counts = len(views), rows, len(batch.logit_rows), batch.num_logits
         keys, values = batch.cache.keys, batch.cache.values
         cache = cache_of(keys[0], values[0])
         pass_batch = structs.ForwardBatch(
-            ctypes.addressof(views), addresses[-1], *counts, cos_TE.data_ptr(), sin_TE.data_ptr(), cache, keys.stride(0)
-        )
+            ctypes.addressof(views), addresses[-1], *counts, ctypes.addressof(cos), ctypes.addressof(sin), cache,
+            keys.stride(0),
+        )  # fmt: skip
         hidden_PD = self._embedding.new_empty(len(batch.logit_rows), self._embedding.shape[1])
         logits_LV = self._embedding.new_empty(batch.num_logits, self._vocabulary)
         needed = self._workspace_bytes(self._model, rows, threads)
@@ -95,8 +103,8 @@ class NativeForward:
                 self._model, pass_batch, hidden_PD.data_ptr(), logits_LV.data_ptr(), self._workspace.data_ptr(),
                 phase_seconds, threads,
             )  # fmt: skip
-        del integers, views, keys, values  # the structs hold addresses only
-        return PassResult(logits_LV, hidden_PD[batch.num_logits :])
+        del integers, views, kept, angles, keys, values  # the structs hold addresses only
+        return PassResult(self._decoder.capped(logits_LV), hidden_PD[batch.num_logits :])
 
 
 def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) -> bool:
@@ -120,23 +128,39 @@ def _integers(lists: Sequence[Sequence[int]]) -> tuple[ctypes.Array[ctypes.c_int
     return integers, [*starts][: len(lists)]
 
 
-def _views(batch: ForwardBatch, addresses: Sequence[int]) -> ctypes.Array[structs.ViewRows]:
-    """The rows of each view, with the addresses of `ForwardBatch.integers`."""
+def _views(
+    batch: ForwardBatch, addresses: Sequence[int], config: DecoderConfig
+) -> tuple[ctypes.Array[structs.ViewRows], list[ctypes.Array[Any]]]:
+    """The rows of each view, with the addresses of `ForwardBatch.integers`; and arrays to keep during the pass."""
     views, tables = [], addresses[-2]
+    kept: list[ctypes.Array[Any]] = []
+    scores = None, config.attention_scale or 0.0, config.attention_soft_cap or 0.0
     for rows, start in zip(batch.views, count(0, 5), strict=False):
         tokens, mapping, positions, segments, kv_lens = addresses[start : start + 5]
-        attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens, tables, len(batch.block_tables[0]))
-        sizes = len(rows.tokens), len(rows.positions)
-        views.append(structs.ViewRows(structs.VIEWS.index(rows.view), *sizes, tokens, mapping, positions, attention))
-    return (structs.ViewRows * len(views))(*views)
+        columns = len(batch.block_tables[0])
+        attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens, tables, columns, *scores)
+        sizes, starts = (len(rows.tokens), len(rows.positions)), []
+        for window in config.windows:
+            first = [] if window is None else first_keys(rows.kv_lens, rows.view, window)
+            kept.append((_INTEGER * len(first))(*first))
+            starts.append(ctypes.addressof(kept[-1]) if window is not None else None)
+        kept.append(_pointers(starts))
+        places = tokens, mapping, positions, attention, ctypes.addressof(kept[-1])
+        views.append(structs.ViewRows(structs.VIEWS.index(rows.view), *sizes, *places))
+    return (structs.ViewRows * len(views))(*views), kept
 
 
-def _layer(layer: DecoderLayer, gate_up: Linear, down: Linear) -> structs.LayerWeights:
+def _pointers(addresses: Sequence[int | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (_POINTER * len(addresses))(*addresses)
+
+
+def _layer(layer: DecoderLayer, window: int, gate_up: Linear, down: Linear) -> structs.LayerWeights:
     views = [layer.ar, layer.diffusion or layer.ar]
     norms = [structs.HeadNorms(_address(view.q_norm), _address(view.k_norm)) for view in views]
     attention = [structs.AttentionWeights(_linear(view.qkv), _linear(view.o)) for view in views]
     return structs.LayerWeights(
-        layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), (structs.HeadNorms * len(views))(*norms),
+        layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), _address(layer.post_attention_norm),
+        _address(layer.post_mlp_norm), window, layer.kind.rope, (structs.HeadNorms * len(views))(*norms),
         (structs.AttentionWeights * len(views))(*attention), _linear(gate_up), _linear(down),
     )  # fmt: skip
 

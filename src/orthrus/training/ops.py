@@ -155,7 +155,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float, library: ctypes.CDLL) -> Tensor:
         out = torch.empty_like(x_ND)
-        _call(library.rms_norm, x_ND, None, weight_D, out, *x_ND.shape, eps, threads=False)
+        _call(library.rms_norm, x_ND, None, weight_D, out, *x_ND.shape, eps, 0.0, threads=False)
         ctx.save_for_backward(x_ND, weight_D)
         ctx.eps, ctx.library = eps, library
         return out

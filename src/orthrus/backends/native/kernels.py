@@ -52,9 +52,10 @@ class NativeKernels(TorchKernels):
         self._packer = Packer(library)
         library.has_amx()
         rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
-        self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT)
+        self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT, _FLOAT)
         self._rope_and_cache_write = _bound(library.rope_and_cache_write, *rope)
-        self._silu_mul = _bound(library.silu_mul, _POINTER, _POINTER, _INTEGER, _INTEGER)
+        gated = {"silu": library.silu_mul, "gelu_tanh": library.gelu_mul}
+        self._gated = {name: _bound(own, _POINTER, _POINTER, _INTEGER, _INTEGER) for name, own in gated.items()}
         self._top1_probability = _bound(library.top1_probability, _POINTER, _POINTER, *(_INTEGER,) * 3)
         self._k_interleave = _bound(library.k_interleave, _INTEGER, gives=_INTEGER)
         self._linear: Kernel = None
@@ -77,7 +78,7 @@ class NativeKernels(TorchKernels):
     @classmethod
     def lacking(cls, config: DecoderConfig) -> list[str]:
         """See `Kernels`."""
-        return list(config.features)
+        return [feature for feature in config.features if feature == "experts"]
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
@@ -131,23 +132,21 @@ class NativeKernels(TorchKernels):
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         """See `Kernels`, as for all below."""
-        return super().norm(x_ND, weight_D, eps, offset) if offset else self._norm(x_ND, None, weight_D, eps)
+        return self._norm(x_ND, None, weight_D, eps, offset)
 
     def add_norm(
         self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """See `Kernels`."""
-        if offset:
-            return super().add_norm(hidden_ND, delta_ND, weight_D, eps, offset)
         if delta_ND is None:
-            return hidden_ND, self._norm(hidden_ND, None, weight_D, eps)
+            return hidden_ND, self._norm(hidden_ND, None, weight_D, eps, offset)
         assert delta_ND.is_contiguous() and delta_ND.shape == hidden_ND.shape
-        return hidden_ND, self._norm(hidden_ND, delta_ND.data_ptr(), weight_D, eps)
+        return hidden_ND, self._norm(hidden_ND, delta_ND.data_ptr(), weight_D, eps, offset)
 
-    def _norm(self, x_ND: Tensor, delta: int | None, weight_D: Tensor, eps: float) -> Tensor:
+    def _norm(self, x_ND: Tensor, delta: int | None, weight_D: Tensor, eps: float, offset: float) -> Tensor:
         assert x_ND.is_contiguous()
         out = torch.empty_like(x_ND)
-        self._rms_norm(x_ND.data_ptr(), delta, weight_D.data_ptr(), out.data_ptr(), *x_ND.shape, eps)
+        self._rms_norm(x_ND.data_ptr(), delta, weight_D.data_ptr(), out.data_ptr(), *x_ND.shape, eps, offset)
         return out
 
     def rope_and_cache_write(
@@ -159,17 +158,14 @@ class NativeKernels(TorchKernels):
         values_GSE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
-        if norms and mapping.norm_offset:
-            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         assert qkv_NF.is_contiguous()
         (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
         G, _, E = keys_GSE.shape
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = (n.data_ptr() for n in norms) if norms else (None, None)
-        rope = structs.RopeParams(
-            q_norm, k_norm, mapping.cos.data_ptr(), mapping.sin.data_ptr(), None, mapping.norm_eps
-        )
+        angles, norm = (mapping.cos.data_ptr(), mapping.sin.data_ptr(), None), (mapping.norm_eps, mapping.norm_offset)
+        rope = structs.RopeParams(q_norm, k_norm, *angles, *norm)
         table, cache = mapping.table_2N.data_ptr(), cache_of(keys_GSE, values_GSE)
         self._rope_and_cache_write(qkv_NF.data_ptr(), q.data_ptr(), H, rope, table, cache, N)
         return q
@@ -184,8 +180,10 @@ class NativeKernels(TorchKernels):
         assert self._attention is not None and q_NHE.is_contiguous()
         out, segments, tables = torch.empty_like(q_NHE), metadata.segments, metadata.block_tables
         attended = structs.AttentionMetadata(
-            segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr(), tables.data_ptr(), tables.shape[1]
-        )
+            segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr(), tables.data_ptr(), tables.shape[1],
+            None if metadata.kv_starts is None else metadata.kv_starts.data_ptr(), metadata.scale or 0.0,
+            metadata.soft_cap or 0.0,
+        )  # fmt: skip
         cache = cache_of(keys_GSE, values_GSE)
         self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, torch.get_num_threads())
         return out.view(N, H * E)
@@ -198,12 +196,10 @@ class NativeKernels(TorchKernels):
 
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Kernels`."""
-        if activation != "silu":
-            return super().gate(gate_up_NF, activation)
         assert gate_up_NF.is_contiguous()
         rows, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(rows, size)
-        self._silu_mul(gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
+        self._gated[activation](gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
         return out
 
 

@@ -72,6 +72,9 @@ class AttentionMetadata(ctypes.Structure):
         ("kv_lens", _POINTER),
         ("block_tables", _POINTER),
         ("table_columns", _INTEGER),
+        ("kv_starts", _POINTER),
+        ("scale", _FLOAT),
+        ("soft_cap", _FLOAT),
     )
 
 
@@ -85,6 +88,7 @@ class RopeParams(ctypes.Structure):
         ("sin", _POINTER),
         ("positions", _POINTER),
         ("eps", _FLOAT),
+        ("norm_offset", _FLOAT),
     )
 
 
@@ -118,6 +122,10 @@ class LayerWeights(ctypes.Structure):
     _fields_ = (
         ("attention_norm", _POINTER),
         ("mlp_norm", _POINTER),
+        ("post_attention_norm", _POINTER),
+        ("post_mlp_norm", _POINTER),
+        ("window", _INTEGER),
+        ("rope", _INTEGER),
         ("head_norms", HeadNorms * len(VIEWS)),
         ("attention", AttentionWeights * len(VIEWS)),
         ("gate_up", LinearWeights),
@@ -139,7 +147,10 @@ class ModelWeights(ctypes.Structure):
         ("heads", _INTEGER),
         ("kv_heads", _INTEGER),
         ("head_dim", _INTEGER),
+        ("activation", _INTEGER),
         ("norm_eps", _FLOAT),
+        ("norm_offset", _FLOAT),
+        ("embedding_scale", _FLOAT),
     )
 
 
@@ -154,6 +165,7 @@ class ViewRows(ctypes.Structure):
         ("slot_mapping", _POINTER),
         ("positions", _POINTER),
         ("attention", AttentionMetadata),
+        ("kv_starts", _POINTER),
     )
 
 

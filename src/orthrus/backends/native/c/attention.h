@@ -99,14 +99,15 @@ static void sum_chunk(const AttentionScratch *scratch, int64_t rows, const scala
     weighted_sum_vector(scratch, rows, v, size);
 }
 
-/* One chunk of `count` keys, of which query row r attends to the first visible[r]. */
+/* One chunk of `count` keys, of which query row r attends to those from hidden[r] to visible[r]. */
 static void attend_chunk(const AttentionScratch *scratch, int64_t rows, const scalar_t *k, const scalar_t *v, int64_t count,
-                         int64_t size, float scale) {
+                         int64_t size, Scores how) {
     int64_t padded = score_chunk(scratch, rows, k, count, size);
     for (int64_t r = 0; r < rows; r++) {
         float before = scratch->max[r];
-        float sum = softmax_weights(scratch->weights + r * KEY_CHUNK, scratch->visible[r], padded, scale, scratch->max + r);
-        scratch->rescale[r] = scratch->visible[r] ? expf(before - scratch->max[r]) : 1.0f;
+        int64_t hidden = scratch->hidden[r], visible = scratch->visible[r];
+        float sum = softmax_weights(scratch->weights + r * KEY_CHUNK, hidden, visible, padded, how, scratch->max + r);
+        scratch->rescale[r] = visible > hidden ? expf(before - scratch->max[r]) : 1.0f;
         scratch->denominator[r] = scratch->denominator[r] * scratch->rescale[r] + sum;
     }
     sum_chunk(scratch, rows, v, count, padded, size);
@@ -116,8 +117,9 @@ static void attend_chunk(const AttentionScratch *scratch, int64_t rows, const sc
 typedef struct {
     const scalar_t *q;
     scalar_t *out;
-    const int64_t *kv_lens;
+    const int64_t *kv_lens, *kv_starts;
     int64_t rows, group, stride;
+    Scores how;
 } QueryRows;
 
 static void begin_rows(const QueryRows *in, const AttentionScratch *scratch, int64_t size) {
@@ -144,24 +146,28 @@ static void finish_rows(const QueryRows *in, const AttentionScratch *scratch, in
 /* pages of the sequence; keys, values [slot, size] of the kv head. */
 static void attend_rows(const QueryRows *in, const Segment *segment, const int64_t *pages, const scalar_t *keys,
                         const scalar_t *values, int64_t size, const AttentionScratch *scratch) {
-    int64_t rows = in->rows * in->group, longest = 0;
-    float scale = 1.0f / sqrtf((float)size);
-    for (int64_t r = 0; r < in->rows; r++) longest = in->kv_lens[r] > longest ? in->kv_lens[r] : longest;
+    int64_t rows = in->rows * in->group, longest = 0, first = in->kv_starts ? in->kv_starts[0] : 0;
+    for (int64_t r = 0; r < in->rows; r++) {
+        longest = in->kv_lens[r] > longest ? in->kv_lens[r] : longest;
+        first = in->kv_starts && in->kv_starts[r] < first ? in->kv_starts[r] : first;
+    }
     begin_rows(in, scratch, size);
-    for (int64_t start = 0; start < longest; start += KEY_CHUNK) {
+    for (int64_t start = first / KEY_CHUNK * KEY_CHUNK; start < longest; start += KEY_CHUNK) {
         int64_t count = longest - start < KEY_CHUNK ? longest - start : KEY_CHUNK;
         for (int64_t r = 0; r < rows; r++) {
             int64_t left = in->kv_lens[r / in->group] - start;
+            int64_t hidden = in->kv_starts ? in->kv_starts[r / in->group] - start : 0;
             scratch->visible[r] = left < 0 ? 0 : left < count ? left : count;
+            scratch->hidden[r] = hidden < 0 ? 0 : hidden < count ? hidden : count;
         }
         int64_t at = slot_of(pages, start) * size;
-        attend_chunk(scratch, rows, keys + at, values + at, count, size, scale);
+        attend_chunk(scratch, rows, keys + at, values + at, count, size, in->how);
     }
     for (int64_t start = segment->own_start; start < segment->own_stop; start += KEY_CHUNK) {
         int64_t count = segment->own_stop - start < KEY_CHUNK ? segment->own_stop - start : KEY_CHUNK;
-        for (int64_t r = 0; r < rows; r++) scratch->visible[r] = count;
+        for (int64_t r = 0; r < rows; r++) scratch->visible[r] = count, scratch->hidden[r] = 0;
         int64_t at = slot_of(pages, start) * size;
-        attend_chunk(scratch, rows, keys + at, values + at, count, size, scale);
+        attend_chunk(scratch, rows, keys + at, values + at, count, size, in->how);
     }
     finish_rows(in, scratch, size);
 }
@@ -173,6 +179,7 @@ static void attention_share(const scalar_t *q, scalar_t *out, int64_t heads, con
     int64_t tasks = metadata->num_segments * kv_heads;
     int64_t pieces = tasks % T && metadata->segments[0].rows >= T ? T : 1; /* rows are divided too where heads do not divide */
     AttentionScratch scratch = attention_scratch(memory, ATTENTION_MAX_ROWS * group, size);
+    const Scores how = {metadata->scale > 0.0f ? metadata->scale : 1.0f / sqrtf((float)size), metadata->soft_cap};
 #ifdef HAVE_ATTENTION_AMX
     if (attention_on_tiles(size)) configure_row_tiles(2 * TILE_ROWS);
 #endif
@@ -185,7 +192,8 @@ static void attention_share(const scalar_t *q, scalar_t *out, int64_t heads, con
         for (int64_t r = begin; r < end; r += ATTENTION_MAX_ROWS) {
             int64_t rows = end - r < ATTENTION_MAX_ROWS ? end - r : ATTENTION_MAX_ROWS, first = segment->first_row + r;
             int64_t offset = (first * heads + g * group) * size;
-            QueryRows in = {q + offset, out + offset, metadata->kv_lens + first, rows, group, heads * size};
+            const int64_t *starts = metadata->kv_starts ? metadata->kv_starts + first : 0;
+            QueryRows in = {q + offset, out + offset, metadata->kv_lens + first, starts, rows, group, heads * size, how};
             attend_rows(&in, segment, pages, keys, values, size, &scratch);
         }
     }
@@ -194,7 +202,7 @@ static void attention_share(const scalar_t *q, scalar_t *out, int64_t heads, con
 #endif
 }
 
-/* out = softmax(q k / sqrt(head_dim)) v; q, out [rows, heads, head_dim]. */
+/* out = softmax(q k scale) v; q, out [rows, heads, head_dim]. */
 void attention(const scalar_t *q, scalar_t *out, int64_t heads, const KVCache *cache, const AttentionMetadata *metadata,
                int64_t threads) {
     int64_t bytes = attention_scratch_bytes(ATTENTION_MAX_ROWS * (heads / cache->kv_heads), cache->head_dim);

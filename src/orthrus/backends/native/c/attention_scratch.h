@@ -10,11 +10,11 @@
 enum { KEY_CHUNK = 256 };
 
 /* Per query row: weights [KEY_CHUNK], sums [head_dim], the largest score and the denominator so far, the factor by which the
- * last chunk rescaled them, and how many keys of the chunk are visible. Besides: where the rows of q are, those rows packed
+ * last chunk rescaled them, and how many keys of the chunk are visible, but for so many hidden ones at its start. Besides: where the rows of q are, those rows packed
  * for tiles, and the chunk of keys transposed; values take the same room after the keys. */
 typedef struct {
     float *weights, *sums, *max, *denominator, *rescale;
-    int64_t *visible;
+    int64_t *visible, *hidden;
     const scalar_t **q;
     scalar_t *packed_q;
     int32_t *packed_keys;
@@ -22,7 +22,7 @@ typedef struct {
 
 /* Bytes for `rows` query rows of one head. */
 static inline int64_t attention_scratch_bytes(int64_t rows, int64_t size) {
-    int64_t row_bytes = sizeof(float) * (KEY_CHUNK + size + 3) + sizeof(scalar_t) * size + sizeof(int64_t) + sizeof(scalar_t *);
+    int64_t row_bytes = sizeof(float) * (KEY_CHUNK + size + 3) + sizeof(scalar_t) * size + 2 * sizeof(int64_t) + sizeof(scalar_t *);
     return (rows + 15) / 16 * 16 * row_bytes + 4 * KEY_CHUNK * size + 512;
 }
 
@@ -33,6 +33,7 @@ static inline AttentionScratch attention_scratch(char *memory, int64_t rows, int
     scratch.packed_q = (scalar_t *)memory, memory += rows * size * (int64_t)sizeof(scalar_t);
     scratch.q = (const scalar_t **)memory, memory += rows * (int64_t)sizeof(scalar_t *);
     scratch.visible = (int64_t *)memory, memory += rows * (int64_t)sizeof(int64_t);
+    scratch.hidden = (int64_t *)memory, memory += rows * (int64_t)sizeof(int64_t);
     scratch.weights = (float *)memory, scratch.sums = scratch.weights + rows * KEY_CHUNK;
     scratch.max = scratch.sums + rows * size;
     scratch.denominator = scratch.max + rows, scratch.rescale = scratch.denominator + rows;

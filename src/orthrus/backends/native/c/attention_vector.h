@@ -40,20 +40,34 @@ static inline __mmask16 lanes_below(int64_t count, int64_t i) {
     return (__mmask16)(count - i < LANES ? (count > i ? (1 << (count - i)) - 1 : 0) : 0xffff);
 }
 
-/* Scores of `visible` keys, times `scale`, become exp(score - max), with `max` the largest so far; those from there up to
- * `padded` become zeros. Returns the sum. */
-static inline float softmax_weights(float *weights, int64_t visible, int64_t padded, float scale, float *max) {
+/* cap tanh(x / cap), where there is a cap. */
+static inline __m512 soft_cap_lanes(__m512 x, float cap) {
+    if (cap == 0.0f) return x;
+    __m512 one = _mm512_set1_ps(1.0f), e = fast_exp_lanes(_mm512_mul_ps(x, _mm512_set1_ps(2.0f / cap)));
+    __m512 tanh = _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(e, one)));
+    return _mm512_mul_ps(tanh, _mm512_set1_ps(cap));
+}
+
+/* The scores of a layer: see `AttentionMetadata`. */
+typedef struct {
+    float scale, soft_cap;
+} Scores;
+
+/* Scores of the keys from `hidden` to `visible` become exp(score - max), with `max` the largest so far; those of all others
+ * up to `padded` become zeros. Returns the sum. */
+static inline float softmax_weights(float *weights, int64_t hidden, int64_t visible, int64_t padded, Scores how, float *max) {
     __m512 tops = _mm512_set1_ps(*max), sums = _mm512_setzero_ps();
     for (int64_t i = 0; i < visible; i += LANES) {
-        __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(weights + i), _mm512_set1_ps(scale));
+        __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(weights + i), _mm512_set1_ps(how.scale));
+        scaled = soft_cap_lanes(scaled, how.soft_cap);
         _mm512_storeu_ps(weights + i, scaled);
-        tops = _mm512_mask_max_ps(tops, lanes_below(visible, i), tops, scaled);
+        tops = _mm512_mask_max_ps(tops, lanes_below(visible, i) & ~lanes_below(hidden, i), tops, scaled);
     }
     *max = _mm512_reduce_max_ps(tops);
     tops = _mm512_set1_ps(*max);
     for (int64_t i = 0; i < padded; i += LANES) {
         __m512 weight = fast_exp_lanes(_mm512_sub_ps(_mm512_loadu_ps(weights + i), tops));
-        weight = _mm512_maskz_mov_ps(lanes_below(visible, i), weight);
+        weight = _mm512_maskz_mov_ps(lanes_below(visible, i) & ~lanes_below(hidden, i), weight);
         _mm512_storeu_ps(weights + i, weight);
         sums = _mm512_add_ps(sums, weight);
     }

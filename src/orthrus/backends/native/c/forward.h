@@ -107,7 +107,10 @@ static void embed(const Pass *pass) {
         int64_t first = view_range(batch->views, v).begin;
         for (int64_t r = own.begin; r < own.end; r++) {
             int64_t token = batch->views[v].tokens[r - first];
-            memcpy(pass->space->hidden + r * D, pass->model->embedding + token * D, D * sizeof(scalar_t));
+            scalar_t *hidden = pass->space->hidden + r * D;
+            memcpy(hidden, pass->model->embedding + token * D, D * sizeof(scalar_t));
+            float scale = pass->model->embedding_scale;
+            for (int64_t i = 0; scale != 1.0f && i < D; i++) hidden[i] = from_float(to_float(hidden[i]) * scale);
         }
     }
 }
@@ -116,7 +119,15 @@ static void embed(const Pass *pass) {
 static void norm_rows(const Pass *pass, const scalar_t *delta, const scalar_t *weight) {
     int64_t D = pass->model->hidden, first = pass->rows.begin * D;
     rms_norm(pass->space->hidden + first, delta ? delta + first : 0, weight, pass->space->normed + first,
-             pass->rows.end - pass->rows.begin, D, pass->model->norm_eps);
+             pass->rows.end - pass->rows.begin, D, pass->model->norm_eps, pass->model->norm_offset);
+}
+
+/* delta = norm(delta) for the thread's rows, where the model has such a norm. */
+static void norm_update(const Pass *pass, const scalar_t *weight) {
+    if (!weight) return;
+    scalar_t *delta = pass->space->delta + pass->rows.begin * pass->model->hidden;
+    rms_norm(delta, 0, weight, delta, pass->rows.end - pass->rows.begin, pass->model->hidden, pass->model->norm_eps,
+             pass->model->norm_offset);
 }
 
 /* The thread's outputs of a map for `rows` rows from row `first` on. */
@@ -133,7 +144,8 @@ static void rope_share(const Pass *pass, const LayerWeights *layer, const ViewRo
     int64_t heads = pass->model->heads, size = pass->model->head_dim;
     const HeadNorms *norms = layer->head_norms + view->view;
     const RopeParams rope = {
-        norms->q_norm, norms->k_norm, pass->batch->cos, pass->batch->sin, view->positions, pass->model->norm_eps,
+        norms->q_norm, norms->k_norm, pass->batch->cos[layer->rope], pass->batch->sin[layer->rope], view->positions,
+        pass->model->norm_eps, pass->model->norm_offset,
     };
     const scalar_t *qkv = pass->space->qkv + first * (heads + 2 * cache->kv_heads) * size;
     scalar_t *q = pass->space->q + first * heads * size;
@@ -157,8 +169,9 @@ static void attention_layer(Pass *pass, const LayerWeights *layer, const KVCache
     end_phase(pass, PHASE_ROPE);
     for (int64_t v = 0; v < num_views; v++) {
         int64_t offset = view_range(views, v).begin * heads * cache->head_dim;
-        attention_share(space->q + offset, space->attended + offset, heads, cache, &views[v].attention, pass->scratch,
-                        pass->thread);
+        AttentionMetadata metadata = views[v].attention;
+        metadata.kv_starts = views[v].kv_starts[layer->window];
+        attention_share(space->q + offset, space->attended + offset, heads, cache, &metadata, pass->scratch, pass->thread);
     }
     end_phase(pass, PHASE_ATTENTION);
     for (int64_t v = 0; v < num_views; v++)
@@ -174,11 +187,12 @@ static void attention_layer(Pass *pass, const LayerWeights *layer, const KVCache
 static void mlp_layer(Pass *pass, const LayerWeights *layer) {
     const Workspace *space = pass->space;
     int64_t rows = pass->batch->rows;
+    norm_update(pass, layer->post_attention_norm);
     norm_rows(pass, space->delta, layer->mlp_norm);
     quantize_for(&layer->gate_up, space->normed, space->quantized, pass->rows);
     end_phase(pass, PHASE_NORMS);
-    gate_up_share(&layer->gate_up, space->normed, space->quantized, space->gate_up, space->gated, rows, pass->scratch,
-                  pass->thread);
+    gate_up_share(&layer->gate_up, space->normed, space->quantized, space->gate_up, space->gated, rows,
+                  pass->model->activation, pass->scratch, pass->thread);
     end_phase(pass, PHASE_GATE_UP);
     if (reads_int8(&layer->down)) {
         quantize_for(&layer->down, space->gated, space->quantized, pass->rows);
@@ -186,6 +200,7 @@ static void mlp_layer(Pass *pass, const LayerWeights *layer) {
     }
     linear_share(pass, &layer->down, space->gated, space->delta, 0, rows);
     end_phase(pass, PHASE_DOWN);
+    norm_update(pass, layer->post_mlp_norm);
 }
 
 /* Final norms of the rows in `logit_rows` to `hidden`, and the logits of the first of them. */
@@ -196,7 +211,8 @@ static void logits_layer(Pass *pass, scalar_t *hidden, scalar_t *logits) {
     Range own = split(batch->num_logit_rows, pass->thread);
     for (int64_t n = own.begin; n < own.end; n++) {
         int64_t at = batch->logit_rows[n] * D;
-        rms_norm(pass->space->hidden + at, pass->space->delta + at, model->final_norm, hidden + n * D, 1, D, model->norm_eps);
+        rms_norm(pass->space->hidden + at, pass->space->delta + at, model->final_norm, hidden + n * D, 1, D, model->norm_eps,
+                 model->norm_offset);
     }
     quantize_for(&model->head, hidden, pass->space->quantized, intersection(own, (Range){0, batch->num_logits}));
     end_phase(pass, PHASE_NORMS);
@@ -226,6 +242,7 @@ void forward(const ModelWeights *model, const ForwardBatch *batch, scalar_t *hid
             attention_layer(&pass, layer, &cache);
             mlp_layer(&pass, layer);
         }
+        if (model->layers[0].post_mlp_norm) end_phase(&pass, PHASE_NORMS); /* other threads need the normed updates */
         logits_layer(&pass, hidden, logits);
     }
 }

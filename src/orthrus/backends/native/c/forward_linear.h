@@ -49,14 +49,21 @@ static void linear_range(const LinearWeights *w, const scalar_t *x, QuantizedRow
 #endif
 }
 
+/* The activations of an MLP. */
+enum { ACTIVATION_SILU, ACTIVATION_GELU_TANH };
+
 /* The thread's share of the gated activations, from its own outputs of both halves of gate_up [rows, 2 size]. */
 static void gate_up_share(const LinearWeights *w, const scalar_t *x, QuantizedRows quantized, scalar_t *gate_up,
-                          scalar_t *gated, int64_t rows, char *scratch, Thread thread) {
+                          scalar_t *gated, int64_t rows, int64_t activation, char *scratch, Thread thread) {
     int64_t size = w->outputs / 2;
     Range gates = split_outputs(size, thread), ups = {size + gates.begin, size + gates.end};
     linear_range(w, x, quantized, gate_up, rows, gates, scratch);
     linear_range(w, x, quantized, gate_up, rows, ups, scratch);
-    for (int64_t n = 0; n < rows; n++) silu_mul_row(gate_up + 2 * n * size, gated + n * size, size, gates);
+    for (int64_t n = 0; n < rows; n++) {
+        const scalar_t *x = gate_up + 2 * n * size;
+        if (activation == ACTIVATION_SILU) silu_mul_row(x, gated + n * size, size, gates);
+        else gelu_mul_row(x, gated + n * size, size, gates);
+    }
 }
 #endif
 

@@ -18,9 +18,11 @@ typedef struct {
     LinearWeights qkv, o;
 } AttentionWeights;
 
-/* Norms and linear maps of one layer. Norms of heads are null where the model has none. */
+/* Norms and linear maps of one layer, and the places of its window and its rotary table in `ViewRows.kv_starts` and
+ * `ForwardBatch.cos`. Norms of heads, and those after attention and MLP, are null where the model has none. */
 typedef struct {
-    const scalar_t *attention_norm, *mlp_norm;
+    const scalar_t *attention_norm, *mlp_norm, *post_attention_norm, *post_mlp_norm;
+    int64_t window, rope;
     HeadNorms head_norms[NUM_VIEWS];
     AttentionWeights attention[NUM_VIEWS];
     LinearWeights gate_up, down;
@@ -31,8 +33,8 @@ typedef struct {
     const scalar_t *embedding, *final_norm;
     const LayerWeights *layers;
     LinearWeights head;
-    int64_t num_layers, hidden, intermediate, heads, kv_heads, head_dim;
-    float norm_eps;
+    int64_t num_layers, hidden, intermediate, heads, kv_heads, head_dim, activation;
+    float norm_eps, norm_offset, embedding_scale;
 } ModelWeights;
 
 /* The rows of one view, padding last: `padded_rows` of its linear maps, `rows` without padding. tokens [padded_rows];
@@ -41,6 +43,7 @@ typedef struct {
     int64_t view, padded_rows, rows;
     const int64_t *tokens, *slot_mapping, *positions;
     AttentionMetadata attention;
+    const int64_t **kv_starts; /* per window, in place of that of `attention` */
 } ViewRows;
 
 /* The rows of all views, one view after another; `rows` counts them with padding. The final norm is computed for the
@@ -50,7 +53,7 @@ typedef struct {
     const ViewRows *views;
     const int64_t *logit_rows;
     int64_t num_views, rows, num_logit_rows, num_logits;
-    const float *cos, *sin;
+    const float **cos, **sin; /* per rotary table */
     KVCache cache;
     int64_t layer_stride;
 } ForwardBatch;

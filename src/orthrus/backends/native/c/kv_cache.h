@@ -21,12 +21,16 @@ typedef struct {
     int64_t first_row, rows, sequence, own_start, own_stop;
 } Segment;
 
-/* block_tables [sequences][table_columns]: the pages of each sequence. */
+/* block_tables [sequences][table_columns]: the pages of each sequence. kv_starts [rows]: where the keys of a row begin in a
+ * sliding window; null where they begin at 0. Scores are multiplied by `scale` (0: 1 / sqrt(head_dim)); a `soft_cap` c (0:
+ * none) then maps them to c tanh(score / c). */
 typedef struct {
     const Segment *segments;
     int64_t num_segments;
     const int64_t *kv_lens, *block_tables;
     int64_t table_columns;
+    const int64_t *kv_starts;
+    float scale, soft_cap;
 } AttentionMetadata;
 
 /* The slot of a position, given the pages of its sequence. */

@@ -34,23 +34,26 @@ static inline void add_row(scalar_t *x, const scalar_t *delta, int64_t size) {
     for (; i < size; i++) x[i] = from_float(to_float(x[i]) + to_float(delta[i]));
 }
 
-/* out = x * factor * weight */
-static inline void scale_row(const scalar_t *x, float factor, const scalar_t *weight, scalar_t *out, int64_t size) {
+/* out = x * factor * (weight + offset) */
+static inline void scale_row(const scalar_t *x, float factor, const scalar_t *weight, float offset, scalar_t *out,
+                             int64_t size) {
     int64_t i = 0;
 #ifdef HAVE_AVX512
-    for (; i + LANES <= size; i += LANES)
-        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(factor)), load_lanes(weight + i)));
+    for (; i + LANES <= size; i += LANES) {
+        __m512 by = _mm512_add_ps(load_lanes(weight + i), _mm512_set1_ps(offset));
+        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(factor)), by));
+    }
 #endif
-    for (; i < size; i++) out[i] = from_float(to_float(x[i]) * factor * to_float(weight[i]));
+    for (; i < size; i++) out[i] = from_float(to_float(x[i]) * factor * (to_float(weight[i]) + offset));
 }
 
-/* x += delta where there is one; out[n] = x[n] / rms(x[n]) * weight. x, delta, out [rows, size]. */
+/* x += delta where there is one; out[n] = x[n] / rms(x[n]) * (weight + offset). x, delta, out [rows, size]; out may be x. */
 void rms_norm(scalar_t *x, const scalar_t *delta, const scalar_t *weight, scalar_t *out, int64_t rows, int64_t size,
-              float eps) {
+              float eps, float offset) {
     SCOPED_FLOAT_STATE caller = set_default_float_state();
     for (int64_t n = 0; n < rows; n++, x += size, out += size) {
         if (delta) add_row(x, delta + n * size, size);
-        scale_row(x, inverse_rms(x, size, eps), weight, out, size);
+        scale_row(x, inverse_rms(x, size, eps), weight, offset, out, size);
     }
 }
 

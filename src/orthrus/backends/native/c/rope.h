@@ -16,7 +16,7 @@ typedef struct {
     const scalar_t *q_norm, *k_norm;
     const float *cos, *sin;
     const int64_t *positions;
-    float eps;
+    float eps, norm_offset;
 } RopeParams;
 
 /* Keys and values are clamped to this, NaN included: a key that a row does not attend to is multiplied by zero. */
@@ -44,15 +44,18 @@ static inline void copy_finite(const scalar_t *x, scalar_t *out, int64_t size) {
 
 /* One head: normalised where there is a norm, rotated, clamped. */
 static inline void rope_head(const scalar_t *x, const scalar_t *norm, const float *cos, const float *sin, scalar_t *out,
-                             int64_t size, float eps) {
+                             int64_t size, const RopeParams *rope) {
     int64_t half = size / 2;
-    float inverse = norm ? inverse_rms(x, size, eps) : 1.0f;
+    float inverse = norm ? inverse_rms(x, size, rope->eps) : 1.0f, offset = rope->norm_offset;
     int64_t i = 0;
 #ifdef HAVE_AVX512
     for (; i + LANES <= half; i += LANES) {
         __m512 a = _mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(inverse));
         __m512 b = _mm512_mul_ps(load_lanes(x + i + half), _mm512_set1_ps(inverse));
-        if (norm) a = _mm512_mul_ps(a, load_lanes(norm + i)), b = _mm512_mul_ps(b, load_lanes(norm + i + half));
+        if (norm) {
+            a = _mm512_mul_ps(a, _mm512_add_ps(load_lanes(norm + i), _mm512_set1_ps(offset)));
+            b = _mm512_mul_ps(b, _mm512_add_ps(load_lanes(norm + i + half), _mm512_set1_ps(offset)));
+        }
         __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
         __m512 c2 = _mm512_loadu_ps(cos + i + half), s2 = _mm512_loadu_ps(sin + i + half);
         store_lanes(out + i, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s))));
@@ -61,7 +64,7 @@ static inline void rope_head(const scalar_t *x, const scalar_t *norm, const floa
 #endif
     for (; i < half; i++) {
         float a = to_float(x[i]) * inverse, b = to_float(x[i + half]) * inverse;
-        if (norm) a *= to_float(norm[i]), b *= to_float(norm[i + half]);
+        if (norm) a *= to_float(norm[i]) + offset, b *= to_float(norm[i + half]) + offset;
         out[i] = from_float(clamp_finite(a * cos[i] + b * sin[i]));
         out[i + half] = from_float(clamp_finite(b * cos[i + half] + a * sin[i + half]));
     }
@@ -77,11 +80,11 @@ static void rope_and_cache_write_rows(const scalar_t *qkv, scalar_t *q, int64_t 
         int64_t angle = rope->positions ? rope->positions[n] : n;
         const float *c = rope->cos + angle * size, *s = rope->sin + angle * size;
         scalar_t *row = q + slot_mapping[n] * heads * size;
-        for (int64_t h = 0; h < heads; h++, from += size) rope_head(from, rope->q_norm, c, s, row + h * size, size, rope->eps);
+        for (int64_t h = 0; h < heads; h++, from += size) rope_head(from, rope->q_norm, c, s, row + h * size, size, rope);
         int64_t slot = slot_mapping[rows + n] * size;
         scalar_t *keys = cache->keys + slot, *values = cache->values + slot;
         for (int64_t g = 0; g < kv_heads; g++, from += size)
-            rope_head(from, rope->k_norm, c, s, keys + g * cache->head_stride, size, rope->eps);
+            rope_head(from, rope->k_norm, c, s, keys + g * cache->head_stride, size, rope);
         for (int64_t g = 0; g < kv_heads; g++, from += size) copy_finite(from, values + g * cache->head_stride, size);
     }
 }

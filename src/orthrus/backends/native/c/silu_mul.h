@@ -1,4 +1,4 @@
-/* The gated activation silu(gate) * up, and its backward. */
+/* The gated activations silu(gate) * up, with its backward, and gelu(gate) * up. */
 #ifndef ORTHRUS_SILU_MUL_H
 #define ORTHRUS_SILU_MUL_H
 
@@ -26,7 +26,31 @@ static inline void silu_mul_row(const scalar_t *x, scalar_t *out, int64_t size, 
     }
 }
 
+/* The same with gelu in its form by tanh: g / 2 (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) = g - g / (exp(2 ..) + 1). */
+static inline void gelu_mul_row(const scalar_t *x, scalar_t *out, int64_t size, Range range) {
+    const float linear = 1.5957691216f, cubic = 0.0713548162f; /* 2 sqrt(2 / pi), and 0.044715 times that */
+    int64_t i = range.begin;
+#ifdef HAVE_AVX512
+    for (; i + LANES <= range.end; i += LANES) {
+        __m512 g = load_lanes(x + i), up = load_lanes(x + size + i), square = _mm512_mul_ps(g, g);
+        __m512 slope = _mm512_add_ps(_mm512_set1_ps(linear), _mm512_mul_ps(_mm512_set1_ps(cubic), square));
+        __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), fast_exp_lanes(_mm512_mul_ps(g, slope)));
+        store_lanes(out + i, _mm512_mul_ps(_mm512_sub_ps(g, _mm512_div_ps(g, d)), up));
+    }
+#endif
+    for (; i < range.end; i++) {
+        float g = to_float(x[i]);
+        out[i] = from_float((g - g / (1.0f + fast_exp(g * (linear + cubic * g * g)))) * to_float(x[size + i]));
+    }
+}
+
 /* x [rows, 2 size]: gates, then ups; out [rows, size]. */
+void gelu_mul(const scalar_t *x, scalar_t *out, int64_t rows, int64_t size) {
+    SCOPED_FLOAT_STATE caller = set_default_float_state();
+    for (int64_t n = 0; n < rows; n++) gelu_mul_row(x + 2 * n * size, out + n * size, size, (Range){0, size});
+}
+
+/* The same with silu. */
 void silu_mul(const scalar_t *x, scalar_t *out, int64_t rows, int64_t size) {
     SCOPED_FLOAT_STATE caller = set_default_float_state();
     for (int64_t n = 0; n < rows; n++) silu_mul_row(x + 2 * n * size, out + n * size, size, (Range){0, size});
