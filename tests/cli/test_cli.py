@@ -178,15 +178,16 @@ def test_info_and_doctor(run, model, bare):
 
 
 def test_info_and_doctor_say_what_runs_on_the_reference(run, model, tmp_path):
-    gemma = str(tiny.save_checkpoint(tmp_path / "gemma", "gemma2", view=False))
-    record = json.loads(run("info", gemma, "--json")[1])
-    assert "sliding window, attention scale, attention soft cap" in record["features"]
-    assert "attention soft cap" in record["reference runs in place of native C"]
+    path = str(tiny.save_checkpoint(tmp_path / "experts", "qwen3_moe", view=False))
+    record = json.loads(run("info", path, "--json")[1])
+    assert record["features"] == "sliding window, experts"
+    assert record["reference runs in place of native C"] == "experts"
+    assert record.get("reference runs in place of Triton", "sliding window, experts") == "sliding window, experts"
     assert "features" not in json.loads(run("info", model, "--json")[1])
-    code, out, _ = run("doctor", "--model", gemma, "--dtype", "float32")
+    code, out, _ = run("doctor", "--model", path, "--dtype", "float32")
     assert code == 0
     if "native C" in out:
-        assert "attention soft cap: the reference implementation runs" in out
+        assert "experts: the reference implementation runs" in out
 
 
 def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
