@@ -24,7 +24,7 @@ class MarkovRunner:
     """A runner whose AR view follows a chain (weights of the next token, given the last one) and whose diffusion view
     follows a drafter (weights by the root and how many tokens after it)."""
 
-    device, max_rows, kernels, ragged, exact = torch.device("cpu"), 512, TorchKernels(), True, True
+    device, max_rows, kernels, ragged, exact, page_bytes = torch.device("cpu"), 512, TorchKernels(), True, True, 1
 
     def __init__(self, drafter, trained_rows, chain):
         self._drafter, self._chain = drafter, chain

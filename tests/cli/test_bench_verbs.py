@@ -51,6 +51,19 @@ def test_impossible_passes_are_refused(run, model, options, message):
     assert message in err
 
 
+def test_the_engine_is_measured_under_load(run, model):
+    options = ["--count", 3, "--every", 0, "--batch-size", 2, "--context", 300, "--max-new-tokens", 4, "-n", 2]
+    code, out, _ = run("bench", "engine", "--model", model, *options, "--json")
+    assert code == 0
+    report = json.loads(out)["engine"]
+    assert {kind: len(runs) for kind, runs in report.items()} == {"arrivals": 2, "uneven batch": 2, "chat": 2}
+    uneven, chat = report["uneven batch"][0], report["chat"][0]
+    assert uneven["cache"] > 0 and uneven["tokens_per_second"] > 0
+    assert chat["history"] == 300 and min(chat["first_turn"], chat["second_turn"]) > 0
+    code, out, _ = run("bench", "engine", "--model", model, *options)
+    assert code == 0 and "second turn" in out
+
+
 def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "cache_directory", lambda: tmp_path)
     task = tmp_path / "task.jsonl"

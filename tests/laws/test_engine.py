@@ -192,3 +192,18 @@ def test_closing_an_iterator_cancels_its_request():
     engine.add(tiny.request(8, 30))
     engine.cancel_all()
     assert engine.unfinished == 0 and engine.step() == []
+
+
+def test_a_prompt_shares_pages_of_one_that_is_still_being_decoded():
+    runner = tiny.runner("llama")
+    engine = Engine(runner, DecodingConfig(cycle="ar", batch_size=2), tiny.LIMITS)
+    requests = [Request((*PREFIX, n), SamplingParams(), StopConditions(20)) for n in range(2)]
+    done = {engine.add(requests[0]): None}
+    while len(engine.running) < 1 or not engine.running[0].tokens:
+        engine.step()
+    done[engine.add(requests[1])] = None
+    while engine.unfinished:
+        for step in engine.step():
+            done[step.sequence.index] = step.sequence
+    assert [sequence.statistics.cached_tokens for sequence in done.values()] == [0, 2 * PAGE]
+    assert [sequence.tokens for sequence in done.values()] == [tiny.oracle(runner, r).tokens for r in requests]

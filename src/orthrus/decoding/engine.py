@@ -67,7 +67,7 @@ class Engine:
         self._drafting = _drafting(runner, config, costs)
         self._workspace = workspace_positions(runner, config)
         alone = pages_for(limits.max_positions + self._workspace)
-        pages = pages or affordable_pages(runner, config.batch_size * alone, alone)
+        pages = pages or affordable_pages(runner.page_bytes, runner.device, config.batch_size * alone, alone)
         self._limits = replace(limits, max_positions=min(limits.max_positions, pages * PAGE - self._workspace))
         self.cache = runner.new_cache(pages)
         self._ids = count()
@@ -127,6 +127,7 @@ class Engine:
             batch = [sequence for sequence in self._running if sequence.decodes]
             jobs = cycle.decoding_jobs(self._cycle, self._runner, batch, self._drafting, self._rule)
             steps = [step for part in self._passes(jobs) for step in cycle.run(self._runner, part, self._rule)]
+            self._share_prompts(steps)
             if batch and self._drafting.planner is not None:
                 kept = [step.kept for step in steps[: len(batch)]]
                 self._drafting.planner.learn(batch, [job.plan for job in jobs], kept)
@@ -155,6 +156,9 @@ class Engine:
         """Admit waiting sequences in their order, while there are places and pages. A known prefix is shared."""
         while self._waiting and len(self._running) < self._config.batch_size:
             sequence = self._waiting[0]
+            if sequence.finish_reason is not None:
+                self._waiting.popleft()
+                continue
             table = self._table_for(sequence.committed[:-1], sequence.length + self._workspace)
             if table is None:
                 break
@@ -162,6 +166,7 @@ class Engine:
                 sequence.statistics.cached_tokens = table.length
             sequence.begin(table)
             self._running.append(self._waiting.popleft())
+            self._running.sort(key=lambda running: running.index)
 
     def _table_for(self, tokens: list[int], positions: int) -> BlockTable | None:
         """A table with that many positions, which shares a known prefix of `tokens`; None if pages are missing.
@@ -193,6 +198,14 @@ class Engine:
         self._running.remove(sequence)
         self._give_up_pages(sequence)
         self._waiting.appendleft(sequence)
+
+    def _share_prompts(self, steps: list[Step]) -> None:
+        """Let later prompts share the whole pages of those that have just been prefilled."""
+        for step in steps:
+            sequence = step.sequence
+            if self._runner.exact and len(sequence.tokens) == len(step.kept.tokens):
+                whole = len(sequence.request.prompt) // PAGE
+                self.cache.prefixes.insert(sequence.request.prompt[: whole * PAGE], sequence.table.pages[:whole])
 
     def _give_up_pages(self, sequence: Sequence) -> None:
         table = sequence.table
@@ -253,7 +266,8 @@ def _pages_needed(runner: Runner, requests: list[Request], config: DecodingConfi
     needed = sorted(
         pages_for(min(len(r.prompt) + r.stop.max_new_tokens, limits.max_positions) + workspace) for r in requests
     )
-    return affordable_pages(runner, sum(needed[-config.batch_size :]), max(needed, default=1)) or 1
+    together = sum(needed[-config.batch_size :])
+    return affordable_pages(runner.page_bytes, runner.device, together, max(needed)) if needed else 1
 
 
 def workspace_positions(runner: Runner, config: DecodingConfig) -> int:

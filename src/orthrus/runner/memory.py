@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from orthrus.cache import page_bytes
 from orthrus.config import PAGE
-from orthrus.runner.runner import Runner
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 RESERVED = 0.1
@@ -25,10 +23,9 @@ def available_bytes(device: torch.device) -> int | None:
     return min((size for size in found if size is not None), default=None)
 
 
-def affordable_pages(runner: Runner, wanted: int, least: int) -> int:
-    """At most `wanted` pages, as many as fit into memory. Raises ValueError where not even `least` do."""
-    size = page_bytes(runner.config, runner.decoder.dtype)
-    available = available_bytes(runner.device)
+def affordable_pages(size: int, device: torch.device, wanted: int, least: int) -> int:
+    """At most `wanted` pages of `size` bytes, as many as fit into memory. Raises ValueError if not even `least` do."""
+    available = available_bytes(device)
     if available is None:
         return wanted
     usable = int(available * (1 - RESERVED))

@@ -23,7 +23,7 @@ from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.select import DraftWeights, choose_attention, low_precision_drafts, pack_linears
 from orthrus.backends.torch import TorchKernels, attend_in_blocks
 from orthrus.batch import ForwardBatch, ViewRows
-from orthrus.cache import BlockTable, KVCache, pages_for
+from orthrus.cache import BlockTable, KVCache, page_bytes, pages_for
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import Linear
@@ -57,7 +57,7 @@ class Runner:
 
     Use `prepare` to make one. `Runner(decoder)` runs plain weights with torch's kernels; it guarantees no bits.
 
-    exact: whether the probes found a layout under which the bits hold.
+    exact: whether the probes found a layout under which the bits hold. page_bytes: the size of a page of the cache.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Runner:
             attend_in_blocks, RowRule(2, MAX_ROWS, exact=False), key_multiple=KEY_BLOCK
         )
         self.draft_weights = draft_weights or DraftWeights()
+        self.page_bytes = page_bytes(decoder.config, decoder.dtype)
         rules = [getattr(linear, "rule", RowRule(2, MAX_ROWS, exact=False)) for linear in decoder.linears().values()]
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
         self.layout = BatchLayout(self.attention, max(rule.multiple for rule in rules))
