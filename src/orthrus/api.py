@@ -82,7 +82,7 @@ class Model:
         self._calibration = Calibration(runner)
         self._tokenization = Tokenization(checkpoint.text)
         if ctx_size is not None and ctx_size > config.max_positions:
-            raise ValueError(f"ctx_size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
+            raise ValueError(f"context size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
         self.limits = Limits(config.vocab_size, ctx_size or config.max_positions, checkpoint.end_token_ids)
 
     def __repr__(self) -> str:

@@ -32,8 +32,8 @@ def json_lines(out):
 
 
 def untimed(record):
-    """A record without the fields that differ between runs."""
-    statistics = {k: v for k, v in record["statistics"].items() if not k.endswith("seconds")}
+    """A record without the fields that differ between runs: times, and what was shared with other sequences."""
+    statistics = {k: v for k, v in record["statistics"].items() if not k.endswith(("seconds", "cached_tokens"))}
     return {k: v for k, v in record.items() if k != "seed"} | {"statistics": statistics}
 
 

@@ -74,7 +74,7 @@ def test_the_context_can_be_smaller(run, path, model):
     prompt = len(model.prompt_tokens("hi", {}))
     assert len(tokens(run, path, "hi", "-c", prompt + 3)) == 3
     code, _, err = run("generate", "hi", "--model", path, "--ctx-size", 2049)
-    assert (code, "--ctx-size 2049 is beyond the model's context of 2048 tokens" in err) == (2, True)
+    assert (code, "context size 2049 is beyond the model's context of 2048 tokens" in err) == (2, True)
 
 
 def test_threads_are_set(run, path):

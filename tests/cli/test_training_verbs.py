@@ -18,6 +18,7 @@ import torch
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.cli import _progress
+from orthrus.tokenization import Tokenization
 
 TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
 
@@ -175,8 +176,11 @@ def test_estimate_and_inspect_start_nothing(run, bare, tmp_path):
         ("train -o r --data empty.jsonl --mask-token 300", "no records"),
         ("train -o r --data missing --mask-token 300", "no such file or directory of shards"),
         ("train -o r --data empty.jsonl --mask-token 320", "outside the vocabulary"),
-        ("train -o r --data empty.jsonl --mask-token 300 --block-size 4096", "does not fit a sequence"),
-        ("train -o r --data empty.jsonl --mask-token 300 --block-size 1", "block_size must be at least 2"),
+        (
+            "train -o r --data empty.jsonl --mask-token 300 --block-size 200 --sequence-length 100",
+            "does not fit a sequence",
+        ),
+        ("train -o r --data empty.jsonl --mask-token 300 --block-size 1", "block_size must lie in 2"),
         ("train -o r --data empty.jsonl --mask-token 300 --objective mse", "no objective 'mse'"),
         ("export -o e", "no diffusion view to publish"),
     ],
@@ -255,13 +259,13 @@ def test_two_processes_do_the_work_of_one_and_resume_with_the_same_bits(bare, tm
 
 def test_chat_keeps_history_and_prints_statistics(run, bare, monkeypatch):
     asked = []
-    real = tiny.tokenizer(tiny.CHAT).__class__.apply_chat_template
+    real = Tokenization.encode
 
-    def spy(self, messages, **kwargs):
+    def spy(self, messages, settings):
         asked.append([m["role"] for m in messages])
-        return real(self, messages, **kwargs)
+        return real(self, messages, settings)
 
-    monkeypatch.setattr(tiny.tokenizer(tiny.CHAT).__class__, "apply_chat_template", spy)
+    monkeypatch.setattr(Tokenization, "encode", spy)
     lines = ["hello", "again", "/undo", "and", "/system be brief", "/reset", "", "fresh", "/help", "/exit"]
     whole = tiny.save_checkpoint(bare.parent / "chat", template=tiny.CHAT)
     code, out, err = run(f"chat --model {whole} --max-new-tokens 6 --cycle two-pass", stdin="\n".join(lines) + "\n")
@@ -270,6 +274,7 @@ def test_chat_keeps_history_and_prints_statistics(run, bare, monkeypatch):
         ["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["system", "user"],
     ]  # fmt: skip
     assert out.count("passes") == 4
+    assert out.count("prompt tokens kept from before") >= 2
     assert "drafts accepted per cycle" in out
     assert out.count("/reset forgets") == 2
 
