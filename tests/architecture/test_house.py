@@ -70,7 +70,7 @@ LAYERS = {
     ],
     "decoding": [
         "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules",
-        "reference", "propose", "cycles", "cycle", "planning", "engine", "async_engine",
+        "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine", "async_engine",
     ],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""

@@ -92,7 +92,7 @@ def _decode(runner, case, job, truths=None):
         if job.shapes is not None:
             width = job.config.width or runner.diffusion.block_size
             drafting = Drafting(width, planner=tiny.RandomPlanner(job.shapes, width))
-            patches.enter_context(mock.patch.object(generate_module, "_drafting", lambda *_: drafting))
+            patches.enter_context(mock.patch.object(generate_module, "drafting_of", lambda *_: drafting))
         requests = [case.requests[n] for n in job.order]
         for step in generate(runner, requests, job.config, case.limits, tiny.text_of, job.costs):
             sequence, number = step.sequence, job.order[step.sequence.index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -13,7 +14,8 @@ import torch
 from orthrus.cache import pages_for
 from orthrus.config import PAGE, DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles
-from orthrus.decoding.engine import Engine, workspace_positions
+from orthrus.decoding.drafting import workspace_positions
+from orthrus.decoding.engine import Engine
 from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Request
 
@@ -207,3 +209,31 @@ def test_a_prompt_shares_pages_of_one_that_is_still_being_decoded():
             done[step.sequence.index] = step.sequence
     assert [sequence.statistics.cached_tokens for sequence in done.values()] == [0, 2 * PAGE]
     assert [sequence.tokens for sequence in done.values()] == [tiny.oracle(runner, r).tokens for r in requests]
+
+
+def test_threads_may_add_cancel_and_step_at_once():
+    runner = tiny.runner("qwen3")
+    engine = Engine(runner, DecodingConfig(cycle="one-pass", batch_size=4), tiny.LIMITS)
+    requests = [tiny.request(5 + 20 * n, 15, n) for n in range(12)]
+
+    def serve(numbers):
+        """Every thread adds its own requests, cancels one, and runs passes for everybody."""
+        steps, added = [], {}
+        for number in numbers:
+            added[engine.add(requests[number])] = number
+            steps += engine.step()
+        engine.cancel(next(iter(added)))
+        while engine.unfinished:
+            steps += engine.step()
+        return added, steps
+
+    with ThreadPoolExecutor(4) as pool:
+        served = list(pool.map(serve, [range(n, 12, 4) for n in range(4)]))
+    added = {index: number for own, _ in served for index, number in own.items()}
+    ended = {step.sequence.index: step.sequence for _, steps in served for step in steps if step.sequence.finish_reason}
+    assert sorted(ended) == sorted(added)
+    for index, number in added.items():
+        truth = tiny.oracle(runner, requests[number]).tokens
+        assert ended[index].tokens == truth[: len(ended[index].tokens)]
+        assert ended[index].finish_reason == "cancelled" or ended[index].tokens == truth
+    assert engine.cache.pages_in_use == 0

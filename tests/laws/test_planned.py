@@ -35,7 +35,7 @@ def test_random_plans_equal_the_oracle(monkeypatch, family, dtype, quality, seed
         tokens = [truth.tokens for truth in truths]
         monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, tokens, seed))
         monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, tokens, seed))
-    monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
+    monkeypatch.setattr(generate_module, "drafting_of", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
     steps = generate(runner, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     for n, truth in enumerate(truths):

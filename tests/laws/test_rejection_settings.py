@@ -62,7 +62,7 @@ class Run(NamedTuple):
         if isinstance(self.costs, int):
             width = runner.diffusion.block_size
             planner = tiny.RandomPlanner(self.costs, width)
-            monkeypatch.setattr(generate_module, "_drafting", lambda *_: Drafting(width, planner=planner))
+            monkeypatch.setattr(generate_module, "drafting_of", lambda *_: Drafting(width, planner=planner))
         config = DecodingConfig(cycle=self.cycle, rule="rejection", batch_size=batch)
         steps = generate(runner, requests, config, Limits(3, 64, ends), costs=self.costs)
         done = {step.sequence.index: step.sequence for step in steps if step.sequence.finish_reason}

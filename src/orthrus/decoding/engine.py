@@ -21,11 +21,9 @@ from orthrus.cache import BlockTable, OutOfPagesError, pages_for
 from orthrus.config import PAGE, DecodingConfig
 from orthrus.decoding import cycle, cycles, rules
 from orthrus.decoding.cycle import Job, Step
-from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.drafting import drafting_of, workspace_positions
 from orthrus.decoding.drafts import Verdict
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.measure import measure
-from orthrus.decoding.planning.planner import MAX_LOOKUP_DRAFTS, Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
 from orthrus.runner.memory import affordable_pages
@@ -64,7 +62,7 @@ class Engine:
     ) -> None:
         self._runner, self._config, self._decode = runner, config, decode
         self._cycle, self._rule = cycles.load(config.cycle), rules.load(config.rule)
-        self._drafting = _drafting(runner, config, costs)
+        self._drafting = drafting_of(runner, config, costs)
         self._workspace = workspace_positions(runner, config)
         alone = pages_for(limits.max_positions + self._workspace)
         pages = pages or affordable_pages(runner.page_bytes, runner.device, config.batch_size * alone, alone)
@@ -96,7 +94,10 @@ class Engine:
         return len(self._added) + len(self._waiting) + len(self._running)
 
     def follow(self, index: int) -> Iterator[Step]:
-        """Run passes, yielding the steps of one request until it ends. Closing the iterator early cancels it."""
+        """Run passes, yielding the steps of one request until it ends. Closing the iterator early cancels it.
+
+        For one thread: the steps of other requests are dropped. `AsyncEngine` serves many.
+        """
         try:
             while self.unfinished:
                 for step in self.step():
@@ -268,30 +269,3 @@ def _pages_needed(runner: Runner, requests: list[Request], config: DecodingConfi
     )
     together = sum(needed[-config.batch_size :])
     return affordable_pages(runner.page_bytes, runner.device, together, max(needed)) if needed else 1
-
-
-def workspace_positions(runner: Runner, config: DecodingConfig) -> int:
-    """The most positions behind the cached ones to which a pass of this configuration writes."""
-    if runner.diffusion is None or config.cycle == "ar":
-        return runner.workspace_positions(0, 0, 1)
-    width = config.width or runner.diffusion.block_size
-    drafts = max(width, MAX_LOOKUP_DRAFTS) if config.cycle == "auto" else width
-    return runner.workspace_positions(drafts, min(drafts + 1, config.candidates or drafts + 1), width)
-
-
-def _drafting(runner: Runner, config: DecodingConfig, costs: CostModel | None) -> Drafting:
-    if runner.diffusion is None:
-        if config.cycle != "ar":
-            raise ValueError(
-                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
-                " give it one (--adapter, or a published Orthrus checkpoint)"
-            )
-        return Drafting(1)
-    block = runner.diffusion.block_size
-    if config.width is not None and config.width > block:
-        raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
-    width = config.width or block
-    if config.cycle != "auto":
-        return Drafting(width, config.candidates)
-    alone = config.rule == "rejection"
-    return Drafting(width, planner=Planner(runner.diffusion, width, costs or measure(runner), alone=alone))

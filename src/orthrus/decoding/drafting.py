@@ -1,0 +1,41 @@
+"""What a decoding configuration means for one model: how it drafts, and how much of the cache a pass needs for that."""
+
+from __future__ import annotations
+
+from orthrus.config import DecodingConfig
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.measure import measure
+from orthrus.decoding.planning.planner import MAX_LOOKUP_DRAFTS, Planner
+from orthrus.runner.runner import Runner
+
+
+def workspace_positions(runner: Runner, config: DecodingConfig) -> int:
+    """The most positions behind the cached ones to which a pass of this configuration writes."""
+    if runner.diffusion is None or config.cycle == "ar":
+        return runner.workspace_positions(0, 0, 1)
+    width = config.width or runner.diffusion.block_size
+    drafts = max(width, MAX_LOOKUP_DRAFTS) if config.cycle == "auto" else width
+    return runner.workspace_positions(drafts, min(drafts + 1, config.candidates or drafts + 1), width)
+
+
+def drafting_of(runner: Runner, config: DecodingConfig, costs: CostModel | None) -> Drafting:
+    """The drafting settings of a configuration; `costs` are measured if None.
+
+    Raises ValueError if the model cannot be decoded so.
+    """
+    if runner.diffusion is None:
+        if config.cycle != "ar":
+            raise ValueError(
+                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
+                " give it one (--adapter, or a published Orthrus checkpoint)"
+            )
+        return Drafting(1)
+    block = runner.diffusion.block_size
+    if config.width is not None and config.width > block:
+        raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
+    width = config.width or block
+    if config.cycle != "auto":
+        return Drafting(width, config.candidates)
+    alone = config.rule == "rejection"
+    return Drafting(width, planner=Planner(runner.diffusion, width, costs or measure(runner), alone=alone))
