@@ -7,6 +7,7 @@ G key/value heads, E head dimension, L layers, D hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 
 MAX_SEED = 2**64
@@ -131,7 +132,7 @@ class DecoderConfig:
         """What layer `index` may have of its own."""
         return self.per_layer[index] if self.per_layer else LayerConfig()
 
-    @property
+    @cached_property
     def windows(self) -> tuple[int | None, ...]:
         """The distinct windows of the layers."""
         return tuple(dict.fromkeys(self.layer(index).window for index in range(self.layers)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Job:
     chunk: Seq[int] = ()
     verifies: bool = True
 
-    @property
+    @cached_property
     def rows(self) -> list[int]:
         """The tokens of the AR rows."""
         return [*self.chunk, self.sequence.anchor, *self.plan.tokens] if self.verifies else [*self.chunk]

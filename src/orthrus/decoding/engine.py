@@ -221,6 +221,9 @@ class Engine:
         For attention kernels that take a mask, every prompt has a pass of its own: a rectangle of queries that is as
         high as a chunk would be mostly padding.
         """
+        if len(decoding) == len(self._running):
+            yield from [decoding] if decoding else []
+            return
         width = max((job.plan.width for job in decoding), default=0)
         used = sum(len(job.rows) + job.plan.blocks * width for job in decoding)
         room = max(self._config.row_budget - used, MIN_CHUNK) if decoding else self._runner.max_rows

@@ -237,16 +237,17 @@ class Runner:
         """
         counts = [len(own) for own in block_roots]
         behind = [table.length + len(own) for own, table in zip(rows, tables, strict=True)]
-        roots = [
-            [
-                Root(own[row], table.length + row, start)
-                for row, start in zip(chosen, block_starts(after, len(chosen), width), strict=True)
+        roots: list[list[Root]] = [[]] * len(rows)
+        if any(counts):
+            roots = [
+                [
+                    Root(own[row], table.length + row, start)
+                    for row, start in zip(chosen, block_starts(after, len(chosen), width), strict=True)
+                ]
+                for own, chosen, table, after in zip(rows, block_roots, tables, behind, strict=True)
             ]
-            for own, chosen, table, after in zip(rows, block_roots, tables, behind, strict=True)
-        ]
-        span = self._reserve(
-            tables, [own[-1].start + width if own else after for own, after in zip(roots, behind, strict=True)]
-        )
+        ends = [own[-1].start + width if own else after for own, after in zip(roots, behind, strict=True)]
+        span = self._reserve(tables, ends)
         views = [self.layout.ar_rows(rows, tables)]
         if any(counts):
             views.append(self.layout.blocks(roots, width, tables, self.decoder.mask_token_id))
