@@ -252,3 +252,12 @@ def test_wrong_shapes_are_refused_before_memory_is_allocated(tmp_path):
     path = tiny_gguf.save(tmp_path / "model.gguf", vocab_size=2**24, embedding_length=2**16)
     with pytest.raises(ValueError, match=r"model\.gguf: tensor model\.embed_tokens\.weight has shape \[320, 64\]"):
         load(path, dtype=torch.bfloat16)
+
+
+def test_a_file_is_read_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    source = sources.resolve("smollm2-demo", None)
+    config = sources.read_config(source)
+    assert sources.read_tokenizer(source, config).chat_template
+    assert not sources.config_directory(source).is_relative_to(tmp_path)

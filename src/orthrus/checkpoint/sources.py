@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import importlib.util
 import inspect
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +155,8 @@ def read_tokenizer(source: Source, config: ModelConfig) -> tokenizers.TextTokeni
 
 
 def config_directory(source: Source) -> Path:
-    """The directory of `config.json` and the tokenizer; for a GGUF file they are converted once and cached.
+    """The directory of `config.json` and the tokenizer; for a GGUF file they are converted once and cached. Where the
+    cache cannot be written, a temporary directory holds them until the process ends.
 
     Raises ValueError where transformers cannot convert them.
     """
@@ -162,7 +166,12 @@ def config_directory(source: Source) -> Path:
     if not is_intact(directory):
         header = checked_header(source.path)
         with as_value_errors(f"{source.path}: config or tokenizer cannot be read from it"):
-            _convert(source.path, header, directory)
+            try:
+                _convert(source.path, header, directory)
+            except OSError:
+                directory = Path(tempfile.mkdtemp(prefix="orthrus-")) / "gguf"
+                atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
+                _convert(source.path, header, directory)
     return directory
 
 
