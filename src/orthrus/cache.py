@@ -38,15 +38,15 @@ def pages_for(positions: int) -> int:
 class KVCache:
     """K and V of all sequences, each [L, G, S, E] with S = pages * PAGE slots.
 
-    prefixes: the pages of earlier sequences, kept for prompts that start with the same tokens. They are given up, least
-    recently used first, when no other page is free.
+    Pages of earlier sequences are kept for prompts that start with the same tokens. They are given up, least recently
+    used first, when no other page is free.
     """
 
     def __init__(self, config: DecoderConfig, pages: int, dtype: torch.dtype, device: torch.device) -> None:
         shape = (config.layers, config.kv_heads, pages * PAGE, config.head_dim)
         self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         self.pages, self.page_bytes = pages, page_bytes(config, dtype)
-        self.prefixes = PrefixIndex(self)
+        self._prefixes = PrefixIndex()
         self._free = list(range(pages))  # a heap: the lowest page first, so that a single sequence lies in one piece
         self._holders = [0] * pages
         self._indexed = [False] * pages
@@ -54,23 +54,25 @@ class KVCache:
 
     @property
     def pages_in_use(self) -> int:
-        """Pages that sequences hold. Those that only the prefix index holds do not count: it gives them up."""
+        """Pages that sequences hold. Those that are only kept for later prompts do not count."""
         return self.pages - len(self._free) - self._idle
 
     @property
     def available_pages(self) -> int:
-        """Pages that can be taken: free ones, and those that the prefix index would give up."""
+        """Pages that can be taken: free ones, and those that are only kept for later prompts."""
         return len(self._free) + self._idle
 
     def holders(self, page: int) -> int:
-        """How many sequences hold a page; the prefix index counts as one."""
+        """How many hold a page: sequences, and the prefix index."""
         return self._holders[page]
 
     def take(self) -> int:
-        """A free page. Raises OutOfPagesError if there is none, even after the prefix index has given up its own."""
+        """A free page. Raises OutOfPagesError if there is none, and none that is only kept for later prompts."""
         while not self._free:
-            if not self.prefixes.evict():
+            page = self._prefixes.evict()
+            if page is None:
                 raise OutOfPagesError
+            self._unindex(page)
         page = heappop(self._free)
         self._holders[page] = 1
         return page
@@ -87,13 +89,20 @@ class KVCache:
         if self._holders[page] == 0:
             heappush(self._free, page)
 
-    def index(self, page: int) -> None:
-        """Let the prefix index hold a page that a sequence holds."""
-        self.share(page)
-        self._indexed[page] = True
+    def known_prefix(self, tokens: Sequence[int]) -> tuple[list[int], int]:
+        """The pages of the longest prefix of `tokens` that is kept, and its length. The last page may match in part."""
+        return self._prefixes.match(tokens)
 
-    def unindex(self, page: int) -> None:
-        """Let the prefix index give up a page."""
+    def keep_prefix(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
+        """Keep the pages of `tokens`, which a sequence holds, for later prompts."""
+        added, dropped = self._prefixes.insert(tokens, pages)
+        for page in added:
+            self.share(page)
+            self._indexed[page] = True
+        for page in dropped:
+            self._unindex(page)
+
+    def _unindex(self, page: int) -> None:
         self._idle -= self._is_idle(page)
         self._indexed[page] = False
         self.release(page)

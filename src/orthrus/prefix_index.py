@@ -9,25 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from orthrus.config import PAGE
-
-
-class Pages(Protocol):
-    """The part of a cache that the index uses."""
-
-    def holders(self, page: int) -> int:
-        """How many sequences hold a page; the index counts as one."""
-        ...
-
-    def index(self, page: int) -> None:
-        """Let the index hold a page that a sequence holds."""
-        ...
-
-    def unindex(self, page: int) -> None:
-        """Let the index give up a page."""
-        ...
 
 
 @dataclass(eq=False)
@@ -39,10 +22,9 @@ class _Node:
 
 
 class PrefixIndex:
-    """Maps tokens to pages of one cache. It holds the pages, and gives up those that were least recently used."""
+    """Maps tokens to pages. The cache counts it as one of the holders of a page."""
 
-    def __init__(self, cache: Pages) -> None:
-        self._cache = cache
+    def __init__(self) -> None:
         self._root = _Node((), -1, None)
         self._by_age: dict[_Node, None] = {}
         """All nodes, the least recently used first. A parent is always used after its children: the first is a leaf."""
@@ -63,9 +45,12 @@ class PrefixIndex:
         self._use(node)
         return pages, length
 
-    def insert(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Keep the pages of `tokens`, except those whose tokens are known already."""
-        node = self._root
+    def insert(self, tokens: Sequence[int], pages: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Keep the pages of `tokens`, except those whose tokens are known already.
+
+        Returns the pages that are new here, and those that were dropped for fuller ones.
+        """
+        node, added, dropped = self._root, [], []
         for start, page in zip(range(0, len(tokens), PAGE), pages, strict=False):
             own = tuple(tokens[start : start + PAGE])
             child = node.children.get(own)
@@ -73,26 +58,16 @@ class PrefixIndex:
                 if any(known.tokens[: len(own)] == own for known in node.children.values()):
                     break  # a fuller page has them
                 for known in [known for known in node.children.values() if own[: len(known.tokens)] == known.tokens]:
-                    self._remove(known)
+                    dropped.append(self._remove(known))
                 child = node.children[own] = _Node(own, page, node)
-                self._cache.index(page)
+                added.append(page)
             node = child
         self._use(node)
+        return added, dropped
 
-    def evict(self) -> bool:
-        """Give up pages until one becomes free. Returns whether one did."""
-        while self._by_age:
-            node = next(iter(self._by_age))
-            freed = self._cache.holders(node.page) == 1
-            self._remove(node)
-            if freed:
-                return True
-        return False
-
-    def clear(self) -> None:
-        """Give up all pages."""
-        while self._by_age:
-            self._remove(next(iter(self._by_age)))
+    def evict(self) -> int | None:
+        """Drop the page that was least recently used, and return it; None if there is none."""
+        return self._remove(next(iter(self._by_age))) if self._by_age else None
 
     def _use(self, node: _Node) -> None:
         while node.parent is not None:
@@ -100,10 +75,10 @@ class PrefixIndex:
             self._by_age[node] = None
             node = node.parent
 
-    def _remove(self, node: _Node) -> None:
+    def _remove(self, node: _Node) -> int:
         assert node.parent is not None and not node.children
         del node.parent.children[node.tokens], self._by_age[node]
-        self._cache.unindex(node.page)
+        return node.page
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

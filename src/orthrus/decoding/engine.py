@@ -175,7 +175,7 @@ class Engine:
         A page that is shared in part must be copied. Where there is no page for the copy, whole pages alone are shared.
         """
         table = BlockTable(self.cache)
-        pages, length = self.cache.prefixes.match(tokens) if self._runner.exact else ([], 0)
+        pages, length = self.cache.known_prefix(tokens) if self._runner.exact else ([], 0)
         for shared in (length, length // PAGE * PAGE):
             table.adopt(pages[: pages_for(shared)], shared)
             if table.pages_missing(positions) <= self.cache.available_pages:
@@ -206,12 +206,12 @@ class Engine:
             sequence = step.sequence
             if self._runner.exact and len(sequence.tokens) == len(step.kept.tokens):
                 whole = len(sequence.request.prompt) // PAGE
-                self.cache.prefixes.insert(sequence.request.prompt[: whole * PAGE], sequence.table.pages[:whole])
+                self.cache.keep_prefix(sequence.request.prompt[: whole * PAGE], sequence.table.pages[:whole])
 
     def _give_up_pages(self, sequence: Sequence) -> None:
         table = sequence.table
         if self._runner.exact:
-            self.cache.prefixes.insert(sequence.committed[: table.length], table.pages)
+            self.cache.keep_prefix(sequence.committed[: table.length], table.pages)
         table.free()
         sequence.block_table = None
 
