@@ -15,7 +15,7 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the whole product of every law, not the pairwise sample")
 
 
-SHARE = 3
+SHARE = 6
 """Of the cases that a law has for a family with features, one in so many runs without `--full`."""
 
 

@@ -20,6 +20,7 @@ def free(monkeypatch):
     """Sets the free memory, in pages of the tiny model."""
 
     def set_free(pages):
+        monkeypatch.setattr(memory, "NEGLIGIBLE", 0)
         monkeypatch.setattr(memory, "available_bytes", lambda device: int(pages * PAGE_BYTES / 0.9) + 1)
 
     return set_free

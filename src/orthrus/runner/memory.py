@@ -13,6 +13,10 @@ RESERVED = 0.1
 """The fraction of free memory that a cache leaves to the rest of the process."""
 
 
+NEGLIGIBLE = 2**25
+"""Bytes of a cache up to which memory is not asked about."""
+
+
 def available_bytes(device: torch.device) -> int | None:
     """The free memory of a device; on CPUs also within the limit of the control group. None where it is not known."""
     if device.type == "cuda":
@@ -25,7 +29,7 @@ def available_bytes(device: torch.device) -> int | None:
 
 def affordable_pages(size: int, device: torch.device, wanted: int, least: int) -> int:
     """At most `wanted` pages of `size` bytes, as many as fit into memory. Raises ValueError if not even `least` do."""
-    available = available_bytes(device)
+    available = None if wanted * size <= NEGLIGIBLE else available_bytes(device)
     if available is None:
         return wanted
     usable = int(available * (1 - RESERVED))

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from orthrus.decoding.drafts import Draft, Verdict
@@ -74,6 +75,7 @@ def names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
+@cache
 def load(name: str) -> Cycle:
     """The cycle with this name. Raises ValueError with the list of names if there is none."""
     if name not in names():

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from torch import Tensor
@@ -59,6 +60,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+@cache
 def load(name: str) -> Rule:
     """The rule with this name. Raises ValueError with the list of names if there is none."""
     if name not in names():
