@@ -73,6 +73,7 @@ def outcomes(monkeypatch, runner, tokens, cycle, prompt=(1,), costs=None, grid=G
     return probabilities
 
 
+@pytest.mark.enumeration
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
 @pytest.mark.parametrize(
     ("cycle", "trained_rows", "tokens"),
@@ -82,6 +83,7 @@ def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, 
     check(outcomes(monkeypatch, MarkovRunner(DRAFTERS[drafter], trained_rows, P), tokens, cycle), tokens)
 
 
+@pytest.mark.enumeration
 @pytest.mark.parametrize("costs", ["passes", "rows"])
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
 @pytest.mark.parametrize(("trained_rows", "tokens"), [(2, 3), (3, 2)])
