@@ -83,7 +83,7 @@ def load(
 ) -> Checkpoint:
     """Load a checkpoint on `device` in `dtype` (bfloat16 if None), with unpacked weights, as training and export need.
 
-    lazily: leave the weights `unread`, since whoever runs the decoder packs them or has them packed already.
+    lazily: do not read the weights; `unread` reads them later, if no packed copy is cached.
 
     The demo model comes with an adapter; `adapter="none"` loads it without (its view is then an untrained copy).
 

@@ -1,9 +1,8 @@
 """One pass over a batch: verify, commit, draft ahead. It decodes some sequences and prefills others.
 
 A sequence of n tokens decodes once the cache holds its first n - 1: the rows of its pass are the anchor, which is the
-newest token, and its drafts. Before that they are tokens that the cache lacks, as many as there is room for. In the
-pass that reaches the anchor of a new sequence, its row gives the first token and, with a block beside it, the first
-drafts.
+newest token, and its drafts. Before that it is prefilled in chunks. The last chunk of a new sequence ends with the
+anchor, whose logits give the first token; a draft block in the same pass gives the first drafts.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def decoding_jobs(cycle: Cycle, runner: Runner, batch: Seq[Sequence], drafting: 
 def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
     """The next chunk of a sequence that does not decode yet, of at most `room` rows.
 
-    With a `width`, the pass that gives the first token drafts beside it, from a block of that many rows.
+    With a `width`, the pass that computes the first token also computes a draft block of that many rows.
     """
     missing, first = sequence.uncached, not sequence.tokens
     verifies = first and len(missing) < room
