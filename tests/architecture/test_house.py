@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "file_cache": set(),
     "tensor_cache": {"file_cache"},
     "prompt_files": set(),
+    "tool_calls": set(),
+    "reasoning": set(),
     "k_quants": set(),
     "quantization": {"k_quants"},
     "masks": set(),
