@@ -57,9 +57,10 @@ MAY_IMPORT = {
     "tokenization": {"checkpoint", "options"},
     "load_options": {"options"},
     "api": {"checkpoint", "config", "decoding", "load_options", "model", "options", "runner", "tokenization"},
+    "serving": {"api", "config", "decoding", "options"},
     "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "training"},
     "cli": RECORDS
-    | {"api", "backends", "bench", "checkpoint", "decoding", "model", "options", "tokenization", "training"},
+    | {"api", "backends", "bench", "checkpoint", "decoding", "model", "options", "serving", "tokenization", "training"},
     "__init__": {"api", "config", "decoding"},
     "__main__": {"cli"},
 }
@@ -74,6 +75,7 @@ LAYERS = {
         "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules",
         "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine", "async_engine",
     ],
+    "serving": ["settings", "service"],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""
 LIBRARIES_KEPT_OUT = {
@@ -83,6 +85,7 @@ LIBRARIES_KEPT_OUT = {
     "backends": {"transformers"},
     "runner": {"transformers"},
     "decoding": {"transformers"},
+    "serving": {"torch", "transformers"},
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_MODEL_LINES, MAX_FAMILY_LINES = 300, 60, 8, 700, 60
 DEVICE_CODE = ("device.py",)

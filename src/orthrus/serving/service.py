@@ -1,0 +1,191 @@
+"""The service between HTTP and the engine: admits requests, keeps their steps, counts them, and drains.
+
+Everything here runs on one event loop; the model belongs to the thread of `AsyncEngine`. A task per request moves its
+steps from the engine into its ticket, whether or not anyone reads them, so a slow reader holds up nobody. What a ticket
+keeps is bounded by the most tokens of its request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import ceil
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from orthrus.decoding.async_engine import AsyncEngine
+from orthrus.decoding.cycle import Step
+from orthrus.decoding.sequence import Request, check_request
+from orthrus.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from orthrus.api import Model
+
+log = logging.getLogger(__name__)
+RECENT = 32
+"""Finished requests from which the time until the next free place is estimated."""
+MAX_RETRY_AFTER = 60
+
+
+class QueueFullError(Exception):
+    """All places are taken: HTTP 429. retry_after: seconds until there is probably a place."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the server has as many requests as it can hold: try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class DrainingError(Exception):
+    """The server is shutting down and takes no new requests: HTTP 503."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down and takes no new requests")
+
+
+class PassFailedError(Exception):
+    """A pass raised an exception, which ended the requests in flight: HTTP 500. Later requests are served."""
+
+    def __init__(self) -> None:
+        super().__init__("a forward pass failed, and with it this request; the log of the server says why")
+
+
+class Ticket:
+    """An admitted request. `cancel` ends it before the next pass, and its steps with it."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.arrived = perf_counter()
+        self.generated = 0
+        self.finish_reason: str | None = None
+        self._steps: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """The steps of the request, as they happen and once. A cancelled request has no further step.
+
+        Raises PassFailedError where a pass failed.
+        """
+        while (step := await self._steps.get()) is not None:
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+    def cancel(self) -> None:
+        """End the request before the next pass. One that has ended stays as it is."""
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended: no further pass computes anything for it."""
+        return self._task is not None and self._task.done()
+
+
+@dataclass
+class RequestContext:
+    """What the server keeps of an HTTP request; routes find it in `request.state.context`.
+
+    Cancelling the tickets of a client that has gone, and the token counts of the access log, go by `tickets`.
+    """
+
+    request_id: str
+    tickets: list[Ticket] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """Cancel all that was submitted for this HTTP request."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+
+class Service:
+    """Serves one model. Use it on one event loop, and end it with `drain`."""
+
+    def __init__(self, model: Model, settings: ServeSettings) -> None:
+        self.model, self.settings = model, settings
+        self.engine = model.engine(**settings.engine_options)
+        self.draining = False
+        self._served = AsyncEngine(self.engine)
+        self._tickets: set[Ticket] = set()
+        self._finished: deque[float] = deque(maxlen=RECENT)
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.settings.served_model_name or self.model.checkpoint.backbone.id
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens of a request, prompt and answer together."""
+        longest = self.model.limits.max_positions
+        return min(longest, self.settings.max_model_len or longest)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return len(self._tickets)
+
+    def submit(self, requests: Sequence[Request], context: RequestContext | None = None) -> list[Ticket]:
+        """Admit all requests or none; they are decoded in this order of arrival.
+
+        context: of the HTTP request they belong to, whose disconnection then cancels them.
+        Raises DrainingError, QueueFullError, or ValueError where a request cannot be decoded.
+        """
+        if self.draining:
+            raise DrainingError
+        for request in requests:
+            check_request(request, self.model.limits, has_text=True)
+        places = self.settings.max_num_seqs + self.settings.max_queue
+        if len(requests) > places:
+            raise ValueError(f"{len(requests)} answers at once are more than this server can hold ({places})")
+        missing = len(self._tickets) + len(requests) - places
+        if missing > 0:
+            raise QueueFullError(self._seconds_until(missing))
+        tickets = [Ticket(request) for request in requests]
+        if context is not None:
+            context.tickets.extend(tickets)
+        for ticket in tickets:
+            self._tickets.add(ticket)
+            ticket._task = asyncio.create_task(self._follow(ticket))
+            ticket._task.add_done_callback(partial(self._end, ticket))
+        return tickets
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new requests, wait for those in flight, cancel what is left after `seconds`, and end the engine."""
+        self.draining = True
+        tasks = {ticket._task for ticket in self._tickets if ticket._task is not None}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.to_thread(self._served.close)
+
+    def _seconds_until(self, places: int) -> int:
+        """Whole seconds until so many more requests have ended, going by those that ended last; at least 1."""
+        if len(self._finished) < 2:
+            return 1
+        rate = len(self._finished) / max(perf_counter() - self._finished[0], 1e-3)
+        return min(MAX_RETRY_AFTER, max(1, ceil(places / rate)))
+
+    async def _follow(self, ticket: Ticket) -> None:
+        """Move the steps of a request from the engine into its ticket until it ends."""
+        async for step in self._served.stream(ticket.request):
+            ticket.generated += len(step.kept.tokens)
+            ticket.finish_reason = step.sequence.finish_reason
+            ticket._steps.put_nowait(step)
+
+    def _end(self, ticket: Ticket, task: asyncio.Task[None]) -> None:
+        """End a ticket. A callback of the task, since one that is cancelled before it starts runs none of its code."""
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            ticket.finish_reason = "cancelled"
+        elif error is not None:
+            log.error("a pass failed, or the engine has ended", exc_info=error)
+            ticket.finish_reason = "error"
+        self._tickets.discard(ticket)
+        self._finished.append(perf_counter())
+        ticket._steps.put_nowait(None if error is None else PassFailedError())

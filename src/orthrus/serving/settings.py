@@ -1,0 +1,74 @@
+"""The settings of a server, checked where they are made."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, fields
+from math import isfinite
+
+from orthrus.options import Options
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How to serve a model. Times are in seconds.
+
+    api_keys: any of them opens the API; without keys it is open. served_model_name: what clients call the model (its
+    own id by default). max_model_len: the most tokens of a request, prompt and answer together. max_num_seqs: the most
+    sequences in a pass. max_queue: the most requests that wait for one of those places. request_timeout: the deadline
+    of a request that sets none, from its arrival. body_timeout: the longest wait for the body of a request.
+    drain_timeout: how long a shutdown waits for the requests in flight. allowed_origins: web pages of other origins
+    that may call the API (CORS). allowed_hosts: names, beside those of this machine, that a Host header may hold.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    served_model_name: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 8
+    max_queue: int = 64
+    request_timeout: float = 600.0
+    body_timeout: float = 30.0
+    drain_timeout: float = 60.0
+    max_body_bytes: int = 8 * 2**20
+    log_prompts: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    cycle: str | None = None
+    rule: str = "exact"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port must lie in 0 (any free port) to 65535, not {self.port}")
+        if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
+            raise ValueError("an API key must be ASCII text without spaces around it, and not empty")
+        for name in ("max_model_len", "max_num_seqs", "max_body_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.max_queue < 0:
+            raise ValueError(f"max_queue must not be negative, got {self.max_queue}")
+        for field in fields(self):
+            if field.name.endswith("_timeout"):
+                seconds = getattr(self, field.name)
+                if not isfinite(seconds) or seconds < 0 or (seconds == 0 and field.name != "drain_timeout"):
+                    raise ValueError(f"{field.name} must be a positive number of seconds, not {seconds}")
+        for origin in self.allowed_origins:
+            if origin != "*" and not origin.startswith(("http://", "https://")):
+                raise ValueError(f"an origin looks like https://example.com, or is * for all; not {origin!r}")
+
+    @property
+    def engine_options(self) -> Options:
+        """The options of `Model.engine`."""
+        return {"cycle": self.cycle, "rule": self.rule, "batch_size": self.max_num_seqs}
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

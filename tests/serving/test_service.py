@@ -1,0 +1,176 @@
+"""The service: admission, cancellation, failures, and draining."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError, RequestContext, Service
+from orthrus.serving.settings import ServeSettings
+
+
+def served(model, **settings):
+    return Service(model, ServeSettings(cycle="one-pass", **settings))
+
+
+def asked(model, new=20, prompt="abc", **options):
+    return model.request(prompt, {"max_new_tokens": new, "seed": 1, **options})
+
+
+async def tokens_of(ticket):
+    return [token async for step in ticket.steps() for token in step.kept.tokens]
+
+
+def run(main):
+    async def bounded():
+        async with asyncio.timeout(60):
+            return await main()
+
+    return asyncio.run(bounded())
+
+
+def test_requests_get_the_tokens_of_the_model_whoever_reads_them_and_when(model):
+    prompts = ["abc", "x" * 300, "hello there"]
+
+    async def main():
+        service = served(model, max_num_seqs=2)
+        tickets = service.submit([asked(model, prompt=prompt) for prompt in prompts])
+        while not all(ticket.done for ticket in tickets):  # nobody reads
+            await asyncio.sleep(0.01)
+        found = [await tokens_of(ticket) for ticket in tickets]
+        await service.drain(0)
+        return found, [ticket.generated for ticket in tickets], service
+
+    found, counted, service = run(main)
+    expected = [model.generate(p, max_new_tokens=20, seed=1, cycle="ar").tokens for p in prompts]
+    assert found == expected
+    assert counted == [len(tokens) for tokens in expected]
+    assert service.unfinished == service.engine.unfinished == service.engine.cache.pages_in_use == 0
+
+
+def test_requests_beyond_the_queue_are_refused_together(model):
+    async def main():
+        service = served(model, max_num_seqs=2, max_queue=2)
+        first = service.submit([asked(model, 400)] * 3)
+        with pytest.raises(QueueFullError) as refused:
+            service.submit([asked(model)] * 2)
+        assert refused.value.retry_after >= 1
+        assert service.unfinished == 3
+        with pytest.raises(ValueError, match="5 answers at once are more than this server can hold"):
+            service.submit([asked(model)] * 5)
+        first[0].cancel()
+        assert await tokens_of(first[0]) == []
+        last = service.submit([asked(model)] * 2)
+        found = await tokens_of(last[1])
+        await service.drain(60)
+        return found, first
+
+    found, first = run(main)
+    assert found == model.generate("abc", max_new_tokens=20, cycle="ar").tokens
+    assert [ticket.finish_reason for ticket in first] == ["cancelled", "length", "length"]
+
+
+def test_cancelling_ends_a_request_before_the_next_pass(model):
+    async def main():
+        service = served(model)
+        context = RequestContext("one")
+        [ticket] = service.submit([asked(model, 480)], context)
+        [other] = service.submit([asked(model)])
+        steps = ticket.steps()
+        await anext(steps)
+        context.cancel()
+        async for _ in steps:
+            pass
+        found = await tokens_of(other)
+        while service.engine.unfinished:
+            await asyncio.sleep(0.01)
+        pages = service.engine.cache.pages_in_use
+        await service.drain(0)
+        return ticket, found, pages
+
+    ticket, found, pages = run(main)
+    assert (ticket.finish_reason, pages) == ("cancelled", 0)
+    assert ticket.generated < 480
+    assert found == model.generate("abc", max_new_tokens=20, cycle="ar").tokens
+
+
+def test_a_failed_pass_fails_its_requests_and_no_later_one(model, monkeypatch):
+    async def main():
+        service = served(model)
+        monkeypatch.setattr(service.engine, "step", lambda: 1 / 0)
+        failed = service.submit([asked(model)] * 2)
+        for ticket in failed:
+            with pytest.raises(PassFailedError):
+                await tokens_of(ticket)
+        monkeypatch.undo()
+        [later] = service.submit([asked(model)])
+        found = await tokens_of(later)
+        await service.drain(0)
+        return found, service
+
+    found, service = run(main)
+    assert found == model.generate("abc", max_new_tokens=20, cycle="ar").tokens
+    assert service.engine.cache.pages_in_use == 0
+
+
+def test_draining_finishes_what_is_in_flight_and_refuses_new_requests(model):
+    async def main():
+        service = served(model)
+        [ticket] = service.submit([asked(model, 60)])
+        draining = asyncio.create_task(service.drain(60))
+        await asyncio.sleep(0)
+        with pytest.raises(DrainingError):
+            service.submit([asked(model)])
+        await draining
+        return await tokens_of(ticket)
+
+    assert run(main) == model.generate("abc", max_new_tokens=60, cycle="ar").tokens
+
+
+def test_a_drain_that_takes_too_long_cancels(model):
+    async def main():
+        service = served(model, max_num_seqs=1)
+        tickets = service.submit([asked(model, 480)] * 3)
+        await service.drain(0)
+        return [ticket.finish_reason for ticket in tickets]
+
+    assert run(main) == ["cancelled"] * 3
+
+
+def test_a_prompt_that_the_cache_cannot_hold_is_refused_at_once(model):
+    async def main():
+        service = served(model)
+        assert service.max_model_len == 512
+        with pytest.raises(ValueError, match="the prompt has 600 tokens, the model's context 512"):
+            service.submit([asked(model), model.request("x" * 600, {"raw": True})])
+        assert service.unfinished == 0
+        await service.drain(0)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"port": 70000}, "--port must lie in 0 .* not 70000"),
+        ({"api_keys": ("",)}, "an API key must be ASCII"),
+        ({"api_keys": (" a",)}, "an API key must be ASCII"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, not 0"),
+        ({"max_queue": -1}, "max_queue must not be negative"),
+        ({"request_timeout": 0.0}, "request_timeout must be a positive number"),
+        ({"drain_timeout": float("inf")}, "drain_timeout must be a positive number"),
+        ({"allowed_origins": ("example.com",)}, "an origin looks like"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ServeSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("box.example", False)],
+)
+def test_hosts_that_only_this_machine_reaches(host, local):
+    assert ServeSettings(host=host).local is local
