@@ -19,6 +19,7 @@ from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.statistics import Statistics
+from orthrus.decoding.text import Piece
 from orthrus.load_options import DTYPES, LoadOptions, LoadSettings
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
@@ -49,14 +50,6 @@ class Result:
             "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason, "seed": self.seed,
             "prompt_tokens": self.prompt_tokens, "statistics": self.statistics.as_dict(),
         }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The text of one token (it may be empty: half a character), and whether it was an accepted draft."""
-
-    text: str
-    drafted: bool
 
 
 @dataclass(frozen=True)
@@ -227,7 +220,7 @@ def _in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Result]]:
     ready: dict[int, Result] = {}
     following = 0
     for step in steps:
-        if step.sequence.finish_reason is not None:
+        if step.finish_reason is not None:
             ready[step.sequence.index] = result_of(step.sequence)
         while following in ready:
             yield following, ready.pop(following)
@@ -236,21 +229,9 @@ def _in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Result]]:
 
 def _chunks(steps: Iterator[Step]) -> Iterator[Chunk]:
     """The text of one sequence as it becomes certain."""
-    shown = position = 0
     for step in steps:
-        sequence, text = step.sequence, step.sequence.text
-        assert text is not None
-        done = sequence.finish_reason is not None
-        pieces: list[Piece] = []
-        first_new = len(sequence.tokens) - len(step.kept.tokens)
-        while position < len(text.ends) and (done or text.ends[position] <= text.safe):
-            end = min(text.ends[position], len(text.text))
-            drafted = first_new <= position < first_new + step.kept.accepted
-            pieces.append(Piece(text.text[shown:end], drafted))
-            shown, position = end, position + 1
-        if done and shown < len(text.text):
-            pieces.append(Piece(text.text[shown:], drafted=False))
-        yield Chunk(pieces, result_of(sequence) if done else None)
+        done = step.finish_reason is not None
+        yield Chunk(list(step.pieces), result_of(step.sequence) if done else None)
 
 
 def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -43,7 +44,8 @@ def random_request(rng):
     shared = PREFIX[: rng.choice([0, 0, 100, PAGE, PAGE + 1, 2 * PAGE, len(PREFIX)])]
     prompt = (*shared, *(rng.randrange(290) for _ in range(rng.choice([1, 2, 30, 100]))))
     params = SamplingParams(temperature=rng.choice([0.0, 0.9]), seed=rng.randrange(3))
-    return Request(prompt, params, StopConditions(rng.choice([1, 7, 24]), stop_strings=("h7 ",)))
+    stop = StopConditions(rng.choice([1, 7, 24]), stop_strings=("h7 ",))
+    return Request(prompt, params, stop, priority=rng.choice([0, 0, 1]), drafts=rng.random() < 0.8)
 
 
 def small_engine(runner, rng, cycle, batch=4):
@@ -63,7 +65,7 @@ def test_requests_that_come_and_go_at_random_passes_equal_the_oracle_bit_for_bit
     runner, rng = tiny.runner("qwen3", dtype, kernels=kernels), random.Random(f"{dtype} {cycle} {kernels}")
     engine, rule = small_engine(runner, rng, cycle), RecordingRule()
     monkeypatch.setattr(engine, "_rule", rule)
-    requests, ended, readded = {}, {}, []
+    requests, ended, readded, texts = {}, {}, [], {}
     while len(ended) < 10 or engine.unfinished:
         if len(requests) < 10 and rng.random() < 0.3:
             request = readded.pop() if readded and rng.random() < 0.5 else random_request(rng)
@@ -75,7 +77,8 @@ def test_requests_that_come_and_go_at_random_passes_equal_the_oracle_bit_for_bit
         if engine.running and rng.random() < 0.05:
             engine._preempt(rng.choice(engine.running))
         for step in engine.step():
-            if step.sequence.finish_reason:
+            texts.setdefault(step.sequence.index, []).extend(step.pieces)
+            if step.finish_reason:
                 assert step.sequence.index not in ended
                 ended[step.sequence.index] = step.sequence
     assert engine.cache.pages_in_use == 0
@@ -86,6 +89,7 @@ def test_requests_that_come_and_go_at_random_passes_equal_the_oracle_bit_for_bit
             assert sequence.tokens == truth.tokens[: len(sequence.tokens)]
         else:
             assert (sequence.tokens, sequence.finish_reason) == (truth.tokens, truth.finish_reason)
+        assert "".join(piece.text for piece in texts[index]) == sequence.text.text
         rows = rule.logits.get(id(sequence.sampler), {})
         for n in range(len(sequence.tokens)):
             assert torch.equal(rows[len(request.prompt) + n], truth.logits_NV[n]), (index, n)
@@ -111,6 +115,46 @@ def test_tokens_do_not_depend_on_preemption_for_want_of_pages(rule):
         outputs.append(done)
     assert preempted
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_a_request_without_drafts_decodes_plainly_beside_others():
+    runner = tiny.runner("qwen3")
+    engine = Engine(runner, DecodingConfig(cycle="one-pass", batch_size=2), tiny.LIMITS, decode=tiny.text_of)
+    plain, drafted = tiny.request(seed=1), tiny.request(seed=2)
+    indices = engine.add(replace(plain, drafts=False)), engine.add(drafted)
+    ended, sources = {}, {index: set() for index in indices}
+    while engine.unfinished:
+        for step in engine.step():
+            ended[step.sequence.index] = step.sequence
+            sources[step.sequence.index] |= {piece.source for piece in step.pieces}
+    for index, request in zip(indices, (plain, drafted), strict=True):
+        assert ended[index].tokens == tiny.oracle(runner, request).tokens
+    assert ended[indices[0]].statistics.passes == len(ended[indices[0]].tokens)
+    assert not ended[indices[0]].statistics.drafted
+    assert sources[indices[0]] == {"plain"}
+    assert ended[indices[1]].statistics.drafted
+    assert "bonus" in sources[indices[1]]
+
+
+def test_requests_start_by_priority_and_then_in_the_order_in_which_they_came():
+    engine = Engine(tiny.runner("qwen3"), DecodingConfig(cycle="ar"), tiny.LIMITS)
+    short = Request((5, 6), SamplingParams(), StopConditions(1))
+    added = [engine.add(replace(short, priority=priority)) for priority in (2, 0, 1, 0)]
+    ended = []
+    while engine.unfinished:
+        ended += [step.sequence.index for step in engine.step()]
+    assert ended == [added[1], added[3], added[2], added[0]]
+
+
+def test_an_overdue_request_ends_wherever_it_is():
+    engine = Engine(tiny.runner("qwen3"), DecodingConfig(cycle="ar"), tiny.LIMITS)
+    endless = Request((5, 6), SamplingParams(), StopConditions(200))
+    running, waiting = engine.add(endless), engine.add(replace(endless, timeout=0.0))
+    (step,) = [step for step in engine.step() if step.finish_reason]
+    assert (step.sequence.index, step.finish_reason) == (waiting, "timeout")
+    assert [sequence.index for sequence in engine.running] == [running]
+    engine.cancel_all()
+    assert engine.cache.pages_in_use == 0
 
 
 def test_a_thousand_requests_leave_nothing_behind():

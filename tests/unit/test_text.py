@@ -47,6 +47,19 @@ def test_a_stop_string_is_cut_and_no_part_of_it_is_ever_shown():
     assert "one ST" not in shown[:6]
 
 
+def test_pieces_make_the_text_and_say_how_each_token_came():
+    stream, taken = TextStream(bytewise, ["STOP"]), []
+    for n, byte in enumerate("é ST é SSTOP".encode()):
+        stream.push(byte, "draft" if n % 2 else "bonus")
+        taken += stream.take()
+        assert stream.stopped or "".join(piece.text for piece in taken) == stream.text[: stream.safe]
+    stream.finish()
+    taken += stream.take()
+    assert "".join(piece.text for piece in taken) == stream.text == "é ST é S"
+    assert [piece.token for piece in taken] == list(range(14))
+    assert [piece.drafted for piece in taken] == [bool(n % 2) for n in range(14)]
+
+
 def test_the_earliest_stop_string_wins():
     stream = TextStream(bytewise, ["cde", "bc"])
     push_all(stream, b"abcdef")

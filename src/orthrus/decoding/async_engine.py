@@ -85,7 +85,7 @@ class AsyncEngine:
                 continue
             with self._changed:
                 for step in steps:
-                    last = step.sequence.finish_reason is not None
+                    last = step.finish_reason is not None
                     self._deliver(step.sequence.index, *((step, None) if last else (step,)))
 
     def _fail(self, error: BaseException) -> None:

@@ -18,7 +18,8 @@ from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.propose import EAGER_LOGITS, Block, drafts_from_blocks
 from orthrus.decoding.rules import Check, Rule
-from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.sequence import FinishReason, Sequence
+from orthrus.decoding.text import Piece
 from orthrus.runner.runner import Runner
 
 
@@ -50,16 +51,32 @@ class Job:
 
 @dataclass(frozen=True)
 class Step:
-    """The tokens that one sequence gained in a pass, and how many of them are accepted drafts."""
+    """What one sequence gained in a pass. It does not change, so any thread may read it, while the sequence may be a
+    pass further; that of a finished sequence no longer changes either.
+
+    kept: its tokens, and how many of them are accepted drafts. plan: what the pass verified. pieces: the text that has
+    become certain; none without a tokenizer. passes: those of the sequence so far.
+    """
 
     sequence: Sequence
     kept: Verdict
+    plan: PassPlan = field(default_factory=PassPlan)
+    pieces: tuple[Piece, ...] = ()
+    finish_reason: FinishReason | None = None
+    passes: int = 0
+
+    @staticmethod
+    def of(sequence: Sequence, kept: Verdict, plan: PassPlan | None = None) -> Step:
+        """The step of a sequence that has just appended its tokens, or ended without any."""
+        pieces = sequence.text.take() if sequence.text is not None else ()
+        return Step(sequence, kept, plan or PassPlan(), pieces, sequence.finish_reason, sequence.statistics.passes)
 
 
 def decoding_jobs(cycle: Cycle, runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[Job]:
-    """Propose: what each decoding sequence verifies in the next pass, by the cycle."""
-    plans = cycle.propose(runner, batch, drafting, rule) if batch else []
-    return [Job(sequence, plan) for sequence, plan in zip(batch, plans, strict=True)]
+    """Propose: what each decoding sequence verifies in the next pass, by the cycle. Some want no drafts."""
+    drafted = [sequence for sequence in batch if sequence.request.drafts]
+    plans = iter(cycle.propose(runner, drafted, drafting, rule) if drafted else ())
+    return [Job(s, next(plans) if s.request.drafts else PassPlan(width=drafting.width)) for s in batch]
 
 
 def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
@@ -80,7 +97,9 @@ def run(runner: Runner, jobs: Seq[Job], rule: Rule) -> list[Step]:
     for job in jobs:
         if not job.verifies:
             job.sequence.table.commit(job.sequence.table.length + len(job.chunk))
-    steps = [Step(job.sequence, _commit(job, verdict)) for job, verdict in zip(verifying, verdicts, strict=True)]
+    steps = [
+        Step.of(job.sequence, _commit(job, verdict), job.plan) for job, verdict in zip(verifying, verdicts, strict=True)
+    ]
     _draft_ahead(runner, verifying, steps, blocks, rule, eager_logits=eager_logits)
     return steps
 

@@ -11,6 +11,7 @@ makes others wait.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -71,7 +72,7 @@ class Engine:
         self._ids = count()
         self._added: deque[Sequence] = deque()
         self._cancelled: deque[int] = deque()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self._lock = Lock()
 
@@ -103,7 +104,7 @@ class Engine:
                 for step in self.step():
                     if step.sequence.index == index:
                         yield step
-                        if step.sequence.finish_reason is not None:
+                        if step.finish_reason is not None:
                             return
         finally:
             self.cancel(index)
@@ -116,33 +117,35 @@ class Engine:
 
     @property
     def running(self) -> list[Sequence]:
-        """The sequences that hold pages, in the order in which they came."""
+        """The sequences that hold pages, in the order in which they run."""
         return list(self._running)
 
     def step(self) -> list[Step]:
-        """Run one pass. Returns what each sequence gained in it, and the sequences that were cancelled before it."""
+        """Run one pass. Returns what each sequence gained in it, and the sequences that ended before it, because they
+        were cancelled or their time was up."""
         with self._lock:
-            cancelled = self._leave()
+            ended = self._leave()
             self._join()
             self._make_room()
             batch = [sequence for sequence in self._running if sequence.decodes]
             jobs = cycle.decoding_jobs(self._cycle, self._runner, batch, self._drafting, self._rule)
             steps = [step for part in self._passes(jobs) for step in cycle.run(self._runner, part, self._rule)]
             self._share_prompts(steps)
-            if batch and self._drafting.planner is not None:
-                kept = [step.kept for step in steps[: len(batch)]]
-                self._drafting.planner.learn(batch, [job.plan for job in jobs], kept)
+            self._learn(jobs, steps)
             self._leave()
-            return cancelled + steps
+            return ended + steps
 
     def _leave(self) -> list[Step]:
-        """Let finished and cancelled sequences go, with all that is kept for them. Returns the cancelled ones."""
+        """Let sequences go that are finished, cancelled or overdue, and all that is kept for them. Returns the steps of
+        those that had not finished by themselves."""
         while self._added:
-            self._waiting.append(self._added.popleft())
+            insort(self._waiting, self._added.popleft(), key=lambda sequence: sequence.order)
         cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
-        ended = [s for s in (*self._running, *self._waiting) if s.index in cancelled] if cancelled else []
-        for sequence in ended:
-            sequence.finish("cancelled")
+        ended = []
+        for sequence in (*self._running, *self._waiting):
+            if sequence.finish_reason is None and (sequence.index in cancelled or sequence.overdue):
+                sequence.finish("cancelled" if sequence.index in cancelled else "timeout")
+                ended.append(sequence)
         for sequence in [s for s in (*self._running, *ended) if s.finish_reason is not None]:
             if sequence in self._running:
                 self._running.remove(sequence)
@@ -151,14 +154,14 @@ class Engine:
                 self._waiting.remove(sequence)
             if self._drafting.planner is not None:
                 self._drafting.planner.forget(sequence)
-        return [Step(sequence, Verdict([], 0)) for sequence in ended]
+        return [Step.of(sequence, Verdict([], 0)) for sequence in ended]
 
     def _join(self) -> None:
         """Admit waiting sequences in their order, while there are places and pages. A known prefix is shared."""
         while self._waiting and len(self._running) < self._config.batch_size:
             sequence = self._waiting[0]
             if sequence.finish_reason is not None:
-                self._waiting.popleft()
+                del self._waiting[0]
                 continue
             table = self._table_for(sequence.committed[:-1], sequence.length + self._workspace)
             if table is None:
@@ -166,8 +169,7 @@ class Engine:
             if not sequence.tokens:
                 sequence.statistics.cached_tokens = table.length
             sequence.begin(table)
-            self._running.append(self._waiting.popleft())
-            self._running.sort(key=lambda running: running.index)
+            insort(self._running, self._waiting.pop(0), key=lambda running: running.order)
 
     def _table_for(self, tokens: list[int], positions: int) -> BlockTable | None:
         """A table with that many positions, which shares a known prefix of `tokens`; None if pages are missing.
@@ -195,10 +197,10 @@ class Engine:
                     self._preempt(self._running[-1])
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Let a sequence wait, first in line. All that it needs to go on stays with it, except its pages."""
+        """Let a sequence wait, before those that came later. All that it needs stays with it, except its pages."""
         self._running.remove(sequence)
         self._give_up_pages(sequence)
-        self._waiting.appendleft(sequence)
+        insort(self._waiting, sequence, key=lambda waiting: waiting.order)
 
     def _share_prompts(self, steps: list[Step]) -> None:
         """Let later prompts share the whole pages of those that have just been prefilled."""
@@ -236,7 +238,16 @@ class Engine:
         together = [decoding + prompts] if self._runner.ragged else [decoding, *([job] for job in prompts)]
         yield from (jobs for jobs in together if jobs)
 
+    def _learn(self, jobs: list[Job], steps: list[Step]) -> None:
+        """Show the planner the verdicts on what it planned. The steps of the decoding sequences come first."""
+        planned = [pair for pair in zip(jobs, steps, strict=False) if pair[0].sequence.request.drafts]
+        if planned and self._drafting.planner is not None:
+            batch, plans = [job.sequence for job, _ in planned], [job.plan for job, _ in planned]
+            self._drafting.planner.learn(batch, plans, [step.kept for _, step in planned])
+
     def _first_width(self, sequence: Sequence) -> int:
+        if not sequence.request.drafts:
+            return 0
         planner = self._drafting.planner
         return planner.first_width(sequence.length) if planner else self._drafting.width
 

@@ -13,18 +13,25 @@ from orthrus.decoding.noise import AddressedNoise, draw_seed
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.statistics import Statistics
-from orthrus.decoding.text import Decode, TextStream
+from orthrus.decoding.text import Decode, Source, TextStream
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to decode: prompt tokens, how to sample, when to stop."""
+    """What to decode: prompt tokens, how to sample, when to stop.
+
+    priority: of the requests that wait, those with the lowest number run first. timeout: seconds from `add` after which
+    the request ends, whatever it has by then; None for no limit. drafts: False decodes it plainly, one token per pass.
+    """
 
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopConditions = field(default_factory=StopConditions)
+    priority: int = 0
+    timeout: float | None = None
+    drafts: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,17 @@ class Sequence:
         self.statistics = Statistics()
         self._max_tokens = min(request.stop.max_new_tokens, limits.max_positions - len(request.prompt))
         self._started = 0.0
+        self._deadline = None if request.timeout is None else perf_counter() + request.timeout
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sequences run in this order: by priority, then as they came. Pages are taken from the last ones first."""
+        return self.request.priority, self.index
+
+    @property
+    def overdue(self) -> bool:
+        """Whether its time is up."""
+        return self._deadline is not None and perf_counter() > self._deadline
 
     @property
     def table(self) -> BlockTable:
@@ -106,11 +124,13 @@ class Sequence:
         """Append the first token, which the prefill predicted."""
         self.statistics.passes += 1
         self.statistics.prefill_seconds = perf_counter() - self._started
-        self._append([token])
+        self._append([token], ["plain"])
 
     def append(self, verdict: Verdict, plan: PassPlan) -> Verdict:
         """Append a verdict's tokens until the sequence stops, and count the cycle. Returns the part that was kept."""
-        kept = self._append(verdict.tokens)
+        drafted: Source = "lookup" if plan.draft.kind == "lookup" else "draft"
+        last: Source = "bonus" if plan.offered else "plain"
+        kept = self._append(verdict.tokens, [*[drafted] * verdict.accepted, last])
         accepted, offered = min(verdict.accepted, kept), plan.offered
         stopped_early = kept < len(verdict.tokens)
         self.statistics.count_passes(plan)
@@ -120,17 +140,17 @@ class Sequence:
     def finish(self, reason: FinishReason) -> None:
         """End the sequence."""
         self.finish_reason = reason
-        self.statistics.seconds = perf_counter() - self._started
+        self.statistics.seconds = perf_counter() - self._started if self._started else 0.0
         if self.text is not None:
             self.text.finish()
 
-    def _append(self, tokens: list[int]) -> int:
+    def _append(self, tokens: list[int], sources: list[Source]) -> int:
         """Append tokens until the sequence stops. Returns how many were kept."""
-        for kept, token in enumerate(tokens, start=1):
+        for kept, (token, source) in enumerate(zip(tokens, sources, strict=True), start=1):
             self.tokens.append(token)
             self.statistics.generated += 1
             if self.text is not None and token not in self.ends:
-                self.text.push(token)
+                self.text.push(token, source)
             if token in self.ends or (self.text is not None and self.text.stopped):
                 self.finish("stop")
             elif len(self.tokens) >= self._max_tokens:

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"
 """What a tokenizer decodes an incomplete character to."""
+Source = Literal["draft", "lookup", "bonus", "plain"]
+"""How a token came: an accepted draft of a block, an accepted draft of prompt lookup, the token after the drafts of a
+pass, or the token of a pass without drafts."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of one token (it may be empty: half a character), its index in the answer, and how it came."""
+
+    text: str
+    token: int
+    source: Source
+
+    @property
+    def drafted(self) -> bool:
+        """Whether the token was an accepted draft."""
+        return self.source in ("draft", "lookup")
 
 
 class TextStream:
@@ -20,10 +39,14 @@ class TextStream:
         self.ends: list[int] = []
         """The length of the text after each token."""
         self.stopped = False
+        self._sources: list[Source] = []
+        self._finished = False
+        self._taken_tokens = self._taken_characters = 0
 
-    def push(self, token: int) -> None:
+    def push(self, token: int, source: Source = "plain") -> None:
         """Add a token. Sets `stopped` and cuts the text where a stop string is now complete."""
         self._tokens.append(token)
+        self._sources.append(source)
         self._decode_pending()
         self.ends.append(len(self.text))
 
@@ -40,6 +63,20 @@ class TextStream:
         before = self._decode(self._tokens[self._prefix_offset : self._read_offset])
         self._extend(self._decode(self._tokens[self._prefix_offset :])[len(before) :])
         self._read_offset = len(self._tokens)
+        self._finished = True
+
+    def take(self) -> tuple[Piece, ...]:
+        """The text that has become certain since the last call; after `finish`, all that is left."""
+        pieces = []
+        while self._taken_tokens < len(self.ends):
+            token = self._taken_tokens
+            if not self._finished and self.ends[token] > self.safe:
+                break
+            end = len(self.text) if self._finished and token == len(self.ends) - 1 else self.ends[token]
+            pieces.append(Piece(self.text[self._taken_characters : end], token, self._sources[token]))
+            self._taken_characters = max(self._taken_characters, min(end, len(self.text)))
+            self._taken_tokens += 1
+        return tuple(pieces)
 
     @property
     def safe(self) -> int:
