@@ -1,0 +1,331 @@
+"""The playground in a real browser, against a server that streams scripted passes in the format of ours.
+
+Needs Chromium and selenium; without them the tests in the browser are skipped. Waits end at a condition, not a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
+
+from orthrus.serving.routes import playground
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+)
+SCRIPT = [
+    ("two-pass", [("Here", "plain")], [], []),
+    ("two-pass", [(" are", "draft"), (" two", "draft"), (" <b>tags</b>", "bonus")], [" of"], [0.9, 0.8, 0.3]),
+    ("lookup", [(" and", "lookup"), (" é", "bonus")], [], [0.7]),
+    ("ar", [(".\n", "plain")], [], []),
+]
+TEXT = "Here are two <b>tags</b> and é.\n"
+
+
+class FakeServer:
+    """Answers by the last message; records every request body, and how many streams were open at once."""
+
+    def __init__(self):
+        self.bodies, self.keys = [], []
+        self.open = self.most_open = self.left = 0
+        self.app = FastAPI()
+        self.app.include_router(playground.router())
+        self.app.get("/v1/models")(self.models)
+        self.app.post("/v1/chat/completions")(self.chat)
+
+    async def models(self, request: Request):
+        self.keys.append(request.headers.get("authorization"))
+        return {"object": "list", "data": [{"id": "scripted", "object": "model"}]}
+
+    async def chat(self, request: Request):
+        body = await request.json()
+        self.bodies.append(body)
+        asked = body["messages"][-1]["content"]
+        if asked.isdecimal():
+            error = {"message": f"scripted {asked}", "type": "t", "param": None, "code": None}
+            return JSONResponse({"error": error}, int(asked), headers={"Retry-After": "30"} if asked == "429" else {})
+        return StreamingResponse(self.stream(asked, body.get("drafts", True)), media_type="text/event-stream")
+
+    async def stream(self, asked, drafts):
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            yield event({"delta": {"role": "assistant", "content": ""}})
+            number = 0
+            for shape in passes(drafts):
+                number += 1
+                if asked == "break" and number == 3:
+                    raise ConnectionError("scripted")
+                yield chunk(number, *shape)
+                await asyncio.sleep(0.01)
+            while asked == "endless":
+                number += 1
+                yield chunk(number, "ar", [(" more", "plain")], [], [])
+                await asyncio.sleep(0.01)
+            if asked == "differ" and drafts:
+                yield chunk(number + 1, "ar", [("!", "plain")], [], [])
+            yield event({"delta": {}, "finish_reason": "stop"})
+            yield event(None, usage={"completion_tokens": 8})
+            yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        finally:
+            self.open -= 1
+
+
+def passes(drafts):
+    if drafts:
+        return SCRIPT
+    return [("ar", [(text, "plain")], [], []) for _, pieces, _, _ in SCRIPT for text, _ in pieces]
+
+
+def event(choice, **fields):
+    return f"data: {json.dumps({'choices': [choice] if choice else [], **fields})}\n\n"
+
+
+def chunk(number, kind, pieces, rejected, confidence):
+    told = {"index": 0, "pass": number, "kind": kind, "rows": 1 + len(confidence), "rejected": rejected}
+    told |= {"pieces": [{"text": text, "source": source} for text, source in pieces], "confidence": confidence}
+    return event({"index": 0, "delta": {"content": "".join(text for text, _ in pieces)}}, orthrus=told)
+
+
+@contextmanager
+def served(app):
+    """Run an app on a free port of this machine in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("the browser tests need chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page as a person uses it."""
+
+    def __init__(self, driver, address, server):
+        from selenium.webdriver.common.keys import Keys
+
+        self.driver, self.server, self.keys = driver, server, Keys
+        driver.get(address)
+        driver.execute_script("localStorage.clear(); sessionStorage.clear()")
+        driver.get(address)
+        self.until(lambda: self.text("#model-name") == "scripted")
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.all(selector)[-1]
+
+    def text(self, selector):
+        return " ".join(self.one(selector).text.split())
+
+    def until(self, condition):
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        WebDriverWait(self.driver, 20, poll_frequency=0.03).until(lambda _: condition())
+
+    def say(self, text, *, wait=True):
+        self.one("#prompt").send_keys(text + self.keys.ENTER)
+        if wait:
+            self.until(lambda: not self.all("body.busy"))
+
+    def set(self, **values):
+        self.one("#open-settings").click()
+        for name, value in values.items():
+            field = self.one(f"dialog [name={name}]")
+            field.clear()
+            field.send_keys(str(value))
+        self.one("dialog .primary").click()
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = FakeServer()
+    with served(made.app) as made.address:
+        yield made
+
+
+@pytest.fixture
+def page(browser, server):
+    server.bodies.clear()
+    server.most_open = 0
+    return Page(browser, server.address, server)
+
+
+def test_files_have_headers_that_keep_other_sites_out():
+    app = FastAPI()
+    app.include_router(playground.router())
+    client = TestClient(app)
+    for path in ("/", "/playground/playground.css", "/playground/playground.js", "/playground/answer.js"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-cache"
+        again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/playground/..%2Froutes%2Fplayground.py").status_code == 404
+
+
+def test_files_are_complete_and_small():
+    folder = Path(playground.__file__).parents[1] / "playground"
+    files = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert set(files) == set(playground.FILES)
+    assert all(text.count("\n") <= 300 for text in files.values())
+    assert not any("http://" in text.replace("http://www.w3.org", "") or "https://" in text for text in files.values())
+    assert not any("innerHTML" in text or "style=" in text for text in files.values())
+
+
+def test_tokens_stream_in_the_colours_of_how_they_came(page):
+    page.say("hello")
+    tokens = [(token.get_attribute("textContent"), token.get_attribute("class")) for token in page.all(".text .token")]
+    assert tokens == [(text, f"token {source}") for _, pieces, _, _ in SCRIPT for text, source in pieces]
+    assert page.one(".text").get_property("textContent") == TEXT  # the tags are text
+    assert page.text(".figures").startswith("8 tokens 4 passes 2.00 tokens per pass")
+    assert page.text("#announce") == f"Answer: {TEXT}".strip()
+    colours = {source: page.one(f".text .{source}").value_of_css_property("background-color") for source in
+               ("draft", "lookup", "bonus", "plain")}  # fmt: skip
+    assert len(set(colours.values())) == 4
+    body = page.server.bodies[0]
+    assert body["stream_options"] == {"include_usage": True, "include_drafts": True}
+    assert (body["temperature"], body["max_tokens"], "seed" in body) == (0, 512, False)
+    assert not [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_tip_tells_the_pass_of_a_token_by_mouse_and_by_keys(page):
+    from selenium.webdriver import ActionChains
+
+    page.say("hello")
+
+    def pointed_at(token):
+        ActionChains(page.driver).move_by_offset(1, 1).move_to_element(token).perform()
+        return page.text("#tip")
+
+    page.until(lambda: pointed_at(page.all(".text .draft")[1]))
+    tip = page.text("#tip")
+    assert "accepted draft" in tip
+    assert "Pass 2 · two-pass · 4 rows" in tip
+    assert "Confidence of the draft: 80 %" in tip
+    assert "·of 30 %" in tip
+    page.driver.execute_script("document.querySelector('.text').focus()")
+    for _ in range(5):
+        page.driver.switch_to.active_element.send_keys(page.keys.ARROW_RIGHT)
+    assert "looked up" in page.text("#tip")
+    assert page.driver.switch_to.active_element.get_attribute("aria-describedby") == "tip"
+    page.driver.switch_to.active_element.send_keys(page.keys.ESCAPE)
+    assert not page.one("#tip").is_displayed()
+
+
+def test_a_race_runs_one_after_the_other_and_compares_the_texts(page):
+    page.one("#tab-race").click()
+    page.say("hello")
+    assert [body["drafts"] for body in page.server.bodies] == [False, True]
+    assert page.server.most_open == 1
+    assert page.text(".badge") == f"✓ Identical: all {len(TEXT)} characters"
+    assert "times as fast" in page.text(".headline")
+    assert page.one("#lane-plain .text").get_property("textContent") == TEXT
+    assert len(page.all("#lane-orthrus .pass")) == 4
+    page.set(temperature=0.8)
+    page.say("hello again")
+    plain, orthrus = page.server.bodies[2:]
+    assert plain["seed"] == orthrus["seed"]
+    assert f"seed {plain['seed']}" in page.text("#verdict")
+    page.say("differ")
+    assert page.text(".badge.bad") == f"The texts differ from character {len(TEXT) + 1} on"
+
+
+def test_stopping_keeps_the_text_and_the_conversation_goes_on(page):
+    left = page.server.left
+    page.say("endless", wait=False)
+    page.until(lambda: " more" in page.one("#turns").get_property("textContent"))
+    page.one("#prompt").send_keys(page.keys.ESCAPE)
+    page.until(lambda: not page.all("body.busy"))
+    page.until(lambda: page.server.left == left + 1)  # the server has noticed
+    page.say("hello")
+    roles = [message["role"] for message in page.server.bodies[-1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    assert page.server.bodies[-1]["messages"][1]["content"].startswith(TEXT)
+    page.one(".again").click()
+    page.until(lambda: len(page.server.bodies) == 3 and not page.all("body.busy"))
+    assert page.server.bodies[1] == page.server.bodies[2]
+    assert len(page.all("#turns article")) == 2
+
+
+def test_problems_say_what_happened_and_what_to_do(page):
+    def told(asked):
+        page.say(asked)
+        return page.text("#turns .problem")
+
+    assert told("400") == "The server refused this request. scripted 400 Try again"
+    assert told("500") == "The server failed. scripted 500 Try again"
+    assert "The server is busy. scripted 429 Try again in" in told("429")
+    assert not page.one("#turns .problem button").is_enabled()
+    assert told("break") == "The connection broke midway. The text up to here is kept. Try again"
+    assert page.one(".text").get_property("textContent").startswith("Here are two")
+    assert [message["content"] for message in page.server.bodies[-1]["messages"]] == ["break"]  # the others are dropped
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": True, **offline})
+    assert "The server does not answer." in told("hello")
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {"offline": False, **offline})
+    page.one("#turns .problem button").click()
+    page.until(lambda: page.one(".text").get_property("textContent") == TEXT)
+
+
+def test_a_key_is_asked_for_sent_and_kept_in_the_tab_only(page):
+    page.say("401")
+    page.one("#turns .problem button").click()
+    assert page.driver.switch_to.active_element.get_attribute("name") == "key"
+    page.driver.switch_to.active_element.send_keys("secret" + page.keys.ENTER)
+    page.until(lambda: page.server.keys[-1] == "Bearer secret")
+    stored = page.driver.execute_script("return [JSON.stringify(localStorage), JSON.stringify(sessionStorage)]")
+    assert ("secret" in stored[0], "secret" in stored[1]) == (False, True)
+
+
+def test_it_fits_a_phone_and_follows_the_colour_scheme(page):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    background = lambda: page.one("body").value_of_css_property("background-color")  # noqa: E731
+    light = background()
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    for name in ("chat", "race"):
+        page.one(f"#tab-{name}").click()
+        page.say("hello " * 30)
+        assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
+        assert page.driver.execute_script("return document.querySelector('main').scrollWidth") <= 390
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    for theme, changed in (("light", False), ("dark", True)):
+        page.one("#theme").click()
+        assert (background() != light) is changed, theme
