@@ -157,6 +157,10 @@ class Model:
         settings = Settings.of(options)
         return Request(self._tokenization.encode(prompt, settings), settings.sampling, settings.stop)
 
+    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of a text as it stands: no chat template, but the special tokens that the tokenizer adds."""
+        return self._tokenization.encode_text(text, special_tokens=special_tokens)
+
     def decode(self, tokens: Seq[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self._tokenization.decode(tokens)

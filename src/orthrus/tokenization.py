@@ -54,6 +54,11 @@ class Tokenization:
             checked = [{"role": "system", "content": settings.system}, *checked]
         return self._rendered(checked, settings)
 
+    def encode_text(self, text: str, *, special_tokens: bool = True) -> list[int]:
+        """Token ids of a text as it stands, with the special tokens that the tokenizer adds, or without them."""
+        with self._lock:
+            return self._tokenizer.encode(text, special_tokens=special_tokens)
+
     def decode(self, tokens: Seq[int]) -> str:
         """The text of token ids, without special tokens."""
         with self._lock:

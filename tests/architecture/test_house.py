@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "tokenization": {"checkpoint", "options"},
     "load_options": {"options"},
     "api": {"checkpoint", "config", "decoding", "load_options", "model", "options", "runner", "tokenization"},
-    "serving": {"api", "config", "decoding", "options"},
+    "serving": {"__init__", "api", "config", "decoding", "options", "reasoning", "tokenization", "tool_calls"},
     "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "training"},
     "cli": RECORDS
     | {"api", "backends", "bench", "checkpoint", "decoding", "model", "options", "serving", "tokenization", "training"},
@@ -75,7 +75,10 @@ LAYERS = {
         "noise", "processors", "filters", "sampling", "text", "drafts", "plan", "statistics", "sequence", "rules",
         "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine", "async_engine",
     ],
-    "serving": ["settings", "service", "routes"],
+    "serving": [
+        "settings", "service", "errors", "protocol", "token_texts", "logprobs", "drafts", "prompts", "answers",
+        "exchange", "routes", "app",
+    ],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""
 LIBRARIES_KEPT_OUT = {

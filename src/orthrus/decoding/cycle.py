@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import Tensor
 
 from orthrus.decoding.cycles import Cycle, Drafting
-from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.drafts import Draft, TokenLogprobs, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.propose import EAGER_LOGITS, Block, drafts_from_blocks
 from orthrus.decoding.rules import Check, Rule
@@ -55,7 +55,9 @@ class Step:
     pass further; that of a finished sequence no longer changes either.
 
     kept: its tokens, and how many of them are accepted drafts. plan: what the pass verified. pieces: the text that has
-    become certain; none without a tokenizer. passes: those of the sequence so far.
+    become certain; none without a tokenizer. passes: those of the sequence so far. logprobs: one per kept token where
+    asked for. prompt_logprobs: one per token of the prompt where asked for, in the first step with tokens; None for the
+    first token, before which nothing stands.
     """
 
     sequence: Sequence
@@ -64,6 +66,8 @@ class Step:
     pieces: tuple[Piece, ...] = ()
     finish_reason: FinishReason | None = None
     passes: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     @staticmethod
     def of(sequence: Sequence, kept: Verdict, plan: PassPlan | None = None) -> Step:

@@ -33,3 +33,15 @@ class Verdict:
 
     tokens: list[int]
     accepted: int
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token and its log probability, with those of the most likely tokens in its place, likeliest first.
+
+    Natural logarithms of the model's own distribution: before temperature, penalties and constraints.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()

@@ -1,1 +1,1 @@
-"""The routes of the server, one file each."""
+"""The routes of the server, a file each; `router` makes them for a service."""

@@ -7,6 +7,8 @@ from importlib import resources
 
 from fastapi import APIRouter, Request, Response
 
+from orthrus.serving.service import Service
+
 FILES = {
     "index.html": "text/html; charset=utf-8",
     "playground.css": "text/css; charset=utf-8",
@@ -24,8 +26,8 @@ HEADERS = {
 """Nothing from other sites, no guessing of types, and a check for a newer version before a cached file is used."""
 
 
-def router() -> APIRouter:
-    """The routes of the page. They need no API key: the page asks for one and sends it with its requests."""
+def router(service: Service | None = None) -> APIRouter:
+    """The routes of the page, whatever is served. They need no API key: the page asks for one and sends it with its requests."""
     routes = APIRouter(include_in_schema=False)
     folder = resources.files("orthrus.serving") / "playground"
     contents = {name: (folder / name).read_bytes() for name in FILES}

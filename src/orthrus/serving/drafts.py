@@ -1,0 +1,24 @@
+"""The extension `include_drafts`: what a pass did, beside the text that it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from orthrus.decoding.cycle import Step
+from orthrus.serving.protocol.common import DraftInfo, DraftPiece
+
+
+def draft_info(index: int, step: Step, decode: Callable[[Sequence[int]], str]) -> DraftInfo:
+    """The pass behind a step. index: of the choice."""
+    plan, kept = step.plan, step.kept
+    found: dict[str, Any] = {
+        "index": index,
+        "pass": step.passes,
+        "kind": plan.kind,
+        "rows": 1 + plan.offered + plan.blocks * plan.width,
+        "pieces": [DraftPiece(text=piece.text, source=piece.source) for piece in step.pieces],
+        "rejected": [decode([token]) for token in plan.tokens[kept.accepted :]],
+        "confidence": plan.draft.confidence[: plan.offered],
+    }
+    return DraftInfo(**found)

@@ -1,0 +1,159 @@
+"""Errors as OpenAI's API shows them: `{"error": {"message", "type", "param", "code"}}`, whatever went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError
+
+log = logging.getLogger(__name__)
+INVALID, SERVER = "invalid_request_error", "server_error"
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong. `param` is the field, as a path such as `messages[0].content`."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is an error, and of the event that ends a stream by one."""
+
+    error: ErrorDetail
+
+
+class APIError(Exception):
+    """An error that the client is told as it stands.
+
+    Args:
+        message: what was wrong, what was expected, what to do.
+        status: of HTTP.
+        type: `invalid_request_error` for mistakes of the client; clients tell errors apart by it and by the status.
+        param: the field that is wrong.
+        code: a fixed word for programs, such as `context_length_exceeded`.
+        headers: of HTTP.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, dict(headers or {})
+        self.detail = ErrorDetail(message=_printable(message), type=type, param=_printable(param), code=code)
+
+
+def error_response(error: APIError) -> JSONResponse:
+    """The answer of HTTP that tells an error."""
+    body = ErrorResponse(error=error.detail).model_dump()
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
+
+
+def as_api_error(error: Exception) -> APIError:
+    """Any exception as the error that a client may see. The inside of the server is shown in its log alone."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, QueueFullError):
+        wait = {"Retry-After": str(error.retry_after)}
+        return APIError(str(error), status=429, type="rate_limit_error", code="rate_limit_exceeded", headers=wait)
+    if isinstance(error, DrainingError):
+        return APIError(str(error), status=503, type=SERVER, code="shutting_down")
+    if isinstance(error, PassFailedError):
+        return APIError(str(error), status=500, type=SERVER, code="pass_failed")
+    log.error("a request failed", exc_info=error)
+    return APIError("the server failed; its log says why", status=500, type=SERVER, code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of an app leave in OpenAI's shape."""
+
+    def known(_: Request, error: Exception) -> JSONResponse:
+        return error_response(as_api_error(error))
+
+    def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return error_response(validation_error(error.errors(), error.body))
+
+    def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = f"{error.detail} ({HTTPStatus(error.status_code).phrase})"
+        return error_response(APIError(message, status=error.status_code, headers=error.headers))
+
+    for kind in (APIError, QueueFullError, DrainingError, PassFailedError, Exception):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> APIError:
+    """What pydantic found, as one error: that of the deepest field, since the members of a union that do not fit fail
+    higher up."""
+    paths = [_path(error["loc"][1:], body) for error in errors]
+    deepest = max(paths, key=len)
+    error = errors[paths.index(deepest)]
+    return _field_error("".join(deepest).removeprefix("."), error)
+
+
+def _path(location: Sequence[int | str], body: Any) -> list[str]:
+    """The steps to a field. Names that stand for the members of a union are left out: the body does not have them."""
+    path, value = [], body
+    for at, step in enumerate(location):
+        if isinstance(value, dict) and step in value:
+            path.append(f".{step}")
+            value = value[step]
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            path.append(f"[{step}]")
+            value = value[step]
+        elif at == len(location) - 1 and isinstance(value, dict) and isinstance(step, str):
+            path.append(f".{step}")
+    return path
+
+
+def _field_error(path: str, error: Mapping[str, Any]) -> APIError:
+    kind, context, name = error["type"], error.get("ctx", {}), path or "the body"
+    if kind == "extra_forbidden":
+        return APIError(f"{name} is not a field that this server knows", param=path, code="unknown_parameter")
+    if kind == "missing":
+        return APIError(f"{name} is missing", param=path or None, code="missing_required_parameter")
+    if kind == "none_required":
+        return APIError(
+            f"{name} is not supported by this server: leave it out", param=path, code="unsupported_parameter"
+        )
+    if kind == "literal_error":
+        return APIError(
+            f"{name} must be {context['expected']}; other values are not supported",
+            param=path,
+            code="unsupported_value",
+        )
+    if kind == "union_tag_invalid":
+        field = f"{path}.{context['discriminator'].strip(chr(39))}"
+        message = f"{field} must be one of {context['expected_tags']}, not {context['tag']!r}"
+        return APIError(message, param=field, code="unsupported_value")
+    if kind == "json_invalid":
+        return APIError(f"the body is not valid JSON: {context.get('error', error['msg'])}", code="invalid_json")
+    told = str(error["msg"])
+    told = told.replace("Input should", "should").replace("String should", "should").replace("List should", "should")
+    return APIError(f"{name} {told}", param=path or None, code="invalid_value")
+
+
+def _printable(text: str | None) -> Any:
+    """Text that UTF-8 can hold: clients may send lone surrogates as the name of a field."""
+    return None if text is None else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,260 @@
+"""The API through OpenAI's own client: what it shows is what the model generates."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import openai
+import pytest
+
+from orthrus.serving.app import create_app
+from orthrus.serving.service import Service
+from orthrus.serving.settings import ServeSettings
+
+SETTINGS = ServeSettings(served_model_name="tiny", max_num_seqs=4, cycle="one-pass")
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+class InLoop(httpx.BaseTransport):
+    """The app in a loop of its own thread, for synchronous clients."""
+
+    def __init__(self, model, settings):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+        async def make():
+            self.service = Service(model, settings)
+            return httpx.ASGITransport(create_app(self.service), raise_app_exceptions=False)
+
+        self.inner = self.run(make())
+
+    def run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+    def handle_request(self, request):
+        async def answer():
+            response = await self.inner.handle_async_request(request)
+            return response.status_code, response.headers, await response.aread()
+
+        status, headers, content = self.run(answer())
+        return httpx.Response(status, headers=headers, content=content)
+
+    def end(self):
+        self.run(self.service.drain(0))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    transport = InLoop(model, SETTINGS)
+    yield transport
+    transport.end()
+
+
+@pytest.fixture(scope="module")
+def http(server):
+    return httpx.Client(transport=server, base_url="http://test")
+
+
+@pytest.fixture(scope="module")
+def client(http):
+    return openai.OpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0)
+
+
+def expected(model, prompt=MESSAGES, **options):
+    return model.generate(prompt, **{"max_new_tokens": 24, "cycle": "ar", **options})
+
+
+def chat(client, messages=MESSAGES, **fields):
+    return client.chat.completions.create(model="tiny", messages=messages, **{"max_tokens": 24, **fields})
+
+
+def test_a_chat_completion_is_what_the_model_generates(client, model):
+    answer = chat(client, temperature=0)
+    alone = expected(model)
+    assert answer.choices[0].message.content == alone.text
+    assert answer.choices[0].finish_reason == alone.finish_reason
+    assert answer.usage.completion_tokens == len(alone.tokens)
+    assert answer.usage.prompt_tokens == alone.prompt_tokens
+    assert answer.usage.total_tokens == len(alone.tokens) + alone.prompt_tokens
+    assert answer.system_fingerprint.startswith("fp_")
+
+
+def test_choices_differ_and_are_those_of_their_sample_index(client, model):
+    answer = chat(client, temperature=1.2, top_p=0.9, seed=-5, n=3, extra_body={"top_k": 50})
+    alone = [
+        expected(model, temperature=1.2, top_p=0.9, top_k=50, seed=2**64 - 5, sample_index=index).text
+        for index in range(3)
+    ]
+    assert [choice.message.content for choice in answer.choices] == alone
+    assert len(set(alone)) == 3
+
+
+def test_temperature_is_1_unless_set(client, model):
+    assert chat(client, seed=7).choices[0].message.content == expected(model, temperature=1.0, seed=7).text
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+def test_a_stream_adds_up_to_the_answer(client, drafts):
+    whole = chat(client, seed=3, n=2)
+    stream = chat(
+        client, seed=3, n=2, stream=True, stream_options={"include_usage": True, "include_drafts": drafts},
+        extra_body={"drafts": drafts},
+    )  # fmt: skip
+    texts, reasons, passes = {0: "", 1: ""}, {}, 0
+    for chunk in stream:
+        for choice in chunk.choices:
+            if choice.index not in reasons and not texts[choice.index] and choice.delta.role:
+                assert choice.delta.role == "assistant"
+            texts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+        info = chunk.model_extra.get("orthrus")
+        if info:
+            passes += 1
+            assert info["kind"] in ("ar", "one-pass", "two-pass", "lookup")
+            assert len(info["rejected"]) <= len(info["confidence"])
+        usage = chunk.usage
+    assert [texts[n] for n in range(2)] == [choice.message.content for choice in whole.choices]
+    assert [reasons[n] for n in range(2)] == [choice.finish_reason for choice in whole.choices]
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    assert bool(passes) == drafts
+    if not drafts:
+        assert usage.completion_tokens_details.accepted_prediction_tokens == 0
+
+
+def test_stop_strings_end_an_answer_and_are_not_shown(client, model):
+    whole = expected(model, temperature=1.5, seed=2).text
+    stops = [whole[5:7], "never", "also never", "nor this", "nor that"]
+    for stream in (False, True):
+        answer = chat(client, temperature=1.5, seed=2, stop=stops, stream=stream)
+        if stream:
+            chunks = list(answer)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            reason = chunks[-1].choices[0].finish_reason
+        else:
+            text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert (text, reason) == (whole[: whole.index(stops[0])], "stop")
+
+
+def test_completions_of_texts_and_of_token_ids(client, model):
+    prompts = ["abc", "hello there"]
+    alone = [expected(model, prompt, max_new_tokens=16, raw=True).text for prompt in prompts]
+    ids = [model.encode(prompt) for prompt in prompts]
+    for prompt, texts in ((prompts, alone), (ids, alone), (prompts[0], alone[:1]), (ids[1], alone[1:])):
+        answer = client.completions.create(model="tiny", prompt=prompt, temperature=0)
+        assert [choice.text for choice in answer.choices] == texts
+        assert [choice.index for choice in answer.choices] == list(range(len(texts)))
+    echoed = client.completions.create(model="tiny", prompt=prompts, temperature=0, echo=True)
+    assert [choice.text for choice in echoed.choices] == [p + text for p, text in zip(prompts, alone, strict=True)]
+    alone_echoed = client.completions.create(model="tiny", prompt=prompts[0], max_tokens=0, echo=True)
+    assert alone_echoed.choices[0].text == prompts[0]
+    assert alone_echoed.usage.completion_tokens == 0
+    chunks = list(client.completions.create(model="tiny", prompt=prompts, temperature=0, echo=True, stream=True))
+    for index, choice in enumerate(echoed.choices):
+        found = [c for chunk in chunks for c in chunk.choices if c.index == index]
+        assert "".join(c.text for c in found) == choice.text
+        assert [c.finish_reason for c in found if c.finish_reason] == [choice.finish_reason]
+
+
+def test_tokens_and_models(client, http, model):
+    assert client.models.list().data[0].model_extra["max_model_len"] == 512
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("another/model")
+    found = http.post("/tokenize", json={"prompt": "aé", "return_token_strs": True}).json()
+    assert found["tokens"] == model.encode("aé")
+    assert found["token_strs"] == ["a", "bytes:\\xc3", "bytes:\\xa9"]
+    assert http.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": "aé"}
+    of_chat = http.post("/tokenize", json={"messages": MESSAGES}).json()
+    assert of_chat["tokens"] == list(model.prompt_tokens(MESSAGES, {}))
+    assert of_chat["count"] == len(of_chat["tokens"])
+
+
+def test_the_asynchronous_client(model):
+    async def main():
+        service = Service(model, SETTINGS)
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport) as inner:
+            client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=inner)
+            answers = await asyncio.gather(*(chat(client, seed=seed) for seed in range(5)))
+            text = ""
+            async for chunk in await chat(client, seed=1, stream=True):
+                text += chunk.choices[0].delta.content or ""
+        await service.drain(5)
+        return [answer.choices[0].message.content for answer in answers], text
+
+    texts, streamed = asyncio.run(main())
+    assert texts == [expected(model, temperature=1.0, seed=seed).text for seed in range(5)]
+    assert streamed == texts[1]
+
+
+BAD = {
+    "messages": ({"messages": []}, "messages"),
+    "unknown field": ({"guided_json": {}}, "guided_json"),
+    "unknown in a message": ({"messages": [{"role": "user", "content": "a", "nme": "b"}]}, "messages[0].nme"),
+    "image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+              "messages[0].content[0].type"),
+    "role": ({"messages": [{"role": "function", "content": "a"}]}, "messages[0].role"),
+    "temperature": ({"temperature": 2.5}, "temperature"),
+    "string for a number": ({"top_p": "0.5"}, "top_p"),
+    "audio": ({"audio": {"voice": "a"}}, "audio"),
+    "functions": ({"functions": [{"name": "f"}]}, "functions"),
+    "store": ({"store": True}, "store"),
+    "logit_bias": ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+    "token beyond the vocabulary": ({"logit_bias": {"4000": 1}}, "logit_bias"),
+    "stream_options": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "tool_choice": ({"tool_choice": "required"}, "tool_choice"),
+    "too long": ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages"),
+    "response_format": ({"response_format": {"type": "xml"}}, "response_format.type"),
+    "empty stop": ({"stop": ["a", ""]}, "stop[1]"),
+    "chat_template_kwargs": ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(BAD))
+def test_what_is_wrong_is_named(http, case):
+    fields, param = BAD[case]
+    response = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2, **fields})
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert param.split(".")[-1].split("[")[0] in error["message"] or "prompt" in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"messages": NaN}', b'{"\\ud800": 1}', b"[" * 100_000])
+def test_bodies_that_are_no_request(http, body):
+    for path in ("/v1/chat/completions", "/v1/completions", "/tokenize"):
+        response = http.post(path, content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_errors_of_the_path_and_the_method_have_the_same_shape(http, client):
+    for response, status in ((http.get("/v1/nothing"), 404), (http.get("/v1/chat/completions"), 405)):
+        assert response.status_code == status
+        assert response.json()["error"]["type"] == "invalid_request_error"
+    with pytest.raises(openai.NotFoundError, match="'other' is not served here, only 'tiny'"):
+        client.chat.completions.create(model="other", messages=MESSAGES)
+
+
+def test_more_choices_than_the_server_holds_are_refused(client):
+    with pytest.raises(openai.BadRequestError, match="more than this server can hold"):
+        chat(client, n=100)
+
+
+def test_fields_without_effect_are_accepted(client, model):
+    answer = chat(
+        client, temperature=0, user="u", metadata={"a": "b"}, store=False, service_tier="auto", modalities=["text"],
+        parallel_tool_calls=True, response_format={"type": "text"}, verbosity="medium", prompt_cache_key="k",
+        safety_identifier="s", logit_bias={}, stop=[], audio=None,
+    )  # fmt: skip
+    assert answer.choices[0].message.content == expected(model).text
+    with pytest.raises(openai.BadRequestError, match="service_tier must be"):
+        chat(client, service_tier="flex")
