@@ -27,7 +27,7 @@ HEADERS = {
 
 
 def router(service: Service | None = None) -> APIRouter:
-    """The routes of the page, whatever is served. They need no API key: the page asks for one and sends it with its requests."""
+    """The routes of the page, whatever is served. They need no API key: the page asks for one and sends it."""
     routes = APIRouter(include_in_schema=False)
     folder = resources.files("orthrus.serving") / "playground"
     contents = {name: (folder / name).read_bytes() for name in FILES}
