@@ -76,8 +76,8 @@ LAYERS = {
         "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine", "async_engine",
     ],
     "serving": [
-        "settings", "service", "errors", "protocol", "token_texts", "logprobs", "drafts", "prompts", "answers",
-        "exchange", "routes", "app",
+        "settings", "logs", "metrics", "service", "errors", "limits", "http", "protocol", "token_texts", "logprobs",
+        "drafts", "prompts", "answers", "exchange", "routes", "app",
     ],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""

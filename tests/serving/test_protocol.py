@@ -57,12 +57,12 @@ def server(model):
 
 @pytest.fixture(scope="module")
 def http(server):
-    return httpx.Client(transport=server, base_url="http://test")
+    return httpx.Client(transport=server, base_url="http://localhost")
 
 
 @pytest.fixture(scope="module")
 def client(http):
-    return openai.OpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0)
+    return openai.OpenAI(base_url="http://localhost/v1", api_key="none", http_client=http, max_retries=0)
 
 
 def expected(model, prompt=MESSAGES, **options):
@@ -180,7 +180,7 @@ def test_the_asynchronous_client(model):
         service = Service(model, SETTINGS)
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport) as inner:
-            client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=inner)
+            client = openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=inner)
             answers = await asyncio.gather(*(chat(client, seed=seed) for seed in range(5)))
             text = ""
             async for chunk in await chat(client, seed=1, stream=True):

@@ -40,7 +40,7 @@ def test_requests_get_the_tokens_of_the_model_whoever_reads_them_and_when(model)
             await asyncio.sleep(0.01)
         found = [await tokens_of(ticket) for ticket in tickets]
         await service.drain(0)
-        return found, [ticket.generated for ticket in tickets], service
+        return found, [ticket.progress.generated for ticket in tickets], service
 
     found, counted, service = run(main)
     expected = [model.generate(p, max_new_tokens=20, seed=1, cycle="ar").tokens for p in prompts]
@@ -91,7 +91,7 @@ def test_cancelling_ends_a_request_before_the_next_pass(model):
 
     ticket, found, pages = run(main)
     assert (ticket.finish_reason, pages) == ("cancelled", 0)
-    assert ticket.generated < 480
+    assert ticket.progress.generated < 480
     assert found == model.generate("abc", max_new_tokens=20, cycle="ar").tokens
 
 

@@ -53,6 +53,11 @@ class AsyncEngine:
                     self._engine.cancel(index)
                     self._changed.notify()
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are decoded: it is not closed, and its thread has not died."""
+        return not self._closed and (self._thread is None or self._thread.is_alive())
+
     def close(self) -> None:
         """Cancel all requests and end the thread."""
         with self._changed:
@@ -83,6 +88,10 @@ class AsyncEngine:
                 with self._changed:
                     self._fail(error)
                 continue
+            except BaseException as error:  # the thread ends: see `alive`
+                with self._changed:
+                    self._fail(RuntimeError(f"the engine has died: {error!r}"))
+                raise
             with self._changed:
                 for step in steps:
                     last = step.finish_reason is not None

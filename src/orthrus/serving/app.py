@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from orthrus import __version__
-from orthrus.serving import errors, routes
+from orthrus.serving import errors, limits, routes
 from orthrus.serving.service import Service
 
 DESCRIPTION = "Lossless parallel token generation, behind the API of OpenAI."
@@ -22,6 +22,7 @@ def create_app(service: Service) -> FastAPI:
         separate_input_output_schemas=False,  # what has a default may be left out of an answer
     )  # fmt: skip
     errors.install(app)
+    limits.install(app, service)
     for name in sorted(module.name for module in pkgutil.iter_modules(routes.__path__)):
         app.include_router(importlib.import_module(f"{routes.__name__}.{name}").router(service))
     schema = app.openapi

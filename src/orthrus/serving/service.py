@@ -11,15 +11,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orthrus.decoding.async_engine import AsyncEngine
 from orthrus.decoding.cycle import Step
 from orthrus.decoding.sequence import Request, check_request
+from orthrus.serving.metrics import Load, Metrics, Progress
 from orthrus.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class Ticket:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.arrived = perf_counter()
-        self.generated = 0
+        self.progress = Progress(len(request.prompt), request.stop.max_new_tokens)
         self.finish_reason: str | None = None
         self._steps: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
@@ -94,11 +94,28 @@ class RequestContext:
 
     request_id: str
     tickets: list[Ticket] = field(default_factory=list)
+    arrived: float = field(default_factory=perf_counter)
+    disconnected: bool = False
 
     def cancel(self) -> None:
         """Cancel all that was submitted for this HTTP request."""
         for ticket in self.tickets:
             ticket.cancel()
+
+    def token_counts(self) -> dict[str, Any]:
+        """What the access log says of the tickets; nothing if there are none."""
+        if not self.tickets:
+            return {}
+        each = [ticket.progress for ticket in self.tickets]
+        first = [progress.first_token for progress in each if progress.first_token is not None]
+        return {
+            "prompt_tokens": sum(progress.prompt_tokens for progress in each),
+            "cached_tokens": sum(progress.cached_tokens for progress in each),
+            "generated_tokens": sum(progress.generated for progress in each),
+            "passes": sum(progress.passes for progress in each),
+            "first_token_seconds": round(min(first) - self.arrived, 6) if first else None,
+            "finish_reasons": [ticket.finish_reason for ticket in self.tickets],
+        }
 
 
 class Service:
@@ -107,9 +124,11 @@ class Service:
     def __init__(self, model: Model, settings: ServeSettings) -> None:
         self.model, self.settings = model, settings
         self.engine = model.engine(**settings.engine_options)
+        self.metrics = Metrics(self.model_name, self._load)
         self.draining = False
         self._served = AsyncEngine(self.engine)
         self._tickets: set[Ticket] = set()
+        self._logged: BaseException | None = None
         self._finished: deque[float] = deque(maxlen=RECENT)
 
     @property
@@ -124,6 +143,11 @@ class Service:
         return min(longest, self.settings.max_model_len or longest)
 
     @property
+    def healthy(self) -> bool:
+        """Whether the engine decodes, or would as soon as it is asked."""
+        return self._served.alive
+
+    @property
     def unfinished(self) -> int:
         """Requests that were admitted and have not ended."""
         return len(self._tickets)
@@ -132,10 +156,13 @@ class Service:
         """Admit all requests or none; they are decoded in this order of arrival.
 
         context: of the HTTP request they belong to, whose disconnection then cancels them.
-        Raises DrainingError, QueueFullError, or ValueError where a request cannot be decoded.
+        Raises DrainingError, QueueFullError, PassFailedError if the engine has died, or ValueError where a request
+        cannot be decoded.
         """
         if self.draining:
             raise DrainingError
+        if not self.healthy:
+            raise PassFailedError
         for request in requests:
             check_request(request, self.model.limits, has_text=True)
         places = self.settings.max_num_seqs + self.settings.max_queue
@@ -143,8 +170,10 @@ class Service:
             raise ValueError(f"{len(requests)} answers at once are more than this server can hold ({places})")
         missing = len(self._tickets) + len(requests) - places
         if missing > 0:
+            self.metrics.count_rejected("queue_full")
             raise QueueFullError(self._seconds_until(missing))
-        tickets = [Ticket(request) for request in requests]
+        timeout = self.settings.request_timeout
+        tickets = [Ticket(r if r.timeout is not None else replace(r, timeout=timeout)) for r in requests]
         if context is not None:
             context.tickets.extend(tickets)
         for ticket in tickets:
@@ -153,15 +182,19 @@ class Service:
             ticket._task.add_done_callback(partial(self._end, ticket))
         return tickets
 
+    def cancel_all(self) -> None:
+        """End all requests before the next pass."""
+        for ticket in list(self._tickets):
+            ticket.cancel()
+
     async def drain(self, seconds: float) -> None:
         """Take no new requests, wait for those in flight, cancel what is left after `seconds`, and end the engine."""
         self.draining = True
         tasks = {ticket._task for ticket in self._tickets if ticket._task is not None}
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait(tasks, timeout=seconds)
+            self.cancel_all()
+            await asyncio.wait(tasks)
         await asyncio.to_thread(self._served.close)
 
     def _seconds_until(self, places: int) -> int:
@@ -171,21 +204,28 @@ class Service:
         rate = len(self._finished) / max(perf_counter() - self._finished[0], 1e-3)
         return min(MAX_RETRY_AFTER, max(1, ceil(places / rate)))
 
+    def _load(self) -> Load:
+        running, cache = len(self.engine.running), self.engine.cache
+        return Load(running, max(0, self.unfinished - running), cache.pages_in_use / cache.pages)
+
     async def _follow(self, ticket: Ticket) -> None:
         """Move the steps of a request from the engine into its ticket until it ends."""
         async for step in self._served.stream(ticket.request):
-            ticket.generated += len(step.kept.tokens)
-            ticket.finish_reason = step.sequence.finish_reason
+            self.metrics.count_step(ticket.progress, step)
+            ticket.finish_reason = step.finish_reason
             ticket._steps.put_nowait(step)
 
     def _end(self, ticket: Ticket, task: asyncio.Task[None]) -> None:
         """End a ticket. A callback of the task, since one that is cancelled before it starts runs none of its code."""
         error = None if task.cancelled() else task.exception()
         if task.cancelled():
-            ticket.finish_reason = "cancelled"
+            ticket.finish_reason = ticket.finish_reason or "cancelled"
         elif error is not None:
-            log.error("a pass failed, or the engine has ended", exc_info=error)
+            if error is not self._logged:  # it ends all requests in flight
+                log.error("a pass failed", exc_info=error)
+            self._logged = error
             ticket.finish_reason = "error"
         self._tickets.discard(ticket)
         self._finished.append(perf_counter())
+        self.metrics.count_end(ticket.progress, ticket.finish_reason or "error")
         ticket._steps.put_nowait(None if error is None else PassFailedError())
