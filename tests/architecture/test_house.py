@@ -77,7 +77,7 @@ LAYERS = {
     ],
     "serving": [
         "settings", "logs", "metrics", "service", "errors", "limits", "http", "protocol", "token_texts", "logprobs",
-        "drafts", "prompts", "answers", "exchange", "routes", "app",
+        "drafts", "prompts", "answers", "response_items", "exchange", "routes", "app",
     ],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""

@@ -258,3 +258,46 @@ def test_fields_without_effect_are_accepted(client, model):
     assert answer.choices[0].message.content == expected(model).text
     with pytest.raises(openai.BadRequestError, match="service_tier must be"):
         chat(client, service_tier="flex")
+
+
+def test_a_response_is_what_the_model_generates(client, model):
+    answer = client.responses.create(model="tiny", input="hello", temperature=0, max_output_tokens=24)
+    alone = expected(model)
+    assert answer.output_text == alone.text
+    assert answer.status == ("completed" if alone.finish_reason == "stop" else "incomplete")
+    assert answer.usage.output_tokens == len(alone.tokens)
+    events = list(
+        client.responses.create(model="tiny", input=MESSAGES, temperature=0, max_output_tokens=24, stream=True)
+    )
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == alone.text
+    assert events[-1].type == f"response.{answer.status}"
+    assert events[-1].response.output_text == alone.text
+    again = client.responses.create(
+        model="tiny", input=[*MESSAGES, *answer.output, {"role": "user", "content": "and?"}], temperature=0,
+        instructions="Be short.", max_output_tokens=16, store=False, extra_body={"chat_template_kwargs": {}},
+    )  # fmt: skip
+    turns = [
+        {"role": "system", "content": "Be short."}, *MESSAGES, {"role": "assistant", "content": alone.text},
+        {"role": "user", "content": "and?"},
+    ]  # fmt: skip
+    assert again.output_text == expected(model, turns, max_new_tokens=16).text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"store": True}, "store"),
+        ({"background": True}, "background"),
+        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
+        ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+    ],
+)
+def test_what_a_stateless_server_cannot_do_is_refused(http, fields, param):
+    response = http.post("/v1/responses", json={"input": "a", **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)

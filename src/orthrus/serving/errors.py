@@ -144,7 +144,8 @@ def _field_error(path: str, error: Mapping[str, Any]) -> APIError:
             code="unsupported_value",
         )
     if kind == "union_tag_invalid":
-        field = f"{path}.{context['discriminator'].strip(chr(39))}"
+        named = context["discriminator"].strip("'")  # a function, where the field may be left out
+        field = f"{path}.{'type' if named.endswith('()') else named}"
         message = f"{field} must be one of {context['expected_tags']}, not {context['tag']!r}"
         return APIError(message, param=field, code="unsupported_value")
     if kind == "json_invalid":

@@ -69,16 +69,22 @@ def called(name: str, arguments: str) -> dict[str, Any]:
 def sampling_options(body: Sampling, model: Model) -> Chosen:
     """The options that chat and text completions share. What the request leaves open is the model's."""
     options = extension_options(body, model)
-    options["temperature"] = _first(body.temperature, options.get("temperature"), 1.0)
-    options["top_p"] = _first(body.top_p, options.get("top_p"), 1.0)
+    options.update(temperature_options(body.temperature, body.top_p, body.seed, options))
     options["presence_penalty"], options["frequency_penalty"] = body.presence_penalty, body.frequency_penalty
-    if body.seed is not None:
-        options["seed"] = body.seed % 2**64
     if body.logit_bias:
         options["logit_bias"] = {int(token): bias for token, bias in body.logit_bias.items()}
     options["stop"] = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
     options.update(format_options(body.response_format))
     return options
+
+
+def temperature_options(temperature: float | None, top_p: float | None, seed: int | None, own: Chosen) -> Chosen:
+    """What a request says, then the model's `own`, then OpenAI's defaults. Seeds may be negative there."""
+    return {
+        "temperature": _first(temperature, own.get("temperature"), 1.0),
+        "top_p": _first(top_p, own.get("top_p"), 1.0),
+        "seed": None if seed is None else seed % 2**64,
+    }
 
 
 def extension_options(body: Extensions, model: Model) -> Chosen:
