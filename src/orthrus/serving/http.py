@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -65,9 +66,12 @@ class Protocol(H11Protocol):
 
 class Server(uvicorn.Server):
     """Serves an app until SIGTERM or SIGINT: new work is then refused with 503, and the process exits when the requests
-    in flight have ended or `drain_timeout` has passed. A second signal cancels what is left."""
+    in flight have ended or `drain_timeout` has passed. A second signal cancels what is left.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    listening: called once connections are accepted.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, listening: Callable[[], None] = lambda: None) -> None:
         settings = service.settings
         config = uvicorn.Config(
             app,
@@ -76,7 +80,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=SECONDS_TO_FLUSH, backlog=BACKLOG,
         )  # fmt: skip
         super().__init__(config)
-        self._service = service
+        self._service, self._listening = service, listening
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -84,6 +88,7 @@ class Server(uvicorn.Server):
         """Listen."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal handler, which runs between any two instructions of the main thread."""

@@ -14,13 +14,13 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/health", responses={503: {"description": "Draining, or the engine has died."}})
-    def health() -> JSONResponse:
+    async def health() -> JSONResponse:
         """Whether the server takes requests: 200, or 503 while it shuts down or when its engine has died."""
         status = "draining" if service.draining else "ok" if service.healthy else "dead"
         return JSONResponse({"status": status}, status_code=200 if status == "ok" else 503)
 
     @routes.get("/version")
-    def version() -> dict[str, str]:
+    async def version() -> dict[str, str]:
         """The version of the server."""
         return {"version": orthrus.__version__}
 
