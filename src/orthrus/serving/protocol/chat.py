@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from orthrus.serving.protocol.common import Body, Metadata, Name, Sampling
+from orthrus.serving.protocol.common import Body, Metadata, Name, No, Sampling
 
 
 class TextPart(Body):
@@ -126,7 +126,7 @@ class ChatRequest(Sampling):
     prompt_cache_retention: Literal["in_memory"] | None = None
     safety_identifier: str | None = Field(None, description="accepted without effect")
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: No | None = None
     verbosity: Literal["medium"] | None = None
 
     audio: None = None

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+
+def _exactly_false(value: Any) -> Any:
+    """0 equals False, and would pass for it."""
+    if value is not False:
+        raise PydanticCustomError("literal_error", "must be false", {"expected": "false"})
+    return value
+
+
+No = Annotated[Literal[False], BeforeValidator(_exactly_false)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -38,7 +48,7 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     include_drafts: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class TextFormat(Body):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from orthrus.serving.protocol.common import Body, Extensions, JsonObjectFormat, Metadata, Name, TextFormat
+from orthrus.serving.protocol.common import Body, Extensions, JsonObjectFormat, Metadata, Name, No, TextFormat
 
 Status = Literal["in_progress", "completed", "incomplete"]
 Nothing = Annotated[list[Any], Field(max_length=0)]
@@ -136,7 +136,7 @@ class Reasoning(Body):
 class ResponseStreamOptions(Body):
     """Accepted where they ask for nothing."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class ResponseRequest(Extensions):
@@ -162,12 +162,12 @@ class ResponseRequest(Extensions):
     reasoning: Reasoning | None = None
     safety_identifier: str | None = Field(None, description="accepted without effect")
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: No | None = None
     stream_options: ResponseStreamOptions | None = None
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=0)
     truncation: Literal["disabled"] | None = None
     user: str | None = Field(None, description="accepted without effect")
-    background: Literal[False] | None = None
+    background: No | None = None
     include: Nothing | None = None
 
     access_programs: None = None
