@@ -74,3 +74,13 @@ def answered(cases):
         case.call_and_validate()
 
     check()
+
+
+def test_the_schema_says_which_paths_need_a_key(model):
+    def secured(*keys):
+        paths = create_app(Service(model, ServeSettings(api_keys=keys))).openapi()["paths"]
+        return {path for path, operations in paths.items() if any("security" in each for each in operations.values())}
+
+    assert secured() == set()
+    assert {"/v1/chat/completions", "/v1/models/{model}", "/tokenize"} <= secured("a")
+    assert not {"/health", "/version", "/metrics"} & secured("a")

@@ -25,13 +25,31 @@ def create_app(service: Service) -> FastAPI:
     limits.install(app, service)
     for name in sorted(module.name for module in pkgutil.iter_modules(routes.__path__)):
         app.include_router(importlib.import_module(f"{routes.__name__}.{name}").router(service))
-    schema = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        return without_422(schema())
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = _Schema(app, keys=bool(service.settings.api_keys))  # type: ignore[method-assign]
     return app
+
+
+class _Schema:
+    """The OpenAPI schema of an app, made when it is first asked for."""
+
+    def __init__(self, app: FastAPI, *, keys: bool) -> None:
+        self._made, self._keys = app.openapi, keys
+
+    def __call__(self) -> dict[str, Any]:
+        """The schema."""
+        schema = without_422(self._made())
+        return with_keys(schema) if self._keys else schema
+
+
+def with_keys(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that says which paths need an API key."""
+    bearer = {"type": "http", "scheme": "bearer", "description": "an API key of the server"}
+    schema.setdefault("components", {})["securitySchemes"] = {"key": bearer}
+    for path, operations in schema["paths"].items():
+        if path not in limits.OPEN_PATHS:
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]
+    return schema
 
 
 def without_422(schema: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from orthrus.serving.service import Service, Ticket
 STATUSES = {
     400: "The request is wrong; the error names the field",
     401: "The API key is missing or wrong",
+    403: "The name of the host or the origin of the page is not one that this server answers to",
     404: "The model is not served here",
     408: "The body of the request did not come in time",
     413: "The body of the request is too large",
