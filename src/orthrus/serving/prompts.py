@@ -89,7 +89,7 @@ def temperature_options(temperature: float | None, top_p: float | None, seed: in
 
 def extension_options(body: Extensions, model: Model) -> Chosen:
     """The fields beyond OpenAI's, with the model's generation config where they are left open."""
-    own: Mapping[str, Any] = getattr(model, "generation_defaults", {})
+    own: Mapping[str, Any] = getattr(model.checkpoint, "sampling", {})
     options: Chosen = {
         **own,
         "min_new_tokens": body.min_tokens,
