@@ -13,6 +13,7 @@ import torch
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
+from orthrus.decoding.constraints import Grammars
 from orthrus.decoding.cycle import Step
 from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.planning.calibration import Calibration
@@ -76,7 +77,9 @@ class Model:
         self._tokenization = Tokenization(checkpoint.text)
         if ctx_size is not None and ctx_size > config.max_positions:
             raise ValueError(f"context size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
-        self.limits = Limits(config.vocab_size, ctx_size or config.max_positions, checkpoint.end_token_ids)
+        ends, text = checkpoint.end_token_ids, checkpoint.text
+        grammars = Grammars(text.backend_json, config.vocab_size, ends)
+        self.limits = Limits(config.vocab_size, ctx_size or config.max_positions, ends, grammars)
 
     def __repr__(self) -> str:
         decoder, config = self.decoder, self.decoder.config

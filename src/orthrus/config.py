@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
+from typing import Literal
 
 MAX_SEED = 2**64
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: logits divided by them exceed the precision of float32."""
 MAX_BIAS = 1e6
+MAX_CONSTRAINT = 2**18
+"""Characters of a schema, a regular expression or a grammar."""
 PAGE = 256
 """Positions per page of the cache. Attention splits its keys at multiples of it, or of a multiple of it."""
 KEY_BLOCK = 512
@@ -173,12 +176,27 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What the text of an answer must match. text: a JSON schema as JSON, a regular expression or a Lark grammar."""
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_CONSTRAINT:
+            raise ValueError(f"{self.kind} may have {MAX_CONSTRAINT} characters, not {len(self.text)}")
+        if not self.text and self.kind != "json_object":
+            raise ValueError(f"{self.kind} must not be empty")
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How the token of the AR view is chosen from its logits. Temperatures below 1e-5, 0 included, are greedy.
 
-    Processing order: repetition, presence and frequency penalties, logit bias, minimum length; then temperature, top-k,
-    top-p, min-p; then Gumbel noise addressed by (seed, sample index, position). `repetition_penalty` counts
-    prompt and generated tokens; the other two count generated tokens only, as in vLLM and the OpenAI API.
+    Processing order: repetition, presence and frequency penalties, logit bias, minimum length, constraint; then
+    temperature, top-k, top-p, min-p; then Gumbel noise addressed by (seed, sample index, position).
+    `repetition_penalty` counts prompt and generated tokens; the other two count generated tokens only, as in vLLM and
+    the OpenAI API. A constraint ends an answer that is complete, whatever `min_new_tokens` is.
     """
 
     temperature: float = 0.0
@@ -192,6 +210,7 @@ class SamplingParams:
     min_new_tokens: int = 0
     seed: int | None = None
     sample_index: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         refuse_outside("temperature", self.temperature, 0.0, 100.0)
@@ -225,7 +244,7 @@ class SamplingParams:
 
     @property
     def plain(self) -> bool:
-        """Whether the token is the argmax of the unprocessed logits."""
+        """Whether the token is the argmax of the unprocessed logits, of the tokens that a constraint allows."""
         return self.greedy and not self.penalised and not self.logit_bias and self.min_new_tokens == 0
 
 

@@ -64,6 +64,10 @@ class TextTokenizer(Protocol):
         """The sha256 over all tokens and their ids."""
         ...
 
+    def backend_json(self) -> str | None:
+        """The tokenizer in the JSON format of the `tokenizers` library, None where it is no such tokenizer."""
+        ...
+
     def full(self) -> PreTrainedTokenizerBase:
         """The tokenizer of `transformers`."""
         ...
@@ -102,6 +106,11 @@ class TransformersTokenizer:
     def vocabulary_digest(self) -> str:
         """See `TextTokenizer`."""
         return digest_of_vocabulary(self.vocabulary())
+
+    def backend_json(self) -> str | None:
+        """See `TextTokenizer`."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if backend is None else str(backend.to_str())
 
     def full(self) -> PreTrainedTokenizerBase:
         """See `TextTokenizer`."""
@@ -147,6 +156,10 @@ class FastTokenizer:
     def vocabulary_digest(self) -> str:
         """See `TextTokenizer`."""
         return self._settings.vocabulary_sha256
+
+    def backend_json(self) -> str | None:
+        """See `TextTokenizer`."""
+        return str(self._backend.to_str())
 
     def full(self) -> PreTrainedTokenizerBase:
         """See `TextTokenizer`."""

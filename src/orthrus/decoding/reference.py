@@ -40,7 +40,8 @@ def autoregress(
     """Decode `request` with the given seed. The prompt is prefilled in chunks; after it, every pass has one row."""
     ends = limits.end_token_ids | request.stop.stop_token_ids
     noise = AddressedNoise(seed, request.sampling.sample_index)
-    sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size)
+    grammar = limits.grammar(request.sampling.constraint, ends)
+    sampler = Sampler(request.sampling, noise, request.prompt, ends, limits.vocab_size, grammar)
     (table,) = runner.new_tables(1, len(request.prompt) + request.stop.max_new_tokens)
     pending = list(request.prompt)
     tokens: list[int] = []
@@ -54,7 +55,8 @@ def autoregress(
         ((token,),) = sample([RowRequest(sampler, logits_1V, len(request.prompt) + len(tokens))])
         sampler.advance([token])
         tokens.append(token)
-        reason = _finish(tokens, request, ends, limits, decode)
+        ending = None if grammar is None else grammar.ending
+        reason = _finish(tokens, request, ends, limits, decode) if ending is None else ending.reason
         if reason:
             return OracleResult(tokens, reason, torch.stack(kept) if keep_logits else None)
         pending = tokens[-1:]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from orthrus.config import SamplingParams
+from orthrus.decoding.constraints import Grammar, Mask, restrict
 from orthrus.decoding.filters import filter_scores, filters, softmax
 from orthrus.decoding.noise import Noise
 from orthrus.decoding.processors import LogitProcessors, process
@@ -39,13 +40,16 @@ class Sampler:
         prompt: Sequence[int],
         end_token_ids: frozenset[int],
         vocab_size: int,
+        grammar: Grammar | None = None,
     ) -> None:
-        self.params, self.noise = params, noise
+        self.params, self.noise, self.grammar = params, noise, grammar
         self.processors = LogitProcessors(params, prompt, end_token_ids, vocab_size)
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Append tokens that the sequence keeps."""
         self.processors.advance(tokens)
+        if self.grammar is not None:
+            self.grammar.advance(tokens)
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,21 @@ class RowRequest:
 
     Row i is processed as if the sequence had kept drafts[:i]. Without drafts, all rows are processed by the tokens that
     the sequence has kept.
+
+    drafting: the rows are those of a draft block. All processors but a constraint ignore the tokens drafted in the rows
+    before; a constraint follows them, and after its end nothing is drafted.
     """
 
     sampler: Sampler
     logits_RV: Tensor
     position: int
     drafts: Sequence[int] = ()
+    drafting: bool = False
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """The state of the constraint, if there is one."""
+        return self.sampler.grammar
 
 
 def sample(requests: Sequence[RowRequest]) -> list[list[int]]:
@@ -69,7 +82,7 @@ def sample(requests: Sequence[RowRequest]) -> list[list[int]]:
     """
     plain = [r for r in requests if r.sampler.params.plain]
     others = [r for r in requests if not r.sampler.params.plain]
-    plain_tokens = iter(_split(best(_stack(plain)), plain) if plain else ())
+    plain_tokens = iter(_best_allowed(_split(best(_stack(plain)), plain), plain) if plain else ())
     other_tokens = iter(_sample(_scores(others), others) if others else ())
     return [next(plain_tokens if r.sampler.params.plain else other_tokens) for r in requests]
 
@@ -77,17 +90,20 @@ def sample(requests: Sequence[RowRequest]) -> list[list[int]]:
 def probabilities(requests: Sequence[RowRequest]) -> list[Iterator[Tensor]]:
     """Per request, the distributions [V], fp32, that the tokens of its rows are drawn from. Advances no sampler.
 
-    All requests sample: none is greedy. On a CPU, a row is filtered when it is asked for.
+    All requests sample: none is greedy. On a CPU and under a constraint, a row is computed when it is asked for; by
+    then, a request that drafts holds the tokens of the rows before it in `drafts`.
     """
     if not requests:
         return []
     scores_NV = _scores(requests)
-    if scores_NV.is_cpu:
-        return [
-            _distributions(one, r.sampler.params) for one, r in zip(_pieces(scores_NV, requests), requests, strict=True)
-        ]
-    _filter_all(scores_NV, requests)
-    return [(softmax(scores_V) for scores_V in scores_RV) for scores_RV in _pieces(scores_NV, requests)]
+    pieces = _pieces(scores_NV, requests)
+    in_turn = [scores_NV.is_cpu or r.grammar is not None for r in requests]
+    if not all(in_turn):
+        _filter_all(scores_NV, requests)
+    return [
+        _distributions(scores_RV, r) if alone else (softmax(scores_V) for scores_V in scores_RV)
+        for scores_RV, r, alone in zip(pieces, requests, in_turn, strict=True)
+    ]
 
 
 def best(logits_NV: Tensor) -> list[int]:
@@ -139,21 +155,57 @@ def _scores(requests: Sequence[RowRequest]) -> Tensor:
     return scores_NV
 
 
+def _best_allowed(tokens: list[list[int]], requests: Sequence[RowRequest]) -> list[list[int]]:
+    """Replace the tokens of plain requests that a constraint forbids by the best of those that it allows."""
+    for own, r in zip(tokens, requests, strict=True):
+        if r.grammar is None:
+            continue
+        for row, token in enumerate(own):
+            if not r.grammar.goes_on(own[:row]):
+                if r.drafting:
+                    del own[row:]
+                break
+            chosen = token if r.grammar.allows(token) else _best_of(r.logits_RV[row], r.grammar.mask())
+            own[row] = chosen
+            if row < len(r.drafts) and chosen != r.drafts[row]:
+                break
+    return tokens
+
+
+def _best_of(logits_V: Tensor, mask_V: Mask) -> int:
+    scores_V = logits_V.to(torch.float32, copy=True)
+    restrict(scores_V, mask_V)
+    return best(scores_V[None])[0]
+
+
 def _sample(scores_NV: Tensor, requests: Sequence[RowRequest]) -> list[list[int]]:
+    """On a GPU, rows are sampled at once, but for those under a constraint."""
     pieces = _pieces(scores_NV, requests)
-    if scores_NV.is_cpu:
-        return [_sample_in_turn(scores_RV, r) for scores_RV, r in zip(pieces, requests, strict=True)]
+    in_turn = [scores_NV.is_cpu or r.grammar is not None for r in requests]
+    tokens = [
+        _sample_in_turn(scores_RV, r) if alone else []
+        for scores_RV, r, alone in zip(pieces, requests, in_turn, strict=True)
+    ]
+    if all(in_turn):
+        return tokens
     _filter_all(scores_NV, requests)
-    for scores_RV, r in zip(pieces, requests, strict=True):
-        for position, scores_V in enumerate(scores_RV, start=r.position):
-            _add_noise(scores_V, r.sampler, position)
-    return _split(best(scores_NV), requests)
+    for scores_RV, r, alone in zip(pieces, requests, in_turn, strict=True):
+        if not alone:
+            for position, scores_V in enumerate(scores_RV, start=r.position):
+                _add_noise(scores_V, r.sampler, position)
+    at_once = _split(best(scores_NV), requests)
+    return [own if alone else others for own, others, alone in zip(tokens, at_once, in_turn, strict=True)]
 
 
 def _sample_in_turn(scores_RV: Tensor, request: RowRequest) -> list[int]:
     """Row by row, up to the first token that is not the draft of its row."""
     tokens: list[int] = []
     for row, scores_1V in enumerate(scores_RV.split(1)):
+        if request.grammar is not None:
+            if request.grammar.goes_on(tokens):
+                restrict(scores_1V[0], request.grammar.mask())
+            elif request.drafting:
+                break
         if not request.sampler.params.greedy:
             filter_scores(scores_1V, request.sampler.params)
         _add_noise(scores_1V[0], request.sampler, request.position + row)
@@ -163,10 +215,15 @@ def _sample_in_turn(scores_RV: Tensor, request: RowRequest) -> list[int]:
     return tokens
 
 
-def _distributions(scores_RV: Tensor, params: SamplingParams) -> Iterator[Tensor]:
+def _distributions(scores_RV: Tensor, request: RowRequest) -> Iterator[Tensor]:
     """Row by row."""
-    for scores_1V in scores_RV.split(1):
-        yield softmax(filter_scores(scores_1V, params)[0])
+    for row, scores_1V in enumerate(scores_RV.split(1)):
+        if request.grammar is not None:
+            if request.grammar.goes_on(request.drafts[:row]):
+                restrict(scores_1V[0], request.grammar.mask())
+            elif request.drafting:
+                return
+        yield softmax(filter_scores(scores_1V, request.sampler.params)[0])
 
 
 def _filter_all(scores_NV: Tensor, requests: Sequence[RowRequest]) -> None:
@@ -175,7 +232,7 @@ def _filter_all(scores_NV: Tensor, requests: Sequence[RowRequest]) -> None:
     first = 0
     for r in requests:
         params, rows = r.sampler.params, range(first, first := first + len(r.logits_RV))
-        if filters(params) and not params.greedy:
+        if filters(params) and not params.greedy and r.grammar is None:
             groups.setdefault((params.top_k, params.top_p, params.min_p), (params, []))[1].extend(rows)
     for params, group in groups.values():
         if len(group) == len(scores_NV):

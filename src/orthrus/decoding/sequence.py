@@ -7,7 +7,8 @@ from time import perf_counter
 from typing import Literal
 
 from orthrus.cache import BlockTable
-from orthrus.config import SamplingParams, StopConditions
+from orthrus.config import Constraint, SamplingParams, StopConditions
+from orthrus.decoding.constraints import Grammar, Grammars
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.noise import AddressedNoise, draw_seed
 from orthrus.decoding.plan import PassPlan
@@ -36,16 +37,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits that the model sets for every sequence."""
+    """The limits that the model sets for every sequence. grammars: compiles constraints; None where there are none."""
 
     vocab_size: int
     max_positions: int
     end_token_ids: frozenset[int]
+    grammars: Grammars | None = None
 
     def __post_init__(self) -> None:
         for token in self.end_token_ids:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"end token {token} is outside the vocabulary of {self.vocab_size}")
+
+    def grammar(self, constraint: Constraint | None, end_token_ids: frozenset[int]) -> Grammar | None:
+        """The state of a constraint before the first token. Raises ValueError where it cannot be used."""
+        if constraint is None:
+            return None
+        if self.grammars is None:
+            raise ValueError(f"{constraint.kind} needs a tokenizer")
+        return self.grammars.start(constraint, end_token_ids)
 
 
 class Sequence:
@@ -62,8 +72,9 @@ class Sequence:
         seed = request.sampling.seed
         self.seed = draw_seed() if seed is None else seed
         self.ends = limits.end_token_ids | request.stop.stop_token_ids
+        grammar = limits.grammar(request.sampling.constraint, self.ends)
         noise = AddressedNoise(self.seed, request.sampling.sample_index)
-        self.sampler = Sampler(request.sampling, noise, request.prompt, self.ends, limits.vocab_size)
+        self.sampler = Sampler(request.sampling, noise, request.prompt, self.ends, limits.vocab_size, grammar)
         self.text = TextStream(decode, request.stop.stop_strings) if decode else None
         self.tokens: list[int] = []
         self.ahead = Draft()
@@ -151,7 +162,10 @@ class Sequence:
             self.statistics.generated += 1
             if self.text is not None and token not in self.ends:
                 self.text.push(token, source)
-            if token in self.ends or (self.text is not None and self.text.stopped):
+            ending = self.sampler.grammar.ending if self.sampler.grammar else None
+            if ending is not None and ending.tokens == len(self.tokens):
+                self.finish(ending.reason)
+            elif token in self.ends or (self.text is not None and self.text.stopped):
                 self.finish("stop")
             elif len(self.tokens) >= self._max_tokens:
                 self.finish("length")

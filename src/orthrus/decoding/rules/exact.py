@@ -15,7 +15,8 @@ from orthrus.decoding.sampling import RowRequest, sample
 
 def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     """See `Rule`."""
-    return [Draft(tokens) for tokens in sample([RowRequest(p.sampler, p.logits_RV, p.position) for p in proposals])]
+    rows = [RowRequest(p.sampler, p.logits_RV, p.position, drafting=True) for p in proposals]
+    return [Draft(tokens) for tokens in sample(rows)]
 
 
 def verify(checks: Sequence[Check]) -> list[Verdict]:

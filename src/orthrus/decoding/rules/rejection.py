@@ -23,8 +23,15 @@ def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     """See `Rule`. Each draft is drawn from its row's q, which the draft keeps."""
     greedy = iter(exact.propose([p for p in proposals if p.sampler.params.greedy]))
     sampled = [p for p in proposals if not p.sampler.params.greedy]
-    q = iter(probabilities([RowRequest(p.sampler, p.logits_RV, p.position) for p in sampled]))
-    return [next(greedy) if p.sampler.params.greedy else _draft(p, next(q)) for p in proposals]
+    drawn: list[list[int]] = [[] for _ in sampled]
+    q = probabilities(
+        [
+            RowRequest(p.sampler, p.logits_RV, p.position, own, drafting=True)
+            for p, own in zip(sampled, drawn, strict=True)
+        ]
+    )
+    drafts = iter([_draft(*each) for each in zip(sampled, q, drawn, strict=True)])
+    return [next(greedy) if p.sampler.params.greedy else next(drafts) for p in proposals]
 
 
 def verify(checks: Sequence[Check]) -> list[Verdict]:
@@ -35,13 +42,21 @@ def verify(checks: Sequence[Check]) -> list[Verdict]:
     return [next(greedy) if c.sampler.params.greedy else _judge(c, next(p)) for c in checks]
 
 
-def _draft(proposal: Proposal, q: Iterator[Tensor]) -> Draft:
-    """Rows from the first on whose q is no distribution (the view gave NaN) draft nothing."""
-    q_RV = torch.stack(list(q))
-    q_RV = q_RV[: int(q_RV.amax(dim=-1).isfinite().long().cumprod(0).sum())]
+def _draft(proposal: Proposal, q: Iterator[Tensor], tokens: list[int]) -> Draft:
+    """Append the drafts to `tokens`, since a constraint makes the q of a row depend on the drafts before it.
+
+    Rows from the first on whose q is no distribution (the view gave NaN) draft nothing.
+    """
     noise, position, block = proposal.sampler.noise, proposal.position, proposal.block
-    tokens = [_draw(q_V, noise.uniform(position + row, Purpose.DRAFT, block)) for row, q_V in enumerate(q_RV)]
-    return Draft(tokens, q_RV)
+    rows: list[Tensor] = []
+    for row, q_V in enumerate(q):
+        rows.append(q_V)
+        tokens.append(_draw(q_V, noise.uniform(position + row, Purpose.DRAFT, block)))
+    if not rows:
+        return Draft()
+    q_RV = torch.stack(rows)
+    finite = int(q_RV.amax(dim=-1).isfinite().long().cumprod(0).sum())
+    return Draft(tokens[:finite], q_RV[:finite])
 
 
 def _judge(check: Check, p: Iterator[Tensor]) -> Verdict:

@@ -1,0 +1,189 @@
+"""Constraints: what is refused and how, limits, end tokens, and the state that follows drafts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from orthrus.config import MAX_CONSTRAINT, Constraint, DecodingConfig, SamplingParams
+from orthrus.decoding import constraints
+from orthrus.decoding.constraints import Ending, Grammars, restrict
+from orthrus.decoding.engine import generate
+from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.rules import Proposal, exact, rejection
+from orthrus.decoding.sampling import RowRequest, Sampler, probabilities, sample
+from orthrus.decoding.sequence import Limits
+
+ENDS = frozenset([tiny.END])
+
+
+def grammars(vocab=tiny.VOCAB, ends=ENDS):
+    return Grammars(tiny.tokenizer().backend_tokenizer.to_str, vocab, ends)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return grammars()
+
+
+def ids(text):
+    return tiny.tokenizer()(text)["input_ids"]
+
+
+def allowed(grammar, vocab=tiny.VOCAB):
+    mask = grammar.mask()
+    assert len(mask) == vocab
+    return np.flatnonzero(mask).tolist()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "problem"),
+    [
+        (Constraint("json_schema", '{"type": "strin"}'), "json_schema .*Invalid type: strin"),
+        (Constraint("json_schema", '{"type": '), "json_schema .*"),
+        (Constraint("json_schema", '{"uniqueItems": true, "type": "array"}'), 'json_schema .*"uniqueItems"'),
+        (Constraint("json_schema", '{"$ref": "http://example.com/schema"}'), "json_schema .*"),
+        (Constraint("json_schema", '{"items": ' * 3000 + "true" + "}" * 3000), "json_schema .*recursion limit"),
+        (Constraint("regex", "[a"), "regex .*unclosed character class"),
+        (Constraint("regex", "(?=a)b"), "regex .*look-ahead"),
+        (Constraint("regex", "()"), "regex .*empty text"),
+        (Constraint("grammar", "start: other"), 'grammar .*unknown name: "other"'),
+        (Constraint("grammar", "begin: other"), "grammar .*"),
+    ],
+)
+def test_errors_name_the_option_and_the_problem(made, constraint, problem):
+    with pytest.raises(ValueError, match=f"(?s)^{problem}"):
+        made.start(constraint, ENDS)
+
+
+def test_texts_are_bounded():
+    with pytest.raises(ValueError, match="regex may have 262144 characters, not 262145"):
+        Constraint("regex", "a" * (MAX_CONSTRAINT + 1))
+    with pytest.raises(ValueError, match="grammar must not be empty"):
+        Constraint("grammar")
+
+
+def test_grammars_that_are_too_large_are_refused(monkeypatch):
+    monkeypatch.setattr(constraints, "MAX_GRAMMAR_SIZE", 10)
+    with pytest.raises(ValueError, match=r"json_schema .*too big"):
+        grammars().start(Constraint("json_schema", '{"type": "object"}'), ENDS)
+
+
+def test_a_tokenizer_and_an_end_token_are_needed():
+    with pytest.raises(ValueError, match="regex needs a tokenizer"):
+        tiny.LIMITS.grammar(Constraint("regex", "a"), ENDS)
+    with pytest.raises(ValueError, match="regex needs a tokenizer of the `tokenizers` library"):
+        Grammars(lambda: None, tiny.VOCAB, ENDS).start(Constraint("regex", "a"), ENDS)
+    with pytest.raises(ValueError, match="regex needs a model with an end token"):
+        grammars(ends=frozenset()).start(Constraint("regex", "a"), ENDS)
+
+
+def test_compiled_grammars_are_kept_up_to_a_number(monkeypatch):
+    compiled, kept = [], grammars()
+    original = kept._compile
+    monkeypatch.setattr(kept, "_compile", lambda constraint: compiled.append(constraint.text) or original(constraint))
+    monkeypatch.setattr(constraints, "CACHED_GRAMMARS", 2)
+    for text in "ababcab":
+        kept.start(Constraint("regex", text), ENDS)
+    assert compiled == ["a", "b", "c", "a", "b"]
+
+
+def test_end_tokens_are_allowed_where_the_text_matches(made):
+    other_end = ids("x")[0]
+    grammar = made.start(Constraint("regex", "ab?"), ENDS | {other_end})
+    assert allowed(grammar) == ids("a")
+    assert not grammar.allows(tiny.END)
+    grammar.advance(ids("a"))
+    assert allowed(grammar) == sorted([*ids("b"), other_end, tiny.END])
+    assert grammar.allows(tiny.END)
+    assert grammar.ending is None
+    grammar.advance(ids("b"))
+    assert grammar.ending == Ending(2, "stop")
+
+
+def test_padding_of_the_vocabulary_is_never_allowed():
+    padded = grammars(vocab=tiny.VOCAB + 13).start(Constraint("regex", "(.|\n)*"), ENDS)
+    assert max(allowed(padded, tiny.VOCAB + 13)) == tiny.END
+
+
+def test_drafts_lead_ahead_and_are_taken_back(made):
+    grammar = made.start(Constraint("regex", "abc|abd|xyz"), ENDS)
+    assert grammar.goes_on(ids("ab"))
+    assert allowed(grammar) == sorted(ids("cd"))
+    assert grammar.goes_on(ids("x"))
+    assert allowed(grammar) == ids("y")
+    assert not grammar.goes_on(ids("xc")), "forbidden"
+    assert not grammar.goes_on(ids("abc")), "complete"
+    assert not grammar.goes_on(ids("abcd")), "past the end"
+    assert not grammar.goes_on([tiny.END]), "an end token"
+    assert grammar.goes_on([])
+    assert allowed(grammar) == sorted(ids("ax"))
+    grammar.goes_on(ids("ab"))
+    grammar.advance(ids("ab"))
+    assert grammar.ending is None
+    grammar.advance([*ids("d"), *ids("zz")])
+    assert grammar.ending == Ending(3, "stop")
+
+
+def test_a_matcher_at_its_limit_ends_the_answer_and_no_other(monkeypatch):
+    monkeypatch.setattr(constraints, "MAX_LEXER_STATES", 60)
+    limits = Limits(tiny.VOCAB, 2048, ENDS, grammars())
+    constraint = Constraint("regex", "([a-z]{2}|[A-Z]{3}|[0-9]{4}){3,90}-(foo|ba[rz]){2,9}")
+    asked = [
+        tiny.request(new=60, sampling=SamplingParams(temperature=2.0, seed=0, constraint=constraint)),
+        tiny.request(new=30, seed=1),
+    ]
+    ended = [
+        s
+        for s in generate(tiny.runner(), asked, DecodingConfig(cycle="two-pass", batch_size=2), limits, tiny.text_of)
+        if s.finish_reason
+    ]
+    first = next(s.sequence for s in ended if s.sequence.index == 0)
+    other = next(s.sequence for s in ended if s.sequence.index == 1)
+    assert first.finish_reason == "length"
+    assert len(first.tokens) < 60
+    assert other.tokens == tiny.oracle(tiny.runner(), asked[1]).tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_rows_follow_their_drafts(made, dtype, temperature):
+    """The token of each row equals that of a sampler that has kept the drafts before it."""
+    logits = torch.randn(5, tiny.VOCAB).to(dtype)
+    params = SamplingParams(temperature=temperature, seed=0, constraint=Constraint("regex", "[a-c]{2}([x-z]{2}|!)9*"))
+    drafts = ids("abyx")
+
+    def sampler(tokens):
+        made_sampler = Sampler(params, AddressedNoise(0, 0), (), ENDS, tiny.VOCAB, made.start(params.constraint, ENDS))
+        made_sampler.advance(tokens)
+        return made_sampler
+
+    expected = [
+        sample([RowRequest(sampler(drafts[:row]), logits[row : row + 1], 7 + row)])[0][0] for row in range(len(logits))
+    ]
+    for row, draft in enumerate(drafts):
+        logits[row, draft] = 30.0  # so that the draft is the token of its row
+    (tokens,) = sample([RowRequest(sampler([]), logits, 7, drafts)])
+    assert tokens == [*drafts, expected[-1]]
+    (block,) = sample([RowRequest(sampler([]), logits, 7, drafting=True)])
+    assert block == tokens
+    if temperature:
+        (rows,) = probabilities([RowRequest(sampler([]), logits, 7, drafts)])
+        masked = logits[-1].float().clone()
+        grammar = made.start(params.constraint, ENDS)
+        grammar.advance(drafts)
+        restrict(masked, grammar.mask())
+        assert torch.equal(list(rows)[-1], (masked / 0.8).softmax(0))
+
+
+@pytest.mark.parametrize("rule", [exact, rejection])
+def test_drafts_respect_the_grammar(made, rule):
+    params = SamplingParams(temperature=1.0, seed=0, constraint=Constraint("regex", "[a-c]{2}[x-z]{2}"))
+    grammar = made.start(params.constraint, ENDS)
+    sampler = Sampler(params, AddressedNoise(0, 0), (), ENDS, tiny.VOCAB, grammar)
+    (draft,) = rule.propose([Proposal(sampler, torch.randn(6, tiny.VOCAB), 7, 14)])
+    assert len(draft.tokens) == 4, "nothing is drafted after the end"
+    grammar.advance(draft.tokens)
+    assert grammar.ending == Ending(4, "stop")
