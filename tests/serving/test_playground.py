@@ -5,18 +5,13 @@ Needs Chromium and selenium; without them the tests in the browser are skipped. 
 
 from __future__ import annotations
 
-import asyncio
-import json
 import shutil
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from scripted_server import SCRIPT, TEXT, ScriptedServer, served
 
 from orthrus.serving.routes import playground
 
@@ -26,94 +21,6 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     " --disable-component-update --disable-sync"
 )
-SCRIPT = [
-    ("two-pass", [("Here", "plain")], [], []),
-    ("two-pass", [(" are", "draft"), (" two", "draft"), (" <b>tags</b>", "bonus")], [" of"], [0.9, 0.8, 0.3]),
-    ("lookup", [(" and", "lookup"), (" é", "bonus")], [], [0.7]),
-    ("ar", [(".\n", "plain")], [], []),
-]
-TEXT = "Here are two <b>tags</b> and é.\n"
-
-
-class FakeServer:
-    """Answers by the last message; records every request body, and how many streams were open at once."""
-
-    def __init__(self):
-        self.bodies, self.keys = [], []
-        self.open = self.most_open = self.left = 0
-        self.app = FastAPI()
-        self.app.include_router(playground.router())
-        self.app.get("/v1/models")(self.models)
-        self.app.post("/v1/chat/completions")(self.chat)
-
-    async def models(self, request: Request):
-        self.keys.append(request.headers.get("authorization"))
-        return {"object": "list", "data": [{"id": "scripted", "object": "model"}]}
-
-    async def chat(self, request: Request):
-        body = await request.json()
-        self.bodies.append(body)
-        asked = body["messages"][-1]["content"]
-        if asked.isdecimal():
-            error = {"message": f"scripted {asked}", "type": "t", "param": None, "code": None}
-            return JSONResponse({"error": error}, int(asked), headers={"Retry-After": "30"} if asked == "429" else {})
-        return StreamingResponse(self.stream(asked, body.get("drafts", True)), media_type="text/event-stream")
-
-    async def stream(self, asked, drafts):
-        self.open += 1
-        self.most_open = max(self.most_open, self.open)
-        try:
-            yield event({"delta": {"role": "assistant", "content": ""}})
-            number = 0
-            for shape in passes(drafts):
-                number += 1
-                if asked == "break" and number == 3:
-                    raise ConnectionError("scripted")
-                yield chunk(number, *shape)
-                await asyncio.sleep(0.01)
-            while asked == "endless":
-                number += 1
-                yield chunk(number, "ar", [(" more", "plain")], [], [])
-                await asyncio.sleep(0.01)
-            if asked == "differ" and drafts:
-                yield chunk(number + 1, "ar", [("!", "plain")], [], [])
-            yield event({"delta": {}, "finish_reason": "stop"})
-            yield event(None, usage={"completion_tokens": 8})
-            yield "data: [DONE]\n\n"
-        except asyncio.CancelledError:
-            self.left += 1
-            raise
-        finally:
-            self.open -= 1
-
-
-def passes(drafts):
-    if drafts:
-        return SCRIPT
-    return [("ar", [(text, "plain")], [], []) for _, pieces, _, _ in SCRIPT for text, _ in pieces]
-
-
-def event(choice, **fields):
-    return f"data: {json.dumps({'choices': [choice] if choice else [], **fields})}\n\n"
-
-
-def chunk(number, kind, pieces, rejected, confidence):
-    told = {"index": 0, "pass": number, "kind": kind, "rows": 1 + len(confidence), "rejected": rejected}
-    told |= {"pieces": [{"text": text, "source": source} for text, source in pieces], "confidence": confidence}
-    return event({"index": 0, "delta": {"content": "".join(text for text, _ in pieces)}}, orthrus=told)
-
-
-@contextmanager
-def served(app):
-    """Run an app on a free port of this machine in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +80,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def server():
-    made = FakeServer()
+    made = ScriptedServer()
+    made.app.include_router(playground.router())
     with served(made.app) as made.address:
         yield made
 

@@ -16,6 +16,7 @@ import torch
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
+from orthrus.checkpoint.generation_config import sampling_options
 from orthrus.checkpoint.sources import (
     DEMO,
     ModelConfig,
@@ -53,7 +54,10 @@ class UnreadWeights:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: decoder, tokenizer, end tokens, identity, config, and the origin of its diffusion view."""
+    """A loaded model: decoder, tokenizer, end tokens, identity, config, and the origin of its diffusion view.
+
+    sampling: the sampling options that the checkpoint recommends; only chat starts from them.
+    """
 
     decoder: Decoder
     text: TextTokenizer
@@ -64,6 +68,7 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     unread: UnreadWeights | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -107,7 +112,10 @@ def load(
     unread = UnreadWeights(_identity(files, adapter, digest), partial(read, True)) if lazily else None
     if unread is None:
         read(False)
-    return Checkpoint(decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance, unread)
+    return Checkpoint(
+        decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance, unread,
+        sampling_options(source),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

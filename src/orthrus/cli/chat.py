@@ -1,15 +1,20 @@
-"""`orthrus chat`: a conversation in the terminal, with statistics after each answer."""
+"""`orthrus chat`: a conversation in the terminal, with a model in this process or with a server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+import sys
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
-from orthrus.cli._sampling import ContextOption, check_context
+from orthrus.cli import _sampling as sampling
+from orthrus.cli._chat import options as given
+from orthrus.cli._chat import settings
+from orthrus.cli._chat.answers import Answerer
+from orthrus.cli._chat.remote import RemoteAnswers
+from orthrus.cli._chat.session import COMMANDS, Session
+from orthrus.cli._chat.terminal import LineReader, PromptReader, Reader, history_file
+from orthrus.cli._server import ApiKeyOption, ServerClient, UrlOption
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -18,112 +23,129 @@ from orthrus.cli._shared import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    ModelOption,
     QuantizeOption,
     load_model,
     print_notice,
+    stderr,
     without_none,
 )
+from orthrus.prompt_files import parse_object
 
 if TYPE_CHECKING:
-    from orthrus.api import Chunk, Message, Options, Result
+    from orthrus.api import Model
 
-HELP = "/reset forgets the conversation, /undo the last exchange, /system TEXT sets the system message, /exit leaves."
+DEFAULT_MODEL, DEFAULT_MAX_TOKENS = "smollm2-demo", 512
+ONLY_LOCAL = (
+    "with --url the model is the server's: --adapter, --cycle, --rule, --width, --logit-bias, --stop-token and"
+    " --chat-template-kwargs are for a model in this process"
+)
 
 
 def command(
-    model: ModelOption = "smollm2-demo",
+    model: given.ModelOption = None,
     adapter: AdapterOption = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=1)] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Seed for sampling; without it one is drawn.")] = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    system: given.SystemOption = None,
+    max_new_tokens: given.MaxNewTokensOption = None,
+    min_new_tokens: given.MinNewTokensOption = None,
+    temperature: given.TemperatureOption = None,
+    top_p: given.TopPOption = None,
+    top_k: given.TopKOption = None,
+    min_p: given.MinPOption = None,
+    repetition_penalty: given.RepetitionPenaltyOption = None,
+    presence_penalty: given.PresencePenaltyOption = None,
+    frequency_penalty: given.FrequencyPenaltyOption = None,
+    logit_bias: sampling.LogitBiasOption = None,
+    seed: sampling.SeedOption = None,
+    stop: sampling.StopOption = None,
+    stop_token: sampling.StopTokenOption = None,
+    chat_template_kwargs: sampling.ChatTemplateKwargsOption = None,
     cycle: CycleOption = None,
-    rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
-    color: Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")] = True,
+    rule: given.RuleOption = None,
+    width: sampling.WidthOption = None,
+    threads: sampling.ThreadsOption = None,
+    color: given.ColorOption = True,
+    history: given.HistoryOption = True,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
-    ctx_size: ContextOption = None,
+    ctx_size: sampling.ContextOption = None,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """Chat with a model, history included. Ctrl-C stops an answer, Ctrl-D or /exit leaves."""
+    """Chat with a model, or with any OpenAI-compatible server. Ctrl-C stops an answer, Ctrl-D leaves."""
+    options = without_none(
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_p=top_p,
+        top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, seed=seed, stop=stop,
+    )  # fmt: skip
+    settings.check(options)
+    engine = without_none(cycle=cycle, rule=rule, width=width)
+    with_tokens = _WithTokens(chat_template_kwargs, logit_bias, stop_token)
+    answerer: Answerer
+    if url is not None:
+        if adapter is not None or engine or with_tokens.given:
+            raise ValueError(ONLY_LOCAL)
+        answerer = RemoteAnswers(ServerClient(url, api_key), model)
+    else:
+        _check_local(engine, ctx_size, threads)
+        name = model or DEFAULT_MODEL
+        loaded = load_model(name, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
+        answerer = _local(loaded, engine, with_tokens)
+        options = settings.starting_options(
+            loaded.checkpoint.sampling, {"max_new_tokens": DEFAULT_MAX_TOKENS, **options}
+        )
+    _chat(answerer, options, system, color=color, history=history)
+
+
+class _WithTokens:
+    """Options of every answer that need the tokenizer or its template."""
+
+    def __init__(self, template: str | None, biases: list[str] | None, stop_token: list[str] | None) -> None:
+        """Raises ValueError for text that cannot be parsed."""
+        self._template = None if template is None else parse_object(template, "--chat-template-kwargs")
+        self._biases, self._stop = sampling.biases(biases), stop_token or []
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self._template is not None or bool(self._biases or self._stop)
+
+    def options(self, model: Model) -> dict[str, Any]:
+        """The options by name. Raises ValueError for a token that is unknown."""
+        return without_none(
+            logit_bias={sampling.token_id(model, text, "token"): value for text, value in self._biases} or None,
+            stop_token_ids=[sampling.token_id(model, text, "stop token") for text in self._stop] or None,
+            chat_template_kwargs=self._template,
+        )
+
+
+def _check_local(engine: dict[str, Any], ctx_size: int | None, threads: int | None) -> None:
+    """Check what can be checked before a model is loaded, and set the threads. Raises ValueError."""
     from orthrus.options import Settings
 
-    options: Options = without_none(  # type: ignore[assignment]
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, cycle=cycle, rule=rule
-    )
-    Settings.of(options)
-    check_context(ctx_size)
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
-    if not loaded.checkpoint.text.chat_template:
-        raise ValueError("this tokenizer has no chat template; use `orthrus generate --raw` to continue a text")
-    engine = loaded.engine(**options)
-    print_notice(loaded)
-    console = Console(highlight=False)
-    console.print(f"{loaded.checkpoint.backbone.id}, diffusion view: {loaded.checkpoint.view}. {HELP}", style="dim")
-    history: list[Message] = []
-    while True:
-        try:
-            line = console.input("[bold]> [/]").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if line == "/exit":
-            return
-        if line.startswith("/"):
-            history, system = _run_slash_command(console, line, history, system)
-        elif line:
-            opening: list[Message] = [{"role": "system", "content": system}] if system else []
-            asked: list[Message] = [*history, {"role": "user", "content": line}]
-            text = _answer(console, partial(loaded.stream, engine=engine, **options), [*opening, *asked], color=color)
-            history = [*asked, {"role": "assistant", "content": text}]
+    Settings.of(engine)
+    sampling.check_context(ctx_size)
+    sampling.set_threads(threads)
 
 
-def _run_slash_command(
-    console: Console, line: str, history: list[Message], system: str | None
-) -> tuple[list[Message], str | None]:
-    """Run a line that begins with a slash. Returns the new history and system message."""
-    if line == "/reset":
-        return [], system
-    if line == "/undo":
-        return history[:-2], system
-    if line.startswith("/system"):
-        return history, line.removeprefix("/system").strip() or None
-    console.print(HELP, style="dim")
-    return history, system
+def _local(model: Model, engine: dict[str, Any], with_tokens: _WithTokens) -> Answerer:
+    from orthrus.cli._chat.local import LocalAnswers
+
+    print_notice(model)
+    return LocalAnswers(model, engine, with_tokens.options(model))  # type: ignore[arg-type]
 
 
-def _answer(
-    console: Console, stream: Callable[[list[Message]], Iterator[Chunk]], messages: list[Message], *, color: bool
-) -> str:
-    """Stream one answer and print its statistics. After Ctrl-C the partial answer is kept."""
-    text, result = "", None
+def _chat(answerer: Answerer, options: dict[str, Any], system: str | None, *, color: bool, history: bool) -> None:
+    reader: Reader
+    if sys.stdin.isatty():
+        reader = PromptReader(tuple(COMMANDS), history_file() if history else None)
+    else:
+        reader = LineReader(sys.stdin)
+    session = Session(answerer, reader, Console(highlight=False), stderr, color=color)
+    session.conversation.system, session.options = system, options
     try:
-        for chunk in stream(messages):
-            for piece in chunk.pieces:
-                console.print(
-                    piece.text, style="green" if piece.drafted and color else "", end="", markup=False, soft_wrap=True
-                )
-            text += chunk.text
-            result = chunk.result
-    except KeyboardInterrupt:
-        console.print(" [stopped]", style="yellow", markup=False)
-        return text
-    except ValueError as error:  # the conversation no longer fits the context: report it and keep chatting
-        console.print(f"{error} (/reset or /undo makes room)", style="yellow", markup=False)
-        return text
-    console.print()
-    if result is not None:
-        console.print(_statistics(result), style="dim")
-    return text
-
-
-def _statistics(result: Result) -> str:
-    s = result.statistics
-    speed = s.generated / s.seconds if s.seconds else 0.0
-    drafts = f", {s.acceptance_length:.2f} drafts accepted per cycle" if s.drafted else ""
-    kept = f"; {s.cached_tokens} of {result.prompt_tokens} prompt tokens kept from before" if s.cached_tokens else ""
-    return f"{s.generated} tokens in {s.passes} passes ({s.tpf:.2f} per pass{drafts}), {speed:.1f} tokens/s{kept}"
+        session.run()
+    finally:
+        answerer.close()

@@ -1,0 +1,44 @@
+"""The options of `orthrus chat` that differ from those of `generate`: without a value, the checkpoint or the server
+decides."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RECOMMENDED = "what the checkpoint recommends"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m",
+        help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name); with --url, a model of the"
+        " server.",
+        show_default="smollm2-demo; with --url, the first model of the server",
+    ),
+]  # fmt: skip
+SystemOption = Annotated[str | None, typer.Option(help="System message.")]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", "--max-tokens", "-n", help="Maximum tokens per answer.", show_default="512"),
+]
+MinNewTokensOption = Annotated[int | None, typer.Option(help="Suppress end tokens until this many tokens.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED)]
+TopPOption = Annotated[
+    float | None, typer.Option(help="Keep the smallest set with this probability.", show_default=RECOMMENDED)
+]
+TopKOption = Annotated[int | None, typer.Option(help="Keep this many tokens; 0 keeps all.", show_default=RECOMMENDED)]
+MinPOption = Annotated[
+    float | None,
+    typer.Option(help="Keep tokens at least this fraction as likely as the best.", show_default=RECOMMENDED),
+]
+RepetitionPenaltyOption = Annotated[
+    float | None,
+    typer.Option(help="Above 1 discourages tokens already in the text; 1 keeps loops.", show_default=RECOMMENDED),
+]
+PresencePenaltyOption = Annotated[float | None, typer.Option(help="Subtracted once for each generated token.")]
+FrequencyPenaltyOption = Annotated[float | None, typer.Option(help="Subtracted each time a token was generated.")]
+RuleOption = Annotated[str | None, typer.Option(help="exact (default) or rejection; see generate.")]
+ColorOption = Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")]
+HistoryOption = Annotated[bool, typer.Option(help="Keep the lines you type in a file, for the arrow keys.")]
