@@ -48,11 +48,11 @@ def app_of(service):
 
 
 @asynccontextmanager
-async def serving(model, **settings):
+async def serving(model, make_app=app_of, **settings):
     """A service behind HTTP: yields the service and a client. At the end the server drains, and holds no page."""
     service = Service(model, ServeSettings(port=0, **{"cycle": "one-pass", "drain_timeout": 0.0, **settings}))
     bound = bind(service.settings)
-    server = Server(app_of(service), service)
+    server = Server(make_app(service), service)
     task = asyncio.create_task(server.serve([bound]))
     while not server.started:
         await asyncio.sleep(0.005)
