@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -94,6 +95,9 @@ def install(app: FastAPI) -> None:
 
     def http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if error.status_code == HTTPStatus.BAD_REQUEST:  # the one that FastAPI raises, for a body it cannot parse
+            message = "the body is not valid JSON in UTF-8, or is nested too deeply"
+            return error_response(APIError(message, code="invalid_json"))
         message = f"{error.detail} ({HTTPStatus(error.status_code).phrase})"
         return error_response(APIError(message, status=error.status_code, headers=error.headers))
 
@@ -105,11 +109,11 @@ def install(app: FastAPI) -> None:
 
 def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> APIError:
     """What pydantic found, as one error: that of the deepest field, since the members of a union that do not fit fail
-    higher up."""
+    higher up. Where several members of a union fail at the same field, each says what it would take."""
     paths = [_path(error["loc"][1:], body) for error in errors]
     deepest = max(paths, key=len)
-    error = errors[paths.index(deepest)]
-    return _field_error("".join(deepest).removeprefix("."), error)
+    found = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
+    return _field_error("".join(deepest).removeprefix("."), found)
 
 
 def _path(location: Sequence[int | str], body: Any) -> list[str]:
@@ -127,7 +131,8 @@ def _path(location: Sequence[int | str], body: Any) -> list[str]:
     return path
 
 
-def _field_error(path: str, error: Mapping[str, Any]) -> APIError:
+def _field_error(path: str, errors: Sequence[Mapping[str, Any]]) -> APIError:
+    error = errors[0]
     kind, context, name = error["type"], error.get("ctx", {}), path or "the body"
     if kind == "extra_forbidden":
         return APIError(f"{name} is not a field that this server knows", param=path, code="unknown_parameter")
@@ -144,15 +149,29 @@ def _field_error(path: str, error: Mapping[str, Any]) -> APIError:
             code="unsupported_value",
         )
     if kind == "union_tag_invalid":
-        named = context["discriminator"].strip("'")  # a function, where the field may be left out
-        field = f"{path}.{'type' if named.endswith('()') else named}"
+        field = f"{path}.{_tag(context)}"
         message = f"{field} must be one of {context['expected_tags']}, not {context['tag']!r}"
         return APIError(message, param=field, code="unsupported_value")
     if kind == "json_invalid":
         return APIError(f"the body is not valid JSON: {context.get('error', error['msg'])}", code="invalid_json")
-    told = str(error["msg"])
-    told = told.replace("Input should", "should").replace("String should", "should").replace("List should", "should")
-    return APIError(f"{name} {told}", param=path or None, code="invalid_value")
+    if kind == "union_tag_not_found":
+        field = f"{path}.{_tag(context)}"
+        return APIError(f"{field} is missing", param=field, code="missing_required_parameter")
+    told = " or ".join(dict.fromkeys(_told(each) for each in errors))
+    return APIError(f"{name} should {told}", param=path or None, code="invalid_value")
+
+
+def _tag(context: Mapping[str, Any]) -> str:
+    """The field by which the members of a union differ: `type` where a function reads it, as it may be left out."""
+    named = str(context["discriminator"]).strip("'")
+    return "type" if named.endswith("()") else named
+
+
+def _told(error: Mapping[str, Any]) -> str:
+    """What was expected, after the word "should"."""
+    if error["type"] in ("model_attributes_type", "model_type", "dict_type"):
+        return "be a JSON object"
+    return re.sub(r"^.*? should ", "", str(error["msg"])).replace(" after validation", "")
 
 
 def _printable(text: str | None) -> Any:

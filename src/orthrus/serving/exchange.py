@@ -17,6 +17,7 @@ from orthrus import __version__
 from orthrus.decoding.sequence import Request
 from orthrus.serving.errors import ErrorResponse, as_api_error
 from orthrus.serving.prompts import told_to_client
+from orthrus.serving.protocol.common import Extensions
 from orthrus.serving.service import Service, Ticket
 
 STATUSES = {
@@ -63,20 +64,20 @@ def responses(stream: type[BaseModel] | None = None) -> dict[int | str, dict[str
     return {200: {"content": {"text/event-stream": reference}}, **ERRORS}
 
 
-async def prepared(make: Callable[[], Sequence[Request]]) -> list[Request]:
+async def prepared(body: Extensions, make: Callable[[], Sequence[Request]]) -> list[Request]:
     """Encode prompts outside of the event loop. What is wrong with them is a 400."""
     try:
         return list(await asyncio.to_thread(make))
     except ValueError as error:
-        raise told_to_client(error) from error
+        raise told_to_client(error, body.PROMPT) from error
 
 
-def admit(service: Service, http: HTTPRequest, requests: Sequence[Request]) -> list[Ticket]:
+def admit(service: Service, http: HTTPRequest, body: Extensions, requests: Sequence[Request]) -> list[Ticket]:
     """Submit requests, all or none. Raises APIError where the engine refuses one, and what `submit` raises."""
     try:
         return service.submit(requests, getattr(http.state, "context", None))
     except ValueError as error:
-        raise told_to_client(error) from error
+        raise told_to_client(error, body.PROMPT) from error
 
 
 def as_json(answer: BaseModel) -> Response:

@@ -89,7 +89,7 @@ def temperature_options(temperature: float | None, top_p: float | None, seed: in
 
 def extension_options(body: Extensions, model: Model) -> Chosen:
     """The fields beyond OpenAI's, with the model's generation config where they are left open."""
-    own: Mapping[str, Any] = getattr(model.checkpoint, "sampling", {})
+    own: Mapping[str, Any] = model.checkpoint.sampling
     options: Chosen = {
         **own,
         "min_new_tokens": body.min_tokens,
@@ -163,7 +163,7 @@ def make_request(
         raise APIError(
             f"the prompt has {len(request.prompt)} tokens, which leaves no room for an answer: prompt and answer may"
             f" have {service.max_model_len} together. Shorten the prompt.",
-            param="messages" if hasattr(body, "messages") else None, code="context_length_exceeded",
+            param=body.PROMPT, code="context_length_exceeded",
         )  # fmt: skip
     stop = replace(request.stop, max_new_tokens=min(room, max_tokens or room))
     made = replace(request, stop=stop, drafts=body.drafts is not False, priority=body.priority or 0)
@@ -176,10 +176,10 @@ def choices_of(request: Request, n: int) -> list[Request]:
     return [replace(request, sampling=replace(request.sampling, sample_index=index)) for index in range(n)]
 
 
-def told_to_client(error: ValueError) -> APIError:
-    """What the model says about a prompt or an option, as a 400 of the field."""
-    message = str(error)
-    field = next((field for start, field in FIELDS.items() if message.startswith(start)), None)
+def told_to_client(error: ValueError, prompt_field: str) -> APIError:
+    """What the model says about a prompt or an option, as a 400 of the field. prompt_field: that of the prompt."""
+    message, fields = str(error), {**FIELDS, "the prompt": prompt_field}
+    field = next((field for start, field in fields.items() if message.startswith(start)), None)
     return APIError(message, param=field, code="invalid_value")
 
 

@@ -110,6 +110,8 @@ class NamedToolChoice(Body):
 class ChatRequest(Sampling):
     """A request for an answer to a conversation."""
 
+    PROMPT = "messages"
+
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)

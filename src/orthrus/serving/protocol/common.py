@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -33,6 +33,9 @@ class Body(BaseModel):
 class Extensions(Body):
     """Fields beyond OpenAI's, named as in vLLM. `drafts` and `priority` are the engine's: without drafts a request is
     decoded plainly, with the same tokens; of the requests that wait, those with the lowest priority value run first."""
+
+    PROMPT: ClassVar[str] = "prompt"
+    """The field that holds the prompt."""
 
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 are off")
     min_p: float | None = Field(None, ge=0, le=1)

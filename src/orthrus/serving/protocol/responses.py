@@ -142,6 +142,8 @@ class ResponseStreamOptions(Body):
 class ResponseRequest(Extensions):
     """A request for a response. Nothing is stored, so there is no response to go on from."""
 
+    PROMPT = "input"
+
     input: str | Annotated[list[Item], Field(min_length=1)]
     model: str | None = Field(None, description="the served model, which is the default")
     instructions: str | None = None

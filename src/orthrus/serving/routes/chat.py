@@ -30,9 +30,9 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
         prompts.check_model(body.model, service)
         check(body)
-        requests = await prepared(lambda: requests_of(body, service))
+        requests = await prepared(body, lambda: requests_of(body, service))
         chat = Chat(service, texts, body, requests)
-        tickets = admit(service, http, requests)
+        tickets = admit(service, http, body, requests)
         if body.stream:
             return await as_stream(chat.chunks(tickets))
         return as_json(await chat.completion(tickets))

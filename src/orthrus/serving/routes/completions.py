@@ -31,9 +31,9 @@ def router(service: Service) -> APIRouter:
         """Go on with one or several texts."""
         prompts.check_model(body.model, service)
         check(body)
-        requests = await prepared(lambda: requests_of(body, service))
+        requests = await prepared(body, lambda: requests_of(body, service))
         texts_of = Texts(service, texts, body, requests)
-        tickets = admit(service, http, requests)
+        tickets = admit(service, http, body, requests)
         if body.stream:
             return await as_stream(texts_of.chunks(tickets))
         return as_json(await texts_of.completion(tickets))

@@ -34,10 +34,10 @@ def router(service: Service) -> APIRouter:
         options = options_of(body, service)
         messages = messages_of(body)
         requests = await prepared(
-            lambda: [prompts.make_request(service, messages, options, body, body.max_output_tokens)]
+            body, lambda: [prompts.make_request(service, messages, options, body, body.max_output_tokens)]
         )
         answering = Answering(service, body, options, requests[0])
-        tickets = admit(service, http, requests)
+        tickets = admit(service, http, body, requests)
         if body.stream:
             return await as_stream(answering.stream(tickets), answering.failed)
         return as_json(await answering.response(tickets))
