@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import httpx
+import in_loop
 import openai
 import pytest
 
@@ -17,52 +17,21 @@ SETTINGS = ServeSettings(served_model_name="tiny", max_num_seqs=4, cycle="one-pa
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-class InLoop(httpx.BaseTransport):
-    """The app in a loop of its own thread, for synchronous clients."""
-
-    def __init__(self, model, settings):
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-
-        async def make():
-            self.service = Service(model, settings)
-            return httpx.ASGITransport(create_app(self.service), raise_app_exceptions=False)
-
-        self.inner = self.run(make())
-
-    def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
-
-    def handle_request(self, request):
-        async def answer():
-            response = await self.inner.handle_async_request(request)
-            return response.status_code, response.headers, await response.aread()
-
-        status, headers, content = self.run(answer())
-        return httpx.Response(status, headers=headers, content=content)
-
-    def end(self):
-        self.run(self.service.drain(0))
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-
-
 @pytest.fixture(scope="module")
 def server(model):
-    transport = InLoop(model, SETTINGS)
+    transport = in_loop.InLoop(model, SETTINGS)
     yield transport
     transport.end()
 
 
 @pytest.fixture(scope="module")
 def http(server):
-    return httpx.Client(transport=server, base_url="http://localhost")
+    return server.http
 
 
 @pytest.fixture(scope="module")
-def client(http):
-    return openai.OpenAI(base_url="http://localhost/v1", api_key="none", http_client=http, max_retries=0)
+def client(server):
+    return server.client
 
 
 def expected(model, prompt=MESSAGES, **options):

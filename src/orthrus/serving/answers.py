@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from orthrus.decoding.cycle import Step
 from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.sequence import Request
 from orthrus.reasoning import BEGIN, END, ReasoningDelta, ReasoningParser, split_reasoning
 from orthrus.serving.errors import SERVER, APIError
 from orthrus.serving.protocol.common import CompletionTokensDetails, PromptTokensDetails, Usage
@@ -31,11 +32,14 @@ class Format:
     tools: bool = False
 
 
-def format_of(model: Model, prompt: Sequence[int], *, tools: bool) -> Format:
-    """How answers of a model are read. It thinks if its chat template knows the tags; the prompt may end with one."""
+def format_of(model: Model, request: Request, *, tools: bool, forced: bool) -> Format:
+    """How answers of a model are read. It thinks if its chat template knows the tags; the prompt may end with one. An
+    answer that is JSON or a forced call leaves no room for reasoning, even where the prompt has begun it."""
     template = str(model.checkpoint.text.chat_template or "")
-    opened = model.decode(prompt[-8:]).rstrip().endswith(BEGIN)
-    return Format(thinking=BEGIN in template or END in template, opened=opened, tools=tools)
+    constraint = request.sampling.constraint
+    free = not forced and (constraint is None or constraint.kind in ("regex", "grammar"))
+    opened = model.decode(request.prompt[-8:]).rstrip().endswith(BEGIN)
+    return Format(thinking=free and (BEGIN in template or END in template), opened=opened, tools=tools)
 
 
 @dataclass

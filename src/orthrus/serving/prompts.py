@@ -115,6 +115,11 @@ def format_options(wanted: ResponseFormat | None) -> Chosen:
     return {}
 
 
+def forces(choice: object) -> bool:
+    """Whether a `tool_choice` demands a call."""
+    return choice not in (None, "none", "auto")
+
+
 def tool_options(tools: Seq[chat.Tool], choice: str | None, options: Chosen, *, parallel: bool) -> Chosen:
     """The options with tools. choice: `auto`, `required` or the name of a function. Without `parallel` the answer ends
     after its first call."""

@@ -47,7 +47,7 @@ def check(body: ChatRequest) -> None:
         raise prompts.conflict("top_logprobs", "needs logprobs: true")
     if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
         raise prompts.conflict("max_tokens", "differs from max_completion_tokens: set one of them")
-    if body.tool_choice not in (None, "none", "auto") and not body.tools:
+    if prompts.forces(body.tool_choice) and not body.tools:
         raise prompts.conflict("tool_choice", "needs tools")
 
 
@@ -80,7 +80,9 @@ class Chat:
         self._model, self._texts, self._body = service.model, texts, body
         self._prompt_tokens = len(requests[0].prompt)
         self._identity = Identity(service, "chatcmpl-")
-        form = format_of(service.model, requests[0].prompt, tools=bool(tools_of(body)))
+        form = format_of(
+            service.model, requests[0], tools=bool(tools_of(body)), forced=prompts.forces(body.tool_choice)
+        )
         self._answers = [Answer(form) for _ in requests]
 
     async def completion(self, tickets: Sequence[Ticket]) -> out.ChatCompletion:

@@ -29,7 +29,7 @@ def router(service: Service) -> APIRouter:
     async def create_response(body: ResponseRequest, http: Request) -> Response:
         """Answer a conversation, without keeping it."""
         prompts.check_model(body.model, service)
-        if body.tool_choice not in (None, "none", "auto") and not body.tools:
+        if prompts.forces(body.tool_choice) and not body.tools:
             raise prompts.conflict("tool_choice", "needs tools")
         options = options_of(body, service)
         messages = messages_of(body)
@@ -77,7 +77,9 @@ class Answering:
     ) -> None:
         self._body, self._options, self._prompt_tokens = body, options, len(request.prompt)
         self._identity = Identity(service, "resp_")
-        self._answer = Answer(format_of(service.model, request.prompt, tools=bool(tools_of(body))))
+        self._answer = Answer(
+            format_of(service.model, request, tools=bool(tools_of(body)), forced=prompts.forces(body.tool_choice))
+        )
         self._events = Events()
 
     async def response(self, tickets: Sequence[Ticket]) -> out.ResponseObject:
