@@ -162,7 +162,8 @@ def make_request(
 
     Raises APIError where the prompt leaves no room, ValueError where an option is wrong.
     """
-    request = service.model.request(prompt, cast("Options", options))
+    chosen = {**options, "max_new_tokens": min(max_tokens or service.max_model_len, service.max_model_len)}
+    request = service.model.request(prompt, cast("Options", chosen))
     room = service.max_model_len - len(request.prompt)
     if room < 1:
         raise APIError(
@@ -170,7 +171,7 @@ def make_request(
             f" have {service.max_model_len} together. Shorten the prompt.",
             param=body.PROMPT, code="context_length_exceeded",
         )  # fmt: skip
-    stop = replace(request.stop, max_new_tokens=min(room, max_tokens or room))
+    stop = replace(request.stop, max_new_tokens=min(room, request.stop.max_new_tokens))
     made = replace(request, stop=stop, drafts=body.drafts is not False, priority=body.priority or 0)
     Sequence(0, made, service.model.limits, service.model.decode)  # finds what the engine would refuse, here and now
     return made
