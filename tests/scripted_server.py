@@ -25,7 +25,7 @@ class ScriptedServer:
 
     def __init__(self):
         self.bodies, self.keys = [], []
-        self.open = self.most_open = self.left = 0
+        self.open = self.most_open = self.left = self.busy = 0
         self.app = FastAPI()
         self.app.get("/v1/models")(self.models)
         self.app.post("/v1/chat/completions")(self.chat)
@@ -41,6 +41,11 @@ class ScriptedServer:
         if asked.isdecimal():
             error = {"message": f"scripted {asked}", "type": "t", "param": None, "code": None}
             return JSONResponse({"error": error}, int(asked), headers={"Retry-After": "30"} if asked == "429" else {})
+        if asked == "busy" and self.busy:
+            self.busy -= 1
+            return JSONResponse({}, 503, headers={"Retry-After": "0"})
+        if asked == "hang":
+            await asyncio.sleep(3600)
         if not body.get("stream"):
             choice = {"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}
             return {"object": "chat.completion", "model": body.get("model"), "choices": [choice]}
