@@ -8,6 +8,7 @@ import httpx
 import in_loop
 import openai
 import pytest
+import tiny
 
 from orthrus.serving.app import create_app
 from orthrus.serving.service import Service
@@ -139,6 +140,8 @@ def test_tokens_and_models(client, http, model):
     assert found["tokens"] == model.encode("aé")
     assert found["token_strs"] == ["a", "bytes:\\xc3", "bytes:\\xa9"]
     assert http.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": "aé"}
+    info = http.get("/tokenizer_info").json()
+    assert (info["eos_token"], info["chat_template"]) == ("<|end|>", tiny.CHAT)
     of_chat = http.post("/tokenize", json={"messages": MESSAGES}).json()
     assert of_chat["tokens"] == list(model.prompt_tokens(MESSAGES, {}))
     assert of_chat["count"] == len(of_chat["tokens"])

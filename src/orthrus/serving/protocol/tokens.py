@@ -1,4 +1,4 @@
-"""The bodies of `/tokenize` and `/detokenize`."""
+"""The bodies of `/tokenize`, `/detokenize` and `/tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,12 @@ class DetokenizeResponse(BaseModel):
     """Their text, without special tokens."""
 
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """What clients that encode by this server need to know of its tokenizer."""
+
+    eos_token: str | None
+    bos_token: None = None
+    pad_token: None = None
+    chat_template: str | None

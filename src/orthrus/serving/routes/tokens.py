@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -57,5 +57,15 @@ def router(service: Service) -> APIRouter:
             raise APIError(f"tokens holds {beyond[0]}, which is outside of the vocabulary of {size}", param="tokens",
                            code="invalid_value")  # fmt: skip
         return protocol.DetokenizeResponse(prompt=await asyncio.to_thread(service.model.decode, body.tokens))
+
+    @routes.get("/tokenizer_info", responses=responses())
+    async def tokenizer_info() -> protocol.TokenizerInfo:
+        """The end token and the chat template, as vLLM and lm-eval know them."""
+        tokenizer = service.model.checkpoint.text
+        end, template = tokenizer.eos_token_id, tokenizer.chat_template
+        return protocol.TokenizerInfo(
+            eos_token=None if end is None else texts.text(end),
+            chat_template=template if isinstance(template, str) else None,
+        )
 
     return routes
