@@ -251,8 +251,8 @@ class RandomPlanner:
     def __init__(self, seed, max_width):
         self._random, self._max_width = random.Random(seed), max_width
 
-    def first_width(self, context):
-        del context
+    def first_width(self, context, sharers=1):
+        del context, sharers
         return self._random.choice([0, 2, self._max_width])
 
     def begin_pass(self, batch):

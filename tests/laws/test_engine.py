@@ -174,7 +174,8 @@ def test_a_thousand_requests_leave_nothing_behind():
         assert engine.cache.available_pages == engine.cache.pages
         gc.collect()
         held.append(len(gc.get_objects()))
-    assert held[-1] <= held[4], held  # by then the prefix index holds as many pages as there are
+    # By the fifth round the prefix index is full. The planner may still meet a new load, for which it keeps one policy.
+    assert held[-1] <= held[4] + 20, held
 
 
 def test_the_second_turn_of_a_chat_computes_only_its_new_tokens():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from orthrus.config import DecodingConfig
 from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.planning.account import MAX_LOOKUP_DRAFTS
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.measure import measure
-from orthrus.decoding.planning.planner import MAX_LOOKUP_DRAFTS, Planner
+from orthrus.decoding.planning.planner import Planner
 from orthrus.runner.runner import Runner
 
 

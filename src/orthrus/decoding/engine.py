@@ -249,7 +249,7 @@ class Engine:
         if not sequence.request.drafts:
             return 0
         planner = self._drafting.planner
-        return planner.first_width(sequence.length) if planner else self._drafting.width
+        return planner.first_width(sequence.length, len(self._running)) if planner else self._drafting.width
 
 
 def generate(

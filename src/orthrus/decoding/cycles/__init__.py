@@ -24,8 +24,8 @@ class PassPlanner(Protocol):
     """Plans the passes of the cycle `auto`. `first_width`, `plan` and `replan` are queries; `begin_pass` and `learn`
     update the planner's state."""
 
-    def first_width(self, context: int) -> int:
-        """Rows of the block in the last pass of a prefill; 0 if drafting does not pay."""
+    def first_width(self, context: int, sharers: int = 1) -> int:
+        """Rows of the block in the last pass of a prefill beside sharers - 1 sequences; 0 if drafting does not pay."""
         ...
 
     def begin_pass(self, batch: Seq[Sequence]) -> None:

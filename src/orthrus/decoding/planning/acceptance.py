@@ -27,7 +27,8 @@ class AcceptanceHistory:
     """Decayed counts of accepted drafts ("hits") and of verified drafts ("tries") of one sequence.
 
     A try is a draft before which all drafts of its block were accepted. The prior is the estimates of the sequence
-    `before`, or defaults if there is none.
+    `before`, or defaults if there is none. `verdicts` counts those on blocks; `observed`: whether it differs from its
+    prior.
     """
 
     def __init__(self, rows: int, before: AcceptanceHistory | None = None) -> None:
@@ -35,7 +36,7 @@ class AcceptanceHistory:
         self._prior_by_confidence = before.by_confidence() if before else _default_by_confidence()
         self._rows = np.zeros((2, 2, rows))
         self._bins = np.zeros((2, len(KINDS), CONFIDENCE_BINS))
-        self.verdicts = 0
+        self.verdicts, self.observed = 0, False
 
     def by_row(self) -> NDArray[np.float64]:
         """[2, K]: the acceptance probability by row of the block, for blocks that agree and blocks that differ."""
@@ -58,7 +59,7 @@ class AcceptanceHistory:
 
     def observe(self, draft: Draft, offered: int, accepted: int) -> None:
         """Count the verdict on the first `offered` drafts; the weight of older verdicts decays."""
-        self.verdicts += 1
+        self.verdicts, self.observed = self.verdicts + (draft.kind != "lookup"), True
         self._rows *= DECAY
         self._bins *= DECAY
         kind = KINDS.index(draft.kind)
@@ -72,6 +73,7 @@ class AcceptanceHistory:
 
     def observe_agreement(self, *, agreed: bool) -> None:
         """Count whether row 0 of a block predicted the token of the AR view."""
+        self.observed = True
         self._count(self._rows, (0, 0), agreed)
 
     @staticmethod

@@ -18,74 +18,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
+from orthrus.decoding.planning.account import Account, Candidate
 from orthrus.decoding.planning.cost_model import Array, CostModel
 from orthrus.decoding.planning.policy import Policy, States
-from orthrus.decoding.planning.prompt_lookup import MAX_MATCH, PromptLookup
 from orthrus.decoding.sequence import Sequence
 
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Block widths to choose from, in rows, besides the maximum width."""
-MAX_LOOKUP_DRAFTS = 8
-"""Maximum tokens drafted by prompt lookup."""
 RESOLVE_EVERY = 16
-"""Verdicts after which the policy of a sequence is solved again."""
+"""Verdicts on blocks after which the policy of a sequence is solved again."""
 ADVANCE_TOKENS = 40
 """Tokens whose probing budget may be spent before they are generated. The total budget stays the same."""
 UNPLANNED_PASSES = 7
-"""Passes that stay plain without planning after a plain pass, while there are no drafts: planning takes time."""
+"""Passes without planning after one in which nothing was drafted: planning takes time. They stay plain but for the
+drafts of prompt lookup."""
 PLANNING_SECONDS = 2e-4
 """Seconds that planning one cycle takes."""
-
-
-@dataclass
-class Account:
-    """What the planner stores for one sequence. All seconds are those of the cost model.
-
-    solved_for: the number of sequences that shared a pass when `policy` was solved, and the verdict count at which it
-    is solved again. spent_seconds: cost of the passes so far. plain_seconds: cost of the same tokens by plain decoding.
-    undrafted_seconds: cost of the plain passes since anything was drafted. unplanned_passes: how many more passes run
-    without planning. skips_planning: whether the next pass is one of them.
-    """
-
-    history: AcceptanceHistory
-    lookup: PromptLookup = field(default_factory=PromptLookup)
-    policy: Policy | None = None
-    solved_for: tuple[int, int] = (0, 0)
-    spent_seconds: float = 0.0
-    plain_seconds: float = 0.0
-    undrafted_seconds: float = 0.0
-    unplanned_passes: int = 0
-    skips_planning: bool = False
-
-    def read(self, sequence: Sequence) -> None:
-        """Index the tokens that were appended since the last call."""
-        self.lookup.extend(sequence.tokens[len(self.lookup) - len(sequence.request.prompt) :])
-
-    def best_draft(self, draft: Draft) -> Draft:
-        """The given draft, or that of prompt lookup if more of its tokens are expected to be accepted."""
-        tokens, length = self.lookup.propose(MAX_LOOKUP_DRAFTS)
-        if not tokens:
-            return draft
-        looked_up = Draft(tokens, None, "lookup", 0, [length / MAX_MATCH] * len(tokens))
-        acceptance = self.history.acceptance
-        return looked_up if acceptance(looked_up).cumprod().sum() > acceptance(draft).cumprod().sum() else draft
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One sequence while a pass is planned. draft: the drafts at hand. drafting_rows: rows of the diffusion pass that
-    has just made them, 0 if none has."""
-
-    sequence: Sequence
-    account: Account
-    draft: Draft
-    drafting_rows: int = 0
 
 
 class Planner:
@@ -96,7 +49,8 @@ class Planner:
         width: maximum rows of a block.
         costs: the cost model.
         alone: plan each sequence as if it were the only one (rule `rejection`).
-        budget: how far a sequence may fall behind plain decoding, as a fraction of the time of plain decoding.
+        budget: how far a sequence may fall behind plain decoding, as a fraction of the time of plain decoding. In a
+            batch of B it is divided by the square root of B: what one sequence learns, all know.
     """
 
     def __init__(
@@ -106,25 +60,21 @@ class Planner:
         self._trained = min(width, diffusion.trained_rows)
         self._accounts: dict[int, Account] = {}
         self._previous: AcceptanceHistory | None = None
-        self._first_policy: tuple[AcceptanceHistory | None, int, Policy] | None = None
+        self._first_policies: dict[tuple[int, int], Policy] = {}
+        self._unplanned_passes, self._looks_up_only, self._lookup_value = 0, False, 1.0
 
-    def first_width(self, context: int) -> int:
-        """Rows of the block in the last pass of a prefill; 0 if drafting does not pay."""
-        # `alone` solves for the exact context, so that earlier sequences have no influence; else a bucket is enough
-        context_bucket = context if self._alone else 1 << context.bit_length()
-        if (
-            self._first_policy is None
-            or self._first_policy[0] is not self._previous
-            or self._first_policy[1] != context_bucket
-        ):
-            self._first_policy = self._previous, context_bucket, self._solve(self._new_history(), 1, context_bucket)
-        policy = self._first_policy[2]
-        extra = self.costs.ar_and_diffuse(1, 1, 1, policy.width, context) - self.costs.ar(1, 1, context)
+    def first_width(self, context: int, sharers: int = 1) -> int:
+        """Rows of the block in the last pass of a prefill beside sharers - 1 sequences; 0 if drafting does not pay."""
+        policy = self._first_policy(sharers, context)
+        sharers = 1 if self._alone else sharers
+        extra = self.costs.ragged(sharers, sharers, 1, policy.width, context) - self.costs.ar(sharers, 1, context)
         return policy.width if policy.block_values[1] > policy.rate * extra else 0
 
     def begin_pass(self, batch: Seq[Sequence]) -> None:
         """Update the accounts from the new tokens and the drafts at hand, and solve the policies that are due."""
         sharers = self._sharers(batch)
+        self._looks_up_only = sharers > 1 and self._unplanned_passes > 0 and not any(s.ahead.tokens for s in batch)
+        self._unplanned_passes -= self._looks_up_only
         for sequence in batch:
             account = self._accounts.get(sequence.index)
             if account is None:
@@ -133,18 +83,27 @@ class Planner:
             account.read(sequence)
             drafts_at_hand = bool(sequence.ahead.tokens) or account.lookup.matched
             account.skips_planning = sharers == 1 and account.unplanned_passes > 0 and not drafts_at_hand
-            if account.skips_planning:
-                account.unplanned_passes -= 1
-                continue
-            if sequence.ahead.start == 1:
-                account.history.observe_agreement(agreed=sequence.ahead.kind == "agrees")
-            history, (solved_sharers, due) = account.history, account.solved_for
-            if account.policy is None or solved_sharers != sharers or history.verdicts >= due:
-                account.policy = self._solve(history, sharers, sequence.length)
-                account.solved_for = sharers, history.verdicts + RESOLVE_EVERY
+            account.unplanned_passes -= account.skips_planning
+            if not account.skips_planning and not self._looks_up_only:
+                self._update_policy(sequence, account, sharers)
+        if sharers > 1 and not self._looks_up_only:
+            rates = [policy.rate for s in batch if (policy := self._accounts[s.index].policy) is not None]
+            self._lookup_value = self._row_value(sum(rates) / sharers, sharers, batch[0].length)
+
+    def _update_policy(self, sequence: Sequence, account: Account, sharers: int) -> None:
+        if sequence.ahead.start == 1:
+            account.history.observe_agreement(agreed=sequence.ahead.kind == "agrees")
+        history, (solved_sharers, due), sharers = account.history, account.solved_for, _rounded(sharers)
+        if account.policy is None or solved_sharers != sharers or history.verdicts >= due:
+            known = history.verdicts or sharers == 1
+            solved = self._solve(history, sharers, sequence.length) if known else None
+            account.policy = solved or self._first_policy(sharers, sequence.length)
+            account.solved_for = sharers, history.verdicts + RESOLVE_EVERY
 
     def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
         """The plan of the next pass for each sequence. A query: it changes nothing."""
+        if self._looks_up_only:
+            return [self._plan_lookup(self._accounts[sequence.index]) for sequence in batch]
         candidates = [self._candidate(sequence, sequence.ahead) for sequence in batch]
         if self._sharers(batch) > 1:
             return self._plan_jointly(candidates, refreshed=False)
@@ -152,6 +111,14 @@ class Planner:
             PassPlan(width=self._width) if c.account.skips_planning else self._plan_jointly([c], refreshed=False)[0]
             for c in candidates
         ]
+
+    def _plan_lookup(self, account: Account) -> PassPlan:
+        """Verify what prompt lookup drafts, as far as it is worth its rows; draft nothing."""
+        if not account.lookup.matched:
+            return PassPlan(width=self._width)
+        draft = account.best_draft(Draft())
+        offered = int((account.history.acceptance(draft).cumprod() > self._lookup_value).sum())
+        return PassPlan(draft, offered, 0, self._width, "lookup" if offered else "ar")
 
     def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
         """The plan after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one. A query.
@@ -174,20 +141,24 @@ class Planner:
     def learn(self, batch: Seq[Sequence], plans: Seq[PassPlan], kept: Seq[Verdict]) -> None:
         """Record the verdicts on the drafts, and the cost of the pass for each sequence."""
         sharers = self._sharers(batch)
+        context = sum(sequence.length for sequence in batch) / len(batch)
+        together = self._seconds(plans, sharers, context) if sharers > 1 else (0.0, 0.0)
+        drafts = any(plan.blocks or (plan.draft.tokens and plan.draft.kind != "lookup") for plan in plans)
         for sequence, plan, verdict in zip(batch, plans, kept, strict=True):
             account, offered = self._accounts[sequence.index], plan.offered
             stopped = sequence.finish_reason is not None
             if offered:
                 account.history.observe(plan.draft, verdict.accepted if stopped else offered, verdict.accepted)
-            plain = self.costs.ar(sharers, 1, sequence.length) / sharers
-            seconds = self._cost_per_sequence([plan] if self._alone else plans, sequence.length)
-            account.spent_seconds += PLANNING_SECONDS + seconds
+            plain, seconds = together if sharers > 1 else self._seconds([plan], 1, sequence.length)
+            account.spent_seconds += seconds + (0.0 if self._looks_up_only else PLANNING_SECONDS)
             account.plain_seconds += len(verdict.tokens) * plain
             account.undrafted_seconds = 0.0 if plan.blocks or plan.drafting_rows else account.undrafted_seconds + plain
             if sharers == 1 and not account.skips_planning:
                 account.unplanned_passes = 0 if plan.draft.tokens or plan.blocks else UNPLANNED_PASSES
-            if stopped and not self._alone:
-                self._previous = account.history
+            if stopped and not self._alone and account.history.observed:
+                self._previous, self._first_policies = account.history, {}
+        if sharers > 1 and not self._looks_up_only:
+            self._unplanned_passes = 0 if drafts else UNPLANNED_PASSES
 
     def forget(self, sequence: Sequence) -> None:
         """Drop the account of a sequence that has ended."""
@@ -207,9 +178,9 @@ class Planner:
         context = sum(c.sequence.length for c in candidates) / B
         policies = [c.account.policy for c in candidates if c.account.policy is not None]
         rate, width = sum(policy.rate for policy in policies) / B, max(policy.width for policy in policies)
-        row_seconds = (costs.ar(B, 8, context) - costs.ar(B, 1, context)) / 7 / B
+        row_value = self._row_value(rate, B, context)
         survival = [c.account.history.acceptance(c.draft).cumprod() for c in candidates]
-        survival = [reached[reached > rate * row_seconds] for reached in survival]
+        survival = [reached[reached > row_value] for reached in survival]
         rows = B + sum(len(reached) for reached in survival)
 
         def cost(blocks: int) -> float:
@@ -217,14 +188,13 @@ class Planner:
 
         next_values = [policy.next_values(reached) for policy, reached in zip(policies, survival, strict=True)]
         blocks = _best_blocks(next_values, rate, cost)
+        budget = self._budget / B**0.5
         advance, accounts = ADVANCE_TOKENS * costs.ar(B, 1, context) / B, [c.account for c in candidates]
         allowance = sum(
-            a.plain_seconds + self._budget * max(a.plain_seconds, advance) - a.spent_seconds for a in accounts
+            a.plain_seconds + max(budget * a.plain_seconds, self._budget * advance) - a.spent_seconds for a in accounts
         )
         for slot, account in enumerate(accounts):  # a probe: drafting may pay by now
-            if not blocks[slot] and account.undrafted_seconds * self._budget > cost(sum(blocks) + 1) - cost(
-                sum(blocks)
-            ):
+            if not blocks[slot] and account.undrafted_seconds * budget > cost(sum(blocks) + 1) - cost(sum(blocks)):
                 blocks[slot] = 1
         if cost(sum(blocks)) - cost(0) > allowance:
             blocks = [0] * B
@@ -241,13 +211,27 @@ class Planner:
             for c, reached, own, refresh_own in zip(candidates, survival, blocks, refresh, strict=True)
         ]
 
-    def _cost_per_sequence(self, plans: Seq[PassPlan], context: float) -> float:
-        """The cost of a pass with these plans, in seconds, divided equally among its sequences."""
+    def _row_value(self, rate: float, sharers: int, context: float) -> float:
+        """The tokens that plain decoding gains in the time of one more row: the least that a draft must promise."""
+        return rate * (self.costs.ar(sharers, 8, context) - self.costs.ar(sharers, 1, context)) / 7 / sharers
+
+    def _seconds(self, plans: Seq[PassPlan], sharers: int, context: float) -> tuple[float, float]:
+        """A sequence's share of the seconds of a plain pass, and of a pass with these plans."""
         drafting = sum(plan.drafting_rows > 0 for plan in plans)
         rows, blocks = sum(1 + plan.offered for plan in plans), sum(plan.blocks for plan in plans)
         width = max(plan.width for plan in plans)
         cost = self.costs.ragged(len(plans), rows, blocks, width, context)
-        return (cost + (self.costs.diffuse(drafting, width, context) if drafting else 0.0)) / len(plans)
+        cost += self.costs.diffuse(drafting, width, context) if drafting else 0.0
+        return self.costs.ar(sharers, 1, context) / sharers, cost / len(plans)
+
+    def _first_policy(self, sharers: int, context: float) -> Policy:
+        """The policy of a sequence about which nothing is known but what earlier ones have taught."""
+        if self._alone:  # for the exact context, so that earlier sequences have no influence; else a bucket is enough
+            return self._solve(self._new_history(), 1, context)
+        place = _rounded(sharers), 1 << int(context).bit_length()
+        if place not in self._first_policies:
+            self._first_policies[place] = self._solve(self._new_history(), *place)
+        return self._first_policies[place]
 
     def _new_history(self) -> AcceptanceHistory:
         return AcceptanceHistory(self._trained, self._previous)
@@ -298,3 +282,9 @@ def _kind(candidate: Candidate, offered: int, blocks: int) -> str:
     if blocks:
         return "one-pass"
     return {"lookup": "lookup"}.get(candidate.draft.kind, "one-pass") if offered else "ar"
+
+
+def _rounded(sharers: int) -> int:
+    """Rounded down to two significant bits, so that policies are not solved anew whenever a request joins or leaves."""
+    step = max(1 << sharers.bit_length() - 2, 1) if sharers > 1 else 1
+    return sharers // step * step
