@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,7 @@ _load = api.load
 
 TOY = {
     "distill": "--count 10 --max-new-tokens 40 --max-prompt-tokens 120 --batch-size 10",
+    "serve": "--port 0",
     "train": "--steps 2 --validate-every 2 --held-out 2 --roots 12 --sequences 1 --sequence-length 512",
 }
 """What long commands are given to end soon; everything else about them is as the page has it."""
@@ -91,6 +95,8 @@ def run(line, monkeypatch, capsys):
     assert "|" not in line.replace("<|", "").replace("|>", ""), "docs commands are run without a shell"
     words = shlex.split(line)
     monkeypatch.setattr(sys, "argv", [*words, *shlex.split(TOY.get(words[1], ""))])
+    if words[1] == "serve":
+        threading.Thread(target=stop_once_served, args=(signal.getsignal(signal.SIGTERM),), daemon=True).start()
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         cli.main()
@@ -99,6 +105,13 @@ def run(line, monkeypatch, capsys):
     for name, handler in handlers.items():
         signal.signal(name, handler)
     return capsys.readouterr().out
+
+
+def stop_once_served(before):
+    """End a server, which handles the signal once it runs."""
+    while signal.getsignal(signal.SIGTERM) is before:
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_the_first_prompt_is_one_where_drafting_pays():

@@ -81,10 +81,10 @@ def command(
         if loaded.decoding_config(settings.engine_options).cycle == "auto":
             measure_costs(loaded)
         service = Service(loaded, settings)
-        logs.write_to_stderr()
         if not settings.local and not settings.api_keys:
             stderr.print(EXPOSED, style="yellow", markup=False, soft_wrap=True)
-        asyncio.run(_serve(service, bound))
+        with logs.on_stderr():
+            asyncio.run(_serve(service, bound))
 
 
 async def _serve(service: Service, bound: socket.socket) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,11 +31,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-def write_to_stderr() -> None:
-    """Let the server and the HTTP library under it log to stderr. Called once, by the command."""
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Let the server and the HTTP library under it log to stderr, for as long as the command runs."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, level in (("orthrus", logging.INFO), ("uvicorn.error", logging.WARNING), ("asyncio", logging.WARNING)):
-        logger = logging.getLogger(name)
+    levels = {"orthrus": logging.INFO, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
+    loggers = [logging.getLogger(name) for name in levels]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+        logger.setLevel(levels[logger.name])
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
