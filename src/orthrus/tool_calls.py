@@ -63,6 +63,11 @@ class ToolCallParser:
         """The text of each call as the model wrote it, tags included."""
 
     @property
+    def inside_call(self) -> bool:
+        """Whether the text so far ends within the arguments of a call."""
+        return self._state == self._read_arguments
+
+    @property
     def calls(self) -> int:
         """How many calls have begun."""
         return len(self.sources)
@@ -190,8 +195,11 @@ class _Arguments:
         return self._depth == 0
 
 
-def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """The content and the tool calls of a whole answer. A call whose JSON is invalid is left in the content."""
+def parse_tool_calls(text: str, *, cut: bool = False) -> tuple[str, list[ToolCall]]:
+    """The content and the tool calls of a whole answer. A call whose JSON is invalid is left in the content.
+
+    cut: the answer was ended by its limit of tokens. A call whose arguments had begun by then stays a call.
+    """
     parser = ToolCallParser()
     pieces: list[str | int] = []
     calls: list[ToolCall] = []
@@ -204,6 +212,8 @@ def parse_tool_calls(text: str) -> tuple[str, list[ToolCall]]:
         else:
             calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + part.arguments)
     valid = [isinstance(_loaded(call.arguments), dict) for call in calls]
+    if cut and parser.inside_call:
+        valid[-1] = True
     sources = ["" if valid[n] else source for n, source in enumerate(parser.sources)]
     content = "".join(piece if isinstance(piece, str) else sources[piece] for piece in pieces)
     return content, [call for call, is_valid in zip(calls, valid, strict=True) if is_valid]

@@ -181,6 +181,7 @@ BAD = {
     "token beyond the vocabulary": ({"logit_bias": {"4000": 1}}, "logit_bias"),
     "stream_options": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice"),
+    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     "too long": ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages"),
     "response_format": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "empty stop": ({"stop": ["a", ""]}, "stop[1]"),

@@ -66,6 +66,15 @@ def test_a_streamed_answer_does_not_depend_on_its_pieces(case):
         assert whole == (content, [(call.name, call.arguments) for call in calls])
 
 
+def test_a_call_that_was_cut_off_is_one_if_its_arguments_had_begun():
+    for text, calls in (('{"name": "f", "arguments": {"a": "x', [("f", '{"a": "x')]), ('{"name": "f", "argum', [])):
+        content, found = parse_tool_calls(f"<tool_call>{text}", cut=True)
+        assert [(call.name, call.arguments) for call in found] == calls
+        assert content == ("" if calls else f"<tool_call>{text}")
+    content, found = parse_tool_calls('<tool_call>{"name": "f", "arguments": {"a"}}</tool_call>and', cut=True)
+    assert (content.endswith("and"), found) == (True, [])
+
+
 def streamed(parts):
     parser = ToolCallParser()
     found = [item for part in parts for item in parser.push(part)] + parser.finish()

@@ -103,7 +103,7 @@ class Answer:
             reasoning, content = split_reasoning(content, opened=self.form.opened)
         if not self.form.tools:
             return reasoning, content, []
-        return reasoning, *parse_tool_calls(content)
+        return reasoning, *parse_tool_calls(content, cut=self.finish_reason == "length")
 
     def _read(self, text: str, delta: Delta) -> None:
         self.text += text

@@ -120,13 +120,15 @@ def forces(choice: object) -> bool:
     return choice not in (None, "none", "auto")
 
 
-def tool_options(tools: Seq[chat.Tool], choice: str | None, options: Chosen, *, parallel: bool) -> Chosen:
+def tool_options(model: Model, tools: Seq[chat.Tool], choice: str | None, options: Chosen, *, parallel: bool) -> Chosen:
     """The options with tools. choice: `auto`, `required` or the name of a function. Without `parallel` the answer ends
     after its first call."""
     names = [tool.function.name for tool in tools]
     if choice not in ("auto", "required") and choice not in names:
         raise conflict("tool_choice", f"names {choice!r}, which is not among the tools: {', '.join(names)}")
     more: Chosen = {"tools": [tool.model_dump(exclude_none=True) for tool in tools]}
+    if choice == "auto" and "tools" not in str(model.checkpoint.text.chat_template):
+        raise conflict("tools", "cannot be shown to this model, whose chat template does not know them: force a call")
     if choice != "auto":
         if options.keys() & {"json_schema", "json_object", "regex", "grammar"}:
             raise conflict("response_format", "does not go with a forced tool call: set one of the two")

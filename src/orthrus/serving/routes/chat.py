@@ -62,7 +62,8 @@ def requests_of(body: ChatRequest, service: Service) -> list[sequence.Request]:
     tools, choice = tools_of(body), body.tool_choice
     if tools:
         name = choice if isinstance(choice, str) or choice is None else choice.function.name
-        options = prompts.tool_options(tools, name or "auto", options, parallel=body.parallel_tool_calls is not False)
+        parallel = body.parallel_tool_calls is not False
+        options = prompts.tool_options(service.model, tools, name or "auto", options, parallel=parallel)
     options["chat_template_kwargs"] = body.chat_template_kwargs
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0

@@ -65,7 +65,8 @@ def options_of(body: ResponseRequest, service: Service) -> prompts.Chosen:
     tools, choice = tools_of(body), body.tool_choice
     if tools:
         name = choice if isinstance(choice, str) or choice is None else choice.name
-        options = prompts.tool_options(tools, name or "auto", options, parallel=body.parallel_tool_calls is not False)
+        parallel = body.parallel_tool_calls is not False
+        options = prompts.tool_options(service.model, tools, name or "auto", options, parallel=parallel)
     return options
 
 
