@@ -125,6 +125,10 @@ class ExecutableLinear(Linear):
         """One call of the kernel, on rows within the rule."""
         raise NotImplementedError
 
+    def probe(self, x_NI: Tensor) -> Tensor:
+        """What the probe of the rule compares: `run`, or fewer outputs where each is computed like all others."""
+        return self.run(x_NI)
+
 
 LinearForm = Callable[[], ExecutableLinear]
 """Makes a linear map with another kernel, or raises RuntimeError if that kernel is not available."""

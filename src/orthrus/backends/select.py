@@ -94,7 +94,8 @@ def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool = False) -> N
     that are not `quantizable` are not quantised.
 
     Each distinct shape is probed once, on random values of its own dtype and device. The map with the most outputs
-    comes first: to probe a head takes much memory for its results, which the packed weights of the others take later.
+    comes first: to probe a head on kernels of torch takes much memory for its results, which the packed weights of the
+    others take later.
     """
     chosen: dict[tuple[object, ...], tuple[type[ExecutableLinear], RowRule]] = {}
     plains = [
@@ -139,7 +140,7 @@ def _first_exact(plain: Linear, forms: LinearForms, device: torch.device) -> Exe
             made.rule = RowRule(1, MAX_ROWS)
             return made
         try:
-            made.rule = find_row_rule(made, rows_NI, made.min_multiple)
+            made.rule = find_row_rule(made.probe, rows_NI, made.min_multiple)
         except RuntimeError:  # the form was made, but its kernel does not run
             continue
         if made.rule.exact:

@@ -84,6 +84,14 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="transformers")
 
 
+def compile_ahead(dtype: Dtype, device: str) -> None:
+    """Begin to compile the C kernels if need be, in a thread. A command that imports torch before it loads its model
+    calls this first: compiling then takes no time of its own. Another call waits for the first one."""
+    if device == "cpu":
+        ahead = (dtype.value, file_cache.cache_directory())
+        Thread(target=build.compile_ahead, args=ahead, daemon=True).start()
+
+
 def load_model(
     name: str,
     adapter: str | None,
@@ -97,9 +105,7 @@ def load_model(
     """Load a model with a spinner on stderr; its warnings go there too."""
     quiet()
     with stderr.status(f"loading {name}"):
-        if device == "cpu":
-            ahead = (dtype.value, file_cache.cache_directory())
-            Thread(target=build.compile_ahead, args=ahead, daemon=True).start()
+        compile_ahead(dtype, device)
         import orthrus
 
         model: Model = orthrus.load(

@@ -24,6 +24,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     QuantizeOption,
+    compile_ahead,
     load_model,
     print_notice,
     stderr,
@@ -80,6 +81,8 @@ def command(
         top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, seed=seed, stop=stop,
     )  # fmt: skip
+    if url is None:
+        compile_ahead(dtype, device)
     settings.check(options)
     engine = without_none(cycle=cycle, rule=rule, width=width)
     with_tokens = _WithTokens(chat_template_kwargs, logit_bias, stop_token)

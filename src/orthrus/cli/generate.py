@@ -23,6 +23,7 @@ from orthrus.cli._shared import (
     DtypeOption,
     ModelOption,
     QuantizeOption,
+    compile_ahead,
     load_model,
     measure_costs,
     print_notice,
@@ -80,6 +81,7 @@ def command(
 ) -> None:
     """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
     prompts = _read_prompts(prompt, prompt_option, file)
+    compile_ahead(dtype, device)
     options: Options = without_none(  # type: ignore[assignment]
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
         min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=stop,

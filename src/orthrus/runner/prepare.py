@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from orthrus.backends import select
+from orthrus.backends import heap, select
 from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.file_cache import cache_directory
@@ -45,6 +45,7 @@ def prepare_unread(
     runner = Runner.prepare(decoder, kernels, int8=int8, low_precision=copies)
     if name is not None:
         packed.save(name, runner)
+    heap.trim()
     return runner
 
 

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     import torch
 
 SOURCES = Path(__file__).with_name("c")
+UNITS = ("native.c", "linear_dequant.c")
+"""The translation units of a library, which are compiled side by side. They take about as long as each other."""
 MARCH = "ORTHRUS_MARCH"
 """Environment variable: the value of the compiler's -march option, `native` by default."""
-FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
 """No contraction into fused multiply-adds: a vector loop and its scalar tail must round alike."""
 THREADING = "-fopenmp"
 """The loader finds the OpenMP runtime by its name, and torch has already loaded one: both share its pool of threads."""
@@ -46,7 +48,7 @@ class UnavailableError(RuntimeError):
 
 
 def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
-    """`c/native.c` for `dtype`, compiled into `cache_directory` on first use. Raises UnavailableError."""
+    """The kernels of `c/` for `dtype`, compiled into `cache_directory` on first use. Raises UnavailableError."""
     try:
         loaded = ctypes.CDLL(str(_compiled(str(dtype).removeprefix("torch."), cache_directory)))
     except OSError as error:
@@ -126,28 +128,44 @@ def _compile(command: list[str], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name
-        command = [*command, str(SOURCES / "native.c"), "-o", str(built), "-lm"]
-        without_threads = _failure([*command, THREADING])
+        without_threads = _failed_build([*command, THREADING], built)
         if without_threads:  # a compiler without OpenMP compiles the same kernels for one thread
-            output = _failure(command)
-            if output:
+            failed = _failed_build(command, built)
+            if failed:
+                used, output = failed
                 message = f"the C compiler failed: {_first_error(output)}"
-                raise UnavailableError(message, f"{shlex.join(command)}\n{output}")
-            log.warning("the C kernels run on one thread, without OpenMP: %s", _first_error(without_threads))
+                raise UnavailableError(message, f"{shlex.join(used)}\n{output}")
+            log.warning("the C kernels run on one thread, without OpenMP: %s", _first_error(without_threads[1]))
         checksum = _checksum_of(built)
         checksum.write_text(hashlib.sha256(built.read_bytes()).hexdigest(), encoding="ascii")
         built.replace(target)
         checksum.replace(_checksum_of(target))
 
 
-def _failure(command: list[str]) -> str:
+def _failed_build(command: list[str], library: Path) -> tuple[list[str], str] | None:
+    """Compile the units and link them to `library`. Returns the command that failed and its output, if one did."""
+    objects = {unit: str(library.with_name(unit).with_suffix(".o")) for unit in UNITS}
+    compiling = [[*command, "-c", str(SOURCES / unit), "-o", made] for unit, made in objects.items()]
+    linking = [*command, "-shared", *objects.values(), "-o", str(library), "-lm"]
+    for together in (compiling, [linking]):
+        running = [subprocess.Popen(own, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for own in together]
+        outputs = [_failure(process) for process in running]
+        for own, output in zip(together, outputs, strict=True):
+            if output:
+                return own, output
+    return None
+
+
+def _failure(compiler: subprocess.Popen[bytes]) -> str:
     """The output of a compiler that fails; empty if it succeeds."""
     try:
-        run = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS_TO_COMPILE)
+        out, errors = compiler.communicate(timeout=SECONDS_TO_COMPILE)
     except subprocess.TimeoutExpired:
+        compiler.kill()
+        compiler.communicate()
         return f"error: no result within {SECONDS_TO_COMPILE} seconds"
-    output = (run.stderr + run.stdout).decode(errors="replace").strip()
-    return (output or f"error: exit status {run.returncode}, no output") if run.returncode else ""
+    output = (errors + out).decode(errors="replace").strip()
+    return (output or f"error: exit status {compiler.returncode}, no output") if compiler.returncode else ""
 
 
 def _first_error(output: str) -> str:

@@ -20,6 +20,8 @@ PAIR = 2
 """How many inputs of an output lie next to each other in weights for tiles."""
 PLAIN, INT8, Q4, Q8, W4A8, Q4_K, Q5_K, Q6_K, PARTS = range(9)
 """Formats of weights, as `c/linear_weights.h` numbers them."""
+PROBED_OUTPUTS = 1024
+"""How many outputs a probe computes: panels of outputs share nothing, so more of them show no more."""
 FORMATS = {"Q4_0": Q4, "Q4_1": Q4, "Q8_0": Q8, "Q4_K": Q4_K, "Q5_K": Q5_K, "Q6_K": Q6_K}
 """The formats of the types in `quantization.TYPES`."""
 
@@ -45,10 +47,20 @@ class NativeLinear(ExecutableLinear):
         raise NotImplementedError
 
     def run(self, x_NI: Tensor) -> Tensor:
-        """See `ExecutableLinear`."""
+        """See `ExecutableLinear`, as for all below."""
+        return self._outputs(x_NI, weights_of(self))
+
+    def probe(self, x_NI: Tensor) -> Tensor:
+        """The first outputs."""
+        weights = weights_of(self)
+        if weights.format != PARTS:  # else the first outputs would be of the first part alone
+            weights.outputs = min(weights.outputs, PROBED_OUTPUTS)
+        return self._outputs(x_NI, weights)
+
+    def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, rows = x_NI.contiguous(), len(x_NI)
-        y_NO = x_NI.new_empty(rows, self.shape[0])
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, torch.get_num_threads())
+        y_NO = x_NI.new_empty(rows, weights.outputs)
+        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, torch.get_num_threads())
         return y_NO
 
 
@@ -115,12 +127,11 @@ class DequantLinear(NativeLinear):
         else:
             self.packed = packer.copy_to_huge_pages(torch.cat(packed))
 
-    def run(self, x_NI: Tensor) -> Tensor:
-        """See `ExecutableLinear`."""
+    def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, rows, threads = x_NI.contiguous(), len(x_NI), torch.get_num_threads()
-        y_NO = x_NI.new_empty(rows, self.shape[0])
+        y_NO = x_NI.new_empty(rows, weights.outputs)
         scratch = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, scratch.data_ptr(), threads)
+        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, scratch.data_ptr(), threads)
         return y_NO
 
 

@@ -9,19 +9,12 @@
 
 #include "simd.h"
 
-/* Whether products run on tiles; else they run on vectors. */
-int use_amx = 0;
+/* Whether products run on tiles; else they run on vectors. See library.h. */
+extern int use_amx;
 
 #if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__linux__)
 #define HAVE_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
-
-enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
 enum { TILE_ROWS = 16, TILE_ROW_BYTES = 64, TILE_BYTES = 1024 };
-
-/* Requests tiles from the kernel, and uses them where it grants them. */
-int has_amx(void) { return use_amx = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0; }
 
 typedef struct {
     int64_t rows, row_bytes;
@@ -85,8 +78,6 @@ static inline void prefetch_tile(const char *weights) {
 DEFINE_AMX_PANELS(amx_panels_bf16, _tile_dpbf16ps)
 DEFINE_AMX_PANELS(amx_panels_int8, _tile_dpbusd)
 
-#else
-int has_amx(void) { return 0; }
 #endif
 
 #endif

@@ -89,14 +89,16 @@ static void gemm_amx(const scalar_t *x, const LinearWeights *w, scalar_t *y, int
 #endif
 
 /* How many inputs of an output lie next to each other in the packed weights; 0 where there is no product for the depth. */
-int64_t k_interleave(int64_t depth) { return use_amx && depth % 32 == 0 ? 2 : depth % DOT_INPUTS ? 0 : DOT_INPUTS; }
+static inline int64_t interleave_of(int64_t depth) {
+    return use_amx && depth % 32 == 0 ? 2 : depth % DOT_INPUTS ? 0 : DOT_INPUTS;
+}
 
 /* The outputs in `range` of y = x w^T + bias. Weights are packed [outputs / 16][inputs / 2][16 outputs][2] for tiles, else
  * [outputs / 16][inputs / 8][4][4 outputs, 4 apart][8]. */
 static void gemm(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
     int64_t depth = w->inputs, outputs = w->outputs;
 #ifdef HAVE_AMX
-    if (k_interleave(depth) == 2) {
+    if (interleave_of(depth) == 2) {
         gemm_amx(x, w, y, rows, range);
         return;
     }

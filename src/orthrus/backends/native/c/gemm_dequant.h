@@ -160,9 +160,6 @@ static void gemm_dequant_k_amx(const scalar_t *x, const LinearWeights *w, scalar
 }
 #endif
 
-/* Scalars of scratch memory that a thread needs: an expanded panel of 32 outputs and four tiles. */
-static inline int64_t dequant_scratch_scalars(int64_t depth) { return 2 * LANES * depth + 4 * GROUP_WEIGHTS; }
-
 /* For a few rows without tiles: repeats every eight inputs four times, once for all outputs, because broadcasting takes a
  * shuffle on Zen 4. */
 static void repeat_inputs(const scalar_t *x, int64_t rows, int64_t depth, scalar_t *scratch) {

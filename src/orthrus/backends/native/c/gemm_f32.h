@@ -39,7 +39,7 @@ ALWAYS_INLINE void gemm_rows(const int rows, const float *x, const float *w, con
 }
 
 /* How many inputs of an output lie next to each other in the packed weights; 0 where there is no product for the depth. */
-int64_t k_interleave(int64_t depth) { return depth > 0; }
+static inline int64_t interleave_of(int64_t depth) { return depth > 0; }
 
 /* The outputs in `range` of y = x w^T + bias. Weights are packed [outputs / 32][inputs][32 outputs]. */
 static void gemm(const float *x, const LinearWeights *w, float *y, int64_t rows, Range range) {

@@ -1,59 +1,25 @@
-/* Linear maps whose weights stay quantised, in one format or in several: a fused map has parts in the formats of its
- * sources. */
+/* Linear maps whose weights stay quantised. They take as long to compile as all other kernels together, so they are a
+ * translation unit of their own (linear_dequant.c), which is compiled beside the other (native.c). */
 #ifndef ORTHRUS_LINEAR_DEQUANT_H
 #define ORTHRUS_LINEAR_DEQUANT_H
 
 #include <stdint.h>
 
-#include "float_state.h"
 #include "gemm.h"
-#include "gemm_dequant.h"
+#include "group_quantized.h"
 #include "linear_weights.h"
 #include "simd.h"
 #include "threads.h"
 
 #if defined(HAVE_BF16_DOT) && defined(HAVE_AVX512)
+#define HAVE_LINEAR_DEQUANT
 
-int has_linear_dequant(void) { return GROUP; }
+/* Scalars of scratch memory that a thread needs: an expanded panel of 32 outputs and four tiles. */
+static inline int64_t dequant_scratch_scalars(int64_t depth) { return 2 * LANES * depth + 4 * GROUP_WEIGHTS; }
 
-/* The outputs in `range` of a map of PARTS; both are whole panels of 32. */
-static void gemm_parts(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
-                       scalar_t *scratch) {
-    const char *weight = w->weight;
-    int64_t first = 0;
-    for (const WeightPart *part = w->parts; first < w->outputs; first += part->outputs, part++) {
-        Range own = intersection(range, (Range){first, first + part->outputs});
-        if (own.begin < own.end) {
-            LinearWeights alone = {weight, bias_at(w, first), 0, 0, 0, w->inputs, w->outputs, part->format};
-            Range outputs = {own.begin - first, own.end - first};
-            if (part->format == FORMAT_PLAIN) gemm(x, &alone, y + first, rows, outputs);
-            else gemm_dequant(x, &alone, y + first, rows, outputs, scratch);
-        }
-        weight += part->outputs / LANES * (w->inputs / GROUP) * stored_group_bytes(part->format);
-    }
-}
-
-/* The outputs in `range` of a map whose weights stay quantised. */
-static void linear_dequant_range(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
-                                 scalar_t *scratch) {
-    repeat_inputs(x, rows, w->inputs, scratch);
-    if (w->format == FORMAT_PARTS) gemm_parts(x, w, y, rows, range, scratch);
-    else gemm_dequant(x, w, y, rows, range, scratch);
-}
-
-/* y [rows, outputs] = x [rows, inputs] w^T + bias; scratch [threads][dequant_scratch_scalars(inputs)]. */
-void linear_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, scalar_t *scratch,
-                    int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        Thread thread = this_thread();
-        scalar_t *own = scratch + thread.index * dequant_scratch_scalars(w->inputs);
-        linear_dequant_range(x, w, y, rows, split_outputs(w->outputs, thread), own);
-    }
-}
-#else
-int has_linear_dequant(void) { return 0; }
+/* The outputs in `range` of a map whose weights stay quantised, in one format or in PARTS. */
+__attribute__((visibility("hidden"))) void linear_dequant_range(const scalar_t *x, const LinearWeights *w, scalar_t *y,
+                                                                int64_t rows, Range range, scalar_t *scratch);
 #endif
 
 #endif

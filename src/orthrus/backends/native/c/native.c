@@ -1,4 +1,5 @@
-/* The C kernels of a forward pass on a CPU, compiled on the user's machine, once per scalar type (see build.py).
+/* The C kernels of a forward pass on a CPU, compiled on the user's machine, once per scalar type (see build.py), except for
+ * those in linear_dequant.c.
  *
  * Every row is computed independently and in one fixed order, so its bits do not depend on the other rows of a call. All
  * arithmetic is fp32 or exact integers; `scalar_t` is the type in which values are stored. */
@@ -9,7 +10,7 @@
 #include "gemm_int8.h"
 #include "gemm_w4a8.h"
 #include "kl_div.h"
-#include "linear_dequant.h"
+#include "library.h"
 #include "pack_groups.h"
 #include "pack_int8.h"
 #include "rms_norm.h"

@@ -22,7 +22,7 @@ typedef struct {
 /* One group of sixteen outputs: their codes, one byte each. */
 typedef uint8_t GroupCodes[LANES][GROUP];
 
-static inline void unpack_codes(const StoredGroups *from, int64_t panel, int64_t group, GroupCodes codes) {
+static inline void unpack_stored_codes(const StoredGroups *from, int64_t panel, int64_t group, GroupCodes codes) {
     for (int64_t o = 0; o < LANES; o++) {
         const uint8_t *stored = from->codes + ((panel * LANES + o) * from->groups + group) * from->stride;
         if (from->bits == 8) {
@@ -83,7 +83,7 @@ void pack_groups(const StoredGroups *from, uint8_t *out, int64_t threads) {
             int64_t paired = (panel / 2 * groups + group) * 2 + panel % 2;
             uint8_t *to = out + bytes * (from->layout == LAYOUT_DOTS ? panel * groups + group : paired);
             GroupCodes codes;
-            unpack_codes(from, panel, group, codes);
+            unpack_stored_codes(from, panel, group, codes);
             if (from->layout == LAYOUT_TILES) to = pack_tiles(from, codes, to);
             else if (from->layout == LAYOUT_DOTS) to = pack_dots(from, codes, to);
             else to = pack_w4a8(codes, to);
