@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo check test lint types laws-full fuzz clean
 
@@ -19,10 +20,10 @@ types: .venv/installed-dev
 	$(BIN)/mypy
 
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS)
 
 laws-full: .venv/installed-dev
-	$(BIN)/pytest tests/laws --full
+	$(BIN)/pytest $(WORKERS) tests/laws --full
 
 fuzz: .venv/installed-dev
 	$(BIN)/python tests/fuzz/decoding.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+"""The name of this process, where several run the suite (`pytest -n 2`)."""
+if WORKER:  # one thread each: a team of threads waits for its slowest, which another worker may keep waiting
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, which may be before their tests are
+
+
+def pytest_configure(config):
+    """Keep derived files of the tests, those of collecting them included, out of the user's cache. Workers share the
+    cache, as processes of a user do: the C kernels are compiled once."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if not WORKER:
+        os.environ["ORTHRUS_CACHE"] = tempfile.mkdtemp(prefix="orthrus-tests-")
+
+
+def pytest_unconfigure(config):
+    if not WORKER:
+        shutil.rmtree(os.environ["ORTHRUS_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser):
@@ -22,8 +42,7 @@ SHARE = 6
 def pytest_collection_modifyitems(config, items):
     """Keep the suite within its time: nine families times all cases of every law would double it.
 
-    Which cases run differs by family, so each law holds every family in some case, and every case in some family. Of
-    the enumerations of all outcomes, which take ten seconds each, every other one runs.
+    Which cases run differs by family, so each law holds every family in some case, and every case in some family.
     """
     if config.getoption("--full"):
         return
@@ -33,8 +52,7 @@ def pytest_collection_modifyitems(config, items):
         if isinstance(family, str) and "laws" in item.path.parts:
             groups.setdefault((item.function, family), []).append(item)
     plain = _without_features() if groups else set()
-    enumerations = [item for item in items if item.get_closest_marker("enumeration")]
-    left_out = set(enumerations[1::2])
+    left_out = set()
     for number, ((_, family), cases) in enumerate(groups.items()):
         if family not in plain and len(cases) >= SHARE:
             left_out |= {case for n, case in enumerate(cases) if n % SHARE != number % SHARE}
@@ -54,13 +72,3 @@ def _without_features():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory):
-    """Keep derived files of the tests out of the user's cache."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("ORTHRUS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    yield
-    patch.undo()

@@ -1,12 +1,14 @@
 """A runner over a tiny vocabulary with known distributions, and noise that enumerates all outcomes of decoding.
 
-`Enumeration` needs no grid: a uniform value is an interval, and every comparison splits the interval in two. The
-distributions may therefore be arbitrary, and a value that is used twice stays the same value.
+A uniform value is an interval, and every comparison splits the interval in two. The distributions may therefore be
+arbitrary, and a value that is used twice stays the same value. With a grid, a value is a range of the cells of the
+grid, and probabilities are exact fractions.
 """
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -75,14 +77,17 @@ def inject(monkeypatch):
 
 class Enumeration:
     """Enumerates all outcomes of a branching computation, depth first. `for tree in Enumeration()` runs the body once
-    per outcome; after it, `probability` is the probability of that outcome."""
+    per outcome; after it, `probability` is the probability of that outcome.
 
-    def __init__(self):
-        self._path, self._depth, self.probability, self._values = [], 0, 1.0, {}
+    grid: how many values a uniform value has, the centres of as many cells; None for all of [0, 1).
+    """
+
+    def __init__(self, grid=None):
+        self._path, self._depth, self.probability, self._values, self._grid = [], 0, 1.0, {}, grid
 
     def __iter__(self):
         while True:
-            self._depth, self.probability, self._values = 0, 1.0, {}
+            self._depth, self.probability, self._values = 0, 1.0 if self._grid is None else Fraction(1), {}
             yield self
             while self._path and not self._path[-1]:
                 self._path.pop()
@@ -92,7 +97,8 @@ class Enumeration:
 
     def uniform(self, position, purpose, block=0):
         """The value at an address: equal addresses give the same value."""
-        return self._values.setdefault((position, purpose, block), Uniform(self))
+        made = Uniform(self) if self._grid is None else GridUniform(self, self._grid)
+        return self._values.setdefault((position, purpose, block), made)
 
     def branch(self, share):
         """True with this probability."""
@@ -129,6 +135,23 @@ class Uniform:
             return NotImplemented
         borders, value = args
         return next((n for n, threshold in enumerate(borders.tolist()) if value.below(threshold)), len(borders))
+
+
+class GridUniform(Uniform):
+    """One of the centres of the cells of a grid, of which the comparisons so far leave a range."""
+
+    def __init__(self, tree, grid):
+        super().__init__(tree)
+        self._low, self._high, self._grid = 0, grid, grid
+
+    def below(self, bound):
+        """Whether the value is below a bound, which is no centre. Branches if that is not known yet."""
+        cells = min(max(math.ceil(bound * self._grid - 0.5), self._low), self._high)
+        if cells in (self._low, self._high):
+            return cells == self._high
+        below = self._tree.branch(Fraction(cells - self._low, self._high - self._low))
+        self._low, self._high = (self._low, cells) if below else (cells, self._high)
+        return below
 
 
 class _Scaled:

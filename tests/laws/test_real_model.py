@@ -21,7 +21,7 @@ PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_be
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def model(request):
-    return orthrus.load("smollm2-demo", dtype=request.param)
+    return orthrus.load("smollm2-demo", dtype=request.param, cache=False)
 
 
 @pytest.fixture(name="some")
@@ -32,7 +32,7 @@ def _some(request):
 
 def test_every_cycle_equals_the_oracle_in_tokens_and_logits(model, some):
     assert model.runner.exact
-    prompts = [p.prompt for p in some(5)]
+    prompts = [p.prompt for p in some(5 if model.decoder.dtype.itemsize == 2 else 10)]
     for temperature in (0.0, 0.8):
         requests = exactness.requests(model, prompts, {"max_new_tokens": 24, "temperature": temperature, "seed": 7})
         bits, truths = exactness.Bits(), []
@@ -69,7 +69,7 @@ def test_group_quantized_weights_give_the_bits_of_expanded_weights(model):
 
 
 def test_greedy_tokens_equal_those_of_transformers(model, some):
-    prompts = some(2)
+    prompts = some(4)
     comparison, _ = peer.compare(model, prompts, {"max_new_tokens": 24}, iter)
     if model.decoder.dtype.itemsize == 4:
         assert comparison.divergences == []
@@ -100,29 +100,33 @@ def test_a_long_answer_equals_the_argmax_of_transformers(model):
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def full_drafts(request):
     """A replay drafts in diffusion passes. With low-precision drafts these would differ from blocks in AR passes."""
-    return orthrus.load("smollm2-demo", dtype=request.param, low_precision_drafts=False)
+    model = orthrus.load("smollm2-demo", dtype=request.param, low_precision_drafts=False, cache=False)
+    return model, [(prompt, replay.texts(model, prompt, 48)) for prompt in tasks.load("gsm8k", 2)]
 
 
 @pytest.mark.parametrize("candidates", [None, 1, 2])
-def test_cycles_equal_their_replay(full_drafts, candidates):
+def test_one_pass_cycles_equal_their_replay(full_drafts, candidates):
     """Exactly in float32. In bfloat16 a draft may differ where two logits are nearly equal: a block beside AR rows has
     its keys in other slots than a block of a diffusion pass, so sums over keys are rounded in another order."""
-    model = full_drafts
+    model, texts = full_drafts
     slack = 0 if model.decoder.dtype.itemsize == 4 else 2
-    for prompt in tasks.load("gsm8k", 2):
-        text = replay.texts(model, prompt, 48)
-        options = {"max_new_tokens": 48, "batch_size": 1}
-        one = model.generate(prompt.prompt, cycle="one-pass", candidates=candidates, **options).statistics
-        two = model.generate(prompt.prompt, cycle="two-pass", **options).statistics
+    for prompt, text in texts:
+        one = model.generate(prompt.prompt, cycle="one-pass", candidates=candidates, max_new_tokens=48).statistics
         assert abs(one.passes - 1 - len(text.one_pass(candidates))) <= slack
         assert abs(sum(one.accepted) - sum(text.one_pass(candidates))) <= slack
+
+
+def test_two_pass_cycles_equal_their_replay(full_drafts):
+    model, texts = full_drafts
+    for prompt, text in texts:
+        two = model.generate(prompt.prompt, cycle="two-pass", max_new_tokens=48).statistics
         assert two.passes == 1 + 2 * len(text.two_pass())
         assert sum(two.accepted) == sum(text.two_pass())
 
 
 @pytest.fixture(scope="module")
 def untrained():
-    return orthrus.load("smollm2-demo", adapter="none")
+    return orthrus.load("smollm2-demo", adapter="none", cache=False)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -135,6 +139,7 @@ def test_an_untrained_view_has_the_acceptance_of_a_copy(untrained, temperature):
     assert result.text
 
 
+@pytest.mark.parametrize("model", ["bfloat16"], indirect=True)
 def test_the_bundled_view_reaches_its_measured_acceptance(model):
     """A regression test of acceptance. With the same weights, one-pass cycles give more tokens per pass."""
     prompts = [p.prompt for p in tasks.load("gsm8k", 6)]

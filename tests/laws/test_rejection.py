@@ -1,8 +1,9 @@
 """Law 2: `rejection` equals the target distribution.
 
 The test uses no statistics: whole decoding runs (prefill, drafts, verdicts, bonus, next cycle) are enumerated over a
-finite grid of uniforms. The distributions are rational with denominators that divide the grid, so the probabilities of
-all outcomes are exact fractions, and must equal those of the target.
+finite grid of uniforms; one run stands for all uniforms that no comparison tells apart. The distributions are rational
+with denominators that divide the grid, so the probabilities of all outcomes are exact fractions, and must equal those
+of the target.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fractions import Fraction
 
 import pytest
 import tiny
-from markov import MarkovRunner, inject
+from markov import Enumeration, MarkovRunner, inject
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.engine import generate
@@ -36,44 +37,36 @@ HALVED = {
 }
 
 
-class Enumerator:
-    """Noise whose values are the choices of an enumeration. No address may be used twice."""
+class Noise:
+    """The values of an enumeration. No address may be used twice."""
 
-    def __init__(self, choices, grid):
-        self.choices, self.grid, self.made, self.addresses = choices, grid, [], set()
+    def __init__(self, tree):
+        self._tree, self._addresses = tree, set()
 
     def uniform(self, position, purpose, block=0):
         address = (position, purpose, block if purpose is Purpose.DRAFT else None)
-        assert address not in self.addresses, f"{address} was used twice"
-        self.addresses.add(address)
-        index = len(self.made)
-        self.made.append(self.choices[index] if index < len(self.choices) else 0)
-        return (self.made[-1] + 0.5) / self.grid
+        assert address not in self._addresses, f"{address} was used twice"
+        self._addresses.add(address)
+        return self._tree.uniform(*address)
 
 
 def outcomes(monkeypatch, runner, tokens, cycle, prompt=(1,), costs=None, grid=GRID):
     """All outcomes of decoding `tokens` tokens with their exact probabilities."""
-    probabilities, choices = {}, []
+    probabilities = {}
     limits, request = (
         Limits(3, 64, frozenset()),
         Request(prompt, SamplingParams(temperature=1.0), StopConditions(tokens)),
     )
     config = DecodingConfig(cycle=cycle, rule="rejection")
     use = inject(monkeypatch)
-    while choices is not None:
-        noise = Enumerator(choices, grid)
-        use(noise)
+    for tree in Enumeration(grid):
+        use(Noise(tree))
         steps = list(generate(runner, [request], config, limits, costs=costs))
         key = tuple(steps[-1].sequence.tokens)
-        probabilities[key] = probabilities.get(key, 0) + Fraction(1, grid ** len(noise.made))
-        made = noise.made
-        while made and made[-1] == grid - 1:
-            made.pop()
-        choices = [*made[:-1], made[-1] + 1] if made else None
+        probabilities[key] = probabilities.get(key, 0) + tree.probability
     return probabilities
 
 
-@pytest.mark.enumeration
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
 @pytest.mark.parametrize(
     ("cycle", "trained_rows", "tokens"),
@@ -83,7 +76,6 @@ def test_every_outcome_has_exactly_its_target_probability(monkeypatch, drafter, 
     check(outcomes(monkeypatch, MarkovRunner(DRAFTERS[drafter], trained_rows, P), tokens, cycle), tokens)
 
 
-@pytest.mark.enumeration
 @pytest.mark.parametrize("costs", ["passes", "rows"])
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
 @pytest.mark.parametrize(("trained_rows", "tokens"), [(2, 3), (3, 2)])
