@@ -138,13 +138,20 @@ def test_a_drain_that_takes_too_long_cancels(model):
     assert run(main) == ["cancelled"] * 3
 
 
-def test_a_prompt_that_the_cache_cannot_hold_is_refused_at_once(model):
+@pytest.mark.parametrize("pages", [None, 1])
+def test_a_prompt_beyond_the_context_or_the_cache_is_refused_at_once(model, pages, monkeypatch):
+    if pages is not None:
+        monkeypatch.setattr("orthrus.decoding.engine.affordable_pages", lambda *_: pages)
+
     async def main():
         service = served(model)
-        assert service.max_model_len == 512
-        with pytest.raises(ValueError, match="the prompt has 600 tokens, the model's context 512"):
+        longest = service.max_model_len
+        assert longest == 512 if pages is None else 100 < longest < 256
+        with pytest.raises(ValueError, match=f"the prompt has 600 tokens, the model's context {longest}"):
             service.submit([asked(model), model.request("x" * 600, {"raw": True})])
         assert service.unfinished == 0
+        [ticket] = service.submit([model.request("x" * (longest - 2), {"raw": True})])
+        assert len(await tokens_of(ticket)) == 2
         await service.drain(0)
 
     run(main)

@@ -90,6 +90,11 @@ class Engine:
         self._cancelled.append(index)
 
     @property
+    def limits(self) -> Limits:
+        """The limits of every request: those of the model, and no more positions than the cache holds."""
+        return self._limits
+
+    @property
     def unfinished(self) -> int:
         """How many requests are waiting or being decoded."""
         return len(self._added) + len(self._waiting) + len(self._running)

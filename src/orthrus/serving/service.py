@@ -139,7 +139,7 @@ class Service:
     @property
     def max_model_len(self) -> int:
         """The most tokens of a request, prompt and answer together."""
-        longest = self.model.limits.max_positions
+        longest = self.engine.limits.max_positions
         return min(longest, self.settings.max_model_len or longest)
 
     @property
@@ -164,7 +164,7 @@ class Service:
         if not self.healthy:
             raise PassFailedError
         for request in requests:
-            check_request(request, self.model.limits, has_text=True)
+            check_request(request, self.engine.limits, has_text=True)
         places = self.settings.max_num_seqs + self.settings.max_queue
         if len(requests) > places:
             raise ValueError(f"{len(requests)} answers at once are more than this server can hold ({places})")
