@@ -5,15 +5,21 @@ Needs Chromium and selenium; without them the tests in the browser are skipped. 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from scripted_server import SCRIPT, TEXT, ScriptedServer, served
 
+import orthrus
+from orthrus.serving.app import create_app
 from orthrus.serving.routes import playground
+from orthrus.serving.service import Service
+from orthrus.serving.settings import ServeSettings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -237,3 +243,23 @@ def test_it_fits_a_phone_and_follows_the_colour_scheme(page):
     for theme, changed in (("light", False), ("dark", True)):
         page.one("#theme").click()
         assert (background() != light) is changed, theme
+
+
+def test_it_understands_our_server(browser, tmp_path):
+    """The scripted server above streams what the real one does."""
+    model = orthrus.load(tiny.save_checkpoint(tmp_path / "model"))
+    service = Service(model, ServeSettings(cycle="two-pass", served_model_name="scripted"))
+    with served(create_app(service)) as address:
+        page = Page(browser, address, None)
+        page.set(max_tokens=12, temperature=0.8, seed=5)
+        page.one("#tab-race").click()
+        page.say("hello")
+        text = model.generate([{"role": "user", "content": "hello"}], max_new_tokens=12, temperature=0.8, seed=5).text
+        assert page.text(".badge") == f"✓ Identical: all {len(text)} characters"
+        for lane in ("plain", "orthrus"):
+            assert page.one(f"#lane-{lane} .text").get_property("textContent") == text
+            assert page.text(f"#lane-{lane} .figures").startswith("12 tokens")
+        assert page.text("#lane-plain .figures").startswith("12 tokens 12 passes 1.00 tokens per pass")
+        assert not page.all("#lane-plain .token:not(.plain)")
+        assert page.all("#lane-orthrus .bonus")
+    asyncio.run(service.drain(0.0))

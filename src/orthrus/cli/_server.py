@@ -30,6 +30,12 @@ class ServerError(Exception):
         self.status, self.retry_after = status, retry_after
 
 
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header with a key. Of several, which `orthrus serve` takes in one variable, it is the first."""
+    keys = (api_key or "").split()
+    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
 class ServerClient:
     """Requests to a server. Several threads may share one."""
 
@@ -42,7 +48,7 @@ class ServerClient:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers=bearer(api_key),
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=connections),
         )

@@ -16,7 +16,15 @@ from orthrus.cli._batch.output import BatchOutput
 from orthrus.cli._batch.progress import BatchProgress
 from orthrus.cli._batch.requests import BatchRequest, requests_of
 from orthrus.cli._batch.runner import BatchRunner, BatchStopped
-from orthrus.cli._server import CONNECT_SECONDS, READ_SECONDS, ApiKeyOption, ServerClient, ServerError, UrlOption
+from orthrus.cli._server import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    ApiKeyOption,
+    ServerClient,
+    ServerError,
+    UrlOption,
+    bearer,
+)
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -140,7 +148,7 @@ async def remote_client(url: str, api_key: str | None, concurrency: int) -> Asyn
 
     async with httpx.AsyncClient(
         base_url=url.rstrip("/").removesuffix("/v1"),
-        headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+        headers=bearer(api_key),
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         limits=httpx.Limits(max_connections=concurrency),
     ) as client:
