@@ -69,7 +69,7 @@ async def prepared(body: Extensions, make: Callable[[], Sequence[Request]]) -> l
     try:
         return list(await asyncio.to_thread(make))
     except ValueError as error:
-        raise told_to_client(error, body.PROMPT) from error
+        raise told_to_client(error, body) from error
 
 
 def admit(service: Service, http: HTTPRequest, body: Extensions, requests: Sequence[Request]) -> list[Ticket]:
@@ -77,7 +77,7 @@ def admit(service: Service, http: HTTPRequest, body: Extensions, requests: Seque
     try:
         return service.submit(requests, getattr(http.state, "context", None))
     except ValueError as error:
-        raise told_to_client(error, body.PROMPT) from error
+        raise told_to_client(error, body) from error
 
 
 def as_json(answer: BaseModel) -> Response:

@@ -13,6 +13,7 @@ from orthrus.options import Options
 from orthrus.serving.errors import APIError
 from orthrus.serving.protocol import chat
 from orthrus.serving.protocol.common import (
+    Body,
     Extensions,
     GrammarFormat,
     JsonObjectFormat,
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
 
 Chosen = dict[str, Any]
 """Options of `Model.request`, which checks them."""
+FORMATS, PROMPTS = ("json_schema", "json_object", "regex", "grammar"), ("the prompt", "message ", "the chat template")
 FIELDS = {
-    "json_schema": "response_format", "json_object": "response_format", "regex": "response_format",
-    "grammar": "response_format", "stop token": "stop_token_ids", "min_new_tokens": "min_tokens",
-    "message ": "messages", "the chat template": "messages",
+    "stop token": "stop_token_ids", "min_new_tokens": "min_tokens",
     **{name: name for name in ("logit_bias", "chat_template_kwargs", "tools", "tool_choice", "logprobs")},
 }  # fmt: skip
 """The field that an error is about, by how the error of an option begins."""
@@ -184,9 +184,12 @@ def choices_of(request: Request, n: int) -> list[Request]:
     return [replace(request, sampling=replace(request.sampling, sample_index=index)) for index in range(n)]
 
 
-def told_to_client(error: ValueError, prompt_field: str) -> APIError:
-    """What the model says about a prompt or an option, as a 400 of the field. prompt_field: that of the prompt."""
-    message, fields = str(error), {**FIELDS, "the prompt": prompt_field}
+def told_to_client(error: ValueError, body: Body) -> APIError:
+    """What the model says about a prompt or an option, as a 400 of the field of the body."""
+    message, fields = str(error), dict(FIELDS)
+    fields.update(dict.fromkeys(PROMPTS, body.PROMPT))
+    of_tools = getattr(body, "tools", None) and not getattr(body, body.FORMAT.partition(".")[0], None)
+    fields.update(dict.fromkeys(FORMATS, "tools" if of_tools else body.FORMAT))
     field = next((field for start, field in fields.items() if message.startswith(start)), None)
     return APIError(message, param=field, code="invalid_value")
 

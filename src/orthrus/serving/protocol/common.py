@@ -28,14 +28,14 @@ class Body(BaseModel):
     """A part of a request: unknown fields are refused, and values are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    PROMPT: ClassVar[str] = "prompt"
+    FORMAT: ClassVar[str] = "response_format"
+    """The fields that hold the prompt and the format of the text, for errors that are about them."""
 
 
 class Extensions(Body):
     """Fields beyond OpenAI's, named as in vLLM. `drafts` and `priority` are the engine's: without drafts a request is
     decoded plainly, with the same tokens; of the requests that wait, those with the lowest priority value run first."""
-
-    PROMPT: ClassVar[str] = "prompt"
-    """The field that holds the prompt."""
 
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 are off")
     min_p: float | None = Field(None, ge=0, le=1)

@@ -143,6 +143,7 @@ class ResponseRequest(Extensions):
     """A request for a response. Nothing is stored, so there is no response to go on from."""
 
     PROMPT = "input"
+    FORMAT = "text.format"
 
     input: str | Annotated[list[Item], Field(min_length=1)]
     model: str | None = Field(None, description="the served model, which is the default")

@@ -41,7 +41,7 @@ def router(service: Service) -> APIRouter:
         try:
             tokens = await asyncio.to_thread(encode, body)
         except ValueError as error:
-            raise prompts.told_to_client(error, "prompt") from error
+            raise prompts.told_to_client(error, body) from error
         found = protocol.TokenizeResponse(tokens=tokens, count=len(tokens), max_model_len=service.max_model_len)
         if body.return_token_strs:
             found.token_strs = [texts.text(token) for token in tokens]
