@@ -15,14 +15,13 @@ MAX_SEED = 2**64
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: logits divided by them exceed the precision of float32."""
 MAX_BIAS = 1e6
+MAX_LOGPROBS = 20
 MAX_CONSTRAINT = 2**18
 """Characters of a schema, a regular expression or a grammar."""
 PAGE = 256
 """Positions per page of the cache. Attention splits its keys at multiples of it, or of a multiple of it."""
 KEY_BLOCK = 512
 """Keys are allocated and attended to in chunks of this size; a fully masked chunk does not change the result."""
-
-
 ACTIVATIONS = ("silu", "gelu_tanh")
 
 
@@ -196,7 +195,8 @@ class SamplingParams:
     Processing order: repetition, presence and frequency penalties, logit bias, minimum length, constraint; then
     temperature, top-k, top-p, min-p; then Gumbel noise addressed by (seed, sample index, position).
     `repetition_penalty` counts prompt and generated tokens; the other two count generated tokens only, as in vLLM and
-    the OpenAI API. A constraint ends an answer that is complete, whatever `min_new_tokens` is.
+    the OpenAI API. A constraint ends an answer that is complete, whatever `min_new_tokens` is. `logprobs` reports each
+    token, `prompt_logprobs` each of the prompt, with so many alternatives; None reports nothing.
     """
 
     temperature: float = 0.0
@@ -211,6 +211,8 @@ class SamplingParams:
     seed: int | None = None
     sample_index: int = 0
     constraint: Constraint | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         refuse_outside("temperature", self.temperature, 0.0, 100.0)
@@ -227,6 +229,8 @@ class SamplingParams:
             raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
         if not 0 <= self.sample_index < 2**32:
             raise ValueError(f"sample_index must lie in 0..2^32-1, not {self.sample_index}")
+        refuse_outside("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS)
+        refuse_outside("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS)
         for token, bias in self.logit_bias:
             if token < 0:
                 raise ValueError(f"logit_bias needs token ids >= 0, got {token}")
@@ -257,8 +261,8 @@ class StopConditions:
     stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must not be negative, not {self.max_new_tokens}")
         if any(not text for text in self.stop_strings):
             raise ValueError("a stop string must not be empty")
 

@@ -72,8 +72,9 @@ LAYERS = {
         "float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "memory", "packed", "prepare",
     ],
     "decoding": [
-        "noise", "processors", "filters", "constraints", "sampling", "text", "drafts", "plan", "statistics", "sequence",
-        "rules", "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine", "async_engine",
+        "noise", "processors", "filters", "constraints", "sampling", "text", "drafts", "logprobs", "plan", "statistics",
+        "sequence", "rules", "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine",
+        "async_engine",
     ],
     "serving": [
         "settings", "logs", "metrics", "service", "errors", "limits", "http", "protocol", "token_texts", "logprobs",

@@ -22,6 +22,9 @@ from orthrus.decoding.sequence import FinishReason, Sequence
 from orthrus.decoding.text import Piece
 from orthrus.runner.runner import Runner
 
+SCORED_ROWS = 128
+"""Rows of a prompt per pass while it is scored, since the logits of every row are kept until the pass ends."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -40,8 +43,8 @@ class Job:
 
     @property
     def logit_rows(self) -> range:
-        """The rows whose logits are needed."""
-        return range(len(self.chunk), len(self.rows))
+        """The rows whose logits are needed: the anchor and the drafts, and the prompt where it is scored."""
+        return range(0 if self.sequence.scores_prompt else len(self.chunk), len(self.rows))
 
     @property
     def block_roots(self) -> range:
@@ -70,10 +73,16 @@ class Step:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
     @staticmethod
-    def of(sequence: Sequence, kept: Verdict, plan: PassPlan | None = None) -> Step:
+    def of(
+        sequence: Sequence, kept: Verdict, plan: PassPlan | None = None, logprobs: tuple[TokenLogprobs, ...] = ()
+    ) -> Step:
         """The step of a sequence that has just appended its tokens, or ended without any."""
         pieces = sequence.text.take() if sequence.text is not None else ()
-        return Step(sequence, kept, plan or PassPlan(), pieces, sequence.finish_reason, sequence.statistics.passes)
+        prompt_logprobs = tuple(sequence.prompt_logprobs) if len(sequence.tokens) == len(kept.tokens) else ()
+        return Step(
+            sequence, kept, plan or PassPlan(), pieces, sequence.finish_reason, sequence.statistics.passes,
+            logprobs, prompt_logprobs,
+        )  # fmt: skip
 
 
 def decoding_jobs(cycle: Cycle, runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[Job]:
@@ -88,6 +97,7 @@ def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
 
     With a `width`, the pass that computes the first token also computes a draft block of that many rows.
     """
+    room = min(room, SCORED_ROWS) if sequence.scores_prompt else room
     missing, first = sequence.uncached, not sequence.tokens
     verifies = first and len(missing) < room
     plan = PassPlan(blocks=1, width=width) if width and verifies else PassPlan()
@@ -97,21 +107,21 @@ def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
 def run(runner: Runner, jobs: Seq[Job], rule: Rule) -> list[Step]:
     """Run one pass. Returns what each verifying sequence gained, cut where it stopped, in the order of the jobs."""
     eager_logits = 0 < sum(job.plan.blocks * job.plan.width for job in jobs) <= EAGER_LOGITS
-    verifying, verdicts, blocks = _verify(runner, jobs, rule, eager_logits=eager_logits)
+    verified, verdicts = _verify(runner, jobs, rule, eager_logits=eager_logits)
     for job in jobs:
         if not job.verifies:
             job.sequence.table.commit(job.sequence.table.length + len(job.chunk))
-    steps = [
-        Step.of(job.sequence, _commit(job, verdict), job.plan) for job, verdict in zip(verifying, verdicts, strict=True)
-    ]
+    steps = [_commit(job, verdict, logits_RV) for (job, logits_RV, _), verdict in zip(verified, verdicts, strict=True)]
+    verifying, blocks = [job for job, _, _ in verified], [rows for _, _, rows in verified]
     _draft_ahead(runner, verifying, steps, blocks, rule, eager_logits=eager_logits)
     return steps
 
 
 def _verify(
     runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool
-) -> tuple[list[Job], list[Verdict], list[Tensor]]:
-    """Run the pass. Returns the verifying jobs, with their verdicts and the rows of their blocks."""
+) -> tuple[list[tuple[Job, Tensor, Tensor]], list[Verdict]]:
+    """Run the pass, and score prompts. Returns the verifying jobs, each with the logits after its anchor and drafts and
+    the rows of its blocks, and their verdicts."""
     result = runner.ar_and_diffuse(
         [job.rows for job in jobs],
         [job.block_roots for job in jobs],
@@ -120,23 +130,27 @@ def _verify(
         logit_rows=[job.logit_rows for job in jobs],
         eager_logits=eager_logits,
     )
-    verified = [each for each in zip(jobs, result.logits, result.blocks, strict=True) if each[0].verifies]
+    for job, logits_RV in zip(jobs, result.logits, strict=True):
+        if job.sequence.scores_prompt:
+            job.sequence.score_prompt(job.sequence.table.length, logits_RV)
+    verified = [
+        (job, logits_RV[-1 - len(job.plan.tokens) :], rows)
+        for job, logits_RV, rows in zip(jobs, result.logits, result.blocks, strict=True)
+        if job.verifies
+    ]
     checks = [
         Check(job.sequence.sampler, logits_RV, replace(job.plan.draft, tokens=job.plan.tokens), job.sequence.length)
         for job, logits_RV, _ in verified
     ]
-    return [job for job, _, _ in verified], rule.verify(checks) if checks else [], [rows for _, _, rows in verified]
+    return verified, rule.verify(checks) if checks else []
 
 
-def _commit(job: Job, verdict: Verdict) -> Verdict:
+def _commit(job: Job, verdict: Verdict, logits_RV: Tensor) -> Step:
     """Append the kept tokens, and set the length of the cache, which counts all tokens but the newest."""
     sequence = job.sequence
-    if sequence.tokens:
-        verdict = sequence.append(verdict, job.plan)
-    else:
-        sequence.start(verdict.tokens[0])
+    kept = sequence.append(verdict, job.plan) if sequence.tokens else sequence.start(verdict.tokens[0])
     sequence.table.commit(sequence.length - 1)
-    return verdict
+    return Step.of(sequence, kept, job.plan, sequence.score(logits_RV, kept.tokens))
 
 
 def _draft_ahead(

@@ -168,7 +168,9 @@ class Engine:
             if sequence.finish_reason is not None:
                 del self._waiting[0]
                 continue
-            table = self._table_for(sequence.committed[:-1], sequence.length + self._workspace)
+            table = self._table_for(
+                [] if sequence.scores_prompt else sequence.committed[:-1], sequence.length + self._workspace
+            )
             if table is None:
                 break
             if not sequence.tokens:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from torch import Tensor
+
 from orthrus.cache import BlockTable
 from orthrus.config import Constraint, SamplingParams, StopConditions
 from orthrus.decoding.constraints import Grammar, Grammars
-from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.drafts import Draft, TokenLogprobs, Verdict
+from orthrus.decoding.logprobs import token_logprobs
 from orthrus.decoding.noise import AddressedNoise, draw_seed
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.sampling import Sampler
@@ -33,6 +36,9 @@ class Request:
     priority: int = 0
     timeout: float | None = None
     drafts: bool = True
+
+    def __post_init__(self) -> None:
+        check_length(self.sampling, self.stop)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Sequence:
         self.sampler = Sampler(request.sampling, noise, request.prompt, self.ends, limits.vocab_size, grammar)
         self.text = TextStream(decode, request.stop.stop_strings) if decode else None
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
         self.ahead = Draft()
         self.block_table: BlockTable | None = None
         self.finish_reason: FinishReason | None = None
@@ -122,6 +130,12 @@ class Sequence:
         return self.committed[self.table.length : -1]
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are missing, so that the logits of all prompt rows are needed."""
+        asked = self.request.sampling.prompt_logprobs is not None
+        return asked and len(self.prompt_logprobs) < len(self.request.prompt)
+
+    @property
     def length(self) -> int:
         """n, the number of committed tokens, prompt included."""
         return len(self.request.prompt) + len(self.tokens)
@@ -131,11 +145,32 @@ class Sequence:
         self.block_table = table
         self._started = self._started or perf_counter()
 
-    def start(self, token: int) -> None:
-        """Append the first token, which the prefill predicted."""
+    def start(self, token: int) -> Verdict:
+        """Append the first token, which the prefill predicted. Returns what was kept: nothing if none was asked for."""
         self.statistics.passes += 1
         self.statistics.prefill_seconds = perf_counter() - self._started
-        self._append([token], ["plain"])
+        if self._max_tokens:
+            self._append([token], ["plain"])
+        else:
+            self.finish("length")
+        return Verdict(list(self.tokens), 0)
+
+    def score_prompt(self, position: int, logits_RV: Tensor) -> None:
+        """Record the log-probabilities of prompt tokens, by the logits of the rows from `position` on. A row that was
+        computed before, until its sequence was preempted, is skipped."""
+        prompt, count = self.request.prompt, self.request.sampling.prompt_logprobs or 0
+        if not self.prompt_logprobs:
+            self.prompt_logprobs.append(None)
+        known = len(self.prompt_logprobs) - 1 - position
+        tokens = prompt[position + 1 + known : position + 1 + len(logits_RV)]
+        self.prompt_logprobs += token_logprobs(logits_RV[known : known + len(tokens)], tokens, count)
+
+    def score(self, logits_RV: Tensor, tokens: list[int]) -> tuple[TokenLogprobs, ...]:
+        """Record and return the log-probabilities of the tokens just kept, if they are asked for."""
+        count = self.request.sampling.logprobs
+        found = [] if count is None else token_logprobs(logits_RV[: len(tokens)], tokens, count)
+        self.logprobs += found
+        return tuple(found)
 
     def append(self, verdict: Verdict, plan: PassPlan) -> Verdict:
         """Append a verdict's tokens until the sequence stops, and count the cycle. Returns the part that was kept."""
@@ -172,6 +207,12 @@ class Sequence:
             if self.finish_reason is not None:
                 return kept
         return len(tokens)
+
+
+def check_length(sampling: SamplingParams, stop: StopConditions) -> None:
+    """Raise ValueError where a request would have no answer and ask for no log-probabilities of its prompt."""
+    if stop.max_new_tokens == 0 and sampling.prompt_logprobs is None:
+        raise ValueError("max_new_tokens must be at least 1, not 0, unless prompt_logprobs are asked for")
 
 
 def check_request(request: Request, limits: Limits, *, has_text: bool) -> None:
