@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -15,6 +16,7 @@ from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
 from orthrus.decoding.constraints import Grammars
 from orthrus.decoding.cycle import Step
+from orthrus.decoding.drafts import TokenLogprobs
 from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
@@ -27,6 +29,7 @@ from orthrus.options import Options, Settings, check_type
 from orthrus.runner import prepare
 from orthrus.runner.runner import Runner
 from orthrus.tokenization import Message, Prompt, Tokenization, map_prompts, prompt_list, prompts_in
+from orthrus.tool_calls import ToolCall, parse_tool_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,12 +47,25 @@ class Result:
     statistics: Statistics
     seed: int
     prompt_tokens: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+
+    @cached_property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tool calls in the text, where they are in the format of Hermes and Qwen models."""
+        return parse_tool_calls(self.text)[1]
+
+    def _records(self) -> Iterator[tuple[str, list[Any]]]:
+        yield "tool_calls", [asdict(call) for call in self.tool_calls]
+        yield "logprobs", [asdict(one) for one in self.logprobs]
+        yield "prompt_logprobs", [None if one is None else asdict(one) for one in self.prompt_logprobs]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes: what `orthrus generate --json` prints."""
         return {
             "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason, "seed": self.seed,
             "prompt_tokens": self.prompt_tokens, "statistics": self.statistics.as_dict(),
+            **{name: records for name, records in self._records() if records},
         }  # fmt: skip
 
 
@@ -218,7 +234,7 @@ def result_of(sequence: Sequence) -> Result:
     assert sequence.finish_reason is not None and sequence.text is not None
     return Result(
         sequence.text.text, list(sequence.tokens), sequence.finish_reason, sequence.statistics, sequence.seed,
-        len(sequence.request.prompt),
+        len(sequence.request.prompt), list(sequence.logprobs), list(sequence.prompt_logprobs),
     )  # fmt: skip
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, TypedDict
 
+from orthrus import constraints
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles, rules
+from orthrus.decoding.sequence import check_length
 
 
 class Options(TypedDict, total=False):
@@ -42,6 +44,14 @@ class Options(TypedDict, total=False):
     raw: bool | None
     system: str | None
     chat_template_kwargs: Mapping[str, Any] | None
+    json_object: bool | None
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    grammar: str | None
+    tools: Seq[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    logprobs: int | None
+    prompt_logprobs: int | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class Settings:
     raw: bool = False
     system: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @staticmethod
     def of(options: Mapping[str, Any], *, cycle: str = DecodingConfig.cycle) -> Settings:
@@ -68,12 +79,15 @@ class Settings:
             given.get("stop", ()),
         )
         raw, system, template = given.get("raw", False), given.get("system"), given.get("chat_template_kwargs", {})
-        if raw and (system is not None or template):
-            conflicting = "system" if system is not None else "chat_template_kwargs"
+        tools = given.get("tools", ()) if given.get("tool_choice") != "none" else ()
+        if raw and (system is not None or template or tools):
+            conflicting = "system" if system is not None else "chat_template_kwargs" if template else "tools"
             raise ValueError(
                 f"raw leaves the chat template out, so there is no place for {conflicting}: drop one of them"
             )
-        return Settings(SamplingParams(**_part(given, SamplingParams)), stop, decoding, raw, system, template)
+        sampling = SamplingParams(**_part(given, SamplingParams), constraint=constraints.of_options(given))
+        check_length(sampling, stop)
+        return Settings(sampling, stop, decoding, raw, system, template, tools)
 
 
 def as_integer(value: Any) -> int | None:
@@ -194,7 +208,9 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "presence_penalty": _number, "frequency_penalty": _number, "logit_bias": _bias, "min_new_tokens": _integer,
     "seed": _integer, "sample_index": _integer, "cycle": _string, "rule": _string, "width": _integer,
     "candidates": _integer, "batch_size": _integer, "raw": _boolean, "system": _string,
-    "chat_template_kwargs": _template,
+    "chat_template_kwargs": _template, "json_object": _boolean, "json_schema": constraints.checked_schema,
+    "regex": _string, "grammar": _string, "tools": constraints.checked_tools,
+    "tool_choice": constraints.checked_choice, "logprobs": _integer, "prompt_logprobs": _integer,
 }  # fmt: skip
 """The function that converts each option to a plain value, or raises ValueError."""
 

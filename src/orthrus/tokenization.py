@@ -38,8 +38,9 @@ class Tokenization:
             return checked
         template = self._tokenizer.chat_template
         if isinstance(checked, str) and (settings.raw or not template):
-            if settings.system is not None:
-                raise ValueError("this tokenizer has no chat template, so there is no place for a system message")
+            if settings.system is not None or settings.tools:
+                lost = "a system message" if settings.system is not None else "tools"
+                raise ValueError(f"this tokenizer has no chat template, so there is no place for {lost}")
             with self._lock:
                 return tuple(self._tokenizer.encode(checked))
         if settings.raw:
@@ -65,9 +66,10 @@ class Tokenization:
             return self._tokenizer.decode(tokens)
 
     def _rendered(self, messages: list[dict[str, Any]], settings: Settings) -> tuple[int, ...]:
+        variables = {**settings.template, "tools": list(settings.tools)} if settings.tools else settings.template
         with self._lock:
             try:
-                return tuple(self._tokenizer.render(messages, settings.template))
+                return tuple(self._tokenizer.render(messages, variables))
             except Exception as error:  # a template is a program in the checkpoint and may raise anything
                 raise ValueError(f"the chat template cannot render these messages: {error}") from error
 

@@ -121,7 +121,34 @@ def test_verbose_prints_what_ran(run, path):
         assert re.search(r"accepted: \d\.\d\d drafts per cycle; by offset [01]\.\d\d ", err)
 
 
+def test_answers_can_be_constrained(run, path, model, tmp_path):
+    schema, grammar, tools = {"type": "object", "maxProperties": 0}, 'start: "x"+ "y"', [{"function": {"name": "now"}}]
+    for name, content in (("schema", json.dumps(schema)), ("grammar", grammar), ("tools", json.dumps(tools))):
+        (tmp_path / name).write_text(content)
+    for options, given in [
+        (["--json-schema", tmp_path / "schema"], {"json_schema": schema}),
+        (["--json-schema", json.dumps(schema)], {"json_schema": schema}),
+        (["--json-object"], {"json_object": True}),
+        (["--regex", "[a-f]{4}"], {"regex": "[a-f]{4}"}),
+        (["--grammar", tmp_path / "grammar"], {"grammar": grammar}),
+        (["--tools", tmp_path / "tools", "--tool-choice", "now"], {"tools": tools, "tool_choice": "now"}),
+    ]:
+        truth = model.generate("hi", max_new_tokens=30, **given)
+        code, out, err = run("generate", "hi", "--model", path, "--json", "-n", 30, "--logprobs", 2, *options)
+        assert code == 0, err
+        printed = json.loads(out)
+        assert (printed["tokens"], printed["finish_reason"]) == (truth.tokens, truth.finish_reason)
+        assert [one["token"] for one in printed["logprobs"]] == truth.tokens
+        assert all(len(one["top"]) == 2 for one in printed["logprobs"])
+
+
 BAD = [
+    (["hi", "--json-schema", "nowhere.json"], "--json-schema: nowhere.json cannot be read"),
+    (["hi", "--json-schema", "{"], "json_schema is no JSON"),
+    (["hi", "--grammar", "nowhere.lark"], "--grammar: nowhere.lark cannot be read"),
+    (["hi", "--tool-choice", "required"], "tool_choice 'required' needs tools"),
+    (["hi", "--regex", "a", "--json-object"], "json_object and regex exclude each other"),
+    (["hi", "--logprobs", "2"], "--logprobs needs --json"),
     (["", "-p", "x"], "give the prompt once"),
     (["hi", "-n", "0"], "max_new_tokens must be at least 1"),
     (["hi", "--temperature", "-1"], "temperature must lie in"),

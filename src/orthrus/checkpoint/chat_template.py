@@ -28,7 +28,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 def render(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
     """The text of a conversation. Raises whatever the template raises."""
     chat = [_message(plain_data(message)) for message in messages]
-    return _compiled(template).render(messages=chat, tools=None, documents=None, **plain_data(variables))
+    return _compiled(template).render({"tools": None, "documents": None, **plain_data(variables), "messages": chat})
 
 
 def plain_data(value: Any) -> Any:

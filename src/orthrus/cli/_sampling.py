@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orthrus.cli._shared import without_none
+from orthrus.prompt_files import parse_object
+
 if TYPE_CHECKING:
-    from orthrus.api import Model, Prompt
+    from orthrus.api import Model, Options, Prompt
 
 MAX_THREADS = 1024
+SHAPE = "What the answer must match"
 NOTHING_PLANNED = "--explain-plan needs --cycle auto and a diffusion view: without them no pass is planned"
 
 PromptArgument = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
@@ -49,6 +54,35 @@ ChatTemplateKwargsOption = Annotated[
     str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
 ]
 RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+JsonSchemaOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE_OR_JSON", help="The answer must be JSON that matches this schema.", rich_help_panel=SHAPE
+    ),
+]
+JsonObjectOption = Annotated[
+    bool, typer.Option("--json-object", help="The answer must be a JSON object.", rich_help_panel=SHAPE)
+]
+RegexOption = Annotated[
+    str | None, typer.Option(help="The answer must match this regular expression.", rich_help_panel=SHAPE)
+]
+GrammarOption = Annotated[
+    Path | None, typer.Option(help="File of a Lark grammar that the answer must match.", rich_help_panel=SHAPE)
+]
+ToolsOption = Annotated[
+    Path | None, typer.Option(help="JSON file: a list of tools as in OpenAI's API.", rich_help_panel=SHAPE)
+]
+ToolChoiceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|none|required|NAME", help="Whether a tool is called, or which.", show_default="auto",
+        rich_help_panel=SHAPE,
+    ),
+]  # fmt: skip
+LogprobsOption = Annotated[
+    int | None,
+    typer.Option(help="With --json: the log-probability of each token, with so many alternatives (0 to 20)."),
+]
 RuleOption = Annotated[
     str, typer.Option(help="exact: same tokens as plain decoding. rejection: same distribution, more drafts accepted.")
 ]
@@ -100,6 +134,51 @@ def check(
             )
 
     map_prompts(prompts, check_one)
+
+
+PASSED = (
+    "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "seed", "stop", "system", "raw", "rule", "width", "batch_size", "regex",
+    "tool_choice", "logprobs",
+)  # fmt: skip
+"""Options of `generate` that are passed on as they are."""
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """The options of `Model.generate` by those of the command line, without those that need the model.
+
+    Raises ValueError for JSON that is invalid, OSError for a file that cannot be read.
+    """
+    template, schema = given["chat_template_kwargs"], given["json_schema"]
+    if given["logprobs"] is not None and not given["as_json"]:
+        raise ValueError("--logprobs needs --json, which prints them")
+    options: Any = without_none(
+        **{name: given[name] for name in PASSED},
+        cycle="ar" if given["no_diffusion"] else given["cycle"],
+        chat_template_kwargs=None if template is None else parse_object(template, "--chat-template-kwargs"),
+        json_object=given["json_object"] or None,
+        json_schema=schema
+        if schema is None or schema.lstrip().startswith("{")
+        else _read(Path(schema), "--json-schema"),
+        grammar=None if given["grammar"] is None else _read(given["grammar"], "--grammar"),
+        tools=None if given["tools"] is None else _tools(given["tools"]),
+    )
+    chosen: Options = options
+    return chosen
+
+
+def _tools(file: Path) -> Any:
+    try:
+        return json.loads(_read(file, "--tools"))
+    except ValueError as error:
+        raise ValueError(f"--tools: {file} is no JSON: {error}") from error
+
+
+def _read(file: Path, option: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option}: {file} cannot be read: {error}") from error
 
 
 def set_threads(threads: int | None) -> None:

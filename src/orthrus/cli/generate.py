@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -28,9 +28,8 @@ from orthrus.cli._shared import (
     measure_costs,
     print_notice,
     stderr,
-    without_none,
 )
-from orthrus.prompt_files import decode_utf8, parse_object, prompts_in
+from orthrus.prompt_files import decode_utf8, prompts_in
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Options, Prompt, Result
@@ -63,6 +62,13 @@ def command(
     system: sampling.SystemOption = None,
     chat_template_kwargs: sampling.ChatTemplateKwargsOption = None,
     raw: sampling.RawOption = False,
+    json_schema: sampling.JsonSchemaOption = None,
+    json_object: sampling.JsonObjectOption = False,
+    regex: sampling.RegexOption = None,
+    grammar: sampling.GrammarOption = None,
+    tools: sampling.ToolsOption = None,
+    tool_choice: sampling.ToolChoiceOption = None,
+    logprobs: sampling.LogprobsOption = None,
     cycle: CycleOption = None,
     rule: sampling.RuleOption = "exact",
     no_diffusion: sampling.NoDiffusionOption = False,
@@ -80,14 +86,9 @@ def command(
     as_json: sampling.AsJsonOption = False,
 ) -> None:
     """Generate text: the same tokens as plain decoding of the base model, in fewer passes."""
+    options: Options = sampling.options_of(locals())
     prompts = _read_prompts(prompt, prompt_option, file)
     compile_ahead(dtype, device)
-    options: Options = without_none(  # type: ignore[assignment]
-        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, seed=seed, stop=stop,
-        frequency_penalty=frequency_penalty, system=system, raw=raw, cycle="ar" if no_diffusion else cycle, rule=rule,
-        width=width, batch_size=batch_size, chat_template_kwargs=_template(chat_template_kwargs),
-    )  # fmt: skip
     biases = sampling.biases(logit_bias)
     sampling.check(options, prompts, biases, explain_plan=explain_plan)
     sampling.check_context(ctx_size)
@@ -166,10 +167,6 @@ def _print_json(model: Model, prompts: list[Prompt], options: Options) -> list[R
         stderr.print("interrupted; the lines above are complete", style="yellow")
         raise typer.Exit(130) from None
     return results
-
-
-def _template(text: str | None) -> dict[str, Any] | None:
-    return None if text is None else parse_object(text, "--chat-template-kwargs")
 
 
 def _read_prompts(argument: str | None, option: str | None, file: Path | None) -> list[Prompt]:
