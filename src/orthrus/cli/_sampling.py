@@ -212,6 +212,14 @@ def biases(given: list[str] | None) -> list[tuple[str, float]]:
     return parsed
 
 
+def named_tokens(model: Model, stops: list[str] | None, biases: list[tuple[str, float]]) -> Options:
+    """The options that name tokens by their text. Raises ValueError for a text that is no token."""
+    return {
+        "stop_token_ids": [token_id(model, text, "stop token") for text in stops or ()],
+        "logit_bias": {token_id(model, text, "token"): value for text, value in biases},
+    }
+
+
 def token_id(model: Model, text: str, what: str) -> int:
     """The id of a token given by id, by its entry in the vocabulary, or by text that is one token."""
     if text.isdecimal():

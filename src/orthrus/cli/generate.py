@@ -96,8 +96,7 @@ def command(
     started = perf_counter()
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started
-    options["stop_token_ids"] = [sampling.token_id(loaded, text, "stop token") for text in stop_token or ()]
-    options["logit_bias"] = {sampling.token_id(loaded, text, "token"): value for text, value in biases}
+    options.update(sampling.named_tokens(loaded, stop_token, biases))
     results = _generate(loaded, prompts, options, explain_plan=explain_plan, as_json=as_json)
     if verbose:
         print_details(stderr, loaded, results, load_seconds)
