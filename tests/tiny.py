@@ -291,6 +291,8 @@ CHAT = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 """The same with an end token after every turn, as in real chat templates."""
+TOOL_CHAT = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + CHAT
+"""The same, with the tools before the messages."""
 
 
 def tokenizer(template=TEMPLATE):

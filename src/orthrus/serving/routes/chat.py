@@ -129,7 +129,9 @@ class Chat:
         async for index, step, delta in follow(tickets, self._answers):
             if index not in begun:
                 begun.add(index)
-                yield self._event(out.ChunkChoice(index=index, delta=out.ChunkDelta(role="assistant", content="")))
+                yield self._event(
+                    out.ChunkChoice(index=index, delta=out.ChunkDelta(role="assistant", content=""), finish_reason=None)
+                )
             choice = out.ChunkChoice(index=index, delta=_delta(delta), finish_reason=None)
             if self._body.logprobs:
                 choice.logprobs = self._logprobs(step.logprobs)
