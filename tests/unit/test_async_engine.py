@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -52,6 +53,26 @@ def test_leaving_a_stream_cancels_its_request_and_no_other():
             return found, engine.cache.pages_in_use
 
     assert asyncio.run(run()) == (tiny.oracle(tiny.runner("qwen3"), tiny.request(30, 30, 1)).tokens, 0)
+
+
+@pytest.mark.parametrize("reason", ["timeout", "cancelled"])
+def test_what_ends_during_a_pass_is_told_after_it(reason, monkeypatch):
+    """Deadlines pass during passes, and `cancel` comes at any time."""
+    engine = engine_of()
+    index = engine.add(replace(tiny.request(9, 2000), timeout=1000.0))
+    engine.step()
+    [sequence] = engine.running
+
+    def end(*_):
+        if reason == "cancelled":
+            engine.cancel(index)
+        sequence._deadline = 0.0
+
+    monkeypatch.setattr(engine, "_learn", end)
+    steps = engine.step()
+    assert [step.finish_reason for step in steps] == [None, reason]
+    assert steps[0].kept.tokens and not steps[1].kept.tokens
+    assert engine.unfinished == engine.cache.pages_in_use == 0
 
 
 def test_an_exception_in_a_pass_reaches_every_stream_and_the_engine_goes_on(monkeypatch):

@@ -126,8 +126,8 @@ class Engine:
         return list(self._running)
 
     def step(self) -> list[Step]:
-        """Run one pass. Returns what each sequence gained in it, and the sequences that ended before it, because they
-        were cancelled or their time was up."""
+        """Run one pass. Returns what each sequence gained in it, and a step for those that ended before or after it
+        because they were cancelled or their time was up."""
         with self._lock:
             ended = self._leave()
             self._join()
@@ -137,8 +137,7 @@ class Engine:
             steps = [step for part in self._passes(jobs) for step in cycle.run(self._runner, part, self._rule)]
             self._share_prompts(steps)
             self._learn(jobs, steps)
-            self._leave()
-            return ended + steps
+            return ended + steps + self._leave()
 
     def _leave(self) -> list[Step]:
         """Let sequences go that are finished, cancelled or overdue, and all that is kept for them. Returns the steps of
