@@ -44,6 +44,18 @@ def app_of(service):
 
         return StreamingResponse(lines())
 
+    @app.get("/flood")
+    async def flood():
+        async def endless():
+            try:
+                while True:
+                    yield b"x" * 2**16
+                    await asyncio.sleep(0)  # sending to a client that has gone does not wait
+            finally:
+                app.state.flooded = True
+
+        return StreamingResponse(endless())
+
     return app
 
 
@@ -52,7 +64,8 @@ async def serving(model, make_app=app_of, **settings):
     """A service behind HTTP: yields the service and a client. At the end the server drains, and holds no page."""
     service = Service(model, ServeSettings(port=0, **{"cycle": "one-pass", "drain_timeout": 0.0, **settings}))
     bound = bind(service.settings)
-    server = Server(make_app(service), service)
+    service.app = make_app(service)  # for tests that look into them
+    server = service.server = Server(service.app, service)
     task = asyncio.create_task(server.serve([bound]))
     while not server.started:
         await asyncio.sleep(0.005)

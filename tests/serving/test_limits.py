@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 
 import pytest
 from small_server import serving
@@ -14,6 +15,7 @@ from orthrus.serving.logs import ACCESS, JsonFormatter
 from orthrus.serving.settings import ServeSettings
 
 SMALL = {"prompt": "abc", "new": 4}
+JSON = "content-type: application/json"
 LONG = {"prompt": "abc", "new": 480}
 
 
@@ -95,8 +97,11 @@ def test_large_bodies_are_refused_by_their_length_and_by_what_comes(model):
         async with serving(model, max_body_bytes=1000) as (_, client):
             assert error_of(await client.post("/v1/whole", content=b"x" * 1001)) == (413, "body_too_large")
             assert error_of(await client.post("/v1/whole", content=chunks(1100))) == (413, "body_too_large")
-            padded = json.dumps(SMALL).ljust(1000)
-            assert (await client.post("/v1/whole", content=padded)).status_code == 200
+            padded, kind = json.dumps(SMALL).ljust(1000), {"content-type": "application/json; charset=utf-8"}
+            assert (await client.post("/v1/whole", content=padded, headers=kind)).status_code == 200
+            for kind in ({}, {"content-type": "text/plain"}):
+                response = await client.post("/v1/whole", content=padded, headers=kind)
+                assert error_of(response) == (400, "invalid_content_type")
 
     asyncio.run(main())
 
@@ -158,15 +163,55 @@ def test_a_reader_that_stops_holds_up_nobody(model):
             body = json.dumps(LONG).encode()
             _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1)
             writer.transport.pause_reading()
-            writer.write(
-                b"POST /v1/stream HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-            )
+            head = "POST /v1/stream HTTP/1.1", "host: localhost", f"content-length: {len(body)}", JSON, "", ""
+            writer.write("\r\n".join(head).encode() + body)
             await until(lambda: service.unfinished == 1)
             assert (await client.post("/v1/whole", json=SMALL)).status_code == 200
             await until(lambda: service.unfinished == 0)  # decoded to its end: a ticket keeps what is not read
             writer.close()
 
     asyncio.run(main())
+
+
+def test_a_reader_that_takes_nothing_is_cut_off(model):
+    async def main():
+        async with serving(model, client_timeout=0.2) as (service, client):
+            _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1)
+            writer.transport.pause_reading()
+            writer.write(b"GET /flood HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            async with asyncio.timeout(60):
+                await until(lambda: getattr(service.app.state, "flooded", False))
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_ends_at_its_deadline(model, access):
+    async def main():
+        async with serving(model, request_timeout=0.05) as (service, client):
+            await client.post("/v1/whole", json=LONG)
+            return service.metrics.exposition().decode()
+
+    exposed = asyncio.run(main())
+    assert access[0]["finish_reasons"] == ["timeout"] and access[0]["generated_tokens"] < 480
+    assert re.search(r'request_success_total\{.*finished_reason="timeout".*\} 1\.0', exposed)
+
+
+def test_a_second_signal_ends_what_is_left(model):
+    async def main():
+        async with serving(model, drain_timeout=3600.0) as (service, client):
+            call = asyncio.create_task(client.post("/v1/whole", json=LONG))
+            await until(lambda: service.engine.running)
+            [ticket] = service._tickets
+            service.server.drain()
+            await until(lambda: service.draining)
+            assert not ticket.done
+            service.server.drain()
+            await until(lambda: ticket.done)
+            await call
+            return ticket.finish_reason
+
+    assert asyncio.run(main()) == "cancelled"
 
 
 def test_names_that_point_at_this_machine_are_refused(model):

@@ -68,6 +68,7 @@ class Limits:
         try:
             self._check(scope, headers)
             body = await self._read(headers, receive)
+            _check_kind(headers, body)
             await self._run(scope, _Connection(body, receive, context), answer)
         except APIError as refusal:
             self._service.metrics.count_rejected(str(refusal.detail.code))
@@ -212,6 +213,14 @@ class _Answer:
 def _digest(key: bytes) -> bytes:
     """Of equal length for every key, so that comparing does not tell the length either."""
     return hashlib.sha256(key).digest()
+
+
+def _check_kind(headers: Headers, body: bytes) -> None:
+    """Raise APIError for a body that does not say that it is JSON, as those of `curl -d` without a header."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and not (kind.startswith("application/") and kind.endswith(("/json", "+json"))):
+        message = "the body must be JSON and say so: send it with `Content-Type: application/json`"
+        raise APIError(message, code="invalid_content_type")
 
 
 def _host_allowed(header: str, settings: ServeSettings) -> bool:
