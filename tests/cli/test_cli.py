@@ -221,8 +221,8 @@ def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
         verdicts = honest(checks)
         for n, (check, verdict) in enumerate(zip(checks, verdicts, strict=True)):
             if check.draft.tokens:
-                first = check.draft.tokens[:1] + verdict.tokens[1:]
-                verdicts[n] = exact.Verdict(first, max(1, verdict.accepted))
+                tokens = [check.draft.tokens[0], *(verdict.tokens[1:] or verdict.tokens)]
+                verdicts[n] = exact.Verdict(tokens, max(1, verdict.accepted))
         return verdicts
 
     monkeypatch.setattr(exact, "verify", generous)

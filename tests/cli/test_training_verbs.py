@@ -273,10 +273,8 @@ def test_chat_keeps_history_and_prints_statistics(run, bare, monkeypatch):
     assert asked == [
         ["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["system", "user"],
     ]  # fmt: skip
-    assert out.count("passes") == 4
-    assert out.count("prompt tokens kept from before") >= 2
-    assert "drafts accepted per cycle" in out
-    assert out.count("/reset forgets") == 2
+    assert err.count("passes") == 4
+    assert err.count("kept from before") >= 2
 
 
 def test_chat_needs_a_template(run, tmp_path):
