@@ -268,7 +268,7 @@ def test_chat_keeps_history_and_prints_statistics(run, bare, monkeypatch):
     monkeypatch.setattr(Tokenization, "encode", spy)
     lines = ["hello", "again", "/undo", "and", "/system be brief", "/reset", "", "fresh", "/help", "/exit"]
     whole = tiny.save_checkpoint(bare.parent / "chat", template=tiny.CHAT)
-    code, out, err = run(f"chat --model {whole} --max-new-tokens 6 --cycle two-pass", stdin="\n".join(lines) + "\n")
+    code, _, err = run(f"chat --model {whole} --max-new-tokens 6 --cycle two-pass", stdin="\n".join(lines) + "\n")
     assert code == 0, err
     assert asked == [
         ["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["system", "user"],
