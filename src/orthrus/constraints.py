@@ -18,6 +18,8 @@ from orthrus.config import Constraint
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 LENIENT = {"lenient": True, "whitespace_pattern": r" |\n {0,40}"}
 """Unlike a schema for the answer, the schema of a tool may hold keywords that cannot be enforced: they are ignored."""
+NO_PARAMETERS = {"properties": {}, "additionalProperties": False}
+"""What a tool without `parameters` takes, as in OpenAI's API."""
 
 Tool = Mapping[str, Any]
 
@@ -61,7 +63,7 @@ def tool_grammar(tools: Sequence[Tool], choice: str) -> str:
 def _call(number: int, tool: Tool) -> str:
     function = tool["function"]
     head = json.dumps(f'{{"name": "{function["name"]}", "arguments": ')
-    schema = {"type": "object", **(function.get("parameters") or {}), "x-guidance": LENIENT}
+    schema = {"type": "object", **(function.get("parameters") or NO_PARAMETERS), "x-guidance": LENIENT}
     return f'call_{number}: {head} arguments_{number} "}}"\narguments_{number}: %json {json.dumps(schema)}'
 
 

@@ -119,6 +119,7 @@ export class Answer {
     this.finish = finish ?? this.finish;
     const pass = chunk.orthrus ?? { pieces: text ? [{ text, source: "plain" }] : [] };
     if (pass.pieces.length) this.draw(pass, now);
+    this.passes = chunk.orthrus?.pass ?? this.passes; // that of an end token shows nothing
     if (chunk.usage) this.tokens = chunk.usage.completion_tokens;
     this.showFigures();
     this.changed();
