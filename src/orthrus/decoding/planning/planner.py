@@ -156,7 +156,9 @@ class Planner:
             if sharers == 1 and not account.skips_planning:
                 account.unplanned_passes = 0 if plan.draft.tokens or plan.blocks else UNPLANNED_PASSES
             if stopped and not self._alone and account.history.observed:
-                self._previous, self._first_policies = account.history, {}
+                self._previous = account.history
+                if account.history.verdicts:  # policies do not depend on what prompt lookup has shown
+                    self._first_policies = {}
         if sharers > 1 and not self._looks_up_only:
             self._unplanned_passes = 0 if drafts else UNPLANNED_PASSES
 
