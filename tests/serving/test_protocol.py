@@ -131,6 +131,14 @@ def test_completions_of_texts_and_of_token_ids(client, model):
         assert [c.finish_reason for c in found if c.finish_reason] == [choice.finish_reason]
 
 
+def test_load_tests_get_as_many_tokens_as_they_ask_for(client):
+    bias = {"319": 100}  # the end token of the tiny tokenizer
+    ended = chat(client, temperature=0, max_tokens=9, logit_bias=bias)
+    assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (1, "stop")
+    whole = chat(client, temperature=0, max_tokens=9, logit_bias=bias, extra_body={"ignore_eos": True})
+    assert (whole.usage.completion_tokens, whole.choices[0].finish_reason) == (9, "length")
+
+
 def test_tokens_and_models(client, http, model):
     assert client.models.list().data[0].model_extra["max_model_len"] == 512
     assert client.models.retrieve("tiny").id == "tiny"

@@ -174,6 +174,8 @@ def make_request(
             param=body.PROMPT, code="context_length_exceeded",
         )  # fmt: skip
     stop = replace(request.stop, max_new_tokens=min(room, request.stop.max_new_tokens))
+    if body.ignore_eos:
+        request = replace(request, sampling=replace(request.sampling, min_new_tokens=stop.max_new_tokens))
     made = replace(request, stop=stop, drafts=body.drafts is not False, priority=body.priority or 0)
     Sequence(0, made, service.model.limits, service.model.decode)  # finds what the engine would refuse, here and now
     return made

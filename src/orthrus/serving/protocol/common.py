@@ -42,6 +42,7 @@ class Extensions(Body):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    ignore_eos: bool | None = Field(None, description="Choose no end token before `max_tokens`: for load tests")
     drafts: bool | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
 
