@@ -87,7 +87,7 @@ class Limits:
             await self._app(scope, connection.receive, answer.send)
         finally:
             watch.cancel()
-            connection.context.cancel()  # what a route left unfinished, nobody will read
+            connection.context.cancel()  # nobody reads what the route has not sent
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise APIError where host, origin, key or the state of the server forbid to go on."""

@@ -47,7 +47,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the arrivals, and of the requests.")] = 0,
     warmup: Annotated[int, typer.Option(help="Requests before, which do not count.", min=0)] = 2,
-    n: Annotated[int, typer.Option("-n", help="Repetitions, in turn; medians are shown.", min=1)] = 1,
+    n: Annotated[int, typer.Option("-n", help="Repetitions, interleaved; medians are shown.", min=1)] = 1,
     api_key: Annotated[str | None, typer.Option(help="Key of the server.", envvar="ORTHRUS_API_KEY")] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="the server's first")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds without data after which a request has failed.")] = 600.0,

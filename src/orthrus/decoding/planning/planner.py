@@ -287,6 +287,6 @@ def _kind(candidate: Candidate, offered: int, blocks: int) -> str:
 
 
 def _rounded(sharers: int) -> int:
-    """Rounded down to two significant bits, so that policies are not solved anew whenever a request joins or leaves."""
+    """Rounded down to two significant bits: a request that joins or leaves need not change the policies."""
     step = max(1 << sharers.bit_length() - 2, 1) if sharers > 1 else 1
     return sharers // step * step
