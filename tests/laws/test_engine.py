@@ -172,10 +172,10 @@ def test_a_thousand_requests_leave_nothing_behind():
             engine.step()
         assert engine.cache.pages_in_use == 0
         assert engine.cache.available_pages == engine.cache.pages
+        engine._drafting.planner._first_policies.clear()  # one per load that it has met, whatever the requests
         gc.collect()
         held.append(len(gc.get_objects()))
-    # By the fifth round the prefix index is full. The planner may still meet a new load, for which it keeps one policy.
-    assert held[-1] <= held[4] + 20, held
+    assert held[-1] <= held[4], held  # by then the prefix index holds as many pages as there are
 
 
 def test_the_second_turn_of_a_chat_computes_only_its_new_tokens():
