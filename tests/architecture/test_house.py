@@ -77,10 +77,11 @@ MAY_IMPORT = {
 }
 """What each room may import. What is not listed goes the wrong way."""
 LAYERS = {
-    "model": ["rope", "layers", "stored", "decoder", "families"],
-    "backends": ["heap", "interface", "linears", "torch", "invariance", "native", "triton", "select"],
+    "model": ["rope", "layers", "stored", "draft_head", "decoder", "families"],
+    "backends": ["heap", "draft_tree", "interface", "linears", "torch", "invariance", "native", "triton", "select"],
     "runner": [
         "float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "memory", "packed", "prepare",
+        "draft_tree",
     ],
     "decoding": [
         "noise", "processors", "filters", "constraints", "sampling", "text", "drafts", "logprobs", "plan", "statistics",

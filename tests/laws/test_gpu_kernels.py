@@ -127,5 +127,5 @@ def test_a_pass_of_both_views_equals_the_reference():
                 slots = table.slots(0, length)
                 stored[:, :, slots] = torch.randn(stored[:, :, slots].shape, generator=generator)
         outcomes.append(runner.ar_and_diffuse(rows, [(0, 2), (0,)], 3, tables))
-    for ours, theirs in zip(*(logits + blocks for logits, blocks in outcomes), strict=True):
+    for ours, theirs in zip(*(logits + blocks for logits, blocks, _ in outcomes), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)

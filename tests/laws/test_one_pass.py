@@ -36,7 +36,7 @@ def test_blocks_change_no_bit_of_the_ar_rows_of_their_pass(family, dtype, kernel
     runner = tiny.runner(family, dtype, kernels=kernels)
     (_, rows, plain), (_, _, shared) = prepared(runner), prepared(runner)
     expected = tiny.ar(runner, rows, plain)
-    logits, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared)
+    logits, *_ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, WIDTH, shared)
     assert torch.equal(torch.stack(logits), expected)
     assert [table.length for table in shared] == list(LENGTHS)
     for one, other in zip(plain, shared, strict=True):
@@ -53,7 +53,7 @@ def test_a_sequence_in_a_ragged_pass_equals_the_sequence_alone(family, dtype, ke
     runner = tiny.runner(family, dtype, kernels=kernels)
     texts, rows, cache = prepared(runner)
     ar_tokens = [own[:count] for own, count in zip(rows.tolist(), counts, strict=True)]
-    logits, hidden = runner.ar_and_diffuse(ar_tokens, [range(count) for count in blocks], WIDTH, cache)
+    logits, hidden, _ = runner.ar_and_diffuse(ar_tokens, [range(count) for count in blocks], WIDTH, cache)
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         alone = runner.new_tables()
         if length:
@@ -68,7 +68,7 @@ def test_a_sequence_in_a_ragged_pass_equals_the_sequence_alone(family, dtype, ke
         alone[0].commit(length)
         assert hidden[slot].shape[:2] == (blocks[slot], WIDTH)
         if blocks[slot]:
-            _, (beside,) = runner.ar_and_diffuse([ar_tokens[slot]], [range(blocks[slot])], WIDTH, alone)
+            _, (beside,), _ = runner.ar_and_diffuse([ar_tokens[slot]], [range(blocks[slot])], WIDTH, alone)
             tolerance = 2e-4 if dtype == "fp32" else 0.15
             torch.testing.assert_close(hidden[slot], beside, atol=tolerance, rtol=tolerance)
 
@@ -85,7 +85,7 @@ def test_low_precision_drafts_change_no_bit_of_an_ar_row_and_stay_close(family, 
     results = []
     for runner in (full, rounded, low):
         _, rows, cache = prepared(runner)
-        logits, _ = runner.ar_and_diffuse(rows.tolist(), [range(3)] * 3, WIDTH, cache)
+        logits, *_ = runner.ar_and_diffuse(rows.tolist(), [range(3)] * 3, WIDTH, cache)
         drafts = runner.diffuse(rows[:, 0].tolist(), WIDTH, cache, rows=WIDTH)
         results.append((torch.stack(logits), drafts.float()))
     (logits, drafts), (_, with_rounded_view), (low_logits, low_drafts) = results
@@ -105,7 +105,7 @@ def test_the_native_executor_equals_the_eager_one_bit_for_bit(family, dtype, ker
     for runner in (native, native.eager()):
         _, rows, cache = prepared(runner)
         ar_tokens = [own[:count] for own, count in zip(rows.tolist(), (6, 1, 3), strict=True)]
-        logits, blocks = runner.ar_and_diffuse(ar_tokens, [range(3), (), range(2)], WIDTH, cache)
+        logits, blocks, _ = runner.ar_and_diffuse(ar_tokens, [range(3), (), range(2)], WIDTH, cache)
         drafts = runner.diffuse([5, None, 7], WIDTH, cache, rows=WIDTH)
         stop = PAGE * (1 + max(page for table in cache for page in table.pages))
         held = [stored[:, :, :stop].clone() for stored in (cache[0].cache.keys, cache[0].cache.values)]
@@ -128,7 +128,7 @@ def test_diffuse_skips_sequences_without_a_root():
 def test_a_block_equals_diffuse_at_its_root(family, dtype, width):
     runner = tiny.runner(family, dtype)
     texts, rows, cache = prepared(runner)
-    _, blocks = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, width, cache)
+    _, blocks, _ = runner.ar_and_diffuse(rows.tolist(), [CANDIDATES] * 3, width, cache)
     for slot, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         for number, row in enumerate(CANDIDATES):
             fresh = runner.new_tables()
@@ -164,8 +164,9 @@ def test_eager_logits_equal_logits_computed_after_the_pass(dtype):
         outcomes.append(
             runner.ar_and_diffuse(rows.tolist(), [CANDIDATES, (), CANDIDATES[:2]], WIDTH, cache, eager_logits=eager)
         )
-    (late, hidden), (early, logits) = outcomes
+    (late, hidden, _), (early, logits, states) = outcomes
     assert all(torch.equal(a, b) for a, b in zip(late, early, strict=True))
     assert [block.shape[0] for block in logits] == [3, 0, 2]
+    assert all(torch.equal(a, b) for a, b in zip(hidden, states, strict=True))
     for late_block, early_block in zip(hidden, logits, strict=True):
         assert torch.equal(runner.logits(late_block.flatten(0, 1)), early_block.flatten(0, 1))

@@ -9,7 +9,7 @@ Shapes: N rows (those of all sequences), F features, I inputs, O outputs; the re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
@@ -206,3 +207,9 @@ class Kernels(ABC):
     @abstractmethod
     def top1_probability(self, logits_RV: Tensor) -> Tensor:
         """The largest probability of each row [R], fp32."""
+
+    @abstractmethod
+    def draft_tree(
+        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+    ) -> DraftTree:
+        """See `draft_tree.draft_tree`."""

@@ -6,13 +6,14 @@ which `RowRule`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthrus.backends.draft_tree import DraftTree, HeadInputs, draft_tree
 from orthrus.backends.interface import CACHE_LIMIT, MIN_ATTENDED, ExecutableLinear, Kernels, LinearForm
 from orthrus.backends.linears import ExpandedLinear, GroupedLinear, Int8Linear, PackedLinear
 from orthrus.batch import AttentionMetadata, SlotMapping
@@ -114,6 +115,12 @@ class TorchKernels(Kernels):
         """exp(max - logsumexp)."""
         logits_RV = logits_RV.float()
         return (logits_RV.amax(dim=-1) - logits_RV.logsumexp(dim=-1)).exp()
+
+    def draft_tree(
+        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+    ) -> DraftTree:
+        """The reference implementation."""
+        return draft_tree(logits_RV, temperatures, nodes, inputs)
 
 
 def _clamped(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def extra_of(runner: Runner, context: int, width: int) -> Extra:
         runner.ar(rows, tables)
 
     def one_pass(tables: list[BlockTable]) -> None:
-        _, (blocks,) = runner.ar_and_diffuse(rows, [range(width)], width, tables)
+        blocks = runner.ar_and_diffuse(rows, [range(width)], width, tables).blocks[0]
         runner.logits(blocks[0])
 
     peaks = {run.__name__: _peak(runner, context, run) for run in (plain, two_pass, one_pass)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.config import DecoderConfig, DiffusionConfig
+from orthrus.model.draft_head import DraftHead, typical_inverse_temperature
 from orthrus.model.layers import DecoderLayer, Linear, View, norm_weight, soft_cap
 from orthrus.model.rope import RopeTable
 
@@ -35,6 +36,7 @@ class Decoder(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
         if config.tied_head:
             self.head.weight = self.embedding
+        self.draft_head: DraftHead | None = None
         self.ropes = [RopeTable(rope, device) for rope in config.ropes]
         self.embedding_scale = float(torch.tensor(config.embedding_scale).to(dtype))
 
@@ -70,6 +72,21 @@ class Decoder(nn.Module):
             if layer.diffusion is None:
                 layer.diffusion = View(self.config, self.dtype, self.device)
         return self
+
+    def set_draft_head(self, units: int) -> DraftHead:
+        """Give the decoder an empty draft head for the rows of its diffusion view."""
+        assert self.diffusion is not None
+        rows, D = self.diffusion.trained_rows, self.config.hidden_size
+        self.draft_head = DraftHead(D, units, rows, self.dtype, self.device)
+        return self.draft_head
+
+    def draft_temperatures(self) -> list[float]:
+        """Per row of a block, the temperature at which its probabilities are calibrated for greedy decoding: as
+        measured with the draft head, else typical ones."""
+        if self.draft_head is not None:
+            return self.draft_head.inverse_temperatures.reciprocal().tolist()
+        assert self.diffusion is not None
+        return [1 / typical_inverse_temperature(row) for row in range(self.diffusion.trained_rows)]
 
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:

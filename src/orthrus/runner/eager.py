@@ -68,7 +68,7 @@ class EagerExecutor:
         hidden_PD = self._layers(views, batch, tables_BP)[logit_rows]
         head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
         logits_LV = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
-        return PassResult(logits_LV, hidden_PD[batch.num_logits :])
+        return PassResult(logits_LV, hidden_PD)
 
     def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], tables_BP: Tensor, span: int) -> DeviceRows:
         tokens, mapping, positions, segments, kv_lens = parts

@@ -10,7 +10,23 @@ from orthrus.batch import ForwardBatch
 
 
 class PassResult(NamedTuple):
-    """Logits [num_logits, V] of the first `logit_rows`, and final hidden states [.., D] of the remaining ones."""
+    """Logits [num_logits, V] of the first `logit_rows`, and final hidden states [.., D] of all of them."""
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class JointResult(NamedTuple):
+    """Per sequence: AR logits [R, V], hidden states [J, width, D] or logits [J, width, V] of its draft blocks, and in
+    either case their hidden states."""
+
+    logits: list[Tensor]
+    blocks: list[Tensor]
+    hidden: list[Tensor]
+
+
+class DiffusionResult(NamedTuple):
+    """Logits [B, R, V] and final hidden states [B, R, D] of draft blocks."""
 
     logits: Tensor
     hidden: Tensor

@@ -104,7 +104,7 @@ class NativeForward:
                 phase_seconds, threads,
             )  # fmt: skip
         del integers, views, kept, angles, keys, values  # the structs hold addresses only
-        return PassResult(self._decoder.capped(logits_LV), hidden_PD[batch.num_logits :])
+        return PassResult(self._decoder.capped(logits_LV), hidden_PD)
 
 
 def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) -> bool:

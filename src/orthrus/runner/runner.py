@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from orthrus.model.layers import Linear
 from orthrus.runner import native
 from orthrus.runner.cuda_graphs import CUDAGraphs, capture_on_cuda
 from orthrus.runner.eager import EagerExecutor
-from orthrus.runner.executor import Executor, PassResult
+from orthrus.runner.executor import DiffusionResult, Executor, JointResult, PassResult
 from orthrus.runner.float_state import denormals_kept
 from orthrus.runner.layout import BatchLayout, Root, block_starts, workspace_rows
 from orthrus.runner.native import NativeForward
@@ -43,13 +42,6 @@ def bytes_of(linear: Linear) -> int:
 
 Tokens = Sequence[Sequence[int]]
 """Token ids per sequence. The sequences may have different lengths."""
-
-
-class JointResult(NamedTuple):
-    """Per sequence: AR logits [R, V], and hidden states [J, width, D] or logits [J, width, V] of its draft blocks."""
-
-    logits: list[Tensor]
-    blocks: list[Tensor]
 
 
 class Runner:
@@ -199,6 +191,13 @@ class Runner:
         Every row attends to the cache and to all rows of its block. Returns the logits [B, rows, V] of the first `rows`
         rows: row j predicts the token j + 1 positions after the root. A sequence whose root is None is left out.
         """
+        return self.diffuse_rows(roots, width, tables, rows=rows).logits
+
+    @torch.inference_mode()
+    def diffuse_rows(
+        self, roots: Sequence[int | None], width: int, tables: Sequence[BlockTable], *, rows: int
+    ) -> DiffusionResult:
+        """The same with the hidden states of these rows, from which a draft head goes on."""
         lengths = [table.length for table in tables]
         starts = [block_starts(length, 1, width)[0] for length in lengths]
         blocks = [
@@ -207,12 +206,13 @@ class Runner:
         ]
         count = sum(len(own) for own in blocks)
         if count == 0:
-            return torch.empty(0, rows, self.config.vocab_size, dtype=self.decoder.dtype, device=self.device)
+            sizes = self.config.vocab_size, self.config.hidden_size
+            return DiffusionResult(*(self.decoder.embedding.new_empty(0, rows, size) for size in sizes))
         span = self._reserve(tables, [own[-1].start + width if own else 0 for own in blocks])
         views = [self.layout.blocks(blocks, width, tables, self.decoder.mask_token_id)]
         logit_rows = [start * width + row for start in range(count) for row in range(rows)]
-        logits_NV, _ = self._run(views, tables, span, logit_rows, len(logit_rows))
-        return logits_NV.view(count, rows, self.config.vocab_size)
+        result = self._run(views, tables, span, logit_rows, len(logit_rows))
+        return DiffusionResult(*(part.unflatten(0, (count, rows)) for part in result))
 
     @torch.inference_mode()
     def ar_and_diffuse(
@@ -233,7 +233,7 @@ class Runner:
 
         Returns the AR logits of `logit_rows` per sequence (all rows if None) and the hidden states of the blocks.
         `draft_logits` turns those into logits once it is known which block is used. With `eager_logits` the pass
-        returns the logits of the blocks instead: a few more rows cost the head little.
+        returns the logits of the blocks too: a few more rows cost the head little.
         """
         counts = [len(own) for own in block_roots]
         behind = [table.length + len(own) for own, table in zip(rows, tables, strict=True)]
@@ -257,11 +257,12 @@ class Runner:
         indices = [row for own in asked for row in own]
         ar_logits, drafted, offset = len(indices), sum(counts) * width, len(views[0].tokens)
         indices += range(offset, offset + drafted)
-        logits_NV, hidden_NX = self._run(views, tables, span, indices, len(indices) if eager_logits else ar_logits)
-        if eager_logits:
-            logits_NV, hidden_NX = logits_NV.split([ar_logits, drafted])
-        blocks = hidden_NX.view(sum(counts), width, hidden_NX.shape[1]).split(counts)
-        return JointResult(list(logits_NV.split([len(own) for own in asked])), list(blocks))
+        result = self._run(views, tables, span, indices, len(indices) if eager_logits else ar_logits)
+        hidden_ND = result.hidden[ar_logits:]
+        rows_of_blocks = [result.logits[ar_logits:] if eager_logits else hidden_ND, hidden_ND]
+        blocks, hidden = (rows.view(sum(counts), width, rows.shape[1]).split(counts) for rows in rows_of_blocks)
+        logits_NV = result.logits[:ar_logits]
+        return JointResult(list(logits_NV.split([len(own) for own in asked])), list(blocks), list(hidden))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The head over final hidden states: logits [N, V]."""

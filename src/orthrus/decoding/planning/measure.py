@@ -87,7 +87,7 @@ class _Passes:
 
     def _joint(self, blocks: int) -> None:
         runner, eager = self._runner, blocks * self.width <= EAGER_LOGITS
-        (logits_RV,), (drafted_JWX,) = runner.ar_and_diffuse(
+        (logits_RV,), (drafted_JWX,), _ = runner.ar_and_diffuse(
             self._rows(4), [range(blocks)], self.width, self._tables, eager_logits=eager
         )
         best(logits_RV)
