@@ -24,8 +24,8 @@ ViewName = Literal["ar", "diffusion"]
 class Segment(NamedTuple):
     """Consecutive rows of one sequence: its AR rows, or the rows of one draft block.
 
-    Besides the first `kv_lens` keys of the sequence, every row of the segment attends to the keys at the places
-    `own_start` to `own_stop` of the sequence (a block's own keys; empty for AR rows). These lie in one page.
+    Besides the first `kv_lens` keys on its path, every row of the segment attends to the keys at the places `own_start`
+    to `own_stop` of the sequence (a block's own keys; empty for AR rows). These lie in one page.
     """
 
     first_row: int
@@ -43,7 +43,10 @@ class ViewRows:
     position, the cache slot of its key, its row in the rectangle of queries, and `kv_lens`: how many of the first keys
     of its sequence it attends to. query_shape: sequences and rows of that rectangle.
 
-    The place of an AR row in its sequence is its position. Blocks that share a pass with AR rows write their keys after
+    AR rows take the places after the cached positions, in order. In a chain the place of a row is its position, and so
+    is that of every key that it attends to. In a tree, the keys from the cached length on are those of its ancestors:
+    `row_paths` names the entry of `ForwardBatch.path_tables` that holds their places (-1: every key is at its
+    position). It is empty if no row of the view needs one. Blocks that share a pass with AR rows write their keys after
     those rows.
     """
 
@@ -55,6 +58,7 @@ class ViewRows:
     query_shape: tuple[int, int]
     segments: list[Segment]
     kv_lens: list[int]
+    row_paths: list[int]
 
     @property
     def max_segment_rows(self) -> int:
@@ -64,14 +68,14 @@ class ViewRows:
     @property
     def integers(self) -> list[list[int]]:
         """All values that differ between passes of one shape: tokens, slot mapping [2 N], positions, segments [5 S],
-        kv_lens."""
+        kv_lens, row_paths."""
         mapping = [*self.query_rows, *self.slots]
-        return [self.tokens, mapping, self.positions, [*chain(*self.segments)], self.kv_lens]
+        return [self.tokens, mapping, self.positions, [*chain(*self.segments)], self.kv_lens, self.row_paths]
 
     @property
     def shape(self) -> tuple[object, ...]:
         """The shape of these rows: everything that is not in `integers`."""
-        sizes = len(self.tokens), len(self.positions), len(self.segments)
+        sizes = len(self.tokens), len(self.positions), len(self.segments), len(self.row_paths)
         return self.view, *sizes, self.query_shape, self.max_segment_rows
 
 
@@ -79,7 +83,10 @@ class ViewRows:
 class ForwardBatch:
     """One forward pass over the sequences of a batch.
 
-    block_tables: the pages of each sequence, padded with page 0 to one length. span: keys that attention reads per
+    block_tables: the pages of each sequence, padded with page 0 to one length. path_tables: one entry per path of a
+    tree, all of one length; its first number is the cached length, at which the path begins, and the others are the
+    places in the sequence of the keys at the positions from there on; behind the end of a path, the positions
+    themselves. span: keys that attention reads per
     sequence, rounded to the multiple under which bits hold. logit_rows: rows whose final hidden states are returned,
     numbered over the rows of all views, padding included; logits are computed for the first `num_logits` of them.
     """
@@ -90,6 +97,7 @@ class ForwardBatch:
     span: int
     logit_rows: list[int]
     num_logits: int
+    path_tables: list[list[int]]
 
     @property
     def draft_only(self) -> bool:
@@ -98,10 +106,12 @@ class ForwardBatch:
 
     @property
     def integers(self) -> list[list[int]]:
-        """All values that differ between passes of one shape: those of each view, `block_tables`, `logit_rows`."""
+        """All values that differ between passes of one shape: those of each view, `block_tables`, `path_tables`,
+        `logit_rows`."""
         return [
             *chain.from_iterable(rows.integers for rows in self.views),
             [*chain(*self.block_tables)],
+            [*chain(*self.path_tables)],
             self.logit_rows,
         ]
 

@@ -80,8 +80,8 @@ LAYERS = {
     "model": ["rope", "layers", "stored", "draft_head", "decoder", "families"],
     "backends": ["heap", "draft_tree", "interface", "linears", "torch", "invariance", "native", "triton", "select"],
     "runner": [
-        "float_state", "executor", "layout", "eager", "native", "cuda_graphs", "runner", "memory", "packed", "prepare",
-        "draft_tree",
+        "float_state", "executor", "trees", "tails", "layout", "eager", "native", "cuda_graphs", "runner", "memory",
+        "packed", "prepare", "draft_tree",
     ],
     "decoding": [
         "noise", "processors", "filters", "constraints", "sampling", "text", "drafts", "logprobs", "plan", "statistics",

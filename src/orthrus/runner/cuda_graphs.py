@@ -60,7 +60,7 @@ class CUDAGraphs:
 
     def run(self, batch: ForwardBatch) -> PassResult:
         """See `Executor`. The first pass of a shape runs eagerly and compiles kernels; the second one is captured."""
-        if sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
+        if batch.path_tables or sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
             return self._eager.run(batch)
         batch = _padded(batch)  # a captured pass is also replayed at longer contexts
         keys, values = batch.cache.keys, batch.cache.values

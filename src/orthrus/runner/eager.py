@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -19,6 +20,7 @@ from orthrus.masks import block_bias, causal_bias
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer
 from orthrus.runner.executor import PassResult
+from orthrus.runner.tails import Tail, in_order, tails_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class DeviceRows:
     mappings: one per rotary table of the decoder. metadata, masks: by the window of a layer. masks: for attention
     kernels that take a mask, one function per chunk of the rectangle of queries, which makes its mask. Where a pass has
     several, each is made for each call, so that memory does not grow with their number. order: where each row is in
-    that rectangle; None if the rectangle is the rows as they are.
+    that rectangle; None if the rectangle is the rows as they are. tails: those of trees, one per call.
     """
 
     rows: ViewRows
@@ -37,6 +39,7 @@ class DeviceRows:
     metadata: dict[int | None, AttentionMetadata]
     masks: dict[int | None, list[Callable[[], Tensor]]]
     order: Tensor | None
+    tails: list[Tail]
 
 
 class EagerExecutor:
@@ -54,11 +57,11 @@ class EagerExecutor:
 
     def forward(self, batch: ForwardBatch, integers: Tensor) -> PassResult:
         """The same with the integers of the batch in one tensor on the device, in the order of `batch.integers`."""
-        *parts, tables, logit_rows = integers.split([len(values) for values in batch.integers])
+        *parts, tables, _, logit_rows = integers.split([len(values) for values in batch.integers])
         tables_BP = tables.view(len(batch.block_tables), -1)
         per_view = len(parts) // len(batch.views)
         views = [
-            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], tables_BP, batch.span)
+            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], tables_BP, batch)
             for n, rows in enumerate(batch.views)
         ]
         if sum(len(own) for view in views for own in view.masks.values()) == 1:
@@ -70,13 +73,17 @@ class EagerExecutor:
         logits_LV = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
         return PassResult(logits_LV, hidden_PD)
 
-    def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], tables_BP: Tensor, span: int) -> DeviceRows:
-        tokens, mapping, positions, segments, kv_lens = parts
+    def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], tables_BP: Tensor, batch: ForwardBatch) -> DeviceRows:
+        tokens, mapping, positions, segments, kv_lens, _ = parts
         config, table_2N = self.decoder.config, mapping.view(2, -1)
         angles = [rope.rows(positions, max(rows.positions)) for rope in self.decoder.ropes]
         norm = config.norm_eps, config.norm_offset
         slots = [SlotMapping(table_2N, cos, sin, rows.query_shape, *norm) for cos, sin in angles]
-        windows, scores = config.windows, (config.attention_scale, config.attention_soft_cap)
+        tails, windows, scores = (
+            tails_of(rows, batch),
+            config.windows,
+            (config.attention_scale, config.attention_soft_cap),
+        )
         if self.attention.ragged:
             segments_S5, longest = segments.view(-1, 5), rows.max_segment_rows
             starts = {window: _kv_starts(kv_lens, rows.view, window) for window in windows}
@@ -84,43 +91,76 @@ class EagerExecutor:
                 window: AttentionMetadata(segments_S5, kv_lens, tables_BP, longest, starts[window], *scores)
                 for window in windows
             }
-            return DeviceRows(rows, tokens, slots, ragged, {}, None)
-        masks = {window: _masks(rows, span, self.decoder.norm, window) for window in windows}
-        in_order = slots[0].full and rows.query_rows == list(range(len(rows.query_rows)))
-        return DeviceRows(rows, tokens, slots, {}, masks, None if in_order else table_2N[0])
+            return DeviceRows(rows, tokens, slots, ragged, {}, None, tails)
+        masks = {window: _masks(rows, len(tails), batch.span, self.decoder.norm, window) for window in windows}
+        rectangle = slots[0].full and rows.query_rows == list(range(len(rows.query_rows)))
+        return DeviceRows(rows, tokens, slots, {}, masks, None if rectangle else table_2N[0], tails)
 
     def _layers(self, views: list[DeviceRows], batch: ForwardBatch, tables_BP: Tensor) -> Tensor:
         """All layers up to the final norm [N, D]. Only the attention projections differ by view."""
         hidden_ND, delta_ND = self.decoder.embed(torch.cat([view.tokens for view in views])), None
         mlps = self.draft_weights.mlps if batch.draft_only else ()
         caches = zip(batch.cache.keys.unbind(0), batch.cache.values.unbind(0), strict=True)
-        in_order = None if self.attention.ragged else _keys_in_order(batch, tables_BP)
+        order = _keys_in_order(batch, tables_BP)
         for index, (layer, cache) in enumerate(zip(self.decoder.decoder_layers, caches, strict=True)):
             copies = mlps[index] if mlps else None
-            attention = _LayerAttention(self, layer, views, cache, in_order)
+            attention = _LayerAttention(self, layer, views, _LayerCache(cache, order))
             hidden_ND, delta_ND = layer(hidden_ND, delta_ND, attention, self.kernels, copies)
         norm = self.decoder.config.norm_eps, self.decoder.config.norm_offset
         return self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, *norm)[1]
 
-    def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention of the rows of a view [N, H * E]; padding rows are zero. One call per mask.
-
-        keys, values: those of the cache [G, S, E] for ragged attention, else those of each sequence [B, G, span, E].
-        """
-        padding = len(view.tokens) - len(view.rows.positions)
-        if self.attention.ragged:
-            attention = self.kernels.attend(q_BAHE[0], keys, values, view.metadata[window])
-        else:
-            masks, config = view.masks[window], self.decoder.config
-            blocks = q_BAHE.chunk(len(masks), dim=1) if len(masks) > 1 else [q_BAHE]
-            scores = config.attention_scale, config.attention_soft_cap
-            outputs = [
-                self.attention.attend(q, keys, values, mask(), *scores) for q, mask in zip(blocks, masks, strict=True)
-            ]
-            attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
-            if view.order is not None:
-                attention = attention[view.order]
+    def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
+        """Attention of the rows of a view [N, H * E]; padding rows are zero."""
+        attend = self._attend_ragged if self.attention.ragged else self._attend_masked
+        attention, padding = attend(view, window, q_BAHE, cache), len(view.tokens) - len(view.rows.positions)
         return F.pad(attention, (0, 0, 0, padding)) if padding else attention
+
+    def _attend_ragged(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
+        """One call, or one per tail."""
+        metadata = view.metadata[window]
+        if not view.tails:
+            return self.kernels.attend(q_BAHE[0], *cache.stored, metadata)
+        attention = q_BAHE.new_empty(len(view.rows.positions), q_BAHE[0, 0].numel())
+        for tail in view.tails:
+            with cache.ordered(tail):
+                whole = self.kernels.attend(q_BAHE[0], *cache.stored, metadata)
+            attention[tail.rows] = whole[tail.rows]
+        return attention
+
+    def _attend_masked(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
+        """One call per mask."""
+        masks, config = view.masks[window], self.decoder.config
+        blocks = q_BAHE.chunk(len(masks), dim=1) if len(masks) > 1 else [q_BAHE]
+        scores, outputs = (config.attention_scale, config.attention_soft_cap), []
+        tails: Sequence[Tail | None] = view.tails or [None] * len(masks)
+        for q, mask, tail in zip(blocks, masks, tails, strict=True):
+            with cache.ordered(tail) as (keys, values):
+                outputs.append(self.attention.attend(q, keys, values, mask(), *scores))
+        attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
+        return attention if view.order is None else attention[view.order]
+
+
+class _LayerCache:
+    """The keys and values of one layer [G, S, E], and as kernels that take a mask read them: those of each sequence in
+    order [B, G, span, E]."""
+
+    def __init__(self, stored: tuple[Tensor, Tensor], order: Callable[[Tensor], Tensor]) -> None:
+        self.stored, self._order = stored, order
+        self._ordered: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def ordered(self, tail: Tail | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Both in order, with the keys of `tail` in place. Without a tail they are put in order once."""
+        if tail is not None:
+            with in_order(tail, *self.stored):
+                yield self._in_order()
+        else:
+            self._ordered = self._ordered or self._in_order()
+            yield self._ordered
+
+    def _in_order(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.stored
+        return self._order(keys), self._order(values)
 
 
 class _LayerAttention:
@@ -131,11 +171,9 @@ class _LayerAttention:
         executor: EagerExecutor,
         layer: DecoderLayer,
         views: list[DeviceRows],
-        cache: tuple[Tensor, Tensor],
-        in_order: Callable[[Tensor], Tensor] | None,
+        cache: _LayerCache,
     ) -> None:
         self._executor, self._layer, self._views, self._cache = executor, layer, views, cache
-        self._in_order = in_order
 
     def __call__(self, normed_ND: Tensor) -> Tensor:
         """The keys of all views are written before any row attends: blocks attend to AR rows of the same pass."""
@@ -145,10 +183,9 @@ class _LayerAttention:
             projections = layer.view(view.rows.view)
             qkv = projections.qkv(x_ND)
             mapping = view.mappings[kind.rope]
-            queries.append(kernels.rope_and_cache_write(qkv, projections.norms, mapping, *self._cache))
-        keys, values = self._cache if self._in_order is None else map(self._in_order, self._cache)
+            queries.append(kernels.rope_and_cache_write(qkv, projections.norms, mapping, *self._cache.stored))
         deltas = [
-            layer.view(view.rows.view).o(self._executor.attend(view, kind.window, q_BAHE, keys, values))
+            layer.view(view.rows.view).o(self._executor.attend(view, kind.window, q_BAHE, self._cache))
             for view, q_BAHE in zip(views, queries, strict=True)
         ]
         return deltas[0] if len(deltas) == 1 else torch.cat(deltas)
@@ -174,13 +211,18 @@ def _keys_in_order(batch: ForwardBatch, tables_BP: Tensor) -> Callable[[Tensor],
     return gathered
 
 
-def _masks(rows: ViewRows, span: int, like: Tensor, window: int | None) -> list[Callable[[], Tensor]]:
-    """The masks of a view: one for all its AR rows, or one for the n-th blocks of all sequences."""
+def _masks(rows: ViewRows, tails: int, span: int, like: Tensor, window: int | None) -> list[Callable[[], Tensor]]:
+    """The masks of a view: one for its AR rows, as often as they have `tails`, or one for the n-th blocks of all
+    sequences."""
     sequences, height = rows.query_shape
     width = rows.max_segment_rows
     if rows.view == "ar":
         lengths = [rows.kv_lens[segment.first_row] - 1 for segment in rows.segments]
-        return [partial(causal_bias, lengths, width, height, span, like, window)]
+        longest = max(
+            max(rows.kv_lens[s.first_row :][: s.rows]) - n for s, n in zip(rows.segments, lengths, strict=True)
+        )
+        calls = max(1, tails)
+        return [partial(causal_bias, lengths, longest, height // calls, span, like, window)] * calls
     kv_lens = [[1] * sequences for _ in range(height // width)]  # 1 where a block is missing: never read, not NaN
     own = [[(0, 0)] * sequences for _ in range(height // width)]
     blocks = [0] * sequences

@@ -7,20 +7,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from orthrus.backends.interface import AttentionChoice
-from orthrus.batch import Segment, ViewName, ViewRows
-from orthrus.cache import BlockTable
+from orthrus.batch import ForwardBatch, Segment, ViewName, ViewRows
+from orthrus.cache import BlockTable, pages_for
 from orthrus.config import PAGE
+from orthrus.runner.trees import Tree
 
 
 class Root(NamedTuple):
     """Row 0 of a draft block: the token, its position, and the place in its sequence of the block's first key.
 
-    The position is also the number of cached keys that the block attends to.
+    The position is also the number of keys before it that the block attends to. path: where they are (see `row_paths`).
     """
 
     token: int
     position: int
     start: int
+    path: int = -1
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,39 @@ class BatchLayout:
     attention: AttentionChoice
     multiple: int
 
-    def ar_rows(self, tokens: Sequence[Sequence[int]], tables: Sequence[BlockTable]) -> ViewRows:
+    def ar_rows(
+        self, tokens: Sequence[Sequence[int]], tables: Sequence[BlockTable], trees: Sequence[Tree | None] = ()
+    ) -> ViewRows:
         """Causal rows after each cached length. The tables hold pages for them.
 
-        Kernels that take a mask get a rectangle of queries as high as the longest sequence. It has descending
-        positions, as `causal_bias` needs; `query_rows` does that reversal, which nothing outside attention sees.
+        Kernels that take a mask get a rectangle of queries as high as the longest chain or path, for each path of a
+        tree. It has descending positions, as `causal_bias` needs; `query_rows` does that reversal, which nothing
+        outside attention sees.
         """
-        longest = max(len(own) for own in tokens)
+        trees = trees or [None] * len(tokens)
+        longest = max(tree.height if tree else len(own) for own, tree in zip(tokens, trees, strict=True))
+        paths = max(len(tree.paths) if tree else 1 for tree in trees)
         height = self.attention.padded(longest)
         rows = _Rows()
-        for sequence, (own, table) in enumerate(zip(tokens, tables, strict=True)):
+        for sequence, (own, table, tree) in enumerate(zip(tokens, tables, trees, strict=True)):
             length = table.length
-            last = sequence * height + longest - 1
+            last = sequence * paths * height + longest - 1
             rows.segments.append(Segment(len(rows.tokens), len(own), sequence, 0, 0))
-            rows.query_rows += range(last, last - len(own), -1)
-            rows.positions += range(length, length + len(own))
             rows.slots += table.slots(length, length + len(own))
-            rows.kv_lens += range(length + 1, length + 1 + len(own))
             rows.tokens += own
-        return self._build("ar", rows, (len(tokens), height))
+            if tree is None:
+                rows.query_rows += range(last, last - len(own), -1)
+                rows.positions += range(length, length + len(own))
+                rows.kv_lens += range(length + 1, length + 1 + len(own))
+                rows.paths += [-1] * len(own)
+                continue
+            first = min(tree.row_paths)
+            placed = zip(tree.row_paths, tree.depths, strict=True)
+            rows.query_rows += [last + (path - first) * height - depth for path, depth in placed]
+            rows.positions += [length + depth for depth in tree.depths]
+            rows.kv_lens += [length + depth + 1 for depth in tree.depths]
+            rows.paths += tree.row_paths
+        return self._build("ar", rows, (len(tokens), paths * height))
 
     def blocks(self, roots: Sequence[Sequence[Root]], width: int, tables: Sequence[BlockTable], mask: int) -> ViewRows:
         """Draft blocks of a root and width - 1 masks."""
@@ -61,6 +77,7 @@ class BatchLayout:
                 rows.slots += table.slots(root.start, stop)
                 rows.segments.append(Segment(len(rows.tokens), width, sequence, root.start, stop))
                 rows.kv_lens += [root.position] * width
+                rows.paths += [root.path] * width
                 rows.positions += range(root.position, root.position + width)
                 rows.tokens += [root.token, *masks]
         return self._build("diffusion", rows, (len(roots), height))
@@ -81,7 +98,43 @@ class BatchLayout:
             query_shape,
             rows.segments,
             rows.kv_lens,
+            rows.paths if any(path >= 0 for path in rows.paths) else [],
         )
+
+
+def forward_batch(
+    views: Sequence[ViewRows],
+    tables: Sequence[BlockTable],
+    span: int,
+    logit_rows: list[int],
+    num_logits: int,
+    paths: Sequence[list[int]] = (),
+) -> ForwardBatch:
+    """The pass over these rows. paths: its `path_tables`; see `ForwardBatch` for the others."""
+    columns = pages_for(span)
+    pages = [table.pages[:columns] for table in tables]
+    padded = [own + [0] * (columns - len(own)) for own in pages]
+    return ForwardBatch(views, tables[0].cache, padded, span, logit_rows, num_logits, list(paths))
+
+
+def place_blocks(
+    rows: Sequence[Sequence[int]],
+    chosen: Sequence[Sequence[int]],
+    width: int,
+    tables: Sequence[BlockTable],
+    trees: Sequence[Tree | None],
+) -> list[list[Root]]:
+    """The roots of the blocks in the `chosen` rows of each sequence. Blocks write their keys after all AR rows."""
+    roots: list[list[Root]] = []
+    for own, selected, table, tree in zip(rows, chosen, tables, trees, strict=True):
+        starts = block_starts(table.length + len(own), len(selected), width)
+        placed = zip(selected, starts, strict=True)
+        if tree is None:
+            roots.append([Root(own[row], table.length + row, start) for row, start in placed])
+        else:
+            paths, depths = tree.row_paths, tree.depths
+            roots.append([Root(own[row], table.length + depths[row], start, paths[row]) for row, start in placed])
+    return roots
 
 
 def block_starts(start: int, count: int, width: int) -> list[int]:
@@ -115,4 +168,5 @@ class _Rows:
         self.slots: list[int] = []
         self.query_rows: list[int] = []
         self.kv_lens: list[int] = []
+        self.paths: list[int] = []
         self.segments: list[Segment] = []

@@ -21,7 +21,7 @@ from orthrus.backends.interface import MAX_ROWS, AttentionChoice, ExecutableLine
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.select import DraftWeights, choose_attention, low_precision_drafts, pack_linears
 from orthrus.backends.torch import TorchKernels, attend_in_blocks
-from orthrus.batch import ForwardBatch, ViewRows
+from orthrus.batch import ForwardBatch
 from orthrus.cache import BlockTable, KVCache, page_bytes, pages_for
 from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
 from orthrus.model.decoder import Decoder
@@ -31,8 +31,9 @@ from orthrus.runner.cuda_graphs import CUDAGraphs, capture_on_cuda
 from orthrus.runner.eager import EagerExecutor
 from orthrus.runner.executor import DiffusionResult, Executor, JointResult, PassResult
 from orthrus.runner.float_state import denormals_kept
-from orthrus.runner.layout import BatchLayout, Root, block_starts, workspace_rows
+from orthrus.runner.layout import BatchLayout, Root, block_starts, forward_batch, place_blocks, workspace_rows
 from orthrus.runner.native import NativeForward
+from orthrus.runner.trees import Parents, path_tables, trees_of
 
 
 def bytes_of(linear: Linear) -> int:
@@ -92,7 +93,7 @@ class Runner:
         if native.supported(self.decoder, self.kernels, self.attention):
             assert isinstance(self.kernels, NativeKernels)
             return {
-                draft_only: NativeForward(self.decoder, self.kernels, self.draft_weights, draft_only=draft_only)
+                draft_only: NativeForward(self.decoder, self.kernels, self.draft_weights, eager, draft_only=draft_only)
                 for draft_only in (False, True)
             }
         if self.decoder.device.type == "cuda" and self.attention.ragged and self.config.experts is None:
@@ -174,15 +175,20 @@ class Runner:
 
     @torch.inference_mode()
     def ar(
-        self, rows: Tokens, tables: Sequence[BlockTable], *, logit_rows: Sequence[int] | None = None
+        self,
+        rows: Tokens,
+        tables: Sequence[BlockTable],
+        *,
+        parents: Sequence[Parents | None] | None = None,
+        logit_rows: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Causal pass over `rows` of each sequence. Writes their K/V after the cached positions and commits nothing.
 
         Returns, per sequence, the logits [R, V] of `logit_rows` (all rows if None; it may be empty). Row i predicts the
-        token after it.
+        token after it. parents: see `ar_and_diffuse`.
         """
         asked = None if logit_rows is None else [logit_rows] * len(rows)
-        return self.ar_and_diffuse(rows, [()] * len(rows), 0, tables, logit_rows=asked).logits
+        return self.ar_and_diffuse(rows, [()] * len(rows), 0, tables, parents=parents, logit_rows=asked).logits
 
     @torch.inference_mode()
     def diffuse(self, roots: Sequence[int | None], width: int, tables: Sequence[BlockTable], *, rows: int) -> Tensor:
@@ -211,7 +217,7 @@ class Runner:
         span = self._reserve(tables, [own[-1].start + width if own else 0 for own in blocks])
         views = [self.layout.blocks(blocks, width, tables, self.decoder.mask_token_id)]
         logit_rows = [start * width + row for start in range(count) for row in range(rows)]
-        result = self._run(views, tables, span, logit_rows, len(logit_rows))
+        result = self._run(forward_batch(views, tables, span, logit_rows, len(logit_rows)))
         return DiffusionResult(*(part.unflatten(0, (count, rows)) for part in result))
 
     @torch.inference_mode()
@@ -222,33 +228,31 @@ class Runner:
         width: int,
         tables: Sequence[BlockTable],
         *,
+        parents: Sequence[Parents | None] | None = None,
         logit_rows: Sequence[Sequence[int]] | None = None,
         eager_logits: bool = False,
     ) -> JointResult:
         """An AR pass over `rows` of each sequence that also computes draft blocks of `width` rows rooted in these rows.
 
+        parents: per sequence None for a chain, or the row that each row follows: an earlier one, or -1 for the newest
+        cached position. Then a row attends to the cache, its ancestors and itself, and has their position plus one. Its
+        bits are those of the chain of its ancestors and itself. It is written as many places after the cache as there
+        are rows before it, from where `BlockTable.commit_path` takes the rows of one path.
+
         block_roots: per sequence, the rows in which its blocks are rooted; it may be empty. The block of row r equals
-        the one that `diffuse` would compute if the rows before r were cached and r were the anchor: it attends to the
-        cache, to the AR rows before its root, and to itself. No AR row depends on a block.
+        the one that `diffuse` would compute if the ancestors of r (in a chain, the rows before r) were cached and r
+        were the anchor: it attends to the cache, to its ancestors, and to itself. No AR row depends on a block.
 
         Returns the AR logits of `logit_rows` per sequence (all rows if None) and the hidden states of the blocks.
         `draft_logits` turns those into logits once it is known which block is used. With `eager_logits` the pass
         returns the logits of the blocks too: a few more rows cost the head little.
         """
-        counts = [len(own) for own in block_roots]
-        behind = [table.length + len(own) for own, table in zip(rows, tables, strict=True)]
-        roots: list[list[Root]] = [[]] * len(rows)
-        if any(counts):
-            roots = [
-                [
-                    Root(own[row], table.length + row, start)
-                    for row, start in zip(chosen, block_starts(after, len(chosen), width), strict=True)
-                ]
-                for own, chosen, table, after in zip(rows, block_roots, tables, behind, strict=True)
-            ]
-        ends = [own[-1].start + width if own else after for own, after in zip(roots, behind, strict=True)]
+        counts, trees = [len(own) for own in block_roots], trees_of(parents, len(rows))
+        roots = place_blocks(rows, block_roots, width, tables, trees)
+        ends = [table.length + len(own) for own, table in zip(rows, tables, strict=True)]
+        ends = [own[-1].start + width if own else end for own, end in zip(roots, ends, strict=True)]
         span = self._reserve(tables, ends)
-        views = [self.layout.ar_rows(rows, tables)]
+        views = [self.layout.ar_rows(rows, tables, trees)]
         if any(counts):
             views.append(self.layout.blocks(roots, width, tables, self.decoder.mask_token_id))
         starts = accumulate((len(own) for own in rows[:-1]), initial=0)
@@ -257,7 +261,8 @@ class Runner:
         indices = [row for own in asked for row in own]
         ar_logits, drafted, offset = len(indices), sum(counts) * width, len(views[0].tokens)
         indices += range(offset, offset + drafted)
-        result = self._run(views, tables, span, indices, len(indices) if eager_logits else ar_logits)
+        num_logits, paths = len(indices) if eager_logits else ar_logits, path_tables(trees, tables)
+        result = self._run(forward_batch(views, tables, span, indices, num_logits, paths))
         hidden_ND = result.hidden[ar_logits:]
         rows_of_blocks = [result.logits[ar_logits:] if eager_logits else hidden_ND, hidden_ND]
         blocks, hidden = (rows.view(sum(counts), width, rows.shape[1]).split(counts) for rows in rows_of_blocks)
@@ -288,12 +293,6 @@ class Runner:
             table.reserve(own)
         return max(rounded)
 
-    def _run(
-        self, views: list[ViewRows], tables: Sequence[BlockTable], span: int, logit_rows: list[int], num_logits: int
-    ) -> PassResult:
-        columns = pages_for(span)
-        pages = [table.pages[:columns] for table in tables]
-        padded = [own + [0] * (columns - len(own)) for own in pages]
-        batch = ForwardBatch(views, tables[0].cache, padded, span, logit_rows, num_logits)
+    def _run(self, batch: ForwardBatch) -> PassResult:
         with denormals_kept():
             return self._executors[batch.draft_only].run(batch)
