@@ -176,9 +176,10 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the text of an answer must match. text: a JSON schema as JSON, a regular expression or a Lark grammar."""
+    """What the text of an answer must match. text: a JSON schema as JSON, a regular expression or a Lark grammar.
+    tool_calls: the grammar of an answer that is nothing but calls of tools."""
 
-    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    kind: Literal["json_object", "json_schema", "regex", "grammar", "tool_calls"]
     text: str = ""
 
     def __post_init__(self) -> None:

@@ -44,7 +44,9 @@ def of_options(given: Mapping[str, Any]) -> Constraint | None:
         raise ValueError(f"{' and '.join(both)} exclude each other: an answer has one constraint")
     for kind, text in asked.items():
         return Constraint(kind, text)
-    return Constraint("grammar", tool_grammar(tools, choice)) if tools and choice != "none" else None
+    if not tools or choice == "none":
+        return None
+    return Constraint("grammar" if choice == "auto" else "tool_calls", tool_grammar(tools, choice))
 
 
 def tool_grammar(tools: Sequence[Tool], choice: str) -> str:

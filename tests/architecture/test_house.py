@@ -84,8 +84,8 @@ LAYERS = {
         "packed", "prepare", "draft_tree",
     ],
     "decoding": [
-        "noise", "processors", "filters", "constraints", "sampling", "text", "drafts", "logprobs", "plan", "statistics",
-        "sequence", "rules", "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine",
+        "noise", "processors", "filters", "json_digits", "constraints", "sampling", "text", "drafts", "logprobs", "plan",
+        "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle", "planning", "drafting", "engine",
         "async_engine",
     ],
     "serving": [

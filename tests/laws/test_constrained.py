@@ -15,6 +15,7 @@ from orthrus.config import Constraint, DecodingConfig, SamplingParams, StopCondi
 from orthrus.decoding import cycles
 from orthrus.decoding.constraints import Grammars
 from orthrus.decoding.engine import generate
+from orthrus.decoding.json_digits import MAX_DIGITS
 from orthrus.decoding.reference import autoregress
 from orthrus.decoding.sequence import Limits, Request
 
@@ -97,6 +98,23 @@ def test_every_cycle_gives_the_tokens_of_the_constrained_oracle(limits, cycle, s
     for name, (tokens, reason) in zip(names, expected, strict=True):
         check_text(name, tokens, reason)
     assert {expected[0][1], expected[1][1]} == {"stop"}, "both constraints must be completed"
+
+
+@pytest.mark.parametrize("cycle", cycles.names())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_numbers_end_in_every_cycle(limits, cycle, temperature):
+    """Digits are so likely that only the bound on them ends a number; drafts run across it."""
+    schema = {"type": "object", "properties": {"x": {"type": "number"}, "s": {"type": "string", "maxLength": 3}}}
+    bias = tuple((tiny.tokenizer().convert_tokens_to_ids(digit), 40.0) for digit in "0123456789")
+    constraint = Constraint("json_schema", json.dumps({**schema, "required": ["x"], "additionalProperties": False}))
+    sampling = SamplingParams(seed=5, temperature=temperature, logit_bias=bias, constraint=constraint)
+    runner, asked = tiny.runner(), [tiny.request(new=160, seed=seed, sampling=sampling) for seed in range(3)]
+    expected = [oracle(runner, one, limits) for one in asked]
+    assert decode(runner, asked, limits, cycle) == expected
+    for tokens, reason in expected:
+        assert reason == "stop"
+        assert max(map(len, re.findall("[0-9]+", text_of(tokens)))) == MAX_DIGITS
+        assert isinstance(json.loads(text_of(tokens))["x"], int | float)
 
 
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])

@@ -8,9 +8,11 @@ import tiny
 import torch
 
 from orthrus.config import MAX_CONSTRAINT, Constraint, DecodingConfig, SamplingParams
+from orthrus.constraints import of_options
 from orthrus.decoding import constraints
 from orthrus.decoding.constraints import Ending, Grammars, restrict
 from orthrus.decoding.engine import generate
+from orthrus.decoding.json_digits import MAX_DIGITS
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler, probabilities, sample
@@ -187,3 +189,53 @@ def test_drafts_respect_the_grammar(made, rule):
     assert len(draft.tokens) == 4, "nothing is drafted after the end"
     grammar.advance(draft.tokens)
     assert grammar.ending == Ending(4, "stop")
+
+
+def number(text, schema='{"type": "array", "items": {"type": "number"}}', kind="json_schema"):
+    """The state of a constraint after a text."""
+    grammar = grammars().start(Constraint(kind, schema), ENDS)
+    grammar.advance(ids(text))
+    assert grammar.ending is None, grammar.ending
+    return grammar
+
+
+def test_digits_of_json_numbers_are_bounded():
+    digits, full = {token for digit in "0123456789" for token in ids(digit)}, "1" * MAX_DIGITS
+    assert set(allowed(number("[" + full[1:]))) > digits
+    at_end = number("[" + full)
+    assert sorted(allowed(at_end)) == sorted({token for one in ".eE,] \n" for token in ids(one)} & set(allowed(at_end)))
+    assert not digits & set(allowed(at_end))
+    assert not at_end.allows(ids("1")[0])
+    assert not at_end.goes_on(ids("1"))
+    assert at_end.goes_on(ids(".5"))
+    assert digits < set(allowed(at_end)), "the fraction has digits of its own"
+    assert at_end.goes_on([])
+    assert not at_end.allows(ids("1")[0]), "the drafts are taken back"
+    for text in ("[0." + full, "[1.5e" + full, "[7, -" + full):
+        assert not digits & set(allowed(number(text))), text
+
+
+def test_digits_are_bounded_in_numbers_alone():
+    digit, full = ids("1")[0], "1" * MAX_DIGITS
+    assert number('["' + full, '{"type": "array", "items": {"type": "string"}}').allows(digit)
+    assert number('{"a\\"' + full, "", "json_object").allows(digit)
+    assert number('{"a\\\\": ' + full, "", "json_object").goes_on(ids("}")) is False, "complete"
+    assert not number('{"a\\\\": ' + full, "", "json_object").allows(digit)
+    assert number(full, "[0-9]+x", "regex").allows(digit)
+    assert int(full) % 7
+    assert number(full, '{"type": "integer", "multipleOf": 7}').allows(digit), "nothing else may follow"
+
+
+def test_a_number_alone_is_complete_at_the_bound():
+    grammar = grammars().start(Constraint("json_schema", '{"type": "integer"}'), ENDS)
+    grammar.advance(ids("1" * (MAX_DIGITS + 5)))
+    assert grammar.ending == Ending(MAX_DIGITS, "stop")
+
+
+def test_digits_of_forced_calls_are_bounded():
+    tool = {"function": {"name": "f", "parameters": {"properties": {"n": {"type": "number"}}}}}
+    calls = of_options({"tools": [tool], "tool_choice": "required"})
+    text = '<tool_call>\n{"name": "f", "arguments": {"n": ' + "1" * MAX_DIGITS
+    assert not number(text, calls.text, calls.kind).allows(ids("1")[0])
+    free = of_options({"tools": [tool], "tool_choice": "auto"})
+    assert number(text, free.text, free.kind).allows(ids("1")[0])

@@ -1,7 +1,7 @@
 """Varied JSON schemas, made from a seed, and a check of values against them.
 
-Every text that a schema allows is bounded but for the digits of a fraction: strings have a maximum length, a pattern or
-a format, arrays a maximum number of items, objects no other properties.
+Every text that a schema allows is bounded but for the digits of a fraction, which constraints bound: strings have a
+maximum length, a pattern or a format, arrays a maximum number of items, objects no other properties.
 """
 
 from __future__ import annotations

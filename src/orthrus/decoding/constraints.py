@@ -19,22 +19,22 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from orthrus.config import Constraint
+from orthrus.decoding.json_digits import DigitBound, Mask
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Mask = npt.NDArray[np.bool_]
-"""[V]: whether each token is allowed."""
 CACHED_GRAMMARS = 64
 """Compiled grammars that are kept, least recently used first out."""
 WHITESPACE = r" |\n {0,40}"
 """Whitespace between the parts of JSON: a blank, or a new line with its indentation. Unbounded whitespace is what small
 models fall into and do not leave."""
+JSON_KINDS = ("json_object", "json_schema", "tool_calls")
+"""Constraints whose text is JSON, between tags at most: the digits of its numbers are bounded."""
 MAX_LEXER_STATES, MAX_GRAMMAR_SIZE = 50_000, 100_000
 """Bounds on the memory of one grammar, about 100 MB; the time of a step is bounded by the defaults of llguidance."""
 
@@ -61,6 +61,7 @@ class Grammars:
     def __init__(self, tokenizer: Callable[[], str | None], vocab_size: int, end_token_ids: frozenset[int]) -> None:
         self._json, self._vocab_size, self._ends = tokenizer, vocab_size, end_token_ids
         self._tokenizer: LLTokenizer | None = None
+        self._digits_V: Mask | None = None
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._lock = Lock()
 
@@ -76,7 +77,7 @@ class Grammars:
                 if len(self._compiled) > CACHED_GRAMMARS:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(constraint)
-            return Grammar(matcher.deep_copy, end_token_ids, self._vocab_size)
+            return Grammar(matcher.deep_copy, end_token_ids, self._vocab_size, self._digit_bound(constraint.kind))
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
@@ -99,6 +100,17 @@ class Grammars:
             raise ValueError(f"{constraint.kind} cannot be used as a constraint: {problem.strip()}")
         return matcher
 
+    def _digit_bound(self, kind: str) -> DigitBound:
+        """A bound that sees no text, and never holds, for constraints that are not JSON."""
+        from llguidance import LLMatcher
+
+        assert self._tokenizer is not None, "a constraint has been compiled"
+        if self._digits_V is None:
+            digits = LLMatcher(self._tokenizer, LLMatcher.grammar_from_regex(r"[0-9](.|\n)*"))
+            self._digits_V = _unpacked(digits.compute_bitmask(), self._vocab_size)
+        bytes_of = self._tokenizer.decode_bytes
+        return DigitBound(lambda token: bytes_of([token]) if kind in JSON_KINDS else b"", self._digits_V)
+
     def _load_tokenizer(self, kind: str) -> LLTokenizer:
         from llguidance import LLTokenizer
 
@@ -116,8 +128,10 @@ class Grammars:
 class Grammar:
     """The state of a constraint for one sequence: a matcher that has consumed the kept tokens, and perhaps drafts."""
 
-    def __init__(self, begin: Callable[[], LLMatcher], end_token_ids: frozenset[int], vocab_size: int) -> None:
-        self._begin, self._matcher = begin, begin()
+    def __init__(
+        self, begin: Callable[[], LLMatcher], end_token_ids: frozenset[int], vocab_size: int, bound: DigitBound
+    ) -> None:
+        self._begin, self._matcher, self._bound = begin, begin(), bound
         self._ends = end_token_ids
         self._end_mask = _mask_of(end_token_ids, vocab_size)
         self._vocab_size = vocab_size
@@ -137,6 +151,7 @@ class Grammar:
             refused = not self.allows(tokens[len(usable)])
         self._kept += self._ahead
         self._ahead = []
+        self._bound.keep()
         if self._closed:
             self.ending = Ending(len(self._kept), "stop")
         elif refused:
@@ -152,6 +167,8 @@ class Grammar:
         """Whether `token` may come next. Like `mask`, it refers to the drafts of the last call of `goes_on`."""
         if token in self._ends and self._matcher.is_accepting():
             return True
+        if self._bound.reached:
+            return bool(self.mask()[token])
         return bool(self._matcher.validate_tokens([token]))
 
     def mask(self) -> Mask:
@@ -162,13 +179,18 @@ class Grammar:
             if self._matcher.is_error():
                 self._restore()
                 return self._end_mask
+            allowed_V = self._bound.apply(allowed_V)
             self._mask = allowed_V | self._end_mask if accepts else allowed_V
         return self._mask
 
     @property
     def _closed(self) -> bool:
         """Whether nothing but an end token may follow."""
-        return bool(self._matcher.is_stopped())
+        if not self._bound.reached:
+            return bool(self._matcher.is_stopped())
+        matcher = self._matcher.deep_copy()  # which may run into a limit here
+        allowed_V = self._bound.apply(_unpacked(matcher.compute_bitmask(), self._vocab_size))
+        return bool(matcher.is_accepting()) and not (allowed_V & ~self._end_mask).any()
 
     def _rewind(self, drafts: Sequence[int]) -> None:
         """Take back the consumed drafts from the first on that differs from `drafts`."""
@@ -176,15 +198,18 @@ class Grammar:
         common = next((n for n, (had, wanted) in pairs if had != wanted), min(len(self._ahead), len(drafts)))
         if common < len(self._ahead):
             self._matcher.rollback(len(self._ahead) - common)
+            self._bound.take_back(len(self._ahead) - common)
             self._ahead, self._mask = self._ahead[:common], None
 
     def _consume(self, token: int) -> bool:
         """Take one more token, unless it is an end token, or forbidden."""
-        if token in self._ends or not self._matcher.try_consume_tokens([token]):
+        beyond = self._bound.reached and not self.mask()[token]
+        if token in self._ends or beyond or not self._matcher.try_consume_tokens([token]):
             if self._matcher.is_error():
                 self._restore()
             return False
         self._ahead.append(token)
+        self._bound.append(token)
         self._mask = None
         return True
 
@@ -192,6 +217,7 @@ class Grammar:
         """Begin anew with the kept tokens: a matcher that ran into a limit is lost, and drafts must change no token."""
         self._matcher = self._begin()
         self._matcher.try_consume_tokens(self._kept)
+        self._bound.take_back(len(self._ahead))
         self._ahead, self._mask = [], None
 
 
@@ -223,6 +249,6 @@ def _source(constraint: Constraint) -> str:
     text = '{"type": "object"}' if constraint.kind == "json_object" else constraint.text
     if constraint.kind == "regex":
         return str(LLMatcher.grammar_from_regex(text))
-    if constraint.kind == "grammar":
+    if constraint.kind in ("grammar", "tool_calls"):
         return str(LLMatcher.grammar_from_lark(text))
     return str(LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE}))

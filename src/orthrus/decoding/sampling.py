@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from orthrus.config import SamplingParams
-from orthrus.decoding.constraints import Grammar, Mask, restrict
+from orthrus.decoding.constraints import Grammar, restrict
 from orthrus.decoding.filters import filter_scores, filters, softmax
+from orthrus.decoding.json_digits import Mask
 from orthrus.decoding.noise import Noise
 from orthrus.decoding.processors import LogitProcessors, process
 
