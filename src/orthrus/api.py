@@ -89,7 +89,7 @@ class Model:
         self.checkpoint, self.runner = checkpoint, runner
         self.decoder = checkpoint.decoder
         config = self.decoder.config
-        self._calibration = Calibration(runner)
+        self.calibration = Calibration(runner)
         self._tokenization = Tokenization(checkpoint.text)
         if ctx_size is not None and ctx_size > config.max_positions:
             raise ValueError(f"context size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
@@ -205,18 +205,18 @@ class Model:
         return generate(self.runner, requests, config, self.limits, self.decode, self._costs_for(config))
 
     def _costs_for(self, config: DecodingConfig) -> CostModel | None:
-        return self._calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None
+        return self.calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None
 
     def costs(self, *, refresh: bool = False) -> CostModel:
         """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
 
         `refresh` measures again. Raises ValueError where there is no diffusion view to plan for.
         """
-        return self._calibration.costs(refresh=refresh)
+        return self.calibration.costs(refresh=refresh)
 
     def assume_costs(self) -> bool:
         """Plan by an assumed cost table until `costs(refresh=True)` measures it. Returns whether there was none."""
-        return self._calibration.assume()
+        return self.calibration.assume()
 
     def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
         """Check everything now, and decode when asked."""

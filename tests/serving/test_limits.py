@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import threading
 
 import pytest
 from small_server import serving
@@ -299,6 +300,25 @@ def test_while_draining_new_work_is_refused_and_old_work_ends(model):
             return len((await call).json()["tokens"])
 
     assert asyncio.run(main()) == 480
+
+
+def test_a_server_whose_pass_hangs_is_unhealthy_until_it_ends(model, monkeypatch):
+    async def main():
+        async with serving(model, pass_timeout=0.05) as (service, client):
+            release, step = threading.Event(), service.engine.step
+            monkeypatch.setattr(service.engine, "step", lambda: release.wait(60) and step())
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            call = asyncio.create_task(client.post("/v1/whole", json=SMALL))
+            await until(lambda: service.stuck)
+            answer = await client.get("/health")
+            assert (answer.status_code, answer.json()) == (503, {"status": "stuck"})
+            monkeypatch.undo()
+            release.set()
+            found = (await call).json()["tokens"]
+            assert (await client.get("/health")).status_code == 200
+            return found
+
+    assert asyncio.run(main()) == model.generate("abc", max_new_tokens=4, cycle="ar").tokens
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from dataclasses import replace
 
 import pytest
+import tiny
 
+import orthrus
+from orthrus.decoding.planning import calibration
+from orthrus.serving import service as service_module
 from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError, RequestContext, Service
 from orthrus.serving.settings import ServeSettings
 
@@ -181,3 +187,65 @@ def test_wrong_settings_are_named(settings, message):
 )
 def test_hosts_that_only_this_machine_reaches(host, local):
     assert ServeSettings(host=host).local is local
+
+
+@pytest.fixture
+def disturbed(tmp_path, monkeypatch):
+    """A model whose cost table was measured beside other programs. Later measurements are undisturbed; they last until
+    `quiet` is set or a request comes, which adds to `interrupted`."""
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(service_module, "IDLE_SECONDS", 0.01)
+    loaded = orthrus.load(tiny.save_checkpoint(tmp_path / "tiny"), dtype="float32", ctx_size=512)
+    loaded.quiet, loaded.started, loaded.interrupted = threading.Event(), 0, 0
+
+    def measure(runner, interrupted=None):
+        loaded.started += 1
+        while interrupted is not None and not loaded.quiet.wait(0.001):
+            if interrupted():
+                loaded.interrupted += 1
+                raise calibration.MeasuringInterrupted
+        return replace(tiny.COSTS["passes"], spread=0.5 if interrupted is None else 0.01)
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    assert loaded.costs().disturbed
+    return loaded
+
+
+def test_a_disturbed_cost_table_is_measured_again_while_there_is_no_request(disturbed, caplog):
+    caplog.set_level("INFO", "orthrus")
+
+    async def main():
+        service, found = Service(disturbed, ServeSettings()), []
+        planner = service.engine._drafting.planner
+        for turn in range(3):
+            while disturbed.started < 2 + turn:
+                await asyncio.sleep(0.01)
+            [ticket] = service.submit([asked(disturbed)])
+            found.append(await tokens_of(ticket))
+        assert planner.costs.disturbed and disturbed.interrupted == 3
+        disturbed.quiet.set()
+        while planner.costs.disturbed:
+            await asyncio.sleep(0.01)
+        [ticket] = service.submit([asked(disturbed)])
+        found.append(await tokens_of(ticket))
+        await service.drain(60)
+        return found, planner.costs
+
+    found, costs = run(main)
+    assert found == [disturbed.generate("abc", max_new_tokens=20, cycle="ar").tokens] * 4
+    assert costs == disturbed.costs()
+    assert [r.message for r in caplog.records if "cost table again" in r.message] == [
+        "measured the cost table again, which other programs had disturbed: spread 0.50, now 0.01"
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"cycle": "one-pass"}, {"cycle": "ar"}])
+def test_a_cost_table_that_nothing_plans_by_is_not_measured_again(disturbed, settings):
+    async def main():
+        service = Service(disturbed, ServeSettings(**settings))
+        await asyncio.sleep(0.1)
+        started = service._served._thread
+        await service.drain(0)
+        return started
+
+    assert run(main) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -90,6 +92,66 @@ def test_an_exception_in_a_pass_reaches_every_stream_and_the_engine_goes_on(monk
     results, found = asyncio.run(run())
     assert [type(result) for result in results] == [ZeroDivisionError] * 2
     assert found == tiny.oracle(tiny.runner("qwen3"), tiny.request(9, 20, 2)).tokens
+
+
+def test_idle_work_gives_way_to_requests_and_runs_in_their_thread():
+    request, started, interrupted = tiny.request(9, 20), asyncio.Event(), []
+
+    async def run():
+        loop, threads = asyncio.get_running_loop(), set()
+
+        def work(wanted):
+            threads.add(threading.get_ident())
+            loop.call_soon_threadsafe(started.set)
+            while not wanted():
+                time.sleep(0.001)
+            interrupted.append(True)
+            return 0.01 if len(interrupted) < 3 else None
+
+        engine = engine_of()
+        step = engine.step
+        engine.step = lambda: threads.add(threading.get_ident()) or step()
+        async with AsyncEngine(engine, work, 0.01) as served, asyncio.timeout(60):
+            found = []
+            for _ in range(3):
+                await started.wait()
+                found.append(await tokens_of(served, request))
+                started.clear()
+            await asyncio.sleep(0.1)
+            return found, threads, started.is_set()
+
+    found, threads, again = asyncio.run(run())
+    assert found == [tiny.oracle(tiny.runner("qwen3"), request).tokens] * 3
+    assert len(interrupted) == 3 and not again and len(threads) == 1
+
+
+def test_idle_work_that_fails_is_given_up(caplog):
+    async def run():
+        async with AsyncEngine(engine_of(), lambda wanted: 1 / 0, 0.001) as served, asyncio.timeout(60):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+            return await tokens_of(served, tiny.request(9, 20))
+
+    assert asyncio.run(run()) == tiny.oracle(tiny.runner("qwen3"), tiny.request(9, 20)).tokens
+    assert len(caplog.records) == 1 and "ZeroDivisionError" in caplog.text
+
+
+def test_a_pass_that_hangs_is_seen(monkeypatch):
+    async def run():
+        engine, entered, release = engine_of(), threading.Event(), threading.Event()
+        step = engine.step
+        monkeypatch.setattr(engine, "step", lambda: (entered.set(), release.wait(60)) and step())
+        async with AsyncEngine(engine) as served:
+            assert served.pass_seconds == 0
+            found = asyncio.create_task(tokens_of(served, tiny.request(9, 20)))
+            assert await asyncio.to_thread(entered.wait, 60)
+            await asyncio.sleep(0.02)
+            seen = served.pass_seconds
+            release.set()
+            await found
+            return seen
+
+    assert asyncio.run(run()) >= 0.02
 
 
 def test_a_wrong_request_and_a_closed_engine_are_errors():

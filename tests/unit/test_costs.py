@@ -99,7 +99,7 @@ def model(tmp_path, monkeypatch):
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     checkpoint = str(tiny.save_checkpoint(tmp_path / "model"))
     tables = []
-    monkeypatch.setattr(calibration, "measure", lambda runner: tables.pop(0))
+    monkeypatch.setattr(calibration, "measure", lambda runner, interrupted=None: tables.pop(0))
 
     def load():
         loaded = orthrus.load(checkpoint, dtype="float32")
@@ -151,3 +151,25 @@ def test_a_disturbed_table_is_measured_again_later_and_the_smaller_spread_is_kep
     assert model().costs().spread == 0.1
     assert model().costs().spread == 0.1
     assert first.tables == []
+
+
+def test_a_table_is_measured_again_in_a_running_process(model):
+    first = model()
+    first.tables += [replace(TABLE, spread=0.3), replace(TABLE, spread=0.5), replace(TABLE, spread=0.1)]
+    assert first.costs().disturbed
+    assert first.calibration.measure_again(lambda: False).spread == 0.3
+    assert first.calibration.measure_again(lambda: False).spread == first.costs().spread == 0.1
+    assert model().costs().spread == 0.1
+
+
+def test_measuring_ends_before_the_next_pass_when_interrupted(model, monkeypatch):
+    first, passes = model(), []
+    first.tables.append(replace(TABLE, spread=0.3))
+    before = first.costs()
+    monkeypatch.setattr(calibration, "measure", costs.measure)
+    original = type(first.runner).ar_and_diffuse
+    monkeypatch.setattr(
+        type(first.runner), "ar_and_diffuse", lambda *given, **more: passes.append(1) or original(*given, **more)
+    )
+    assert first.calibration.measure_again(lambda: len(passes) == 2) is None
+    assert len(passes) == 2 and first.costs() == model().costs() == before

@@ -26,6 +26,7 @@ RequestTimeoutOption = Annotated[float, typer.Option(help="Deadline of a request
 ClientTimeoutOption = Annotated[
     float, typer.Option(help="Seconds that a client may take to send a request, and to read on in an answer.")
 ]
+PassTimeoutOption = Annotated[float, typer.Option(help="Seconds after which /health says that a pass hangs.")]
 DrainTimeoutOption = Annotated[
     float, typer.Option(help="Seconds that requests in flight may take after SIGTERM or Ctrl-C.")
 ]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from threading import Condition, Thread
+from time import monotonic
 
 from orthrus.decoding.cycle import Step
 from orthrus.decoding.engine import Engine
 from orthrus.decoding.sequence import Request
 
+IdleTask = Callable[[Callable[[], bool]], float | None]
+"""Work for the thread of the model while there is no request. It is given a function that says whether there is one,
+and should then return soon. Returns the seconds without a request after which it runs again; None for never."""
+log = logging.getLogger(__name__)
 _Events = asyncio.Queue["Step | BaseException | None"]
 """Steps, then None, or what a pass raised. A sequence may already be further than the step that is being read."""
 
@@ -18,14 +24,22 @@ class AsyncEngine:
     """Runs an engine in a thread of its own, which starts with the first request and sleeps while there is none.
 
     Use `async with`, or call `close`.
+
+    Args:
+        engine: the engine.
+        when_idle: runs in that thread, which then starts at once, after `idle_seconds` without a request.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, when_idle: IdleTask | None = None, idle_seconds: float = 5.0) -> None:
         self._engine = engine
+        self._when_idle, self._idle_seconds = when_idle, idle_seconds if when_idle else None
+        self._pass_began: float | None = None
         self._changed = Condition()
         self._streams: dict[int, tuple[asyncio.AbstractEventLoop, _Events]] = {}
         self._closed = False
         self._thread: Thread | None = None
+        if when_idle is not None:
+            self._start()
 
     async def stream(self, request: Request) -> AsyncIterator[Step]:
         """Decode a request, yielding its steps as they happen. Leaving the iteration early cancels the request.
@@ -39,8 +53,7 @@ class AsyncEngine:
             index = self._engine.add(request)
             self._streams[index] = asyncio.get_running_loop(), events
             if self._thread is None:
-                self._thread = Thread(target=self._run, name="orthrus-engine", daemon=True)
-                self._thread.start()
+                self._start()
             self._changed.notify()
         try:
             while (event := await events.get()) is not None:
@@ -58,6 +71,12 @@ class AsyncEngine:
         """Whether requests are decoded: it is not closed, and its thread has not died."""
         return not self._closed and (self._thread is None or self._thread.is_alive())
 
+    @property
+    def pass_seconds(self) -> float:
+        """For how long the pass that is running has run; 0 between passes."""
+        began = self._pass_began
+        return 0.0 if began is None else monotonic() - began
+
     def close(self) -> None:
         """Cancel all requests and end the thread."""
         with self._changed:
@@ -74,16 +93,27 @@ class AsyncEngine:
         """Close it."""
         await asyncio.to_thread(self.close)
 
+    def _start(self) -> None:
+        self._thread = Thread(target=self._run, name="orthrus-engine", daemon=True)
+        self._thread.start()
+
+    def _wanted(self) -> bool:
+        """Whether the thread has something to do."""
+        return self._closed or self._engine.unfinished > 0
+
     def _run(self) -> None:
         """The thread that owns the model."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._engine.unfinished)
+                wanted = self._changed.wait_for(self._wanted, self._idle_seconds)
                 if self._closed:
                     self._fail(RuntimeError("the engine was closed"))
                     return
+            if not wanted:
+                self._work_idly()
+                continue
             try:
-                steps = self._engine.step()
+                steps = self._timed_step()
             except Exception as error:
                 with self._changed:
                     self._fail(error)
@@ -96,6 +126,21 @@ class AsyncEngine:
                 for step in steps:
                     last = step.finish_reason is not None
                     self._deliver(step.sequence.index, *((step, None) if last else (step,)))
+
+    def _timed_step(self) -> list[Step]:
+        self._pass_began = monotonic()
+        try:
+            return self._engine.step()
+        finally:
+            self._pass_began = None
+
+    def _work_idly(self) -> None:
+        assert self._when_idle is not None, "without a task the thread waits for requests alone"
+        try:
+            self._idle_seconds = self._when_idle(self._wanted)
+        except Exception:
+            log.exception("the task of the idle engine failed, and is given up")
+            self._idle_seconds = None
 
     def _fail(self, error: BaseException) -> None:
         """End all requests with an error."""

@@ -25,6 +25,7 @@ from orthrus.decoding.cycle import Job, Step
 from orthrus.decoding.drafting import drafting_of, workspace_positions
 from orthrus.decoding.drafts import Verdict
 from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
 from orthrus.runner.memory import affordable_pages
@@ -119,6 +120,12 @@ class Engine:
         with self._lock:
             self._cancelled.extend(s.index for s in (*self._running, *self._waiting, *self._added))
             self._leave()
+
+    def use_costs(self, costs: CostModel) -> None:
+        """Plan by another cost model from the next pass on. Cycles that plan nothing ignore it."""
+        with self._lock:
+            if isinstance(self._drafting.planner, Planner):
+                self._drafting.planner.use_costs(costs)
 
     @property
     def running(self) -> list[Sequence]:

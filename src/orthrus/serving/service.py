@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 RECENT = 32
 """Finished requests from which the time until the next free place is estimated."""
 MAX_RETRY_AFTER = 60
+IDLE_SECONDS = 5.0
+"""Seconds without a request after which a cost table that other programs disturbed is measured again."""
+STILL_DISTURBED_SECONDS = 300.0
+"""The same after a measurement that was disturbed too."""
 
 
 class QueueFullError(Exception):
@@ -126,7 +130,7 @@ class Service:
         self.engine = model.engine(**settings.engine_options)
         self.metrics = Metrics(self.model_name, self._load)
         self.draining = False
-        self._served = AsyncEngine(self.engine)
+        self._served = AsyncEngine(self.engine, self._measure_costs if self._badly_planned else None, IDLE_SECONDS)
         self._tickets: set[Ticket] = set()
         self._logged: BaseException | None = None
         self._finished: deque[float] = deque(maxlen=RECENT)
@@ -146,6 +150,11 @@ class Service:
     def healthy(self) -> bool:
         """Whether the engine decodes, or would as soon as it is asked."""
         return self._served.alive
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a pass takes longer than passes do."""
+        return self._served.pass_seconds > self.settings.pass_timeout
 
     @property
     def unfinished(self) -> int:
@@ -207,6 +216,24 @@ class Service:
     def _load(self) -> Load:
         running, cache = len(self.engine.running), self.engine.cache
         return Load(running, max(0, self.unfinished - running), cache.pages_in_use / cache.pages)
+
+    @property
+    def _badly_planned(self) -> bool:
+        """Whether the cycle is planned by a cost table that was measured while other programs were busy."""
+        return self.model.decoding_config(self.settings.engine_options).cycle == "auto" and self.model.costs().disturbed
+
+    def _measure_costs(self, interrupted: Callable[[], bool]) -> float | None:
+        """Measure the cost table again, in the thread of the engine, unless a request comes."""
+        before = self.model.costs().spread
+        costs = self.model.calibration.measure_again(interrupted)
+        if costs is None:
+            return IDLE_SECONDS
+        self.engine.use_costs(costs)
+        log.info(
+            "measured the cost table again, which other programs had disturbed: spread %.2f, now %.2f%s",
+            before, costs.spread, "; to be repeated" if costs.disturbed else "",
+        )  # fmt: skip
+        return STILL_DISTURBED_SECONDS if costs.disturbed else None
 
     async def _follow(self, ticket: Ticket) -> None:
         """Move the steps of a request from the engine into its ticket until it ends."""

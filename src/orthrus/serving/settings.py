@@ -17,8 +17,9 @@ class ServeSettings:
     own id by default). max_model_len: the most tokens of a request, prompt and answer together. max_num_seqs: the most
     sequences in a pass. max_queue: the most requests that wait for one of those places. request_timeout: the deadline
     of a request that sets none, from its arrival. client_timeout: how long a client may take to send a request, and to
-    read on in an answer. drain_timeout: how long a shutdown waits for the requests in flight. allowed_origins: pages of
-    other origins that may call the API (CORS). allowed_hosts: names that a Host header may hold, beside localhost.
+    read on in an answer. pass_timeout: how long a pass may take before `/health` says that it hangs. drain_timeout: how
+    long a shutdown waits for the requests in flight. allowed_origins: pages of other origins that may call the API
+    (CORS). allowed_hosts: names that a Host header may hold, beside localhost.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +31,7 @@ class ServeSettings:
     max_queue: int = 64
     request_timeout: float = 600.0
     client_timeout: float = 60.0
+    pass_timeout: float = 120.0
     drain_timeout: float = 60.0
     max_body_bytes: int = 8 * 2**20
     log_prompts: bool = False

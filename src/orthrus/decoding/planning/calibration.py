@@ -13,7 +13,7 @@ import torch
 
 from orthrus import file_cache
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.measure import measure
+from orthrus.decoding.planning.measure import MeasuringInterrupted, measure
 from orthrus.runner.runner import Runner, bytes_of
 
 ASSUMED = {
@@ -77,6 +77,18 @@ class Calibration:
         with self._lock:
             if self._costs is None or refresh:
                 self._costs = self._measured(refresh=refresh)
+            return self._costs
+
+    def measure_again(self, interrupted: Callable[[], bool]) -> CostModel | None:
+        """Measure again, and keep the table with the smaller spread, on disk too. `interrupted` is asked before every
+        pass: once it is true, the result is None, and the table stays as it was."""
+        with self._lock:
+            try:
+                measured = measure(self._runner, interrupted)
+            except MeasuringInterrupted:
+                return None
+            best = min(self._costs or measured, measured, key=lambda costs: costs.spread)
+            self._costs = self._cached(lambda: best, refresh=True)
             return self._costs
 
     def _measured(self, *, refresh: bool) -> CostModel:

@@ -32,9 +32,16 @@ DRAFT_OVERHEAD = 6e-4
 verdicts. The time of planning itself is `planner.PLANNING_SECONDS`."""
 
 
+class MeasuringInterrupted(Exception):  # noqa: N818
+    """Measuring was given up, because the model is wanted for something else."""
+
+
 @torch.inference_mode()
-def measure(runner: Runner) -> CostModel:
-    """Time passes of every kind, interleaved, for a few seconds. Needs a diffusion view."""
+def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> CostModel:
+    """Time passes of every kind, interleaved, for a few seconds. Needs a diffusion view.
+
+    interrupted: asked before every pass. Raises MeasuringInterrupted once it is true.
+    """
     passes = _Passes(runner)
     times: dict[Any, list[float]] = {name: [] for name in passes.kinds}
     began = perf_counter()
@@ -43,6 +50,8 @@ def measure(runner: Runner) -> CostModel:
             break
         for name, (context, run) in passes.kinds.items():
             for repeat in range(REPEATS):
+                if interrupted():
+                    raise MeasuringInterrupted
                 passes.table.commit(context)
                 start = perf_counter()
                 run()

@@ -162,6 +162,12 @@ class Planner:
         if sharers > 1 and not self._looks_up_only:
             self._unplanned_passes = 0 if drafts else UNPLANNED_PASSES
 
+    def use_costs(self, costs: CostModel) -> None:
+        """Plan by another cost model from the next pass on."""
+        self.costs, self._first_policies = costs, {}
+        for account in self._accounts.values():
+            account.policy = None
+
     def forget(self, sequence: Sequence) -> None:
         """Drop the account of a sequence that has ended."""
         self._accounts.pop(sequence.index, None)

@@ -13,10 +13,10 @@ def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(tags=["operations"])
 
-    @routes.get("/health", responses={503: {"description": "Draining, or the engine has died."}})
+    @routes.get("/health", responses={503: {"description": "Draining, a pass hangs, or the engine has died."}})
     async def health() -> JSONResponse:
-        """Whether the server takes requests: 200, or 503 while it shuts down or when its engine has died."""
-        status = "draining" if service.draining else "ok" if service.healthy else "dead"
+        """Whether the server takes requests: 200, or 503 while it shuts down, a pass hangs, or its engine has died."""
+        status = "draining" if service.draining else "stuck" if service.stuck else "ok" if service.healthy else "dead"
         return JSONResponse({"status": status}, status_code=200 if status == "ok" else 503)
 
     @routes.get("/version")
