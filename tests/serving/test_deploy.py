@@ -17,7 +17,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 
 def series():
     """The names of all series, as queries use them."""
-    metrics, names = Metrics("m", lambda: Load(0, 0, 0.0)), set()
+    metrics, names = Metrics("m", lambda: Load(0, 0, 0.0, 0)), set()
     for family in metrics.registry.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + suffix for suffix in suffixes}

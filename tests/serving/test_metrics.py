@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -10,7 +11,8 @@ from orthrus.serving.service import Service
 from orthrus.serving.settings import ServeSettings
 
 OF_VLLM = {
-    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prompt_tokens_total",
+    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total",
+    "prompt_tokens_total",
     "generation_tokens_total", "prefix_cache_queries_total", "prefix_cache_hits_total", "request_success_total",
     "time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket", "time_per_output_token_seconds_bucket",
     "request_time_per_output_token_seconds_bucket", "e2e_request_latency_seconds_bucket", "request_prompt_tokens_sum",
@@ -71,6 +73,24 @@ def test_counts_agree_with_what_was_decoded(model):
     assert samples["e2e_request_latency_seconds_count",] == 4
     assert samples["num_requests_running",] == samples["num_requests_waiting",] == 0
     assert samples["kv_cache_usage_perc",] == 0
+
+
+def test_preemptions_are_counted(model):
+    async def main():
+        service, exposed = Service(model, ServeSettings(cycle="ar")), []
+        exposed.append(service.metrics.exposition().decode())
+        tickets = service.submit([model.request("abc", {"max_new_tokens": 400})] * 2)
+        steps = tickets[1].steps()
+        await anext(steps)
+        with service.engine._lock:
+            service.engine._preempt(service.engine.running[-1])
+        assert len([step async for step in steps]) > 200
+        exposed += [service.metrics.exposition().decode() for _ in range(2)]
+        await service.drain(0)
+        return exposed
+
+    counts = [re.search(r"^vllm:num_preemptions_total{.*} (\S+)$", one, re.MULTILINE)[1] for one in asyncio.run(main())]
+    assert counts == ["0.0", "1.0", "1.0"]
 
 
 def test_two_services_count_apart(model):

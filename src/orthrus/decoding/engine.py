@@ -70,6 +70,7 @@ class Engine:
         pages = pages or affordable_pages(runner.page_bytes, runner.device, config.batch_size * alone, alone)
         self._limits = replace(limits, max_positions=min(limits.max_positions, pages * PAGE - self._workspace))
         self.cache = runner.new_cache(pages)
+        self.preemptions = 0
         self._ids = count()
         self._added: deque[Sequence] = deque()
         self._cancelled: deque[int] = deque()
@@ -211,6 +212,7 @@ class Engine:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Let a sequence wait, before those that came later. All that it needs stays with it, except its pages."""
+        self.preemptions += 1
         self._running.remove(sequence)
         self._give_up_pages(sequence)
         insort(self._waiting, sequence, key=lambda waiting: waiting.order)

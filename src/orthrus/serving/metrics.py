@@ -33,11 +33,13 @@ FINISHED = {"cancelled": "abort"}
 
 @dataclass(frozen=True)
 class Load:
-    """What the engine holds at this moment. cache: the part of its pages that sequences hold, 0 to 1."""
+    """What the engine holds at this moment. cache: the part of its pages that sequences hold, 0 to 1. preemptions: how
+    often it has taken the pages of a sequence for others, since it started."""
 
     running: int
     waiting: int
     cache: float
+    preemptions: int
 
 
 @dataclass
@@ -59,10 +61,11 @@ class Metrics:
 
     def __init__(self, model_name: str, load: Callable[[], Load]) -> None:
         self.registry = CollectorRegistry()
-        self._labels = (model_name, "0")
+        self._labels, self._load, self._preempted = (model_name, "0"), load, 0
         self._gauge("vllm:num_requests_running", "Requests that are prefilled or decoded.", lambda: load().running)
         self._gauge("vllm:num_requests_waiting", "Requests that wait for a place.", lambda: load().waiting)
         self._gauge("vllm:kv_cache_usage_perc", "Part of the KV cache in use; 1 is all of it.", lambda: load().cache)
+        self._preemptions = self._counter("vllm:num_preemptions", "Sequences whose pages were taken for others.")
         self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens.")
         self._generation_tokens = self._counter("vllm:generation_tokens", "Generated tokens.")
         self._prefix_queries = self._counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.")
@@ -139,6 +142,8 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in the text format of Prometheus."""
+        before, self._preempted = self._preempted, self._load().preemptions
+        self._preemptions.inc(self._preempted - before)
         return generate_latest(self.registry)
 
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:

@@ -215,7 +215,8 @@ class Service:
 
     def _load(self) -> Load:
         running, cache = len(self.engine.running), self.engine.cache
-        return Load(running, max(0, self.unfinished - running), cache.pages_in_use / cache.pages)
+        waiting = max(0, self.unfinished - running)
+        return Load(running, waiting, cache.pages_in_use / cache.pages, self.engine.preemptions)
 
     @property
     def _badly_planned(self) -> bool:
