@@ -144,7 +144,9 @@ class AttentionMetadata:
     [B, pages], and the number of rows in the longest segment.
 
     kv_starts [N]: where the keys of a row begin, in a layer with a sliding window. It does not concern the own keys of
-    a block. scale, soft_cap: see `DecoderConfig`. None stands for no window, 1 / sqrt(E) and no cap.
+    a block. scale, soft_cap: see `DecoderConfig`. None stands for no window, 1 / sqrt(E) and no cap. row_paths [N],
+    path_tables [P, 1 + places]: see `ViewRows` and `ForwardBatch`; None where no row is in a tree. The rows of one
+    segment are all in a tree or none is.
     """
 
     segments: Tensor
@@ -154,3 +156,5 @@ class AttentionMetadata:
     kv_starts: Tensor | None = None
     scale: float | None = None
     soft_cap: float | None = None
+    row_paths: Tensor | None = None
+    path_tables: Tensor | None = None

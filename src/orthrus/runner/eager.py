@@ -30,7 +30,7 @@ class DeviceRows:
     mappings: one per rotary table of the decoder. metadata, masks: by the window of a layer. masks: for attention
     kernels that take a mask, one function per chunk of the rectangle of queries, which makes its mask. Where a pass has
     several, each is made for each call, so that memory does not grow with their number. order: where each row is in
-    that rectangle; None if the rectangle is the rows as they are. tails: those of trees, one per call.
+    that rectangle; None if the rectangle is the rows as they are. tails: those of trees, one per mask.
     """
 
     rows: ViewRows
@@ -57,11 +57,12 @@ class EagerExecutor:
 
     def forward(self, batch: ForwardBatch, integers: Tensor) -> PassResult:
         """The same with the integers of the batch in one tensor on the device, in the order of `batch.integers`."""
-        *parts, tables, _, logit_rows = integers.split([len(values) for values in batch.integers])
+        *parts, tables, paths, logit_rows = integers.split([len(values) for values in batch.integers])
         tables_BP = tables.view(len(batch.block_tables), -1)
+        paths_PC = paths.view(len(batch.path_tables), -1) if batch.path_tables else None
         per_view = len(parts) // len(batch.views)
         views = [
-            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], tables_BP, batch)
+            self._on_device(rows, parts[n * per_view : (n + 1) * per_view], (tables_BP, paths_PC), batch)
             for n, rows in enumerate(batch.views)
         ]
         if sum(len(own) for view in views for own in view.masks.values()) == 1:
@@ -73,25 +74,26 @@ class EagerExecutor:
         logits_LV = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
         return PassResult(logits_LV, hidden_PD)
 
-    def _on_device(self, rows: ViewRows, parts: Sequence[Tensor], tables_BP: Tensor, batch: ForwardBatch) -> DeviceRows:
-        tokens, mapping, positions, segments, kv_lens, _ = parts
+    def _on_device(
+        self, rows: ViewRows, parts: Sequence[Tensor], tables: tuple[Tensor, Tensor | None], batch: ForwardBatch
+    ) -> DeviceRows:
+        tokens, mapping, positions, segments, kv_lens, row_paths = parts
         config, table_2N = self.decoder.config, mapping.view(2, -1)
         angles = [rope.rows(positions, max(rows.positions)) for rope in self.decoder.ropes]
         norm = config.norm_eps, config.norm_offset
         slots = [SlotMapping(table_2N, cos, sin, rows.query_shape, *norm) for cos, sin in angles]
-        tails, windows, scores = (
-            tails_of(rows, batch),
-            config.windows,
-            (config.attention_scale, config.attention_soft_cap),
-        )
+        windows, scores = config.windows, (config.attention_scale, config.attention_soft_cap)
         if self.attention.ragged:
+            tables_BP, paths_PC = tables
             segments_S5, longest = segments.view(-1, 5), rows.max_segment_rows
             starts = {window: _kv_starts(kv_lens, rows.view, window) for window in windows}
+            trees = (row_paths, paths_PC) if rows.row_paths else (None, None)
             ragged = {
-                window: AttentionMetadata(segments_S5, kv_lens, tables_BP, longest, starts[window], *scores)
+                window: AttentionMetadata(segments_S5, kv_lens, tables_BP, longest, starts[window], *scores, *trees)
                 for window in windows
             }
-            return DeviceRows(rows, tokens, slots, ragged, {}, None, tails)
+            return DeviceRows(rows, tokens, slots, ragged, {}, None, [])
+        tails = tails_of(rows, batch)
         masks = {window: _masks(rows, len(tails), batch.span, self.decoder.norm, window) for window in windows}
         rectangle = slots[0].full and rows.query_rows == list(range(len(rows.query_rows)))
         return DeviceRows(rows, tokens, slots, {}, masks, None if rectangle else table_2N[0], tails)
@@ -110,34 +112,22 @@ class EagerExecutor:
         return self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, *norm)[1]
 
     def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
-        """Attention of the rows of a view [N, H * E]; padding rows are zero."""
-        attend = self._attend_ragged if self.attention.ragged else self._attend_masked
-        attention, padding = attend(view, window, q_BAHE, cache), len(view.tokens) - len(view.rows.positions)
+        """Attention of the rows of a view [N, H * E]; padding rows are zero. One call per mask."""
+        padding = len(view.tokens) - len(view.rows.positions)
+        if self.attention.ragged:
+            attention = self.kernels.attend(q_BAHE[0], *cache.stored, view.metadata[window])
+        else:
+            masks, config = view.masks[window], self.decoder.config
+            blocks = q_BAHE.chunk(len(masks), dim=1) if len(masks) > 1 else [q_BAHE]
+            scores, outputs = (config.attention_scale, config.attention_soft_cap), []
+            tails: Sequence[Tail | None] = view.tails or [None] * len(masks)
+            for q, mask, tail in zip(blocks, masks, tails, strict=True):
+                with cache.ordered(tail) as (keys, values):
+                    outputs.append(self.attention.attend(q, keys, values, mask(), *scores))
+            attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
+            if view.order is not None:
+                attention = attention[view.order]
         return F.pad(attention, (0, 0, 0, padding)) if padding else attention
-
-    def _attend_ragged(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
-        """One call, or one per tail."""
-        metadata = view.metadata[window]
-        if not view.tails:
-            return self.kernels.attend(q_BAHE[0], *cache.stored, metadata)
-        attention = q_BAHE.new_empty(len(view.rows.positions), q_BAHE[0, 0].numel())
-        for tail in view.tails:
-            with cache.ordered(tail):
-                whole = self.kernels.attend(q_BAHE[0], *cache.stored, metadata)
-            attention[tail.rows] = whole[tail.rows]
-        return attention
-
-    def _attend_masked(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
-        """One call per mask."""
-        masks, config = view.masks[window], self.decoder.config
-        blocks = q_BAHE.chunk(len(masks), dim=1) if len(masks) > 1 else [q_BAHE]
-        scores, outputs = (config.attention_scale, config.attention_soft_cap), []
-        tails: Sequence[Tail | None] = view.tails or [None] * len(masks)
-        for q, mask, tail in zip(blocks, masks, tails, strict=True):
-            with cache.ordered(tail) as (keys, values):
-                outputs.append(self.attention.attend(q, keys, values, mask(), *scores))
-        attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
-        return attention if view.order is None else attention[view.order]
 
 
 class _LayerCache:

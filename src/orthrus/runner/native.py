@@ -24,7 +24,7 @@ from orthrus.config import ACTIVATIONS, DecoderConfig
 from orthrus.masks import first_keys
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, DecoderLayer, Linear
-from orthrus.runner.executor import Executor, PassResult
+from orthrus.runner.executor import PassResult
 
 _INTEGER, _INTEGER_BYTES, _POINTER = ctypes.c_int64, 8, ctypes.c_void_p
 FORMS = (NativeLinear, NativeInt8Linear, NativeGroupedLinear)
@@ -39,20 +39,13 @@ class NativeForward:
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        kernels: NativeKernels,
-        draft_weights: DraftWeights,
-        trees: Executor,
-        *,
-        draft_only: bool,
+        self, decoder: Decoder, kernels: NativeKernels, draft_weights: DraftWeights, *, draft_only: bool
     ) -> None:
         config, library = decoder.config, kernels.library
         model, batch = ctypes.POINTER(structs.ModelWeights), ctypes.POINTER(structs.ForwardBatch)
         self._forward, self._workspace_bytes = library.forward, library.forward_workspace_bytes
         self._forward.argtypes, self._forward.restype = (model, batch, *(_POINTER,) * 4, _INTEGER), None
         self._workspace_bytes.argtypes, self._workspace_bytes.restype = (model, _INTEGER, _INTEGER), _INTEGER
-        self._trees = trees
         self._decoder, self._embedding, self._vocabulary = decoder, decoder.embedding, config.vocab_size
         copies = draft_weights if draft_only else DraftWeights()
         self._layers = (structs.LayerWeights * config.layers)()
@@ -76,7 +69,7 @@ class NativeForward:
 
     def run(self, batch: ForwardBatch) -> PassResult:
         """See `Executor`."""
-        return self._trees.run(batch) if batch.path_tables else self._call(batch, None)
+        return self._call(batch, None)
 
     def profile(self, batch: ForwardBatch, seconds: dict[str, float]) -> PassResult:
         """The same, adding the seconds of each of `PHASES` to `seconds`."""
@@ -139,13 +132,14 @@ def _views(
     batch: ForwardBatch, addresses: Sequence[int], config: DecoderConfig
 ) -> tuple[ctypes.Array[structs.ViewRows], list[ctypes.Array[Any]]]:
     """The rows of each view, with the addresses of `ForwardBatch.integers`; and arrays to keep during the pass."""
-    views, tables = [], addresses[-3]
+    views, (tables, paths) = [], addresses[-3:-1]
     kept: list[ctypes.Array[Any]] = []
     scores = None, config.attention_scale or 0.0, config.attention_soft_cap or 0.0
     for rows, start in zip(batch.views, count(0, 6), strict=False):
-        tokens, mapping, positions, segments, kv_lens, _ = addresses[start : start + 6]
+        tokens, mapping, positions, segments, kv_lens, row_paths = addresses[start : start + 6]
         columns = len(batch.block_tables[0])
-        attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens, tables, columns, *scores)
+        trees = (row_paths, paths, len(batch.path_tables[0])) if rows.row_paths else (None, None, 0)
+        attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens, tables, columns, *scores, *trees)
         sizes, starts = (len(rows.tokens), len(rows.positions)), []
         for window in config.windows:
             first = [] if window is None else first_keys(rows.kv_lens, rows.view, window)

@@ -93,7 +93,7 @@ class Runner:
         if native.supported(self.decoder, self.kernels, self.attention):
             assert isinstance(self.kernels, NativeKernels)
             return {
-                draft_only: NativeForward(self.decoder, self.kernels, self.draft_weights, eager, draft_only=draft_only)
+                draft_only: NativeForward(self.decoder, self.kernels, self.draft_weights, draft_only=draft_only)
                 for draft_only in (False, True)
             }
         if self.decoder.device.type == "cuda" and self.attention.ragged and self.config.experts is None:

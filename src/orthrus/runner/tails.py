@@ -1,7 +1,7 @@
 """The reference implementation of attention in trees: the keys of one path after another, in order of position.
 
 The keys that a row of a tree attends to behind the cached ones are those of its ancestors, which other rows may lie
-between. Here they are copied to where they would be in a chain, so that kernels which know no trees compute the rows of
+between. Here they are copied to where they would be in a chain, so that kernels that take a mask compute the rows of
 that path: with the bits of plain decoding, as the keys are the same at the same positions.
 """
 
@@ -20,14 +20,10 @@ from orthrus.config import PAGE
 
 @dataclass(frozen=True)
 class Tail:
-    """One path per sequence behind its cached keys: the slots of its keys, and the slots that a chain has there.
-
-    rows: the rows of the view that attend to these paths.
-    """
+    """One path per sequence behind its cached keys: the slots of its keys, and the slots that a chain has there."""
 
     sources: Tensor
     targets: Tensor
-    rows: Tensor
 
 
 def tails_of(rows: ViewRows, batch: ForwardBatch) -> list[Tail]:
@@ -35,31 +31,27 @@ def tails_of(rows: ViewRows, batch: ForwardBatch) -> list[Tail]:
     None at all for chains."""
     if not rows.row_paths:
         return []
-    paths: list[list[tuple[int, list[int]]]] = [[] for _ in batch.block_tables]
+    paths: list[list[int]] = [[] for _ in batch.block_tables]
     for segment in rows.segments:
-        by_path: dict[int, list[int]] = {}
-        for row in range(segment.first_row, segment.first_row + segment.rows):
-            by_path.setdefault(rows.row_paths[row], []).append(row)
-        paths[segment.sequence] += sorted(by_path.items())
+        paths[segment.sequence] += sorted({*rows.row_paths[segment.first_row :][: segment.rows]})
     return [
-        _tail([(sequence, *own[n]) for sequence, own in enumerate(paths) if n < len(own)], batch)
+        _tail([(sequence, own[n]) for sequence, own in enumerate(paths) if n < len(own)], batch)
         for n in range(max(len(own) for own in paths))
     ]
 
 
-def _tail(paths: list[tuple[int, int, list[int]]], batch: ForwardBatch) -> Tail:
-    """The tail of some paths, each with its sequence and the rows that attend to it."""
-    sources, targets, rows = [], [], []
-    for sequence, path, own in paths:
+def _tail(paths: list[tuple[int, int]], batch: ForwardBatch) -> Tail:
+    """The tail of some paths, each with its sequence."""
+    sources, targets = [], []
+    for sequence, path in paths:
         start, *places = batch.path_tables[path] if path >= 0 else [0]
         pages = batch.block_tables[sequence]
         for position, place in enumerate(places, start):
             if position != place:
                 sources.append(_slot(pages, place))
                 targets.append(_slot(pages, position))
-        rows += own
     device = batch.cache.keys.device
-    return Tail(*(torch.tensor(own, dtype=torch.int64, device=device) for own in (sources, targets, rows)))
+    return Tail(*(torch.tensor(own, dtype=torch.int64, device=device) for own in (sources, targets)))
 
 
 def _slot(pages: list[int], place: int) -> int:

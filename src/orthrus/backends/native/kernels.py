@@ -181,8 +181,8 @@ class NativeKernels(TorchKernels):
         out, segments, tables = torch.empty_like(q_NHE), metadata.segments, metadata.block_tables
         attended = structs.AttentionMetadata(
             segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr(), tables.data_ptr(), tables.shape[1],
-            None if metadata.kv_starts is None else metadata.kv_starts.data_ptr(), metadata.scale or 0.0,
-            metadata.soft_cap or 0.0,
+            _address(metadata.kv_starts), metadata.scale or 0.0, metadata.soft_cap or 0.0, _address(metadata.row_paths),
+            _address(metadata.path_tables), 0 if metadata.path_tables is None else metadata.path_tables.shape[1],
         )  # fmt: skip
         cache = cache_of(keys_GSE, values_GSE)
         self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, torch.get_num_threads())
@@ -208,6 +208,10 @@ def cache_of(keys_GSE: Tensor, values_GSE: Tensor) -> structs.KVCache:
     G, slots, E = keys_GSE.shape
     assert keys_GSE.is_contiguous() and values_GSE.is_contiguous()
     return structs.KVCache(keys_GSE.data_ptr(), values_GSE.data_ptr(), G, E, slots * E)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _in_panels(shape: tuple[int, int], stored: Quantized | None = None) -> bool:

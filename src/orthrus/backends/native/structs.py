@@ -64,7 +64,7 @@ class Segment(ctypes.Structure):
 
 
 class AttentionMetadata(ctypes.Structure):
-    """Segments, the number of keys that each row attends to, and the pages of each sequence."""
+    """Segments, the number of keys that each row attends to, the pages of each sequence, and the paths of trees."""
 
     _fields_ = (
         ("segments", _POINTER),
@@ -75,6 +75,9 @@ class AttentionMetadata(ctypes.Structure):
         ("kv_starts", _POINTER),
         ("scale", _FLOAT),
         ("soft_cap", _FLOAT),
+        ("row_paths", _POINTER),
+        ("path_tables", _POINTER),
+        ("path_columns", _INTEGER),
     )
 
 

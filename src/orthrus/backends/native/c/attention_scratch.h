@@ -10,19 +10,23 @@
 enum { KEY_CHUNK = 256 };
 
 /* Per query row: weights [KEY_CHUNK], sums [head_dim], the largest score and the denominator so far, the factor by which the
- * last chunk rescaled them, and how many keys of the chunk are visible, but for so many hidden ones at its start. Besides: where the rows of q are, those rows packed
- * for tiles, and the chunk of keys transposed; values take the same room after the keys. */
+ * last chunk rescaled them, and how many keys of the chunk are visible, but for so many hidden ones at its start. Besides:
+ * where the rows of q are, those rows packed for tiles, and the chunk of keys transposed; values take the same room after
+ * the keys. tree: room for the scores [KEY_CHUNK] or sums [head_dim] of rows of a tree. */
 typedef struct {
-    float *weights, *sums, *max, *denominator, *rescale;
+    float *weights, *tree, *sums, *max, *denominator, *rescale;
     int64_t *visible, *hidden;
     const scalar_t **q;
     scalar_t *packed_q;
     int32_t *packed_keys;
 } AttentionScratch;
 
+static inline int64_t tree_columns(int64_t size) { return size > KEY_CHUNK ? size : KEY_CHUNK; }
+
 /* Bytes for `rows` query rows of one head. */
 static inline int64_t attention_scratch_bytes(int64_t rows, int64_t size) {
-    int64_t row_bytes = sizeof(float) * (KEY_CHUNK + size + 3) + sizeof(scalar_t) * size + 2 * sizeof(int64_t) + sizeof(scalar_t *);
+    int64_t floats = KEY_CHUNK + tree_columns(size) + size + 3;
+    int64_t row_bytes = sizeof(float) * floats + sizeof(scalar_t) * size + 2 * sizeof(int64_t) + sizeof(scalar_t *);
     return (rows + 15) / 16 * 16 * row_bytes + 4 * KEY_CHUNK * size + 512;
 }
 
@@ -34,7 +38,8 @@ static inline AttentionScratch attention_scratch(char *memory, int64_t rows, int
     scratch.q = (const scalar_t **)memory, memory += rows * (int64_t)sizeof(scalar_t *);
     scratch.visible = (int64_t *)memory, memory += rows * (int64_t)sizeof(int64_t);
     scratch.hidden = (int64_t *)memory, memory += rows * (int64_t)sizeof(int64_t);
-    scratch.weights = (float *)memory, scratch.sums = scratch.weights + rows * KEY_CHUNK;
+    scratch.weights = (float *)memory, scratch.tree = scratch.weights + rows * KEY_CHUNK;
+    scratch.sums = scratch.tree + rows * tree_columns(size);
     scratch.max = scratch.sums + rows * size;
     scratch.denominator = scratch.max + rows, scratch.rescale = scratch.denominator + rows;
     return scratch;
