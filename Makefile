@@ -13,8 +13,8 @@ demo: .venv/installed
 check: lint types test
 
 lint: .venv/installed-dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests hatch_build.py
+	$(BIN)/ruff format --check src tests hatch_build.py
 
 types: .venv/installed-dev
 	$(BIN)/mypy

@@ -177,6 +177,30 @@ def test_info_and_doctor(run, model, bare):
     assert "bits" in run("doctor", "--model", model, "--dtype", "bfloat16")[1]
 
 
+def test_doctor_compiles_for_this_processor_and_says_which_library_runs(run, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    options = ["doctor", "--model", model, "--dtype", "float32"]
+    if json.loads(run(*options, "--json")[1])["float32"]["library"] is None:
+        pytest.skip("no native kernels")
+    found = json.loads(run("info", model, "--json")[1])["C kernels in bfloat16"]
+    assert found.startswith(("built ahead, ", "none is ready"))
+    code, out, _ = run(*options, "--compile", "--json")
+    report = json.loads(out)["float32"]
+    assert code == 0
+    assert report["library"].startswith(f"compiled on this machine, -march=native: {tmp_path}")
+    assert [row["rows"] for row in report["compiled"]] in ([1, 16], [])
+    out = run(*options, "--compile")[1]
+    assert "library: compiled on this machine" in out
+    assert ("compiled here: " if report["compiled"] else "no library built ahead") in out
+
+
+def test_doctor_says_why_it_cannot_compile(run, model, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    code, _, err = run("doctor", "--model", model, "--compile")
+    assert code == 2
+    assert "'no-such-compiler', which is not there" in err
+
+
 def test_info_and_doctor_say_what_runs_on_the_reference(run, model, tmp_path):
     path = str(tiny.save_checkpoint(tmp_path / "experts", "qwen3_moe", view=False))
     record = json.loads(run("info", path, "--json")[1])

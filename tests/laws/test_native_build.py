@@ -13,7 +13,7 @@ import torch
 
 from orthrus import quantization
 from orthrus.backends.invariance import find_row_rule
-from orthrus.backends.native import build
+from orthrus.backends.native import compiler, levels
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native.linears import PROBED_OUTPUTS
 from orthrus.file_cache import cache_directory
@@ -22,19 +22,25 @@ from orthrus.model.layers import Linear
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only")
 
 
-@pytest.mark.parametrize("unit", build.UNITS)
-@pytest.mark.parametrize("define", list(build.DEFINES.values()))
-@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3", "cascadelake", "sapphirerapids"])
-def test_every_unit_compiles_for_other_processors(march, define, unit):
+@pytest.mark.parametrize("unit", compiler.UNITS)
+@pytest.mark.parametrize("define", list(compiler.DEFINES.values()))
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-march=x86-64", "-march=x86-64-v3", "-march=cascadelake", "-march=sapphirerapids",
+        *(level.flags for level in levels.LEVELS if level.machine == "x86_64"),
+    ],
+)  # fmt: skip
+def test_every_unit_compiles_for_other_processors(flags, define, unit):
     """Without AVX2, with AVX-512 but no bf16, with tiles: code that this processor never compiles."""
     if platform.machine() != "x86_64":
         pytest.skip("another architecture")
     try:
-        compiler = build._compiler()
-    except build.UnavailableError:
+        words = compiler.command()
+    except compiler.UnavailableError:
         pytest.skip("no C compiler on this machine")
-    command = [*compiler, *build.FLAGS, build.THREADING, *STRICT, f"-march={march}", f"-D{define}"]
-    compiled = subprocess.run([*command, str(build.SOURCES / unit)], capture_output=True, text=True, check=False)
+    command = [*words, *compiler.FLAGS, compiler.THREADING, *STRICT, *flags.split(), f"-D{define}"]
+    compiled = subprocess.run([*command, str(compiler.SOURCES / unit)], capture_output=True, text=True, check=False)
     assert compiled.returncode == 0, compiled.stderr
 
 

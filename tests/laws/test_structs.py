@@ -8,7 +8,7 @@ import re
 import pytest
 import tiny
 
-from orthrus.backends.native import build, structs
+from orthrus.backends.native import build, compiler, structs
 from orthrus.file_cache import cache_directory
 
 TYPES = {"int64_t": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double}
@@ -18,13 +18,13 @@ TYPES = {"int64_t": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_
 def _library(request):
     try:
         return build.library(request.param, cache_directory())
-    except build.UnavailableError:
+    except compiler.UnavailableError:
         pytest.skip("no C compiler on this machine")
 
 
 def in_c(name):
     """The names and types of the fields of a struct in the headers."""
-    text = "\n".join(path.read_text() for path in sorted(build.SOURCES.glob("*.h")))
+    text = "\n".join(path.read_text() for path in sorted(compiler.SOURCES.glob("*.h")))
     (body,) = re.findall(rf"typedef struct {{([^}}]*)}} {name};", text)
     for declaration in filter(None, (part.strip() for part in re.sub(r"/\*.*?\*/", "", body, flags=re.S).split(";"))):
         of, names = re.fullmatch(r"(?:const )?(\w+) (.*)", declaration, flags=re.S).groups()
@@ -55,5 +55,5 @@ def test_a_library_with_another_layout_is_refused_by_name(library, monkeypatch):
         _fields_ = (*structs.LinearWeights._fields_, ("more", ctypes.c_int64))
 
     monkeypatch.setattr(structs, "MIRRORED", (LinearWeights,))
-    with pytest.raises(build.UnavailableError, match=r"LinearWeights has 64 bytes in C and 72 in its ctypes mirror"):
+    with pytest.raises(compiler.UnavailableError, match=r"LinearWeights has 64 bytes in C and 72 in its ctypes mirror"):
         build.library(tiny.DTYPES["fp32"], cache_directory())

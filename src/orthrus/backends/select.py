@@ -25,7 +25,7 @@ from orthrus.backends.interface import (
 )
 from orthrus.backends.invariance import AttentionProbe, find_row_rule
 from orthrus.backends.linears import TorchLinear
-from orthrus.backends.native import build
+from orthrus.backends.native import build, compiler
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata
@@ -44,7 +44,7 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
     if device.type == "cpu":
         try:
             return NativeKernels(build.library(dtype, cache_directory))
-        except build.UnavailableError as error:
+        except compiler.UnavailableError as error:
             return TorchKernels(
                 f"{error}. Passes run on torch's kernels: the same tokens, several times slower", error.output
             )

@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._plan import print_costs
-from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, QuantizeOption, load_model
+from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, QuantizeOption, load_model, status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orthrus.api import Model
 
 
@@ -28,6 +30,12 @@ def command(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Also measure the cost table of `--cycle auto` again.")
     ] = False,
+    compile_here: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="First compile the C kernels for this processor, and compare them with those built ahead."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Report versions, device, threads, the kernels in use, and which invariance probes hold; exit code 1 if one fails.
@@ -38,9 +46,12 @@ def command(
     """
     report: dict[str, Any] = {}
     for precision in dtype or list(Dtype):
+        compiled = _compile(precision) if compile_here else None
         loaded = load_model(model, adapter, precision, device, quantize=quantize, cache=False)
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
+        if compiled is not None:
+            report[precision.value]["compiled"] = _compared(loaded, precision, compiled)
         if calibrate and loaded.decoder.diffusion is not None:
             report[precision.value]["passes"] = loaded.costs(refresh=True).as_dict()
     if as_json:
@@ -49,6 +60,27 @@ def command(
         _print(Console(highlight=False), report)
     if not all(part["exact"] for name, part in report.items() if name != "machine"):
         raise typer.Exit(1)
+
+
+def _compile(precision: Dtype) -> Path:
+    """The library for this processor, compiled if it was not. Raises ValueError where it cannot be."""
+    from orthrus.backends.native import build, compiler
+    from orthrus.file_cache import cache_directory
+
+    with status(f"compiling the C kernels for {precision.value}"):
+        try:
+            return build.compile_here(precision.value, cache_directory())
+        except compiler.UnavailableError as error:
+            raise ValueError(f"{error}\n{error.output}".strip()) from error
+
+
+def _compared(model: Model, precision: Dtype, compiled: Path) -> list[dict[str, Any]]:
+    """The library built ahead and the compiled one, pass by pass; empty where there is none built ahead."""
+    from orthrus.backends.native import levels, prebuilt
+    from orthrus.bench import libraries
+
+    ahead = prebuilt.find(precision.value, levels.processor_features(), prebuilt.LIBRARIES)
+    return libraries.compare(model.runner, ahead, compiled) if ahead else []
 
 
 def _machine(model: Model) -> dict[str, Any]:
@@ -74,12 +106,20 @@ def _probes(model: Model) -> dict[str, Any]:
         "exact": runner.exact,
         "keys rounded to": runner.attention.key_multiple,
         "between products": runner.kernels.name,
+        "library": _library(runner.kernels),
         "notice": runner.kernels.notice,
         "compiler": runner.kernels.details or None,
         "warnings": model.warnings,
         "left to the reference": runner.kernels.lacking(runner.config),
         "kernels": {**kernels, "attention": attention},
     }
+
+
+def _library(kernels: Any) -> str | None:
+    from orthrus.backends.native import build
+    from orthrus.backends.native.kernels import NativeKernels
+
+    return f"{build.origin(kernels.path)}: {kernels.path}" if isinstance(kernels, NativeKernels) else None
 
 
 def _rule(rule: Any) -> dict[str, Any]:
@@ -108,6 +148,9 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         console.print(
             f"elementwise kernels: {part['between products']}; keys padded to a multiple of {part['keys rounded to']}"
         )
+        if part["library"]:
+            console.print(f"library: {part['library']}", soft_wrap=True, markup=False)
+        _print_compared(console, part.get("compiled"))
         for note in filter(None, (part["notice"], part["compiler"])):
             console.print(note, style="yellow", markup=False)
         for feature in part["left to the reference"]:
@@ -128,3 +171,16 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         if "passes" in part:
             print_costs(console, CostModel.of(part["passes"]))
         console.print()
+
+
+def _print_compared(console: Console, compared: list[dict[str, Any]] | None) -> None:
+    if compared == []:
+        console.print("there is no library built ahead to compare it with")
+    for c in compared or ():
+        low, high = c["ratio_quartiles"]
+        bits = "the same bits" if c["same bits"] else "other bits"
+        console.print(
+            f"compiled here: {c['ratio']:.3f} x the time of the library built ahead, {c['rows']} rows per pass"
+            f" ({c['after_ms']:.2f} against {c['before_ms']:.2f} ms, medians of n = {c['n']} interleaved pairs,"
+            f" quartiles of the ratio {low:.3f} to {high:.3f}); {bits}"
+        )

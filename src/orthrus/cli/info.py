@@ -73,11 +73,21 @@ def _checkpoint(model: str, adapter: str | None) -> dict[str, Any]:
         "cache per token in bfloat16": f"{2 * elements / 1e3:.1f} KB, shared by both views",
         "backbone sha256": described.backbone.sha256,
         "tokenizer sha256": described.backbone.tokenizer_sha256,
+        "C kernels in bfloat16": _library(),
     }
     if described.adapter is not None:
         fits = described.adapter.backbone.sha256 == described.backbone.sha256
         record["adapter's backbone"] = "this one" if fits else f"another: {described.adapter.backbone.sha256}"
     return record
+
+
+def _library() -> str:
+    """Which library of C kernels runs here, without compiling one."""
+    from orthrus.backends.native import build
+    from orthrus.file_cache import cache_directory
+
+    library = build.ready("bfloat16", cache_directory())
+    return f"{build.origin(library)}: {library}" if library else "none is ready: a C compiler builds one on first use"
 
 
 def _adapter(directory: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from orthrus.backends.native import build, structs
+from orthrus.backends.native import build, compiler, structs
 from orthrus.file_cache import cache_directory
 from orthrus.model.rope import rotate
 
@@ -146,7 +146,7 @@ def load(dtype: torch.dtype, device: torch.device) -> Ops:
     if device.type == "cpu":
         try:
             return NativeOps(build.library(dtype, cache_directory()))
-        except build.UnavailableError as error:
+        except compiler.UnavailableError as error:
             log.warning("%s. Training runs on torch's kernels, which are slower", error)
     return Ops()
 

@@ -1,1 +1,1 @@
-"""Kernels in C for CPUs, compiled on the machine that runs them."""
+"""Kernels in C for CPUs, compiled when the package is built or on the machine that runs them."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
-from orthrus.backends.native import build, structs
+from orthrus.backends.native import build, compiler, structs
 from orthrus.backends.native.linears import (
     PAIR,
     TILE_OUTPUTS,
@@ -48,7 +48,8 @@ class NativeKernels(TorchKernels):
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__()
-        self.library, self.build = library, Path(library._name).stem
+        self.library, self.path = library, Path(library._name)
+        self.build = f"{self.path.stem}-{compiler.checksum(self.path)[:8]}"
         self._packer = Packer(library)
         library.has_amx()
         rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
@@ -229,6 +230,6 @@ def _bound(function: Any, *takes: type, gives: type | None = None) -> Callable[.
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:
     """The kernels for `dtype`; None where they cannot be had."""
-    with suppress(build.UnavailableError):
+    with suppress(compiler.UnavailableError):
         return NativeKernels(build.library(dtype, cache_directory))
     return None
