@@ -149,15 +149,33 @@ class _HeaderReader:
         length = self.number("Q", f"the number of elements of {name}")
         width = 8 if element == TEXT else struct.calcsize(f"<{SCALARS[element]}")
         self.check_count(length, width, f"elements of {name}")
-        item = f"an element of {name}"
-        if kept is not None:
-            for _ in range(length):
-                kept.append(self.text(item, MAX_ITEM_BYTES) if element == TEXT else self.number(SCALARS[element], item))
+        if element == TEXT:
+            self.texts(length, f"an element of {name}", kept)
             return ArrayLength(length)
-        for _ in range(length if element == TEXT else 0):
-            self.skip(self.text_bytes(item, MAX_ITEM_BYTES), item)
-        self.skip(0 if element == TEXT else length * width, name)
+        start = self.skip(length * width, name)
+        if kept is not None:
+            kept += struct.unpack_from(f"<{length}{SCALARS[element]}", self.data, start)
         return ArrayLength(length)
+
+    def texts(self, count: int, what: str, kept: list[str] | None) -> None:
+        """The strings of an array, as `text` reads each, in `kept` where that is given.
+
+        The loop is written out, because a vocabulary has a hundred thousand strings and every start reads it.
+        """
+        read, data, position, end = struct.Struct("<Q").unpack_from, self.data, self.position, len(self.data)
+        for _ in range(count):
+            start = position + 8
+            length = read(data, position)[0] if start <= end else end
+            if length > min(MAX_ITEM_BYTES, end - start):
+                self.position = position
+                self.text(what, MAX_ITEM_BYTES)  # raises
+            position = start + length
+            if kept is not None:
+                try:
+                    kept.append(data[start:position].decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise self.invalid(f"{what} is not UTF-8") from error
+        self.position = position
 
     def tensor(self) -> TensorInfo:
         """The next tensor, with its offset relative to the tensor data."""
