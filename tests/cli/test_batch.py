@@ -203,3 +203,8 @@ def test_another_file_is_not_taken_for_an_output(run, write, out):
     assert code == 2
     assert "not valid JSON" in err
     assert out.read_text() == "notes\nmore notes\n"
+
+
+def test_a_missing_file_is_named_without_the_number_of_the_error(run, out, tmp_path):
+    missing = tmp_path / "missing.jsonl"
+    assert run("batch", missing, "-o", out) == (1, "", f"orthrus: {missing}: No such file or directory")

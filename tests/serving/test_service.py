@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 import orthrus
+from orthrus.config import Constraint
 from orthrus.decoding.planning import calibration
 from orthrus.serving import service as service_module
 from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError, RequestContext, Service
@@ -249,3 +250,20 @@ def test_a_cost_table_that_nothing_plans_by_is_not_measured_again(disturbed, set
         return started
 
     assert run(main) is None
+
+
+def test_what_the_engine_would_refuse_is_refused_before_it_is_admitted(model):
+    async def main():
+        service = served(model)
+        request = asked(model)
+        for wrong in (
+            replace(request, prompt=()),
+            replace(request, sampling=replace(request.sampling, constraint=Constraint("regex", "[a"))),
+            replace(request, sampling=replace(request.sampling, logit_bias=((10**6, 1.0),))),
+        ):
+            with pytest.raises(ValueError, match=r"empty|regex|logit_bias"):
+                service.submit([request, wrong])
+        assert not service.unfinished
+        await service.drain(0)
+
+    run(main)

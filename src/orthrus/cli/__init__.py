@@ -49,7 +49,13 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
-        _fail(str(error), 1)
+        _fail(_told(error), 1)
+
+
+def _told(error: OSError) -> str:
+    """Which file it is about, and what went wrong with it, without the number of the error."""
+    what = error.strerror or str(error)
+    return what if error.filename is None else f"{error.filename}: {what}"
 
 
 def _fail(message: str, code: int) -> None:

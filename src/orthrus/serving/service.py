@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from orthrus.decoding.async_engine import AsyncEngine
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.sequence import Request, check_request
+from orthrus.decoding.sequence import Request, Sequence
 from orthrus.serving.metrics import Load, Metrics, Progress
 from orthrus.serving.settings import ServeSettings
 
@@ -161,7 +162,7 @@ class Service:
         """Requests that were admitted and have not ended."""
         return len(self._tickets)
 
-    def submit(self, requests: Sequence[Request], context: RequestContext | None = None) -> list[Ticket]:
+    def submit(self, requests: Seq[Request], context: RequestContext | None = None) -> list[Ticket]:
         """Admit all requests or none; they are decoded in this order of arrival.
 
         context: of the HTTP request they belong to, whose disconnection then cancels them.
@@ -173,7 +174,7 @@ class Service:
         if not self.healthy:
             raise PassFailedError
         for request in requests:
-            check_request(request, self.engine.limits, has_text=True)
+            Sequence(0, request, self.engine.limits, self.model.decode)  # finds what the engine would refuse later
         places = self.settings.max_num_seqs + self.settings.max_queue
         if len(requests) > places:
             raise ValueError(f"{len(requests)} answers at once are more than this server can hold ({places})")
