@@ -97,6 +97,21 @@ def test_a_stream_adds_up_to_the_answer(client, drafts):
         assert usage.completion_tokens_details.accepted_prediction_tokens == 0
 
 
+@pytest.mark.parametrize("path", ["chat", "text"])
+def test_usage_may_come_with_every_chunk(client, path):
+    """As guidellm asks for it."""
+    asked = {"temperature": 0, "max_tokens": 12, "stream": True, "stream_options": {"include_usage": True}}
+    asked["stream_options"]["continuous_usage_stats"] = True
+    if path == "chat":
+        chunks = list(chat(client, **asked))
+    else:
+        chunks = list(client.completions.create(model="tiny", prompt="abc", **asked))
+    *counted, last = [chunk.usage for chunk in chunks if chunk.choices] + [chunks[-1].usage]
+    begun = [one.completion_tokens for one in counted if one is not None]
+    assert begun == sorted(begun) and len(begun) > 1
+    assert begun[-1] == last.completion_tokens and {one.prompt_tokens for one in counted if one} == {last.prompt_tokens}
+
+
 def test_stop_strings_end_an_answer_and_are_not_shown(client, model):
     whole = expected(model, temperature=1.5, seed=2).text
     stops = [whole[5:7], "never", "also never", "nor this", "nor that"]

@@ -48,9 +48,11 @@ class Extensions(Body):
 
 
 class StreamOptions(Body):
-    """`include_drafts` is an extension: statistics of the pass with each chunk."""
+    """Extensions: `include_drafts` adds statistics of the pass to each chunk, `continuous_usage_stats` (of vLLM) the
+    usage so far."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_drafts: bool | None = None
     include_obfuscation: No | None = None
 

@@ -16,6 +16,7 @@ from orthrus.serving.exchange import DONE, Identity, admit, as_json, as_stream, 
 from orthrus.serving.logprobs import chat_logprobs
 from orthrus.serving.protocol import chat_answers as out
 from orthrus.serving.protocol.chat import ChatRequest, Tool
+from orthrus.serving.protocol.common import Usage
 from orthrus.serving.service import Service, Ticket
 from orthrus.serving.token_texts import TokenTexts
 from orthrus.tool_calls import ToolCallDelta
@@ -92,9 +93,13 @@ class Chat:
         return out.ChatCompletion(
             object="chat.completion",
             choices=[self._choice(index, answer) for index, answer in enumerate(self._answers)],
-            usage=usage(self._answers, self._prompt_tokens, len(self._answers)),
+            usage=self._usage(),
             **self._identity.fields(),
         )
+
+    def _usage(self) -> Usage:
+        """The tokens so far."""
+        return usage(self._answers, self._prompt_tokens, len(self._answers))
 
     def _choice(self, index: int, answer: Answer) -> out.Choice:
         reasoning, content, calls = answer.whole()
@@ -139,11 +144,13 @@ class Chat:
                 answer = self._answers[index]
                 called = answer.called and answer.finish_reason == "stop"
                 choice.finish_reason = "tool_calls" if called else answer.finish_reason
-            more = {"orthrus": draft_info(index, step, self._model.decode)} if with_drafts else {}
+            more: dict[str, Any] = {"orthrus": draft_info(index, step, self._model.decode)} if with_drafts else {}
             if choice.delta.model_fields_set or choice.finish_reason or choice.logprobs or more:
+                if asked is not None and asked.continuous_usage_stats:
+                    more["usage"] = self._usage()
                 yield self._event(choice, **more)
         if asked is not None and asked.include_usage:
-            yield self._event(usage=usage(self._answers, self._prompt_tokens, len(self._answers)))
+            yield self._event(usage=self._usage())
         yield DONE
 
     def _event(self, *choices: out.ChunkChoice, **more: Any) -> str:

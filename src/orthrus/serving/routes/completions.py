@@ -148,10 +148,12 @@ class Texts:
                 logprobs=self._logprobs(index, step.kept.tokens, step.logprobs, first=first),
                 finish_reason=self._answers[index].finish_reason,
             )
-            more = {}
+            more: dict[str, Any] = {}
             if asked is not None and asked.include_drafts:
                 more["orthrus"] = draft_info(index, step, self._model.decode)
             if choice.text or choice.finish_reason or choice.logprobs or more:
+                if asked is not None and asked.continuous_usage_stats:
+                    more["usage"] = self._usage()
                 yield self._event([choice], **more)
         if asked is not None and asked.include_usage:
             yield self._event([], usage=self._usage())
