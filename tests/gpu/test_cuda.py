@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import tiny
 import torch
+from tree_checks import check_blocks, check_rows, random_parents
 
 from orthrus.backends import select
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
@@ -42,6 +45,19 @@ def test_every_cycle_equals_the_oracle(family, dtype, kernels, tmp_path):
         )
         found = {s.sequence.index: s.sequence.tokens for s in steps if s.sequence.finish_reason}
         assert [found[n] for n in range(len(asked))] == truths
+
+
+@pytest.mark.parametrize("kernels", ["Triton", "torch"])
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+@pytest.mark.parametrize("family", families.names())
+def test_rows_of_trees_equal_plain_decoding_of_their_paths(family, dtype, kernels, tmp_path):
+    device, rng = torch.device("cuda"), random.Random(family)
+    fast = select.fastest(tiny.DTYPES[dtype], device, tmp_path) if kernels == "Triton" else None
+    runner = Runner.prepare(tiny.on_device(tiny.decoder(family, dtype), device), fast)
+    for seed in range(4):
+        shapes = [random_parents(rng, rng.randint(2, 24)) for _ in range(3)] + [list(range(-1, 4))]
+        check_rows(runner, [11, 250, 29, 40], shapes, seed)
+        check_blocks(runner, [11, 250, 29, 40], shapes, seed=seed)
 
 
 @pytest.mark.parametrize("family", families.names())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from tree_checks import check_blocks, check_rows
 
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
@@ -91,3 +92,13 @@ def test_long_passes_run_eagerly_and_old_graphs_are_evicted(monkeypatch):
         for _ in range(2):
             tiny.ar(runner, torch.tensor([[5] * rows]), tables)
     assert capture.captured == 4
+
+
+@pytest.mark.parametrize("dtype", list(tiny.DTYPES))
+def test_replayed_graphs_of_trees_equal_plain_decoding(dtype):
+    """Trees with as many rows and paths share a graph."""
+    runner, capture = capturing("qwen3", dtype)
+    for seed, shape in enumerate([[-1, 0, 0, 1, 3], [-1, 0, 1, 0, 3], [-1, 0, 1, 2, 0], [-1, 0, 1, 1, 2]]):
+        check_rows(runner, [30, 250], [shape, [-1, 0, 0]], seed)
+        check_blocks(runner, [30, 250], [shape, [-1, 0, 0]], seed=seed)
+    assert 0 < capture.captured < capture.replayed

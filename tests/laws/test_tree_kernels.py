@@ -9,7 +9,7 @@ import random
 import pytest
 import tiny
 import torch
-from test_trees import path_to, random_parents
+from tree_checks import path_to, random_parents
 
 from orthrus.backends.native import kernels as native
 from orthrus.batch import AttentionMetadata
@@ -112,3 +112,12 @@ def test_rows_and_blocks_in_trees_have_the_bits_of_their_paths(kernels, heads, w
     for seed, (length, rows) in enumerate(itertools.product(LENGTHS, (2, 7, 17, 33, 70))):
         if (seed + len(heads)) % 3 == 0 or length in (0, 254):
             check(Case(seed, length, rows, heads, dtype, window), made)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU, tests/gpu runs the kernels compiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter computes bf16 products as integers
+def test_the_same_on_triton(dtype):
+    """The last case has too many rows to split its chunks over programs."""
+    kernels = pytest.importorskip("orthrus.backends.triton.kernels").TritonKernels()
+    for seed, (length, rows, heads) in enumerate([(33, 3, (4, 2, 16)), (254, 7, (2, 1, 32)), (253, 17, (4, 1, 16))]):
+        check(Case(seed, length, rows, heads, dtype), kernels)

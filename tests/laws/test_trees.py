@@ -6,72 +6,10 @@ import random
 
 import pytest
 import tiny
-import torch
+from tree_checks import check_blocks, check_rows, random_parents
 
 from orthrus.model import families
 
-
-def random_parents(rng, rows):
-    """A tree of any shape: bushy, deep, or in between, with one or several rows after the cache."""
-    reach, roots = rng.choice([1, 2, 4, rows]), rng.choice([0.0, 0.0, 0.2])
-    return [-1 if row == 0 or rng.random() < roots else rng.randrange(max(0, row - reach), row) for row in range(rows)]
-
-
-def path_to(parents, row):
-    path = []
-    while row >= 0:
-        path.append(row)
-        row = parents[row]
-    return path[::-1]
-
-
-def prefilled(runner, lengths, seed=0, room=None):
-    """Tables of sequences whose first tokens are cached."""
-    tables = runner.new_tables(len(lengths), room)
-    for n, (table, length) in enumerate(zip(tables, lengths, strict=True)):
-        rest = list(tiny.request(length, seed=seed + n).prompt)
-        while rest:
-            chunk, rest = rest[: runner.max_rows], rest[runner.max_rows :]
-            runner.ar([chunk], [table], logit_rows=[])
-            table.commit(table.length + len(chunk))
-    return tables
-
-
-def decoded_alone(runner, table, tokens):
-    """Logits of plain decoding of tokens, one by one, and their keys and values; the table is left as it was."""
-    length, logits = table.length, []
-    for token in tokens:
-        logits.append(runner.ar([[token]], [table])[0][0])
-        table.commit(table.length + 1)
-    slots = table.slots(length, table.length)
-    stored = [kept[:, :, slots] for kept in (table.cache.keys, table.cache.values)]
-    table.commit(length)
-    return torch.stack(logits), stored
-
-
-def check(runner, lengths, shapes, seed=0, room=None):
-    """Trees of several sequences in one pass: every row equals plain decoding of its path, also in the cache."""
-    rng = random.Random(seed)
-    tables = prefilled(runner, lengths, seed, room)
-    tokens = [[rng.randrange(tiny.VOCAB) for _ in shape] for shape in shapes]
-    truths = []
-    for table, own, parents in zip(tables, tokens, shapes, strict=True):
-        paths = [path_to(parents, row) for row in range(len(own))]
-        truths.append([decoded_alone(runner, table, [own[row] for row in path]) for path in paths])
-    found = runner.ar(tokens, tables, parents=shapes)
-    for table, logits, parents, truth in zip(tables, found, shapes, truths, strict=True):
-        wrong = [row for row, (expected, _) in enumerate(truth) if not torch.equal(logits[row], expected[-1])]
-        assert wrong == [], (parents, table.length)
-        leaf = rng.randrange(len(parents))
-        start, path = table.length, path_to(parents, leaf)
-        table.commit_path(path)
-        slots = table.slots(start, table.length)
-        for stored, expected in zip((table.cache.keys, table.cache.values), truth[leaf][1], strict=True):
-            assert torch.equal(stored[:, :, slots], expected)
-
-
-TOLERANCES = {torch.float32: {"atol": 1e-4, "rtol": 1e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.1}}
-"""Of blocks on kernels that take a mask: there the place of their own keys may change a bit."""
 KERNELS = ("native", "torch", "native int8")
 
 
@@ -83,25 +21,7 @@ def test_rows_of_trees_equal_plain_decoding_of_their_paths(family, dtype, kernel
     assert runner.exact
     rng = random.Random(family)
     shapes = [random_parents(rng, rng.randint(2, 16)) for _ in range(3)] + [list(range(-1, 4))]
-    check(runner, [11, 250, 29, 40], shapes)
-
-
-def check_blocks(runner, lengths, shapes, width=4, seed=0, room=None):
-    """Blocks rooted in rows of trees equal those rooted in chains of the paths; AR rows do not notice them."""
-    rng = random.Random(seed)
-    tables = prefilled(runner, lengths, seed, room)
-    tokens = [[rng.randrange(tiny.VOCAB) for _ in shape] for shape in shapes]
-    roots = [sorted(rng.sample(range(len(shape)), min(3, len(shape)))) for shape in shapes]
-    alone = runner.ar(tokens, tables, parents=shapes)
-    found = runner.ar_and_diffuse(tokens, roots, width, tables, parents=shapes)
-    assert all(torch.equal(*pair) for pair in zip(found.logits, alone, strict=True))
-    for n, (table, own, parents) in enumerate(zip(tables, tokens, shapes, strict=True)):
-        for block, root in zip(found.blocks[n], roots[n], strict=True):
-            path = path_to(parents, root)
-            chain = runner.ar_and_diffuse([[own[row] for row in path]], [[len(path) - 1]], width, [table])
-            if runner.ragged:
-                assert torch.equal(block, chain.blocks[0][0]), (parents, root)
-            torch.testing.assert_close(block, chain.blocks[0][0], **TOLERANCES[block.dtype])
+    check_rows(runner, [11, 250, 29, 40], shapes)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

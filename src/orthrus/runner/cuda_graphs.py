@@ -60,11 +60,12 @@ class CUDAGraphs:
 
     def run(self, batch: ForwardBatch) -> PassResult:
         """See `Executor`. The first pass of a shape runs eagerly and compiles kernels; the second one is captured."""
-        if batch.path_tables or sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
+        if sum(len(rows.tokens) for rows in batch.views) > MAX_GRAPH_ROWS:
             return self._eager.run(batch)
         batch = _padded(batch)  # a captured pass is also replayed at longer contexts
         keys, values = batch.cache.keys, batch.cache.values
-        sizes = len(batch.logit_rows), batch.num_logits, len(batch.block_tables), batch.span
+        paths = len(batch.path_tables), len(batch.path_tables[0]) if batch.path_tables else 0
+        sizes = len(batch.logit_rows), batch.num_logits, len(batch.block_tables), batch.span, paths
         shape = (*(rows.shape for rows in batch.views), *sizes, keys.data_ptr(), values.data_ptr(), keys.shape)
         with self._lock:
             if shape not in self._graphs:
@@ -87,7 +88,18 @@ class CUDAGraphs:
 
 
 def _padded(batch: ForwardBatch) -> ForwardBatch:
-    """The batch with block tables of a power of two pages, of which at most a few shapes exist."""
-    columns = 1 << (len(batch.block_tables[0]) - 1).bit_length()
+    """The batch with block tables of a power of two pages, of which at most a few shapes exist, and path tables of
+    powers of two paths and places."""
+    columns = _power_of_two(len(batch.block_tables[0]))
     tables = [own + [0] * (columns - len(own)) for own in batch.block_tables]
-    return replace(batch, block_tables=tables, span=columns * PAGE)
+    paths = batch.path_tables
+    if paths:
+        places = 1 + _power_of_two(len(paths[0]) - 1)
+        paths = [own + [0] * (places - len(own)) for own in paths]
+        paths += [[0] * places] * (_power_of_two(len(paths)) - len(paths))
+    return replace(batch, block_tables=tables, path_tables=paths, span=columns * PAGE)
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest that is at least `count`."""
+    return 1 << (count - 1).bit_length()

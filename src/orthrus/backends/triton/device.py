@@ -74,17 +74,23 @@ def finite_max(top):
 
 @triton.jit
 def attend_chunk(
-    q, keys, values, pages, first, last, kv_lens, scale, E: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    PAGE: tl.constexpr,
+    q, keys, values, pages, path, path_start, first, last, kv_lens, scale, E: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr, PAGE: tl.constexpr, TREE: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of query rows over the keys `first` to `last`: weighted sums, maxima and totals. Each row attends
-    to the keys before its `kv_lens`. The keys of one step lie in one page."""
+    to the keys before its `kv_lens`. The keys of one step lie in one page. With TREE, those from the position
+    `path_start` on are at the places that `path` lists."""
     e = tl.arange(0, E)
     top, total = tl.full((QUERIES,), float("-inf"), tl.float32), tl.zeros((QUERIES,), tl.float32)
     sums = tl.zeros((QUERIES, E), tl.float32)
     for start in range(first, last, KEYS):
         j = start + tl.arange(0, KEYS)
-        slot = (tl.load(pages + start // PAGE) - start // PAGE) * PAGE + j
+        if TREE:
+            on_path = (j >= path_start) & (j < last)
+            place = tl.where(on_path, tl.load(path + j - path_start, on_path, 0), j)
+            slot = tl.load(pages + place // PAGE) * PAGE + place % PAGE
+        else:
+            slot = (tl.load(pages + start // PAGE) - start // PAGE) * PAGE + j
         k = tl.load(keys + slot[None, :] * E + e[:, None], (j < last)[None, :], 0.0)
         scores = tl.dot(q, k, input_precision="ieee") * scale
         scores = tl.where(j[None, :] < tl.minimum(kv_lens, last)[:, None], scores, float("-inf"))
@@ -99,11 +105,13 @@ def attend_chunk(
 
 @triton.jit
 def attend_segment(
-    q, keys, values, segments, all_kv_lens, tables, columns, out, all_sums, all_tops, all_totals, tiles, H, per_head,
-    scale, GROUP: tl.constexpr, ROWS: tl.constexpr, E: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    CHUNK: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
+    q, keys, values, segments, all_kv_lens, tables, columns, row_paths, paths, path_columns, out, all_sums, all_tops,
+    all_totals, tiles, H, per_head, scale, GROUP: tl.constexpr, ROWS: tl.constexpr, E: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, PAGE: tl.constexpr, SPLIT: tl.constexpr,
+    TREE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows of one segment and one key/value head: over one chunk of keys, or over all chunks in order."""
+    """One tile of rows of one segment and one key/value head: over one chunk of keys, or over all chunks in order. With
+    TREE, a tile is one row."""
     segment, tile = segments + tl.program_id(0) // tiles * 5, tl.program_id(0) % tiles
     g, chunk, lane, e = tl.program_id(1), tl.program_id(2), tl.arange(0, QUERIES), tl.arange(0, E)
     row = tile * ROWS + lane // GROUP
@@ -113,27 +121,42 @@ def attend_segment(
     kv_lens = tl.load(all_kv_lens + tl.load(segment) + row, valid, 0).to(tl.int32)
     pages, k, v = tables + tl.load(segment + 2) * columns, keys + g * per_head, values + g * per_head
     begin, end, longest = tl.load(segment + 3).to(tl.int32), tl.load(segment + 4).to(tl.int32), tl.max(kv_lens, 0)
-    own = tl.where(valid, end, 0)
+    own, path, path_start = tl.where(valid, end, 0), paths, longest
+    if TREE:
+        number = tl.load(row_paths + tl.load(segment) + tile, tile < tl.load(segment + 1), -1)
+        path += tl.maximum(number, 0) * path_columns
+        path_start = tl.where(number < 0, longest, tl.load(path).to(tl.int32))
+        path += 1
     if SPLIT:
         last_chunk = tl.num_programs(2) - 1
         if chunk == last_chunk:
-            sums, top, total = attend_chunk(rows_q, k, v, pages, begin, end, own, scale, E, QUERIES, KEYS, PAGE)
+            sums, top, total = attend_chunk(
+                rows_q, k, v, pages, path, path_start, begin, end, own, scale, E, QUERIES, KEYS, PAGE, False
+            )
         else:
             first = chunk * CHUNK
             last = tl.minimum(first + CHUNK, longest)
-            sums, top, total = attend_chunk(rows_q, k, v, pages, first, last, kv_lens, scale, E, QUERIES, KEYS, PAGE)
+            sums, top, total = attend_chunk(
+                rows_q, k, v, pages, path, path_start, first, last, kv_lens, scale, E, QUERIES, KEYS, PAGE, TREE
+            )
         place = query * tl.num_programs(2) + chunk
         tl.store(all_sums + place[:, None] * E + e[None, :], sums, valid[:, None])
         tl.store(all_tops + place, top, valid)
         tl.store(all_totals + place, total, valid)
     else:
-        sums, top, total = attend_chunk(rows_q, k, v, pages, 0, 0, kv_lens, scale, E, QUERIES, KEYS, PAGE)
+        sums, top, total = attend_chunk(
+            rows_q, k, v, pages, path, path_start, 0, 0, kv_lens, scale, E, QUERIES, KEYS, PAGE, False
+        )
         for first in range(0, longest, CHUNK):
             last = tl.minimum(first + CHUNK, longest)
-            more, high, added = attend_chunk(rows_q, k, v, pages, first, last, kv_lens, scale, E, QUERIES, KEYS, PAGE)
+            more, high, added = attend_chunk(
+                rows_q, k, v, pages, path, path_start, first, last, kv_lens, scale, E, QUERIES, KEYS, PAGE, TREE
+            )
             sums, top, total = merge_chunks(sums, top[:, None], total[:, None], more, high[:, None], added[:, None])
             top, total = tl.reshape(top, (QUERIES,)), tl.reshape(total, (QUERIES,))
-        more, high, added = attend_chunk(rows_q, k, v, pages, begin, end, own, scale, E, QUERIES, KEYS, PAGE)
+        more, high, added = attend_chunk(
+            rows_q, k, v, pages, path, path_start, begin, end, own, scale, E, QUERIES, KEYS, PAGE, False
+        )
         sums, top, total = merge_chunks(sums, top[:, None], total[:, None], more, high[:, None], added[:, None])
         total = tl.where(total > 0, total, 1.0)  # lanes without a row have no keys
         result = (sums / total).to(out.dtype.element_ty)

@@ -120,7 +120,10 @@ class TritonKernels(TorchKernels):
         """See `Kernels`."""
         (N, H, E), (G, slots, _), tables = q_NHE.shape, keys_GSE.shape, metadata.block_tables
         group, out = H // G, torch.empty_like(q_NHE)
-        tiles = triton.cdiv(metadata.max_segment_rows, QUERIES // group)
+        tree = metadata.row_paths is not None
+        row_paths, paths = metadata.row_paths, tables if metadata.path_tables is None else metadata.path_tables
+        tile_rows = 1 if tree else QUERIES // group  # rows of a tree have different keys
+        tiles = triton.cdiv(metadata.max_segment_rows, tile_rows)
         split = metadata.max_segment_rows * group <= MAX_SPLIT_QUERIES
         chunks = (
             triton.cdiv(tables.shape[1] * PAGE, CHUNK) if split else 0
@@ -128,8 +131,9 @@ class TritonKernels(TorchKernels):
         shape = (N * H, chunks + 1) if split else (1, 1)
         sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
         device.attend_segment[(len(metadata.segments) * tiles, G, chunks + 1)](
-            q_NHE, keys_GSE, values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], out, sums, tops,
-            totals, tiles, H, slots * E, E**-0.5, group, QUERIES // group, E, QUERIES, KEYS, CHUNK, PAGE, split,
+            q_NHE, keys_GSE, values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], row_paths, paths,
+            paths.shape[1], out, sums, tops, totals, tiles, H, slots * E, E**-0.5, group, tile_rows, E, QUERIES, KEYS,
+            CHUNK, PAGE, split, tree,
         )  # fmt: skip
         if split:
             device.merge_row[(N * H,)](sums, tops, totals, out, chunks + 1, E)
