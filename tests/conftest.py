@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -40,25 +41,48 @@ SHARE = 6
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep the suite within its time: nine families times all cases of every law would double it.
+    """Keep the suite within its time: leave out cases of products that need not run whole."""
+    if config.getoption("--full"):
+        return
+    left_out = _repeated_for_families(items) | _beyond_pairs(items)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _repeated_for_families(items):
+    """Nine families times all cases of every law would double the suite's time.
 
     Which cases run differs by family, so each law holds every family in some case, and every case in some family.
     """
-    if config.getoption("--full"):
-        return
-    groups = {}
+    groups, left_out = {}, set()
     for item in items:
         family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
         if isinstance(family, str) and "laws" in item.path.parts:
             groups.setdefault((item.function, family), []).append(item)
     plain = _without_features() if groups else set()
-    left_out = set()
     for number, ((_, family), cases) in enumerate(groups.items()):
         if family not in plain and len(cases) >= SHARE:
             left_out |= {case for n, case in enumerate(cases) if n % SHARE != number % SHARE}
-    if left_out:
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+    return left_out
+
+
+def _beyond_pairs(items):
+    """Cases of tests marked `pairwise` that the others make superfluous: every two values still meet in some case."""
+    groups, left_out = {}, set()
+    for item in items:
+        if item.get_closest_marker("pairwise"):
+            groups.setdefault(item.function, []).append(item)
+    for cases in groups.values():
+        values = {case: [(name, repr(value)) for name, value in case.callspec.params.items()] for case in cases}
+        pairs = {case: set(itertools.combinations(values[case], 2)) for case in cases}
+        missing, chosen = set().union(*pairs.values()), set()
+        while missing:
+            best = max(cases, key=lambda case: len(pairs[case] & missing))
+            chosen.add(best)
+            missing -= pairs[best]
+        left_out |= set(cases) - chosen
+    return left_out
 
 
 def _without_features():

@@ -264,6 +264,7 @@ def test_attention_forms(precision, heads, kv_heads, size):
     torch.testing.assert_close(slow.float(), dense.transpose(1, 2).flatten(2), **TOLERANCES[precision])
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (16, 8, 128), (8, 8, 32), (14, 2, 64), (6, 2, 96)]
@@ -284,7 +285,7 @@ def test_chosen_attention_gives_a_row_the_same_bits_however_many_it_is_among(
         whole = choice.attend(q, k, v, bias.expand(1, 1, 64, -1))
         for count in (1, 2, 3, 5, 8, 17, 31):
             padded = choice.padded(count)
-            for start in range(0, 64 - count + 1, count):
+            for start in range(0, 64 - count + 1, max(count, 7)):
                 piece = torch.nn.functional.pad(q[:, start : start + count], (0, 0, 0, 0, 0, padded - count))
                 found = choice.attend(piece, k, v, bias.expand(1, 1, padded, -1))[:, :count]
                 assert torch.equal(found, whole[:, start : start + count]), (visible, count)

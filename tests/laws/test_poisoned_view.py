@@ -32,6 +32,7 @@ def poisoned(poison, dtype, kernels, where):
     return Runner.prepare(made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision"))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("where", ["everywhere", "in part", "output"])
 @pytest.mark.parametrize("kernels", ["native", "torch", "native int8", "torch int8", "native low precision"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
