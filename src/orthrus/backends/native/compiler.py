@@ -50,8 +50,11 @@ def command() -> list[str]:
 
 def key(*parts: object) -> str:
     """A digest of the sources and of what else decides how a library comes out."""
-    sources = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
-    return hashlib.sha256(repr((sources, *parts)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(parts).encode())
+    for path in sorted(SOURCES.iterdir()):
+        text = path.read_bytes()
+        digest.update(f"\n{path.name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()[:16]
 
 
 def is_intact(library: Path) -> bool:
