@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import torch
 
@@ -16,7 +17,7 @@ from orthrus.backends.torch import TorchKernels
 from orthrus.cache import KVCache
 from orthrus.config import DecoderConfig, DiffusionConfig, RopeConfig
 from orthrus.decoding.sequence import Sequence
-from orthrus.runner.runner import JointResult
+from orthrus.runner.executor import DiffusionResult, JointResult
 
 ROUNDING = 1e-6
 """The rounding error of an fp32 probability of 0 or 1."""
@@ -31,6 +32,7 @@ class MarkovRunner:
     def __init__(self, drafter, trained_rows, chain):
         self._drafter, self._chain = drafter, chain
         self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
+        self.decoder = SimpleNamespace(draft_head=None, draft_temperatures=lambda: [1.0] * trained_rows)
 
     def new_cache(self, pages):
         config = DecoderConfig("markov", 2, 2, 2, 1, 1, 1, 2, 1e-5, (RopeConfig((1.0,)),), 512)
@@ -39,18 +41,21 @@ class MarkovRunner:
     def workspace_positions(self, drafts, blocks, width):
         return 1 + drafts + blocks * width
 
-    def diffuse(self, roots, width, tables, *, rows):
+    def diffuse_rows(self, roots, width, tables, *, rows):
         del width, tables
         drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
-        return torch.stack([torch.stack(block) for block in drawn])
+        logits = torch.stack([torch.stack(block) for block in drawn])
+        return DiffusionResult(logits, logits)
 
-    def ar_and_diffuse(self, rows, block_roots, width, tables, *, logit_rows, eager_logits=False):
-        """The hidden states of a block are its logits, with `eager_logits` and without."""
-        del eager_logits
+    def ar_and_diffuse(self, rows, block_roots, width, tables, *, parents=None, logit_rows, eager_logits=False):
+        """The hidden states of a block are its logits, with `eager_logits` and without. A row depends on its token
+        alone, whatever its parent is."""
+        del eager_logits, parents
         inputs = [[own[row] for row in asked] for own, asked in zip(rows, logit_rows, strict=True)]
         roots = [[own[row] for row in chosen] for own, chosen in zip(rows, block_roots, strict=True)]
         logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in inputs]
-        return JointResult(logits, [self.diffuse(own, width, tables, rows=width) if own else None for own in roots])
+        blocks = [self.diffuse_rows(own, width, tables, rows=width).logits if own else None for own in roots]
+        return JointResult(logits, blocks, blocks)
 
     def draft_logits(self, hidden):
         return hidden
@@ -95,10 +100,10 @@ class Enumeration:
                 return
             self._path[-1] = False
 
-    def uniform(self, position, purpose, block=0):
+    def uniform(self, position, purpose, block=0, node=0):
         """The value at an address: equal addresses give the same value."""
         made = Uniform(self) if self._grid is None else GridUniform(self, self._grid)
-        return self._values.setdefault((position, purpose, block), made)
+        return self._values.setdefault((position, purpose, block, node), made)
 
     def branch(self, share):
         """True with this probability."""

@@ -203,43 +203,62 @@ def oracle(made, asked, *, seed=None, logits=False) -> OracleResult:
     return autoregress(made, asked, LIMITS, seed, text_of, keep_logits=logits)
 
 
-def scripted(quality, continuations, seed=0):
+def scripted(quality, continuations, seed=0, *, branches=True):
     """A replacement of `draft_pass`. Each draft equals the known continuation with probability `quality`, which may be
-    a list with one entry per sequence."""
+    a list with one entry per sequence. With `branches`, trees have random other nodes."""
     rng, quality_of = random.Random(seed), _quality_of(quality)
 
-    def draft_pass(runner, batch, width, rule, wanted):
+    def draft_pass(runner, batch, width, rule, wanted, nodes=None):
         del rule
-        vocab, drafts = runner.config.vocab_size, []
-        for sequence, wants in zip(batch, wanted, strict=True):
-            tokens = []
-            if wants:
-                truth = continuations[sequence.index][len(sequence.tokens) :]
-                rows = min(width, runner.diffusion.trained_rows)
-                padded = (truth + [1] * rows)[:rows]
-                tokens = [t if rng.random() < quality_of(sequence) else (t + 1) % vocab for t in padded]
-            drafts.append(Draft(tokens))
-        return drafts
+        rows, size = min(width, runner.diffusion.trained_rows), nodes if branches else None
+        truths = [continuations[sequence.index][len(sequence.tokens) :] for sequence in batch]
+        return [
+            scripted_draft(rng, quality_of(sequence), truth, rows, size) if wants else Draft()
+            for sequence, truth, wants in zip(batch, truths, wanted, strict=True)
+        ]
 
     return draft_pass
+
+
+def scripted_draft(rng, quality, truth, rows, nodes=None):
+    """A chain of `rows` tokens, or a random tree of `nodes` nodes around it, in random order."""
+    padded = (truth + [1] * rows)[:rows]
+    tokens = [t if rng.random() < quality else (t + 1) % VOCAB for t in padded]
+    return Draft.chain(tokens) if nodes is None else random_tree(rng, tokens, nodes)
+
+
+def random_tree(rng, trunk, nodes):
+    """A tree of `nodes` nodes that holds the first tokens of `trunk` as a path and other nodes at random places."""
+    tokens, parents, trunk_node, on_trunk = [], [], -1, 0
+    while len(tokens) < nodes:
+        if on_trunk < len(trunk) and rng.random() < 0.5:
+            token, parent = trunk[on_trunk], trunk_node
+        else:
+            token, parent = rng.randrange(VOCAB), rng.randrange(-1, len(tokens))
+        if (token, parent) in zip(tokens, parents, strict=True):
+            continue
+        if on_trunk < len(trunk) and (token, parent) == (trunk[on_trunk], trunk_node):
+            on_trunk, trunk_node = on_trunk + 1, len(tokens)
+        tokens.append(token)
+        parents.append(parent)
+    return Draft.tree(tokens, parents, [rng.random() for _ in tokens])
 
 
 def _quality_of(quality):
     return lambda sequence: quality[sequence.index] if isinstance(quality, list) else quality
 
 
-def scripted_ahead(quality, continuations, seed=0):
+def scripted_ahead(quality, continuations, seed=0, *, branches=True):
     """The same for `drafts_from_blocks`: one draft for each row of the block after the anchor."""
     rng, quality_of = random.Random(seed), _quality_of(quality)
 
-    def drafts_from_blocks(runner, batch, blocks, rule, *, eager_logits):
+    def drafts_from_blocks(runner, batch, blocks, rule, nodes=None, *, eager_logits):
         del rule, eager_logits
-        drafts, vocab = [], runner.config.vocab_size
+        drafts = []
         for sequence, block in zip(batch, blocks, strict=True):
             rows = max(0, min(len(block.rows), runner.diffusion.trained_rows) - (sequence.length - 1 - block.root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
-            padded = (truth + [1] * rows)[:rows]
-            drafts.append(Draft([t if rng.random() < quality_of(sequence) else (t + 1) % vocab for t in padded]))
+            drafts.append(scripted_draft(rng, quality_of(sequence), truth, rows, nodes if branches and rows else None))
         return drafts
 
     return drafts_from_blocks
@@ -269,10 +288,10 @@ class RandomPlanner:
     def _plans(self, drafts, drafting_rows):
         pick, width = self._random, self._random.randint(1, self._max_width)
         offered = [pick.randint(0, len(draft.tokens)) for draft in drafts]
-        blocks = [pick.randint(0, count + 1) for count in offered]
+        roots = [tuple(sorted(pick.sample(range(-1, n), pick.randint(0, min(n + 1, 8))))) for n in offered]
         return [
             PassPlan(draft, count, own, width, "auto", drafting_rows=rows)
-            for draft, count, own, rows in zip(drafts, offered, blocks, drafting_rows, strict=True)
+            for draft, count, own, rows in zip(drafts, offered, roots, drafting_rows, strict=True)
         ]
 
     def forget(self, sequence):

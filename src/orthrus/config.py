@@ -23,6 +23,7 @@ PAGE = 256
 KEY_BLOCK = 512
 """Keys are allocated and attended to in chunks of this size; a fully masked chunk does not change the result."""
 ACTIVATIONS = ("silu", "gelu_tanh")
+MAX_TREE_NODES = 64
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,7 @@ class SamplingParams:
             raise ValueError(f"min_new_tokens must not be negative, got {self.min_new_tokens}")
         if self.seed is not None and not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")
-        if not 0 <= self.sample_index < 2**32:
-            raise ValueError(f"sample_index must lie in 0..2^32-1, not {self.sample_index}")
+        refuse_outside("sample_index", self.sample_index, 0, 2**32 - 1)
         refuse_outside("logprobs", self.logprobs or 0, 0, MAX_LOGPROBS)
         refuse_outside("prompt_logprobs", self.prompt_logprobs or 0, 0, MAX_LOGPROBS)
         for token, bias in self.logit_bias:
@@ -272,24 +272,24 @@ class StopConditions:
 class DecodingConfig:
     """The cycle, its verification rule, and `width`, the rows per diffusion block (None: the block size).
 
-    `candidates` limits the number of blocks of a one-pass cycle (None: one per possible accept count). `batch_size` is
-    the most sequences in a pass, `row_budget` the most rows while prompts are prefilled beside decoding sequences.
+    `candidates` limits the number of blocks of a one-pass cycle (None: one for the anchor and one per draft).
+    `tree_nodes` is the most drafts of a cycle, a tree (0: a chain; None: `auto` plans it). `batch_size` is the most
+    sequences in a pass, `row_budget` the most rows while prompts are prefilled beside decoding sequences.
     """
 
     cycle: str = "auto"
     rule: str = "exact"
     width: int | None = None
     candidates: int | None = None
+    tree_nodes: int | None = None
     batch_size: int = 1
     row_budget: int = 256
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
-        if self.row_budget < 1:
-            raise ValueError(f"row_budget must be at least 1, not {self.row_budget}")
-        if self.width is not None and self.width < 2:
-            raise ValueError(f"width must be at least 2 (a root and one mask), not {self.width}")
+        for name, low in (("batch_size", 1), ("row_budget", 1), ("width", 2)):  # a root and one mask
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, not {value}")
+        refuse_outside("tree_nodes", self.tree_nodes or 0, 0, MAX_TREE_NODES)
         if self.candidates is not None and (self.candidates < 1 or self.cycle != "one-pass"):
             raise ValueError(f"candidates must be at least 1, and only with cycle one-pass, not {self.candidates}")
 

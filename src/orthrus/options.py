@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     rule: str | None
     width: int | None
     candidates: int | None
+    tree_nodes: int | None
     batch_size: int | None
     raw: bool | None
     system: str | None
@@ -207,7 +208,7 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": _integer, "top_p": _number, "min_p": _number, "repetition_penalty": _number,
     "presence_penalty": _number, "frequency_penalty": _number, "logit_bias": _bias, "min_new_tokens": _integer,
     "seed": _integer, "sample_index": _integer, "cycle": _string, "rule": _string, "width": _integer,
-    "candidates": _integer, "batch_size": _integer, "raw": _boolean, "system": _string,
+    "candidates": _integer, "tree_nodes": _integer, "batch_size": _integer, "raw": _boolean, "system": _string,
     "chat_template_kwargs": _template, "json_object": _boolean, "json_schema": constraints.checked_schema,
     "regex": _string, "grammar": _string, "tools": constraints.checked_tools,
     "tool_choice": constraints.checked_choice, "logprobs": _integer, "prompt_logprobs": _integer,

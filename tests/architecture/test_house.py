@@ -84,9 +84,9 @@ LAYERS = {
         "packed", "prepare", "draft_tree",
     ],
     "decoding": [
-        "noise", "processors", "filters", "json_digits", "constraints", "sampling", "text", "drafts", "logprobs",
-        "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle", "planning", "drafting",
-        "engine", "async_engine",
+        "noise", "processors", "filters", "json_digits", "constraints", "sampling", "draft_tree", "text", "drafts",
+        "logprobs", "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle", "planning",
+        "drafting", "engine", "async_engine",
     ],
     "serving": [
         "settings", "logs", "metrics", "service", "errors", "limits", "http", "protocol", "token_texts", "logprobs",

@@ -246,7 +246,7 @@ def test_verify_passes_and_can_fail(run, model, monkeypatch, tmp_path):
         for n, (check, verdict) in enumerate(zip(checks, verdicts, strict=True)):
             if check.draft.tokens:
                 tokens = [check.draft.tokens[0], *(verdict.tokens[1:] or verdict.tokens)]
-                verdicts[n] = exact.Verdict(tokens, max(1, verdict.accepted))
+                verdicts[n] = exact.Verdict(tokens, verdict.path or [0])
         return verdicts
 
     monkeypatch.setattr(exact, "verify", generous)

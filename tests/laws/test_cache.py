@@ -11,11 +11,13 @@ import torch
 from orthrus.bench.memory import PeakBytes
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.drafts import Draft
 from orthrus.decoding.engine import generate
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Sequence
 from orthrus.model import families
+from orthrus.runner.draft_tree import draft_tree
 
 pytestmark = pytest.mark.parametrize("family", families.names())
 
@@ -87,11 +89,13 @@ def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.parametrize("nodes", [None, 8])
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
-def test_two_pass_cycles_equal_their_replay(family, temperature):
+def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
     runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
-    kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="two-pass"), tiny.LIMITS)]
+    config = DecodingConfig(cycle="two-pass", tree_nodes=nodes)
+    kept = [s.kept for s in generate(runner, [request], config, tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     position, replayed = len(request.prompt), []
     while position < len(text) - 1:
@@ -99,9 +103,13 @@ def test_two_pass_cycles_equal_their_replay(family, temperature):
         logits = runner.diffuse([text[position]], 8, cache, rows=7)[0]
         if temperature:
             shared = [noise.gumbel(position + 1 + row, tiny.VOCAB) for row in range(7)]
-            logits = logits / temperature + torch.stack(shared)
+            logits = logits + temperature * torch.stack(shared)
         drafts, truth = logits.argmax(-1).tolist(), text[position + 1 :]
         run = next((n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(7, len(truth)))
+        if nodes is not None:
+            temperatures = runner.decoder.draft_temperatures()
+            tree = Draft.tree(*draft_tree(runner, logits, None, temperatures, nodes))
+            run = max(len(path) for path in tree.paths if path == truth[: len(path)])
         replayed.append(run)
         position += run + 1
     assert replayed == [verdict.accepted for verdict in kept[1:]]

@@ -27,6 +27,7 @@ AXES = {
     "cycle": cycles.names(),
     "sampling": list(SAMPLINGS),
     "quality": [None, 0.0, 0.6, 1.0],
+    "nodes": [None, 5, 24],
     "batch": [1, 3],
     "block": [8, 32],
     "kernels": ["native", "torch", "native int8", "torch int8", "native low precision"],
@@ -71,7 +72,8 @@ def script(monkeypatch, quality, truths):
 def run(runner, requests, case, monkeypatch, truths):
     if case["quality"] is not None:
         script(monkeypatch, case["quality"], truths)
-    config = DecodingConfig(cycle=case["cycle"], batch_size=case["batch"])
+    nodes = None if case["cycle"] == "ar" else case["nodes"]
+    config = DecodingConfig(cycle=case["cycle"], batch_size=case["batch"], tree_nodes=nodes)
     steps = generate(runner, requests, config, tiny.LIMITS, tiny.text_of, tiny.COSTS[case["costs"]])
     finished = {s.sequence.index: s.sequence for s in steps}
     return [finished[index] for index in range(len(requests))]

@@ -35,8 +35,11 @@ def test_random_plans_equal_the_oracle(monkeypatch, family, dtype, quality, seed
         tokens = [truth.tokens for truth in truths]
         monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, tokens, seed))
         monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, tokens, seed))
-    monkeypatch.setattr(generate_module, "drafting_of", lambda *_: Drafting(8, planner=tiny.RandomPlanner(seed, 8)))
-    steps = generate(runner, requests, DecodingConfig(batch_size=rng.choice([1, 2, 4])), tiny.LIMITS)
+    nodes = rng.choice([None, 3, 12, 32])
+    drafting = Drafting(8, nodes=nodes, planner=tiny.RandomPlanner(seed, 8))
+    monkeypatch.setattr(generate_module, "drafting_of", lambda *_: drafting)
+    config = DecodingConfig(batch_size=rng.choice([1, 2, 4]), tree_nodes=nodes)
+    steps = generate(runner, requests, config, tiny.LIMITS)
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     for n, truth in enumerate(truths):
         assert done[n].tokens == truth.tokens
@@ -47,8 +50,8 @@ def decode(monkeypatch, quality, costs, new=200, **config):
     """One long answer with scripted drafts: its statistics, its modelled cost, and that of plain decoding."""
     runner, request = tiny.runner(), tiny.request(20, new, 3)
     truth = tiny.oracle(runner, request).tokens
-    monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, [truth]))
-    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, [truth]))
+    monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, [truth], branches=False))
+    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, [truth], branches=False))
     steps = generate(runner, [request], DecodingConfig(**config), tiny.LIMITS, costs=costs)
     (done,) = [s.sequence for s in steps if s.sequence.finish_reason]
     assert done.tokens == truth
@@ -82,8 +85,8 @@ def test_plain_passes_run_where_drafting_cannot_pay(monkeypatch):
 def test_each_sequence_of_a_batch_is_planned_by_its_own_acceptance(monkeypatch):
     runner, requests = tiny.runner(), [tiny.request(20, 120, n) for n in range(4)]
     truths, quality = [tiny.oracle(runner, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
-    monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, truths))
-    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths))
+    monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, truths, branches=False))
+    monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths, branches=False))
     steps = generate(runner, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     assert [done[n].tokens for n in range(4)] == truths

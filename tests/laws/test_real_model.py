@@ -121,12 +121,13 @@ def test_one_pass_cycles_equal_their_replay(full_drafts, candidates):
         assert abs(sum(one.accepted) - sum(text.one_pass(candidates))) <= slack
 
 
-def test_two_pass_cycles_equal_their_replay(full_drafts):
+@pytest.mark.parametrize("nodes", [None, 8, 32])
+def test_two_pass_cycles_equal_their_replay(full_drafts, nodes):
     model, texts = full_drafts
     for prompt, text in texts:
-        two = model.generate(prompt.prompt, cycle="two-pass", max_new_tokens=48).statistics
-        assert two.passes == 1 + 2 * len(text.two_pass())
-        assert sum(two.accepted) == sum(text.two_pass())
+        two = model.generate(prompt.prompt, cycle="two-pass", max_new_tokens=48, tree_nodes=nodes).statistics
+        assert two.passes == 1 + 2 * len(text.two_pass(nodes))
+        assert sum(two.accepted) == sum(text.two_pass(nodes))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from markov import Enumeration, MarkovRunner, inject
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding.engine import generate
-from orthrus.decoding.noise import Purpose
 from orthrus.decoding.sequence import Limits, Request
 
 GRID = 4
@@ -43,8 +42,8 @@ class Noise:
     def __init__(self, tree):
         self._tree, self._addresses = tree, set()
 
-    def uniform(self, position, purpose, block=0):
-        address = (position, purpose, block if purpose is Purpose.DRAFT else None)
+    def uniform(self, position, purpose, block=0, node=0):
+        address = (position, purpose, block, node)
         assert address not in self._addresses, f"{address} was used twice"
         self._addresses.add(address)
         return self._tree.uniform(*address)
@@ -57,7 +56,7 @@ def outcomes(monkeypatch, runner, tokens, cycle, prompt=(1,), costs=None, grid=G
         Limits(3, 64, frozenset()),
         Request(prompt, SamplingParams(temperature=1.0), StopConditions(tokens)),
     )
-    config = DecodingConfig(cycle=cycle, rule="rejection")
+    config = DecodingConfig(cycle=cycle, rule="rejection", tree_nodes=0)
     use = inject(monkeypatch)
     for tree in Enumeration(grid):
         use(Noise(tree))

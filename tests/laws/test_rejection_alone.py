@@ -73,9 +73,9 @@ def test_a_refresh_of_a_neighbour_does_not_change_the_plan_of_a_sequence():
         assert planned == together.plan([beside, neighbour]), "a query changed the planner"
         refreshed = [replace(planned[0], refresh=False), replace(planned[1], refresh=True)]
         others = together.replan([beside, neighbour], refreshed, [Draft(), Draft()])
-        plans.append((expected.offered, expected.blocks, expected.kind))
-        assert (others[0].offered, others[0].blocks, others[0].kind) == plans[-1], len(plans)
+        plans.append((expected.offered, expected.roots, expected.kind))
+        assert (others[0].offered, others[0].roots, others[0].kind) == plans[-1], len(plans)
         for planner, batch, own in ((alone, [single], [expected]), (together, [beside, neighbour], others)):
-            verdicts = [s.append(Verdict([token], 0), PassPlan()) for s in batch]
+            verdicts = [s.append(Verdict([token]), PassPlan()) for s in batch]
             planner.learn(batch, own, verdicts)
     assert len(set(plans)) > 1, "all plans are equal, so this test checks nothing"

@@ -48,13 +48,15 @@ ENDS = {"minimum": frozenset([2]), "all": frozenset([0])}
 
 
 class Run(NamedTuple):
-    """A way of decoding. If `costs` is an integer, it is the seed of random plans."""
+    """A way of decoding. nodes: of trees of drafts; 0 for chains. If `costs` is an integer, it is the seed of random
+    plans."""
 
     cycle: str
     trained_rows: int
     prompt: tuple[int, ...]
     tokens: int
     costs: CostModel | int | None = None
+    nodes: int = 0
 
     def decode(self, monkeypatch, requests, ends=frozenset(), *, rows=0, batch=1):
         """The finished sequences, in order."""
@@ -62,8 +64,9 @@ class Run(NamedTuple):
         if isinstance(self.costs, int):
             width = runner.diffusion.block_size
             planner = tiny.RandomPlanner(self.costs, width)
-            monkeypatch.setattr(generate_module, "drafting_of", lambda *_: Drafting(width, planner=planner))
-        config = DecodingConfig(cycle=self.cycle, rule="rejection", batch_size=batch)
+            drafting = Drafting(width, nodes=self.nodes or None, planner=planner)
+            monkeypatch.setattr(generate_module, "drafting_of", lambda *_: drafting)
+        config = DecodingConfig(cycle=self.cycle, rule="rejection", batch_size=batch, tree_nodes=self.nodes)
         steps = generate(runner, requests, config, Limits(3, 64, ends), costs=self.costs)
         done = {step.sequence.index: step.sequence for step in steps if step.sequence.finish_reason}
         return [done[n] for n in range(len(requests))]
@@ -78,8 +81,12 @@ RUNS = {
     "looked up": Run("auto", 2, (0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1), 4, tiny.COSTS["rows"]),
     "random plans": Run("auto", 2, (2, 1), 4, 1),
     "other random plans": Run("auto", 3, (2, 1, 0), 3, 7),
+    "two-pass tree": Run("two-pass", 2, (1,), 3, nodes=3),
+    "one-pass tree": Run("one-pass", 3, (0, 2), 2, nodes=3),
+    "planned trees": Run("auto", 2, (1, 2, 1), 3, tiny.COSTS["passes"], nodes=3),
+    "random plans of trees": Run("auto", 2, (2, 1), 3, 6, nodes=4),
 }
-KINDS = {"planned": "one-pass", "planned refresh": "two-pass", "looked up": "lookup"}
+KINDS = {"planned": "one-pass", "planned trees": "one-pass", "planned refresh": "two-pass", "looked up": "lookup"}
 """The kind of cycle that a run must exercise, if it is not `Run.cycle`."""
 
 
@@ -142,14 +149,14 @@ def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, r
 
 
 def test_every_noise_address_has_a_different_value():
-    """By seed, sample, position, purpose and block: all values differ, and neighbouring addresses are uncorrelated."""
-    addresses = list(itertools.product((0, 1, 2), (0, 1, 2), range(1, 13), Purpose, (0, 2, 3, 4)))
-    by_address = {a: AddressedNoise(a[0], a[1]).uniform(a[2], a[3], a[4]) for a in addresses}
+    """By seed, sample, position, purpose, block and node: all differ, and neighbouring addresses are uncorrelated."""
+    addresses = list(itertools.product((0, 1, 2), (0, 1, 2), range(1, 13), Purpose, (0, 2, 3, 4), range(3)))
+    by_address = {a: AddressedNoise(a[0], a[1]).uniform(*a[2:]) for a in addresses}
     assert all(0 <= value < 1 for value in by_address.values())
     assert len(set(by_address.values())) == len(addresses)
     values = torch.tensor([by_address[address] for address in addresses], dtype=torch.float64)
-    grid = values.view(3, 3, 12, len(Purpose), 4) - 0.5
-    for axis in range(5):
+    grid = values.view(3, 3, 12, len(Purpose), 4, 3) - 0.5
+    for axis in range(6):
         one, other = grid.narrow(axis, 0, grid.shape[axis] - 1), grid.narrow(axis, 1, grid.shape[axis] - 1)
         assert abs(float((one * other).mean()) * 12) < 0.15, axis
 
@@ -159,8 +166,8 @@ def test_no_value_is_used_for_two_decisions(monkeypatch, run):
     """Not even for two drafts of one position, of which the first was never verified."""
     uniform, used = AddressedNoise.uniform, []
 
-    def spied(noise, position, purpose, block=0):
-        used.append((noise.seed, position, purpose, uniform(noise, position, purpose, block)))
+    def spied(noise, position, purpose, block=0, node=0):
+        used.append((noise.seed, position, purpose, uniform(noise, position, purpose, block, node)))
         return used[-1][-1]
 
     monkeypatch.setattr(AddressedNoise, "uniform", spied)

@@ -17,7 +17,7 @@ from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import top_p_border_by_row, top_p_border_by_sort
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
-from orthrus.decoding.sampling import RowRequest, Sampler, probabilities, sample
+from orthrus.decoding.sampling import RowRequest, Sampler, distributions, targets
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SIZES = [320, 1023, 4097, 49152, 49157]
@@ -118,26 +118,35 @@ def check(params, logits_RV):
         sampler.advance([token])
         reference.keep(token)
     alone = [reference.token(row, 20 + n) for n, row in enumerate(logits_RV)]
-    (draft,) = exact.propose([Proposal(sampler, logits_RV, 20, 0)])
+    (draft,) = exact.propose([Proposal(sampler, logits_RV, 20, 0, [1.0] * len(logits_RV))])
     assert draft.tokens == alone
     q = [] if params.greedy else [reference.probabilities(row) for row in logits_RV]
-    found = distributions(RowRequest(sampler, logits_RV, 20)) if q else []
+    found = distributions_of(RowRequest(sampler, logits_RV, 20, [()] * len(logits_RV))) if q else []
     assert all(bits(one, other) for one, other in zip(found, q, strict=True))
     expected, p = [], []
     for n, row in enumerate(logits_RV):
         p += [] if params.greedy else [reference.probabilities(row)]
         expected.append(reference.token(row, 20 + n))
         reference.keep(expected[-1])
-    found = distributions(RowRequest(sampler, logits_RV, 20, expected[:-1])) if p else []
+    draft = Draft.chain(expected[:-1])
+    found = distributions_of(RowRequest(sampler, logits_RV, 20, draft.paths)) if p else []
     assert all(bits(one, other) for one, other in zip(found, p, strict=True))
-    (verdict,) = exact.verify([Check(sampler, logits_RV, Draft(expected[:-1]), 20)])
+    (verdict,) = exact.verify([Check(sampler, logits_RV, draft, 20)])
     assert verdict.tokens == expected
     assert verdict.accepted == len(logits_RV) - 1
 
 
-def distributions(request):
-    (found,) = probabilities([request])
-    return list(found)
+def rows_of(found, request):
+    return [found(row) for row in range(len(request.logits_RV))]
+
+
+def distributions_of(request):
+    (found,) = distributions([request])
+    return rows_of(found, request)
+
+
+def targets_of(requests):
+    return [rows_of(found, request) for found, request in zip(targets(requests), requests, strict=True)]
 
 
 def bits(one, other):
@@ -164,8 +173,9 @@ def test_a_block_equals_its_rows_where_logits_are_not_finite():
     for filters in FILTERS:
         params = SamplingParams(temperature=0.8, **filters)
         sampler, reference = made(params, 320)
-        assert sample([RowRequest(sampler, rows, 0)]) == [[reference.token(row, n) for n, row in enumerate(rows)]]
-        for one, row in zip(distributions(RowRequest(sampler, rows, 0)), rows, strict=True):
+        alone = [RowRequest(sampler, row[None], n) for n, row in enumerate(rows)]
+        assert targets_of(alone) == [[reference.token(row, n)] for n, row in enumerate(rows)]
+        for one, row in zip(distributions_of(RowRequest(sampler, rows, 0, [()] * 9)), rows, strict=True):
             assert torch.equal(one.nan_to_num(2.0), reference.probabilities(row).nan_to_num(2.0))
 
 
@@ -176,25 +186,28 @@ def test_a_batch_equals_its_sequences_alone(device, vocab):
     settings = SETTINGS[:: 1 if vocab == 320 else 17]
     counts = [1 + n % 4 for n in range(len(settings))]
     block = logits_of(sum(counts), vocab).to(device)
-    drafts = [list(range(5, 4 + count)) for count in counts]
+    drafts = [
+        Draft.tree(*zip(*((5 + n, (n - 1) // 2 if n else -1) for n in range(count - 1)), strict=True))
+        if count > 1
+        else Draft()
+        for count in counts
+    ]
     samplers = [made(params, vocab, seed)[0] for seed, params in enumerate(settings)]
     slices = block.split(counts)
-    requests = [RowRequest(*one) for one in zip(samplers, slices, counts, drafts, strict=True)]
-    copies = [RowRequest(r.sampler, r.logits_RV.clone(), r.position, r.drafts) for r in requests]
-    alone = [sample([request])[0] for request in copies]
-    assert sample(requests) == sample(copies) == alone
-    assert sample(requests[::-1]) == alone[::-1]
+    paths = [draft.paths for draft in drafts]
+    requests = [RowRequest(*one) for one in zip(samplers, slices, counts, paths, strict=True)]
+    copies = [RowRequest(r.sampler, r.logits_RV.clone(), r.position, r.paths) for r in requests]
+    alone = [targets_of([request])[0] for request in copies]
+    assert targets_of(requests) == targets_of(copies) == alone
+    assert targets_of(requests[::-1]) == alone[::-1]
     drawn = [request for request in requests if not request.sampler.params.greedy]
-    for found, request in zip(probabilities(drawn), drawn, strict=True):
-        together = torch.stack(list(found))
-        assert bits(together, torch.stack(distributions(request)))
+    for found, request in zip(distributions(drawn), drawn, strict=True):
+        together = torch.stack(rows_of(found, request))
+        assert bits(together, torch.stack(distributions_of(request)))
         if not request.sampler.processors.active:
-            rows = [
-                RowRequest(request.sampler, row[None].clone(), request.position + n)
-                for n, row in enumerate(request.logits_RV)
-            ]
-            assert bits(together, torch.cat([distributions(row)[0][None] for row in rows]))
-    checks = [Check(r.sampler, r.logits_RV, Draft(list(r.drafts)), r.position) for r in requests]
+            rows = [RowRequest(request.sampler, row[None].clone(), 0) for row in request.logits_RV]
+            assert bits(together, torch.cat([distributions_of(row)[0][None] for row in rows]))
+    checks = [Check(r.sampler, r.logits_RV, draft, r.position) for r, draft in zip(requests, drafts, strict=True)]
     assert [v.tokens for v in rejection.verify(checks[:60])] == [
         rejection.verify([Check(made(settings[n], vocab, n)[0], c.logits_RV, c.draft, c.position)])[0].tokens
         for n, c in enumerate(checks[:60])

@@ -35,9 +35,7 @@ def steps(text, finish="stop", seed=0):
             size = rng.randint(1, 6)
             pieces.append(Piece(text[:size], number, "plain"))
             text, number = text[size:], number + 1
-        yield Step(
-            sequence, Verdict([7] * len(pieces), 0), pieces=tuple(pieces), finish_reason=None if text else finish
-        )
+        yield Step(sequence, Verdict([7] * len(pieces)), pieces=tuple(pieces), finish_reason=None if text else finish)
 
 
 def read(text, form=ALL, finish="stop", seed=0):
@@ -79,7 +77,7 @@ def test_an_answer_without_tools_keeps_what_looks_like_a_call():
 
 
 def test_a_request_whose_time_is_up():
-    step = Step(SimpleNamespace(statistics=Statistics()), Verdict([], 0), finish_reason="timeout")
+    step = Step(SimpleNamespace(statistics=Statistics()), Verdict([]), finish_reason="timeout")
     with pytest.raises(APIError, match="timed out") as raised:
         Answer().add(step)
     assert raised.value.status == 504

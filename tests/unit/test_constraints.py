@@ -11,11 +11,12 @@ from orthrus.config import MAX_CONSTRAINT, Constraint, DecodingConfig, SamplingP
 from orthrus.constraints import of_options
 from orthrus.decoding import constraints
 from orthrus.decoding.constraints import Ending, Grammars, restrict
+from orthrus.decoding.drafts import Draft
 from orthrus.decoding.engine import generate
 from orthrus.decoding.json_digits import MAX_DIGITS
 from orthrus.decoding.noise import AddressedNoise
-from orthrus.decoding.rules import Proposal, exact, rejection
-from orthrus.decoding.sampling import RowRequest, Sampler, probabilities, sample
+from orthrus.decoding.rules import Check, Proposal, exact, rejection
+from orthrus.decoding.sampling import RowRequest, Sampler, distributions, targets
 from orthrus.decoding.sequence import Limits
 
 ENDS = frozenset([tiny.END])
@@ -163,21 +164,22 @@ def test_rows_follow_their_drafts(made, dtype, temperature):
         return made_sampler
 
     expected = [
-        sample([RowRequest(sampler(drafts[:row]), logits[row : row + 1], 7 + row)])[0][0] for row in range(len(logits))
+        targets([RowRequest(sampler(drafts[:row]), logits[row : row + 1], 7 + row)])[0](0) for row in range(len(logits))
     ]
     for row, draft in enumerate(drafts):
         logits[row, draft] = 30.0  # so that the draft is the token of its row
-    (tokens,) = sample([RowRequest(sampler([]), logits, 7, drafts)])
-    assert tokens == [*drafts, expected[-1]]
-    (block,) = sample([RowRequest(sampler([]), logits, 7, drafting=True)])
-    assert block == tokens
+    draft = Draft.chain(drafts)
+    (verdict,) = exact.verify([Check(sampler([]), logits, draft, 7)])
+    assert verdict.tokens == [*drafts, expected[-1]]
+    (block,) = exact.propose([Proposal(sampler([]), logits, 7, 0, [1.0] * len(logits))])
+    assert block.tokens == verdict.tokens
     if temperature:
-        (rows,) = probabilities([RowRequest(sampler([]), logits, 7, drafts)])
+        (rows,) = distributions([RowRequest(sampler([]), logits, 7, draft.paths)])
         masked = logits[-1].float().clone()
         grammar = made.start(params.constraint, ENDS)
         grammar.advance(drafts)
         restrict(masked, grammar.mask())
-        assert torch.equal(list(rows)[-1], (masked / 0.8).softmax(0))
+        assert torch.equal(rows(len(drafts)), (masked / 0.8).softmax(0))
 
 
 @pytest.mark.parametrize("rule", [exact, rejection])
@@ -185,7 +187,7 @@ def test_drafts_respect_the_grammar(made, rule):
     params = SamplingParams(temperature=1.0, seed=0, constraint=Constraint("regex", "[a-c]{2}[x-z]{2}"))
     grammar = made.start(params.constraint, ENDS)
     sampler = Sampler(params, AddressedNoise(0, 0), (), ENDS, tiny.VOCAB, grammar)
-    (draft,) = rule.propose([Proposal(sampler, torch.randn(6, tiny.VOCAB), 7, 14)])
+    (draft,) = rule.propose([Proposal(sampler, torch.randn(6, tiny.VOCAB), 7, 14, [1.0] * 6)])
     assert len(draft.tokens) == 4, "nothing is drafted after the end"
     grammar.advance(draft.tokens)
     assert grammar.ending == Ending(4, "stop")

@@ -77,7 +77,7 @@ def test_an_invalid_table_is_refused(change):
 
 
 def test_measuring_is_limited_in_time_on_a_slow_machine(monkeypatch):
-    now, drafted, whole = [0.0], [], type(tiny.runner()).diffuse
+    now, drafted, whole = [0.0], [], type(tiny.runner()).diffuse_rows
 
     def clock():
         now[0] += 1.0
@@ -88,7 +88,7 @@ def test_measuring_is_limited_in_time_on_a_slow_machine(monkeypatch):
         return whole(*arguments, **more)
 
     monkeypatch.setattr(costs, "perf_counter", clock)
-    monkeypatch.setattr(type(tiny.runner()), "diffuse", diffuse)
+    monkeypatch.setattr(type(tiny.runner()), "diffuse_rows", diffuse)
     costs.measure(tiny.runner())
     assert len(drafted) == (1 + costs.MIN_ROUNDS) * costs.REPEATS * len(costs.DRAFT_ROWS)
 

@@ -14,7 +14,8 @@ from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import filter_scores
 from orthrus.decoding.noise import AddressedNoise, Purpose
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
-from orthrus.decoding.sampling import RowRequest, Sampler, best, sample
+from orthrus.decoding.sampling import RowRequest, Sampler, best
+from orthrus.decoding.sampling import targets as targets_of_rows
 from orthrus.decoding.sequence import Limits
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
@@ -42,8 +43,9 @@ def sampler(prompt=(), ends=frozenset(), vocab=6, **params):
 
 def targets(made, rows, position, drafts=()):
     """The tokens of rows that assume the drafts before them. The sampler does not advance."""
-    (tokens,) = sample([RowRequest(made, rows, position, drafts)])
-    return tokens
+    paths = [drafts[:row] for row in range(len(rows))] if drafts else [()] * len(rows)
+    (target,) = targets_of_rows([RowRequest(made, rows, position, paths)])
+    return [target(row) for row in range(len(rows))]
 
 
 def test_filters_keep_the_tokens_of_their_definitions():
@@ -84,7 +86,7 @@ def test_state_advances_only_by_tokens_that_are_kept():
     made = sampler(frequency_penalty=2.0)
     rows = torch.stack([LOGITS] * 4)
     assert targets(made, rows, 0, [0, 1, 2])[:3] == targets(made, rows, 0, [0, 1, 2])[:3] == [0, 1, 0]
-    (verdict,) = exact.verify([Check(made, rows, Draft([5, 1, 2]), 0)])
+    (verdict,) = exact.verify([Check(made, rows, Draft.chain([5, 1, 2]), 0)])
     assert (verdict.tokens, verdict.accepted) == ([0], 0)
     assert targets(made, rows[:2], 1, [1]) == [1, 0]
 
@@ -131,7 +133,7 @@ def test_drafts_share_the_noise_of_their_targets():
     params = SamplingParams(temperature=1.0, seed=3)
     rows = torch.randn(5, tiny.VOCAB)
     first, second = (Sampler(params, AddressedNoise(3), (), frozenset(), tiny.VOCAB) for _ in range(2))
-    (draft,) = exact.propose([Proposal(first, rows[:4], 40, 0)])
+    (draft,) = exact.propose([Proposal(first, rows[:4], 40, 0, [1.0] * 4)])
     assert draft.tokens == targets(second, rows, 40, draft.tokens)[:4]
     (verdict,) = exact.verify([Check(second, rows, draft, 40)])
     assert verdict.accepted == 4
@@ -175,16 +177,18 @@ def test_rejection_uses_a_different_address_for_every_decision():
     addresses = []
 
     class Spy(Silent):
-        def uniform(self, position, purpose, root=0):
-            addresses.append((position, purpose, root))
+        def uniform(self, position, purpose, block=0, node=0):
+            addresses.append((position, purpose, block, node))
             return 0.5
 
     made = Sampler(SamplingParams(temperature=1.0), Spy(), (), frozenset(), 6)
     rows = torch.stack([LOGITS] * 3)
-    _, draft = rejection.propose([Proposal(made, rows[:2], 7, 6), Proposal(made, rows[:2], 8, 7)])
+    _, draft = rejection.propose([Proposal(made, rows[:2], 7, 6, [1.0] * 2), Proposal(made, rows[:2], 8, 7, [1.0] * 2)])
     rejection.verify([Check(made, rows, draft, 8)])
-    assert addresses[:4] == [(7, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 6), (8, Purpose.DRAFT, 7), (9, Purpose.DRAFT, 7)]
-    assert addresses[4:] == [(8, Purpose.ACCEPT, 0), (9, Purpose.ACCEPT, 0), (10, Purpose.TOKEN, 0)]
+    drafted = [(7, 6, 0), (8, 6, 1), (8, 7, 0), (9, 7, 1)]
+    assert addresses[:4] == [(position, Purpose.DRAFT, *rest) for position, *rest in drafted]
+    decided = [(8, Purpose.ACCEPT), (9, Purpose.ACCEPT), (10, Purpose.TOKEN)]
+    assert addresses[4:] == [(position, purpose, 0, 0) for position, purpose in decided]
     assert len({AddressedNoise(1).uniform(*address) for address in addresses}) == len(addresses)
 
 

@@ -27,7 +27,8 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Acceptance over the prompts of one part, pooled: all accepted drafts divided by all cycles.
+    """Acceptance over the prompts of one part, pooled: all accepted drafts divided by all cycles. drafts: what a cycle
+    verifies, a chain or a tree.
 
     Intervals are 95 % bootstrap intervals over prompts.
     """
@@ -41,6 +42,7 @@ class Acceptance:
     tpf_interval: tuple[float, float]
     rows_per_pass: float
     by_offset: list[float]
+    drafts: str
 
 
 def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterator[tuple[TaskPrompt, Statistics]]:
@@ -60,7 +62,7 @@ def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_ne
     return acceptance("held out", [statistics for _, statistics in decode(model, asked, options)])
 
 
-def acceptance(part: str, runs: Iterable[Statistics]) -> Acceptance:
+def acceptance(part: str, runs: Iterable[Statistics], drafts: str = "chain") -> Acceptance:
     """Summarise the statistics of the prompts of one part."""
     statistics = list(runs)
     accepted = np.array([sum(s.accepted) for s in statistics], dtype=float)
@@ -80,6 +82,7 @@ def acceptance(part: str, runs: Iterable[Statistics]) -> Acceptance:
         *_pooled(generated, passes),
         sum(s.rows for s in statistics) / max(1, sum(s.passes - 1 for s in statistics)),
         (kept / np.maximum(drafted, 1)).tolist(),
+        drafts,
     )
 
 

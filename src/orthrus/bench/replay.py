@@ -1,8 +1,8 @@
 """Replay: the cycles that decoding a known text takes, computed from which rows of the block at every root are right.
 
-Two-pass goes from root s to s + 1 + run_0(s). One-pass uses the block rooted at the last accepted draft that has a
-block. The replay is greedy, at full width, without re-drafting and prompt lookup; a run with these settings takes
-exactly the replayed cycles.
+Two-pass goes from root s to s + 1 + run_0(s), with a chain as with a tree of drafts. One-pass uses the block rooted at
+the last accepted draft that has a block. The replay is greedy, at full width, without re-drafting and prompt lookup; a
+run with these settings takes exactly the replayed cycles.
 """
 
 from __future__ import annotations
@@ -12,29 +12,37 @@ from dataclasses import dataclass
 from orthrus.api import Model
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
+from orthrus.decoding.drafts import Draft
+from orthrus.decoding.sampling import best
+from orthrus.runner.draft_tree import draft_tree
 from orthrus.runner.layout import chunks
 
 CANDIDATES = (1, 2, 3, 4)
+TREES = (4, 8, 16, 32)
+"""The sizes of the trees that are replayed, in nodes."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A greedy answer: number of prompt tokens, number of answer tokens, and the right rows of the block per root."""
+    """A greedy answer: number of prompt tokens, number of answer tokens, the right rows of the block per root, and per
+    root how many drafts of a tree are accepted, by its number of nodes."""
 
     prompt: int
     tokens: int
     right: list[list[bool]]
+    trees: list[dict[int, int]]
 
     def run(self, root: int, start: int) -> int:
         """Number of consecutive right rows of the block at `root`, starting with row `start`."""
         rows = self.right[root - self.prompt + 1][start:]
         return rows.index(False) if False in rows else len(rows)
 
-    def two_pass(self) -> list[int]:
-        """Accepted drafts of every two-pass cycle."""
+    def two_pass(self, nodes: int | None = None) -> list[int]:
+        """Accepted drafts of every two-pass cycle, with trees of `nodes` nodes or (None) chains."""
         length, accepted = self.prompt + 1, []
         while length < self.prompt + self.tokens:
-            accepted.append(self.run(length - 1, 0))
+            root = length - 1
+            accepted.append(self.run(root, 0) if nodes is None else self.trees[root - self.prompt + 1][nodes])
             length += accepted[-1] + 1
         return accepted
 
@@ -65,12 +73,21 @@ def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
         runner.ar([chunk], [table], logit_rows=[])
         table.commit(table.length + len(chunk))
     width, rows = runner.diffusion.block_size, runner.diffusion.trained_rows
-    right = []
+    right, trees = [], []
+    temperatures = runner.decoder.draft_temperatures()[:rows]
     for root in reversed(range(length - 1, len(whole) - 1)):
         table.commit(root)
-        drafts = runner.diffuse([whole[root]], width, [table], rows=rows)[0].argmax(dim=-1).tolist()
-        right.append([drafted == token for drafted, token in zip(drafts, whole[root + 1 :], strict=False)])
-    return Text(length, len(done.tokens), right[::-1])
+        (logits_RV,), (hidden_RD,) = runner.diffuse_rows([whole[root]], width, [table], rows=rows)
+        drafts, truth = best(logits_RV), whole[root + 1 :]
+        right.append([drafted == token for drafted, token in zip(drafts, truth, strict=False)])
+        tree = Draft.tree(*draft_tree(runner, logits_RV, hidden_RD, temperatures, max(TREES)))
+        trees.append({nodes: _accepted(tree.first(nodes), truth) for nodes in TREES})
+    return Text(length, len(done.tokens), right[::-1], trees[::-1])
+
+
+def _accepted(tree: Draft, truth: list[int]) -> int:
+    """How many drafts of a tree are accepted where `truth` follows the root."""
+    return max(len(path) for path in tree.paths if path == truth[: len(path)])
 
 
 def tpf(replayed: list[Text], accepted: list[list[int]], passes_per_cycle: int) -> float:

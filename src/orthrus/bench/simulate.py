@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from orthrus.bench.shapes import QWEN3
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.policy import States
+from orthrus.decoding.planning.policy import MAX_BLOCKS, Yield, solve
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BLOCK = 32
@@ -32,7 +30,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Point:
-    """Tokens per second of the whole batch at one setting. one_pass: by number of candidates; planned: the optimum."""
+    """Tokens per second of the whole batch at one setting, each with the best number of verified drafts, plain passes
+    included. one_pass: by the most blocks beside the AR rows; planned: the optimum."""
 
     acceptance: float
     width: int
@@ -75,26 +74,23 @@ def simulate(
         probability = probability_of(acceptance)
         for width in widths:
             for batch in batches:
-                accepted = np.stack([np.full(width, probability), np.full(width, miss_factor * probability)])
-                states = States(accepted, width, costs, batch, context)
-                limits = {f"{n}": n for n in (1, 2, 4, 8) if n <= width} | {"all": width + 1}
-                one_pass = {name: _rate_with(states, n) for name, n in limits.items()}
-                points.append(
-                    Point(
-                        acceptance, width, batch, batch / costs.ar(batch, 1, context), _rate_with(states, 0), one_pass,
-                        states.best().rate,
-                    )
-                )  # fmt: skip
+                fresh, hit = _chain(probability, width), _chain(probability, width - 1)
+                beside = hit.towards(_chain(miss_factor * probability, width - 1), 1 - probability)
+
+                def rate(blocks: int, *, refreshes: bool, drafts: tuple[Yield, Yield] = (fresh, beside)) -> float:
+                    policy = solve(*drafts, width, costs, batch, context, blocks, refreshes=refreshes)  # noqa: B023
+                    return policy.rate
+
+                one_pass = {f"{n}": rate(n, refreshes=False) for n in (1, 2, MAX_BLOCKS)}
+                plain = batch / costs.ar(batch, 1, context)
+                two_pass, planned = rate(0, refreshes=True), rate(MAX_BLOCKS, refreshes=True)
+                points.append(Point(acceptance, width, batch, plain, two_pass, one_pass, planned))
     return points
 
 
-def _rate_with(states: States, blocks: int) -> float:
-    """Tokens per second when every pass has `blocks` blocks, or as many as it has AR rows; 0 is two-pass."""
-    chosen = np.minimum(blocks, states.held + 1)
-    if not blocks:
-        chosen = np.full_like(states.held, 2 + states.held.max())
-        chosen[1:3] = 0
-    return states.evaluate(chosen)[0]
+def _chain(probability: float, drafts: int) -> Yield:
+    """The yield of a chain of drafts, each of which is accepted with this probability if those before it are."""
+    return Yield.of(list(range(-1, drafts - 1)), [probability ** (node + 1) for node in range(drafts)])
 
 
 def plot(points: list[Point], title: str, path: Path) -> None:

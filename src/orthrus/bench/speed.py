@@ -62,16 +62,21 @@ class Run:
 
 
 def options_of(setting: str) -> Options:
-    """Parse `cycle`, `cycle/width`, `one-pass:candidates` or `one-pass:candidates/width` into options."""
-    cycle, _, width = setting.partition("/")
+    """Parse `cycle`, which may be followed by `:candidates`, `/width` and `+nodes` in this order, into options."""
+    cycle, _, nodes = setting.partition("+")
+    cycle, _, width = cycle.partition("/")
     cycle, _, candidates = cycle.partition(":")
-    if not all(number.isdecimal() for number in (width, candidates) if number):
+    numbers = {"width": width, "candidates": candidates, "tree_nodes": nodes}
+    if not all(number.isdecimal() for number in numbers.values() if number):
         raise ValueError(
-            f"{setting!r} is no setting: give CYCLE, CYCLE/WIDTH or one-pass:CANDIDATES/WIDTH, such as one-pass:2/6"
+            f"{setting!r} is no setting: give CYCLE, CYCLE/WIDTH, CYCLE+NODES or one-pass:CANDIDATES/WIDTH+NODES, such"
+            " as one-pass:2/6+12"
         )
-    return {
-        "cycle": cycle, "width": int(width) if width else None, "candidates": int(candidates) if candidates else None,
-    }  # fmt: skip
+    options: Options = {"cycle": cycle}
+    for name, number in numbers.items():
+        if number:
+            options[name] = int(number)  # type: ignore[literal-required]
+    return options
 
 
 def measure_settings(

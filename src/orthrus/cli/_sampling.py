@@ -91,6 +91,9 @@ ExplainOption = Annotated[
 ]
 NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
 WidthOption = Annotated[int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size")]
+TreeNodesOption = Annotated[
+    int | None, typer.Option(help="Drafts verified per pass, as a tree; 0: a chain.", show_default="0; auto plans it")
+]
 BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded together in one batch.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads of a forward pass.", show_default="torch's")
@@ -138,8 +141,8 @@ def check(
 
 PASSED = (
     "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "seed", "stop", "system", "raw", "rule", "width", "batch_size", "regex",
-    "tool_choice", "logprobs",
+    "presence_penalty", "frequency_penalty", "seed", "stop", "system", "raw", "rule", "width", "tree_nodes",
+    "batch_size", "regex", "tool_choice", "logprobs",
 )  # fmt: skip
 """Options of `generate` that are passed on as they are."""
 
@@ -192,10 +195,11 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def check_context(size: int | None) -> None:
-    """Raise ValueError unless the size is positive."""
-    if size is not None and size < 1:
-        raise ValueError(f"--ctx-size must be at least 1, not {size}")
+def apply_limits(ctx_size: int | None, threads: int | None) -> None:
+    """Check the size of the context and set the number of CPU threads. Raises ValueError if one is out of range."""
+    if ctx_size is not None and ctx_size < 1:
+        raise ValueError(f"--ctx-size must be at least 1, not {ctx_size}")
+    set_threads(threads)
 
 
 def biases(given: list[str] | None) -> list[tuple[str, float]]:

@@ -115,8 +115,7 @@ def command(
             if url is not None:
                 client = remote_client(url, api_key, concurrency)
             else:
-                sampling.check_context(ctx_size)
-                sampling.set_threads(threads)
+                sampling.apply_limits(ctx_size, threads)
                 loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
                 client = _local(loaded, batch_size, cycle, rule, served_model_name)
                 concurrency = 2 * batch_size  # the next prompts wait in the engine

@@ -129,8 +129,7 @@ def _check_local(engine: dict[str, Any], ctx_size: int | None, threads: int | No
     from orthrus.options import Settings
 
     Settings.of(engine)
-    sampling.check_context(ctx_size)
-    sampling.set_threads(threads)
+    sampling.apply_limits(ctx_size, threads)
 
 
 def _local(model: Model, engine: dict[str, Any], with_tokens: _WithTokens) -> Answerer:

@@ -73,6 +73,7 @@ def command(
     rule: sampling.RuleOption = "exact",
     no_diffusion: sampling.NoDiffusionOption = False,
     width: sampling.WidthOption = None,
+    tree_nodes: sampling.TreeNodesOption = None,
     batch_size: sampling.BatchSizeOption = 1,
     threads: sampling.ThreadsOption = None,
     ctx_size: sampling.ContextOption = None,
@@ -91,8 +92,7 @@ def command(
     compile_ahead(dtype, device)
     biases = sampling.biases(logit_bias)
     sampling.check(options, prompts, biases, explain_plan=explain_plan)
-    sampling.check_context(ctx_size)
-    sampling.set_threads(threads)
+    sampling.apply_limits(ctx_size, threads)
     started = perf_counter()
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started

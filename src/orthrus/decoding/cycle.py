@@ -8,7 +8,7 @@ anchor, whose logits give the first token; a draft block in the same pass gives 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -29,7 +29,7 @@ SCORED_ROWS = 128
 @dataclass(frozen=True)
 class Job:
     """The rows of one sequence in a pass: `chunk`, tokens that the cache lacks; then, if it `verifies`, the anchor and
-    the drafts of the plan, whose blocks are rooted in the anchor's row and the rows after it."""
+    the tree of drafts of the plan, whose blocks are rooted in these rows."""
 
     sequence: Sequence
     plan: PassPlan = field(default_factory=PassPlan)
@@ -39,7 +39,15 @@ class Job:
     @cached_property
     def rows(self) -> list[int]:
         """The tokens of the AR rows."""
-        return [*self.chunk, self.sequence.anchor, *self.plan.tokens] if self.verifies else [*self.chunk]
+        return [*self.chunk, self.sequence.anchor, *self.plan.tree.tokens] if self.verifies else [*self.chunk]
+
+    @property
+    def parents(self) -> list[int] | None:
+        """The row that each row follows, -1 for the newest cached position; None if the rows are a chain."""
+        if self.plan.tree.is_chain:
+            return None
+        anchor = len(self.chunk)
+        return [*range(-1, anchor), *(anchor + 1 + parent for parent in self.plan.tree.parents)]
 
     @property
     def logit_rows(self) -> range:
@@ -47,9 +55,15 @@ class Job:
         return range(0 if self.sequence.scores_prompt else len(self.chunk), len(self.rows))
 
     @property
-    def block_roots(self) -> range:
+    def block_roots(self) -> list[int]:
         """The rows in which the blocks are rooted."""
-        return range(len(self.chunk), len(self.chunk) + self.plan.blocks)
+        return [len(self.chunk) + 1 + node for node in self.plan.roots]
+
+    def cached_rows(self, kept: Verdict) -> list[int]:
+        """The rows that become cache: those of all tokens but the newest."""
+        anchor = len(self.chunk)
+        rows = [*range(anchor + 1), *(anchor + 1 + node for node in kept.path)]
+        return rows[: anchor + len(kept.tokens)]
 
 
 @dataclass(frozen=True)
@@ -100,28 +114,43 @@ def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
     room = min(room, SCORED_ROWS) if sequence.scores_prompt else room
     missing, first = sequence.uncached, not sequence.tokens
     verifies = first and len(missing) < room
-    plan = PassPlan(blocks=1, width=width) if width and verifies else PassPlan()
+    plan = PassPlan(roots=(-1,), width=width) if width and verifies else PassPlan()
     return Job(sequence, plan, missing[:room], verifies)
 
 
-def run(runner: Runner, jobs: Seq[Job], rule: Rule) -> list[Step]:
-    """Run one pass. Returns what each verifying sequence gained, cut where it stopped, in the order of the jobs."""
+def run(runner: Runner, jobs: Seq[Job], rule: Rule, nodes: int | None = None) -> list[Step]:
+    """Run one pass. Returns what each verifying sequence gained, cut where it stopped, in the order of the jobs.
+
+    nodes: the most nodes of the trees that are drafted ahead; None for chains.
+    """
     eager_logits = 0 < sum(job.plan.blocks * job.plan.width for job in jobs) <= EAGER_LOGITS
     verified, verdicts = _verify(runner, jobs, rule, eager_logits=eager_logits)
     for job in jobs:
         if not job.verifies:
             job.sequence.table.commit(job.sequence.table.length + len(job.chunk))
-    steps = [_commit(job, verdict, logits_RV) for (job, logits_RV, _), verdict in zip(verified, verdicts, strict=True)]
-    verifying, blocks = [job for job, _, _ in verified], [rows for _, _, rows in verified]
-    _draft_ahead(runner, verifying, steps, blocks, rule, eager_logits=eager_logits)
+    steps = [_commit(own.job, verdict, own.logits_RV) for own, verdict in zip(verified, verdicts, strict=True)]
+    ahead = _blocks_ahead(verified, steps)
+    if ahead:
+        drafting, chosen = zip(*ahead, strict=True)
+        drafts = drafts_from_blocks(runner, drafting, chosen, rule, nodes, eager_logits=eager_logits)
+        for sequence, draft in zip(drafting, drafts, strict=True):
+            sequence.ahead = draft
     return steps
 
 
-def _verify(
-    runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool
-) -> tuple[list[tuple[Job, Tensor, Tensor]], list[Verdict]]:
-    """Run the pass, and score prompts. Returns the verifying jobs, each with the logits after its anchor and drafts and
-    the rows of its blocks, and their verdicts."""
+@dataclass(frozen=True)
+class _Verified:
+    """A job whose drafts a pass verified: the logits after its anchor and drafts, and the rows of its blocks [J, width]
+    with their hidden states."""
+
+    job: Job
+    logits_RV: Tensor
+    rows: Tensor
+    hidden: Tensor
+
+
+def _verify(runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool) -> tuple[list[_Verified], list[Verdict]]:
+    """Run the pass, and score prompts. Returns what the verifying jobs computed, and their verdicts."""
     result = runner.ar_and_diffuse(
         [job.rows for job in jobs],
         [job.block_roots for job in jobs],
@@ -129,49 +158,40 @@ def _verify(
         [job.sequence.table for job in jobs],
         logit_rows=[job.logit_rows for job in jobs],
         eager_logits=eager_logits,
+        parents=[job.parents for job in jobs],
     )
     for job, logits_RV in zip(jobs, result.logits, strict=True):
         if job.sequence.scores_prompt:
             job.sequence.score_prompt(job.sequence.table.length, logits_RV)
     verified = [
-        (job, logits_RV[-1 - len(job.plan.tokens) :], rows)
-        for job, logits_RV, rows in zip(jobs, result.logits, result.blocks, strict=True)
+        _Verified(job, logits_RV[-1 - job.plan.offered :], rows, hidden)
+        for job, logits_RV, rows, hidden in zip(jobs, result.logits, result.blocks, result.hidden, strict=True)
         if job.verifies
     ]
     checks = [
-        Check(job.sequence.sampler, logits_RV, replace(job.plan.draft, tokens=job.plan.tokens), job.sequence.length)
-        for job, logits_RV, _ in verified
+        Check(own.job.sequence.sampler, own.logits_RV, own.job.plan.tree, own.job.sequence.length) for own in verified
     ]
     return verified, rule.verify(checks) if checks else []
 
 
 def _commit(job: Job, verdict: Verdict, logits_RV: Tensor) -> Step:
-    """Append the kept tokens, and set the length of the cache, which counts all tokens but the newest."""
+    """Append the kept tokens, and commit the rows of all tokens but the newest."""
     sequence = job.sequence
     kept = sequence.append(verdict, job.plan) if sequence.tokens else sequence.start(verdict.tokens[0])
-    sequence.table.commit(sequence.length - 1)
-    return Step.of(sequence, kept, job.plan, sequence.score(logits_RV, kept.tokens))
+    sequence.table.commit_path(job.cached_rows(kept))
+    return Step.of(sequence, kept, job.plan, sequence.score(logits_RV, kept))
 
 
-def _draft_ahead(
-    runner: Runner, jobs: Seq[Job], steps: Seq[Step], blocks: Seq[Tensor], rule: Rule, *, eager_logits: bool
-) -> None:
-    """Set the drafts of the next cycle (`Sequence.ahead`).
-
-    They come from the block rooted at the last accepted draft or, where that draft has no block, from the last block
-    before it. A sequence without blocks gets no drafts.
-    """
-    drafting: list[Sequence] = []
-    chosen: list[Block] = []
-    for job, step, own in zip(jobs, steps, blocks, strict=True):
+def _blocks_ahead(verified: Seq[_Verified], steps: Seq[Step]) -> list[tuple[Sequence, Block]]:
+    """The sequences that draft for the next cycle, each with its block: that of the last accepted node or, where that
+    has none, of its nearest ancestor. Clears the drafts at hand (`Sequence.ahead`) of all."""
+    found = []
+    for own, step in zip(verified, steps, strict=True):
         sequence, kept = step.sequence, step.kept
         sequence.ahead = Draft()
-        if job.plan.blocks and sequence.finish_reason is None:
-            block = min(kept.accepted, job.plan.blocks - 1)
-            anchor = sequence.length - 1 - len(kept.tokens)
-            drafting.append(sequence)
-            chosen.append(Block(own[block], anchor + block))
-    if drafting:
-        drafts = drafts_from_blocks(runner, drafting, chosen, rule, eager_logits=eager_logits)
-        for sequence, draft in zip(drafting, drafts, strict=True):
-            sequence.ahead = draft
+        chosen = own.job.plan.block_for(kept.path)
+        if chosen is not None and sequence.finish_reason is None:
+            block, depth = chosen
+            root = sequence.length - 1 - len(kept.tokens) + depth
+            found.append((sequence, Block(own.rows[block], own.hidden[block], root)))
+    return found

@@ -8,6 +8,7 @@ from orthrus.decoding.planning.account import MAX_LOOKUP_DRAFTS
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.measure import measure
 from orthrus.decoding.planning.planner import Planner
+from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES
 from orthrus.runner.runner import Runner
 
 
@@ -16,8 +17,12 @@ def workspace_positions(runner: Runner, config: DecodingConfig) -> int:
     if runner.diffusion is None or config.cycle == "ar":
         return runner.workspace_positions(0, 0, 1)
     width = config.width or runner.diffusion.block_size
-    drafts = max(width, MAX_LOOKUP_DRAFTS) if config.cycle == "auto" else width
-    return runner.workspace_positions(drafts, min(drafts + 1, config.candidates or drafts + 1), width)
+    if config.cycle == "auto":
+        drafts, blocks = max(width, config.tree_nodes or max(NODES)) + MAX_LOOKUP_DRAFTS, MAX_BLOCKS
+    else:
+        drafts = config.tree_nodes or width
+        blocks = min(drafts + 1, config.candidates or drafts + 1)
+    return runner.workspace_positions(drafts, blocks, width)
 
 
 def drafting_of(runner: Runner, config: DecodingConfig, costs: CostModel | None) -> Drafting:
@@ -37,6 +42,8 @@ def drafting_of(runner: Runner, config: DecodingConfig, costs: CostModel | None)
         raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
     width = config.width or block
     if config.cycle != "auto":
-        return Drafting(width, config.candidates)
+        return Drafting(width, config.candidates, config.tree_nodes or None)
     alone = config.rule == "rejection"
-    return Drafting(width, planner=Planner(runner.diffusion, width, costs or measure(runner), alone=alone))
+    planner = Planner(runner.diffusion, width, costs or measure(runner), alone=alone)
+    nodes = planner.nodes if config.tree_nodes is None else config.tree_nodes or None
+    return Drafting(width, nodes=nodes, planner=planner)

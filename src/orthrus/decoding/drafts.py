@@ -1,38 +1,164 @@
-"""The records that link proposal and verification: drafts, and the verdict on them."""
+"""The records that link proposal and verification: a tree of drafts, and the verdict on it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
 
 Kind = Literal["agrees", "differs", "lookup"]
+UNKNOWN_CONFIDENCE = 0.7
+"""The confidence of a draft about which nothing is known."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Proposed tokens.
+    """A tree of proposed tokens. A chain is a tree in which no node has more than one child.
 
-    q_RV: the distributions [m, V] that the tokens were sampled from; None if they were not sampled. kind: the source of
-    the drafts: a block that predicted the token before them (`agrees`), a block that did not (`differs`), or prompt
-    lookup (`lookup`). start: the row of the block that predicted the first draft. confidence: the top-1 probability of
-    each row, from 0 to 1; empty if unknown.
+    Node i proposes `tokens[i]` after the node `parents[i]`, or after the anchor if that is -1. Parents come before
+    their children, so the first nodes of a tree are a tree too; siblings have different tokens.
+
+    confidence: per node, the estimated probability that it is accepted if its parent is. kinds: the source of each
+    node: a block that predicted the token before its drafts (`agrees`), a block that did not (`differs`), or prompt
+    lookup (`lookup`). q: per node, the distribution [V] from which it and its siblings were drawn, without replacement;
+    None if it was not drawn. Drawn siblings stand in the order in which they were drawn. start: the row of the block
+    that predicted the first token.
     """
 
     tokens: list[int] = field(default_factory=list)
-    q_RV: Tensor | None = None
-    kind: Kind = "agrees"
-    start: int = 0
+    parents: list[int] = field(default_factory=list)
     confidence: list[float] = field(default_factory=list)
+    kinds: list[Kind] = field(default_factory=list)
+    q: list[Tensor | None] = field(default_factory=list)
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.parents) == len(self.confidence) == len(self.kinds) == len(self.q)
+        assert all(-1 <= parent < node for node, parent in enumerate(self.parents)), self.parents
+        assert len(set(zip(self.parents, self.tokens, strict=True))) == len(self.tokens), "siblings have one token"
+
+    @staticmethod
+    def tree(
+        tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees"
+    ) -> Draft:
+        """A tree from one source, none of whose tokens was drawn."""
+        count = len(tokens)
+        sure = list(confidence) or [UNKNOWN_CONFIDENCE] * count
+        return Draft(list(tokens), list(parents), sure, [kind] * count, [None] * count)
+
+    @staticmethod
+    def chain(tokens: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees") -> Draft:
+        """A chain from one source, none of whose tokens was drawn."""
+        return Draft.tree(tokens, range(-1, len(tokens) - 1), confidence, kind)
+
+    def grown(self, token: int, parent: int, confidence: float, q_V: Tensor | None, kind: Kind = "agrees") -> Draft:
+        """The tree with one more node."""
+        return Draft(
+            [*self.tokens, token],
+            [*self.parents, parent],
+            [*self.confidence, confidence],
+            [*self.kinds, kind],
+            [*self.q, q_V],
+            self.start,
+        )
+
+    def first(self, count: int) -> Draft:
+        """The tree of the first `count` nodes."""
+        if count >= len(self.tokens):
+            return self
+        return Draft(
+            self.tokens[:count],
+            self.parents[:count],
+            self.confidence[:count],
+            self.kinds[:count],
+            self.q[:count],
+            self.start,
+        )
+
+    def branched(self, tokens: Sequence[int], confidence: float, kind: Kind) -> Draft:
+        """The tree with a chain from the anchor as a further branch. Nodes that are there already take the larger
+        confidence."""
+        draft, parent = self, -1
+        for token in tokens:
+            node = draft.children.get(parent, {}).get(token)
+            if node is None:
+                node = len(draft.tokens)
+                draft = draft.grown(token, parent, confidence, None, kind)
+            elif draft.confidence[node] < confidence:
+                confidences, kinds = list(draft.confidence), list(draft.kinds)
+                confidences[node], kinds[node] = confidence, kind
+                draft = replace(draft, confidence=confidences, kinds=kinds)
+            parent = node
+        return draft
+
+    def in_order(self, nodes: Sequence[int]) -> Draft:
+        """The tree of these nodes in this order, in which parents come before their children."""
+        place = {-1: -1} | {node: index for index, node in enumerate(nodes)}
+        return Draft(
+            [self.tokens[node] for node in nodes],
+            [place[self.parents[node]] for node in nodes],
+            [self.confidence[node] for node in nodes],
+            [self.kinds[node] for node in nodes],
+            [self.q[node] for node in nodes],
+            self.start,
+        )
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether every node follows the one before it."""
+        return self.parents == list(range(-1, len(self.tokens) - 1))
+
+    @property
+    def from_block(self) -> bool:
+        """Whether any node comes from a draft block."""
+        return any(kind != "lookup" for kind in self.kinds)
+
+    @cached_property
+    def children(self) -> dict[int, dict[int, int]]:
+        """By parent, its children: token -> node."""
+        found: dict[int, dict[int, int]] = {}
+        for node, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True)):
+            found.setdefault(parent, {})[token] = node
+        return found
+
+    @cached_property
+    def paths(self) -> list[list[int]]:
+        """[m + 1]: the tokens from the anchor to each node, the node included; the first path is that of the anchor.
+        Path i is that of row i of a pass that verifies the tree."""
+        paths: list[list[int]] = [[]]
+        for token, parent in zip(self.tokens, self.parents, strict=True):
+            paths.append([*paths[parent + 1], token])
+        return paths
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest path."""
+        return max(map(len, self.paths))
+
+    @cached_property
+    def probabilities(self) -> list[float]:
+        """[m]: the probability that a node is accepted: the product of the confidences of its path."""
+        found: list[float] = []
+        for confidence, parent in zip(self.confidence, self.parents, strict=True):
+            found.append(confidence * (found[parent] if parent >= 0 else 1.0))
+        return found
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one verification: `accepted` drafts and the bonus token after them."""
+    """The outcome of one verification: the tokens of the accepted nodes, which are a `path` from the anchor, and the
+    bonus token after them."""
 
     tokens: list[int]
-    accepted: int
+    path: list[int] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> int:
+        """How many drafts were accepted."""
+        return len(self.path)
 
 
 @dataclass(frozen=True)

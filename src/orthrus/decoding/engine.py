@@ -15,7 +15,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from threading import Lock
 
 from orthrus.cache import BlockTable, OutOfPagesError, pages_for
@@ -141,10 +141,11 @@ class Engine:
             self._join()
             self._make_room()
             batch = [sequence for sequence in self._running if sequence.decodes]
-            jobs = cycle.decoding_jobs(self._cycle, self._runner, batch, self._drafting, self._rule)
-            steps = [step for part in self._passes(jobs) for step in cycle.run(self._runner, part, self._rule)]
+            decoding = cycle.decoding_jobs(self._cycle, self._runner, batch, self._drafting, self._rule)
+            runs = (cycle.run(self._runner, jobs, self._rule, self._drafting.nodes) for jobs in self._passes(decoding))
+            steps = [*chain.from_iterable(runs)]
             self._share_prompts(steps)
-            self._learn(jobs, steps)
+            self._learn(decoding, steps)
             return ended + steps + self._leave()
 
     def _leave(self) -> list[Step]:
@@ -166,7 +167,7 @@ class Engine:
                 self._waiting.remove(sequence)
             if self._drafting.planner is not None:
                 self._drafting.planner.forget(sequence)
-        return [Step.of(sequence, Verdict([], 0)) for sequence in ended]
+        return [Step.of(sequence, Verdict([])) for sequence in ended]
 
     def _join(self) -> None:
         """Admit waiting sequences in their order, while there are places and pages. A known prefix is shared."""
@@ -281,9 +282,8 @@ def generate(
     a sequence. Raises ValueError before any work if a request or the configuration cannot be decoded.
     """
     requests = list(requests)
-    engine = Engine(
-        runner, config, limits, decode=decode, costs=costs, pages=_pages_needed(runner, requests, config, limits)
-    )
+    pages = _pages_needed(runner, requests, config, limits)
+    engine = Engine(runner, config, limits, decode=decode, costs=costs, pages=pages)
     for request in requests:
         engine.add(request)
     while engine.unfinished:

@@ -40,13 +40,14 @@ class Noise(Protocol):
         """The values of `gumbel` for a few tokens, without the noise of the others."""
         ...
 
-    def uniform(self, position: int, purpose: Purpose, block: int = 0) -> float:
-        """A uniform value in [0, 1) for one decision at `position`; drafts add their block's number."""
+    def uniform(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> float:
+        """A uniform value in [0, 1) for one decision at `position`. Drafts add the numbers of their block and node,
+        verdicts the place of a draft among its siblings."""
         ...
 
 
 class AddressedNoise:
-    """Philox counter noise: key = (seed, sample index), counter = (0, draft block, position, purpose)."""
+    """Philox counter noise: key = (seed, sample index), counter = (node, draft block, position, purpose)."""
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
@@ -73,12 +74,12 @@ class AddressedNoise:
             uniform[index] = generator.random(_VALUES_PER_STEP)[token % _VALUES_PER_STEP]
         return _gumbel(uniform)
 
-    def uniform(self, position: int, purpose: Purpose, block: int = 0) -> float:
-        """See `Noise`."""
-        return float(self._generator(position, purpose, block).random())
+    def uniform(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> float:
+        """See `Noise`. It is the first value of its step of the counter."""
+        return float(self._generator(position, purpose, block, node).random())
 
-    def _generator(self, position: int, purpose: Purpose, block: int = 0) -> np.random.Generator:
-        counter = np.array([0, block, position, purpose], dtype=np.uint64)
+    def _generator(self, position: int, purpose: Purpose, block: int = 0, step: int = 0) -> np.random.Generator:
+        counter = np.array([step, block, position, purpose], dtype=np.uint64)
         key = np.array([self.seed, self.sample_index], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 

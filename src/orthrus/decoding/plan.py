@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from orthrus.decoding.drafts import Draft
 
@@ -11,21 +12,34 @@ from orthrus.decoding.drafts import Draft
 class PassPlan:
     """What one sequence verifies in the next pass, and how it drafts.
 
-    draft, offered: the drafts at hand, of which the first `offered` are verified. blocks: draft blocks beside the AR
-    rows, rooted in AR rows 0 to blocks - 1, each of `width` rows (all sequences of a pass share the width). kind: the
-    name of the cycle in the statistics. refresh: whether a diffusion pass makes new drafts first, after which the pass
-    is planned again. drafting_rows: rows of the diffusion pass that made the drafts; 0 if there was none.
+    draft, offered: the drafts at hand, of which the first `offered` nodes are verified. roots: the nodes whose AR rows
+    are roots of draft blocks, -1 for the row of the anchor; each block has `width` rows (all sequences of a pass share
+    the width). kind: the name of the cycle in the statistics. refresh: whether a diffusion pass makes new drafts first,
+    after which the pass is planned again. drafting_rows: rows of the diffusion pass that made the drafts; 0 if there
+    was none.
     """
 
     draft: Draft = field(default_factory=Draft)
     offered: int = 0
-    blocks: int = 0
+    roots: tuple[int, ...] = ()
     width: int = 0
     kind: str = "ar"
     refresh: bool = False
     drafting_rows: int = 0
 
-    @property
-    def tokens(self) -> list[int]:
+    @cached_property
+    def tree(self) -> Draft:
         """The drafts that are verified."""
-        return self.draft.tokens[: self.offered]
+        return self.draft.first(self.offered)
+
+    @property
+    def blocks(self) -> int:
+        """How many draft blocks share the pass."""
+        return len(self.roots)
+
+    def block_for(self, path: list[int]) -> tuple[int, int] | None:
+        """The block to draft from after an accepted path: its number, and how many drafts were accepted up to its root.
+        It is the block of the deepest accepted node that has one; None if there is none."""
+        ends = [-1, *path]
+        rooted = [(self.roots.index(node), depth) for depth, node in enumerate(ends) if node in self.roots]
+        return rooted[-1] if rooted else None

@@ -62,19 +62,21 @@ class LogitProcessors:
             self._seen_V[tokens] = True
             np.add.at(self._counts_V, tokens, np.float32(1))
 
-    def penalties(self, rows: int, drafts: Sequence[int]) -> Edits:
+    def penalties(self, paths: Sequence[Sequence[int]]) -> Edits:
         """Edits of the penalties. Terms: factor of positive scores, of other scores, frequency and presence penalty."""
-        params, before = self._params, drafts[: rows - 1]
+        params = self._params
         if not params.penalised:
             return _edits((), self._ends_U)
-        tokens_U = np.union1d(np.flatnonzero(self._seen_V), np.array(before, dtype=np.int64))
-        counts_RU = np.repeat(self._counts_V[tokens_U][None], rows, axis=0)
-        seen_RU = np.repeat(self._seen_V[tokens_U][None], rows, axis=0)
-        for row, draft in enumerate(before, start=1):
-            counts_RU[row:] += tokens_U == draft
-            seen_RU[row:] |= tokens_U == draft
+        drafted = np.array([token for path in paths for token in path], dtype=np.int64)
+        tokens_U = np.union1d(np.flatnonzero(self._seen_V), drafted)
+        counts_RU = np.repeat(self._counts_V[tokens_U][None], len(paths), axis=0)
+        seen_RU = np.repeat(self._seen_V[tokens_U][None], len(paths), axis=0)
+        for row, path in enumerate(paths):
+            for token in path:
+                counts_RU[row] += tokens_U == token
+                seen_RU[row] |= tokens_U == token
         return _edits(
-            range(rows),
+            range(len(paths)),
             tokens_U,
             np.where(seen_RU, np.float32(1 / params.repetition_penalty), np.float32(1)),
             np.where(seen_RU, np.float32(params.repetition_penalty), np.float32(1)),
@@ -82,31 +84,30 @@ class LogitProcessors:
             np.float32(params.presence_penalty) * (counts_RU > 0),
         )
 
-    def biases(self, rows: int, drafts: Sequence[int]) -> Edits:
+    def biases(self, paths: Sequence[Sequence[int]]) -> Edits:
         """Edits of the logit bias. Term: the bias to add."""
-        del drafts
-        return _edits(range(rows), self._biased_U, np.repeat(self._bias_U[None], rows, axis=0))
+        return _edits(range(len(paths)), self._biased_U, np.repeat(self._bias_U[None], len(paths), axis=0))
 
-    def bans(self, rows: int, drafts: Sequence[int]) -> Edits:
+    def bans(self, paths: Sequence[Sequence[int]]) -> Edits:
         """Edits that forbid end tokens in rows below the minimum length. No terms."""
-        lengths = [self._generated + min(row, len(drafts)) for row in range(rows)]
+        lengths = [self._generated + len(path) for path in paths]
         return _edits([row for row, n in enumerate(lengths) if n < self._params.min_new_tokens], self._ends_U)
 
 
-def process(scores_NV: Tensor, requests: Sequence[tuple[LogitProcessors, int, Sequence[int]]]) -> None:
+def process(scores_NV: Tensor, requests: Sequence[tuple[LogitProcessors, Sequence[Sequence[int]]]]) -> None:
     """Apply the processors of each sequence to its rows, in place. Scores are fp32 and contiguous.
 
-    `requests` holds, per sequence, its processors, its number of rows, and its drafts: row i is processed as if
-    drafts[:i] had been kept.
+    `requests` holds, per sequence, its processors and a path per row: each row is processed as if the sequence had kept
+    the tokens of its path too.
     """
-    firsts = accumulate((rows for _, rows, _ in requests), initial=0)
+    firsts = accumulate((len(paths) for _, paths in requests), initial=0)
     active = [(first, *request) for first, request in zip(firsts, requests, strict=False) if request[0].active]
     for edits_of, changed in (
         (LogitProcessors.penalties, _penalised),
         (LogitProcessors.biases, _biased),
         (LogitProcessors.bans, _banned),
     ):
-        edits = [(first, edits_of(processors, rows, drafts)) for first, processors, rows, drafts in active]
+        edits = [(first, edits_of(processors, paths)) for first, processors, paths in active]
         edits = [(first, of_sequence) for first, of_sequence in edits if len(of_sequence.rows_M)]
         if edits:
             index = [(first + e.rows_M) * scores_NV.shape[1] + e.tokens_M for first, e in edits]

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from orthrus.decoding.draft_tree import Tree, TreeOf, chain
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.rules import Proposal, Rule
 from orthrus.decoding.sampling import best
 from orthrus.decoding.sequence import Sequence
+from orthrus.runner.draft_tree import draft_tree
 from orthrus.runner.runner import Runner
 
 EAGER_LOGITS = 32
@@ -22,66 +24,81 @@ EAGER_LOGITS = 32
 a second call of the head, over the rows of the chosen block alone, after verification."""
 
 
-def draft_pass(runner: Runner, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool]) -> list[Draft]:
-    """New drafts for each sequence that is `wanted`, at most `trained_rows`, from one diffusion pass over its anchor
-    and width - 1 masks. The other sequences get none."""
+def draft_pass(
+    runner: Runner, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool], nodes: int | None = None
+) -> list[Draft]:
+    """New drafts for each sequence that is `wanted`, from one diffusion pass over its anchor and width - 1 masks: trees
+    of at most `nodes` nodes, or chains if that is None, no deeper than `trained_rows`. The others get none."""
     assert runner.diffusion is not None
     rows = min(width, runner.diffusion.trained_rows)
+    temperatures = runner.decoder.draft_temperatures()[:rows]
     roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
-    logits_BRV = runner.diffuse(roots, width, [s.table for s in batch], rows=rows)
+    result = runner.diffuse_rows(roots, width, [s.table for s in batch], rows=rows)
     drafting = [s for s, wants in zip(batch, wanted, strict=True) if wants]
     proposals = [
-        Proposal(s.sampler, logits_RV, s.length, 2 * (s.length - 1))
-        for s, logits_RV in zip(drafting, logits_BRV, strict=True)
+        Proposal(
+            s.sampler, logits_RV, s.length, 2 * (s.length - 1), temperatures, nodes, _tree_of(runner, nodes, hidden_RD)
+        )
+        for s, logits_RV, hidden_RD in zip(drafting, result.logits, result.hidden, strict=True)
     ]
-    drafts = iter(_with_confidence(runner, rule.propose(proposals), [p.logits_RV for p in proposals]))
+    drafts = iter(rule.propose(proposals))
     return [next(drafts) if wants else Draft() for wants in wanted]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A draft block that the last pass computed: its final hidden states [width, D], or its logits [width, V] if these
-    were computed in the pass, and the position of its root."""
+    """A draft block that the last pass computed: its final hidden states [width, D], its logits [width, V] or, if these
+    were not computed in the pass, the hidden states again, and the position of its root."""
 
     rows: Tensor
+    hidden_WD: Tensor
     root: int
 
 
 def drafts_from_blocks(
-    runner: Runner, batch: Seq[Sequence], blocks: Seq[Block], rule: Rule, *, eager_logits: bool
+    runner: Runner,
+    batch: Seq[Sequence],
+    blocks: Seq[Block],
+    rule: Rule,
+    nodes: int | None = None,
+    *,
+    eager_logits: bool,
 ) -> list[Draft]:
-    """Drafts from one block of each sequence.
+    """Drafts from one block of each sequence: trees of at most `nodes` nodes, or chains if that is None.
 
     The sequence has appended tokens after the root since then. The row that predicts the newest of them, the anchor,
     shows whether the block agrees with the AR view. Rows before it are skipped; rows after it, if any, are the drafts.
     """
     assert runner.diffusion is not None
-    trained = runner.diffusion.trained_rows
+    trained, temperatures = runner.diffusion.trained_rows, runner.decoder.draft_temperatures()
     starts = [s.length - 1 - block.root for s, block in zip(batch, blocks, strict=True)]
     useful = [block.rows[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
     logits_NV = torch.cat(useful) if eager_logits else runner.draft_logits(torch.cat(useful))
     logits = logits_NV.split([len(rows) for rows in useful])
-    proposals = [
-        Proposal(s.sampler, logits_RV[1:], s.length, 2 * block.root + 1)
-        for s, logits_RV, block in zip(batch, logits, blocks, strict=True)
-        if len(logits_RV) > 1
-    ]
-    drawn = iter(_with_confidence(runner, rule.propose(proposals), [p.logits_RV for p in proposals]))
+    proposals = []
+    for s, rows_RV, block, start in zip(batch, logits, blocks, starts, strict=True):
+        if len(rows_RV) > 1:
+            tree_of = _tree_of(runner, nodes, block.hidden_WD[start - 1 : trained], s.anchor)
+            own = temperatures[start : start + len(rows_RV) - 1]
+            proposals.append(Proposal(s.sampler, rows_RV[1:], s.length, 2 * block.root + 1, own, nodes, tree_of))
+    drawn = iter(rule.propose(proposals))
     drafts = []
-    for s, logits_RV, start in zip(batch, logits, starts, strict=True):
-        if len(logits_RV) < 2:
+    for s, rows_RV, start in zip(batch, logits, starts, strict=True):
+        if len(rows_RV) < 2:
             drafts.append(Draft())
             continue
-        kind: Kind = "agrees" if best(logits_RV[:1]) == [s.anchor] else "differs"
-        drafts.append(replace(next(drawn), kind=kind, start=start))
+        kind: Kind = "agrees" if best(rows_RV[:1]) == [s.anchor] else "differs"
+        draft = next(drawn)
+        drafts.append(replace(draft, kinds=[kind] * len(draft.tokens), start=start))
     return drafts
 
 
-def _with_confidence(runner: Runner, drafts: list[Draft], logits: list[Tensor]) -> list[Draft]:
-    """The drafts with the top-1 probability of each row as confidence. It depends on the distributions alone, never on
-    the tokens sampled from them. It is 0 where the logits are NaN."""
-    if not drafts:
-        return []
-    top1_N = runner.top1_probability(torch.cat(logits)).nan_to_num(nan=0.0)
-    rows = [top1_R.tolist() for top1_R in top1_N.split([len(logits_RV) for logits_RV in logits])]
-    return [replace(draft, confidence=own[: len(draft.tokens)]) for draft, own in zip(drafts, rows, strict=True)]
+def _tree_of(runner: Runner, nodes: int | None, hidden_SD: Tensor, first_token: int | None = None) -> TreeOf:
+    """How trees of one block are chosen; see `runner.draft_tree`."""
+    if nodes is None:
+        return chain
+
+    def tree_of(scores_RV: Tensor, temperatures_R: Seq[float]) -> Tree:
+        return draft_tree(runner, scores_RV, hidden_SD, temperatures_R, nodes, first_token=first_token)
+
+    return tree_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orthrus.decoding.noise import AddressedNoise
-from orthrus.decoding.sampling import RowRequest, Sampler, sample
+from orthrus.decoding.sampling import RowRequest, Sampler, targets
 from orthrus.decoding.sequence import Limits, Request
 from orthrus.decoding.text import Decode
 from orthrus.runner.layout import chunks
@@ -52,7 +52,8 @@ def autoregress(
             table.commit(table.length + len(chunk))
         if keep_logits:
             kept.append(logits_1V[0].clone())
-        ((token,),) = sample([RowRequest(sampler, logits_1V, len(request.prompt) + len(tokens))])
+        (target,) = targets([RowRequest(sampler, logits_1V, len(request.prompt) + len(tokens))])
+        token = target(0)
         sampler.advance([token])
         tokens.append(token)
         ending = None if grammar is None else grammar.ending

@@ -1,10 +1,10 @@
 """From logits to the AR view's own token: argmax, or argmax(log p + Gumbel noise), after all processors.
 
-`sample` and `probabilities` take all rows of all sequences of a pass in one call and compute on the device of the
-logits. A row's bits do not depend on the other rows of the call. The rows of a verified block name the drafts that they
-assume, so no row needs the token of the row before it, and a `Sampler` advances only by the tokens that are kept, so
-it never rolls back. A GPU filters and samples all rows at once. A CPU does that row by row and leaves out the rows
-after the first refused draft, since it would gain nothing from more rows at once.
+`targets`, `distributions` and `draft_scores` take all rows of all sequences of a pass in one call and compute on the
+device of the logits. A row's bits do not depend on the other rows of the call. A verified row names the path of drafts
+that it assumes, so no row needs the token of the row before it, and a `Sampler` advances only by the tokens that are
+kept, so it never rolls back. A GPU filters and samples all rows at once. A CPU computes a row when it is asked for,
+which leaves out the rows that no accepted path reaches.
 
 N rows of a call, R rows of one sequence, V vocabulary.
 """
@@ -12,8 +12,9 @@ N rows of a call, R rows of one sequence, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -23,7 +24,6 @@ from torch import Tensor
 from orthrus.config import SamplingParams
 from orthrus.decoding.constraints import Grammar, restrict
 from orthrus.decoding.filters import filter_scores, filters, softmax
-from orthrus.decoding.json_digits import Mask
 from orthrus.decoding.noise import Noise
 from orthrus.decoding.processors import LogitProcessors, process
 
@@ -55,56 +55,58 @@ class Sampler:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """Logits [R, V] of one sequence; row i is for absolute `position` + i.
-
-    Row i is processed as if the sequence had kept drafts[:i]. Without drafts, all rows are processed by the tokens that
-    the sequence has kept.
-
-    drafting: the rows are those of a draft block. All processors but a constraint ignore the tokens drafted in the rows
-    before; a constraint follows them, and after its end nothing is drafted.
-    """
+    """Logits [R, V] of rows of one sequence. Row i is processed as if the sequence had kept the tokens `paths[i]` too,
+    and gives the token after them. `position` is the absolute position of the token after an empty path."""
 
     sampler: Sampler
     logits_RV: Tensor
     position: int
-    drafts: Sequence[int] = ()
-    drafting: bool = False
+    paths: Sequence[Sequence[int]] = ((),)
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters of the sequence."""
+        return self.sampler.params
 
     @property
     def grammar(self) -> Grammar | None:
         """The state of the constraint, if there is one."""
         return self.sampler.grammar
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether each row is computed when it is asked for."""
+        return self.logits_RV.is_cpu or self.grammar is not None
 
-def sample(requests: Sequence[RowRequest]) -> list[list[int]]:
-    """The AR view's own token of each row of each request. Advances no sampler.
+    def row(self, index: int) -> RowRequest:
+        """The request of one row alone."""
+        return replace(self, logits_RV=self.logits_RV[index : index + 1], paths=self.paths[index : index + 1])
 
-    The tokens of a request may end with the first that is not the draft of its row: later rows assume that draft.
+
+def targets(requests: Sequence[RowRequest]) -> list[Callable[[int], int]]:
+    """Per request, a function from a row to the AR view's own token after it. Advances no sampler."""
+    at_once = iter(_targets_at_once([r for r in requests if not r.in_turn]))
+    return [partial(_target, r) if r.in_turn else next(at_once).__getitem__ for r in requests]
+
+
+def distributions(requests: Sequence[RowRequest]) -> list[Callable[[int], Tensor]]:
+    """Per request, a function from a row to the distribution [V], fp32, that the token after it is drawn from.
+    Advances no sampler. All requests sample: none is greedy."""
+    at_once = [r for r in requests if not r.in_turn]
+    scores = iter(_split(_filtered_at_once(at_once), at_once) if at_once else ())
+    return [partial(_distribution, r) if r.in_turn else partial(_softmax_of, next(scores)) for r in requests]
+
+
+def draft_scores(requests: Sequence[RowRequest], *, noise: bool) -> list[Tensor]:
+    """Per request, scores [R, V] of the rows of a draft block: the logits after processors and filters, with the
+    `noise` that the target of the row's position will meet. Row i is for `position` + i.
+
+    They are in units of logits: noise is multiplied by the temperature. All processors but a constraint ignore the
+    tokens drafted in the rows before; a constraint is left out, since it depends on them.
     """
-    plain = [r for r in requests if r.sampler.params.plain]
-    others = [r for r in requests if not r.sampler.params.plain]
-    plain_tokens = iter(_best_allowed(_split(best(_stack(plain)), plain), plain) if plain else ())
-    other_tokens = iter(_sample(_scores(others), others) if others else ())
-    return [next(plain_tokens if r.sampler.params.plain else other_tokens) for r in requests]
-
-
-def probabilities(requests: Sequence[RowRequest]) -> list[Iterator[Tensor]]:
-    """Per request, the distributions [V], fp32, that the tokens of its rows are drawn from. Advances no sampler.
-
-    All requests sample: none is greedy. On a CPU and under a constraint, a row is computed when it is asked for; by
-    then, a request that drafts holds the tokens of the rows before it in `drafts`.
-    """
-    if not requests:
-        return []
-    scores_NV = _scores(requests)
-    pieces = _pieces(scores_NV, requests)
-    in_turn = [scores_NV.is_cpu or r.grammar is not None for r in requests]
-    if not all(in_turn):
-        _filter_all(scores_NV, requests)
-    return [
-        _distributions(scores_RV, r) if alone else (softmax(scores_V) for scores_V in scores_RV)
-        for scores_RV, r, alone in zip(pieces, requests, in_turn, strict=True)
-    ]
+    changed = [r for r in requests if not r.params.plain]
+    pieces = iter(_split(_scores(changed), changed) if changed else ())
+    return [r.logits_RV if r.params.plain else _noisy(next(pieces), r, noise=noise) for r in requests]
 
 
 def best(logits_NV: Tensor) -> list[int]:
@@ -119,6 +121,85 @@ def best(logits_NV: Tensor) -> list[int]:
             for row, token in enumerate(tokens)
         ]
     return torch.argmax(logits_NV, dim=-1).tolist()
+
+
+def _target(request: RowRequest, row: int) -> int:
+    """The token after one row."""
+    if not request.params.plain:
+        scores_1V = _filtered(request, row)
+        _add_noise(scores_1V[0], request.sampler, request.position + len(request.paths[row]))
+        return best(scores_1V)[0]
+    logits_1V, grammar = request.logits_RV[row : row + 1], request.grammar
+    (token,) = best(logits_1V)
+    if grammar is None or not grammar.goes_on(request.paths[row]) or grammar.allows(token):
+        return token
+    scores_1V = logits_1V.to(torch.float32, copy=True)
+    restrict(scores_1V[0], grammar.mask())
+    return best(scores_1V)[0]
+
+
+def _distribution(request: RowRequest, row: int) -> Tensor:
+    return softmax(_filtered(request, row)[0])
+
+
+def _softmax_of(scores_RV: Tensor, row: int) -> Tensor:
+    return softmax(scores_RV[row])
+
+
+def _filtered(request: RowRequest, row: int) -> Tensor:
+    """The scores [1, V] of one row after processors, constraint, temperature and filters. The row after a path that
+    the constraint forbids or ends is never kept, so it needs no constraint."""
+    scores_1V = _scores([request.row(row)])
+    if request.grammar is not None and request.grammar.goes_on(request.paths[row]):
+        restrict(scores_1V[0], request.grammar.mask())
+    return scores_1V if request.params.greedy else filter_scores(scores_1V, request.params)
+
+
+def _targets_at_once(requests: Sequence[RowRequest]) -> list[list[int]]:
+    plain = [r for r in requests if r.params.plain]
+    others = [r for r in requests if not r.params.plain]
+    found: dict[int, list[int]] = {}
+    for group in (plain, others):
+        if not group:
+            continue
+        scores_NV = _stack(group) if group is plain else _filtered_at_once(group)
+        if group is others:
+            for scores_RV, r in zip(_split(scores_NV, group), group, strict=True):
+                for scores_V, path in zip(scores_RV, r.paths, strict=True):
+                    _add_noise(scores_V, r.sampler, r.position + len(path))
+        tokens = iter(best(scores_NV))
+        found |= {id(r): list(islice(tokens, len(r.logits_RV))) for r in group}
+    return [found[id(r)] for r in requests]
+
+
+def _filtered_at_once(requests: Sequence[RowRequest]) -> Tensor:
+    """The scores [N, V] of all rows after processors, temperature and filters. Rows of the same filters are filtered at
+    once."""
+    scores_NV = _scores(requests)
+    groups: dict[tuple[int, float, float], tuple[SamplingParams, list[int]]] = {}
+    first = 0
+    for r in requests:
+        rows = range(first, first := first + len(r.logits_RV))
+        if filters(r.params) and not r.params.greedy:
+            groups.setdefault((r.params.top_k, r.params.top_p, r.params.min_p), (r.params, []))[1].extend(rows)
+    for params, group in groups.values():
+        if len(group) == len(scores_NV):
+            filter_scores(scores_NV, params)
+        else:
+            scores_NV[group] = filter_scores(scores_NV[group], params)
+    return scores_NV
+
+
+def _noisy(scores_RV: Tensor, request: RowRequest, *, noise: bool) -> Tensor:
+    """Scores of draft rows with filters, noise and temperature, in place."""
+    params = request.params
+    if params.greedy:
+        return scores_RV
+    filter_scores(scores_RV, params)
+    if noise:
+        for row, scores_V in enumerate(scores_RV):
+            _add_noise(scores_V, request.sampler, request.position + row)
+    return scores_RV.mul_(params.temperature)
 
 
 def _stack(requests: Sequence[RowRequest]) -> Tensor:
@@ -136,110 +217,25 @@ def _stack(requests: Sequence[RowRequest]) -> Tensor:
     return first.as_strided((rows, first.shape[1]), first.stride()) if len(pieces) > 1 else first
 
 
-def _split(tokens: list[int], requests: Sequence[RowRequest]) -> list[list[int]]:
-    each = iter(tokens)
-    return [list(islice(each, len(r.logits_RV))) for r in requests]
-
-
-def _pieces(scores_NV: Tensor, requests: Sequence[RowRequest]) -> Sequence[Tensor]:
+def _split(scores_NV: Tensor, requests: Sequence[RowRequest]) -> Sequence[Tensor]:
     return scores_NV.split([len(r.logits_RV) for r in requests])
 
 
 def _scores(requests: Sequence[RowRequest]) -> Tensor:
     """New scores [N, V], fp32: the logits after all processors and temperature, before filters."""
     scores_NV = _stack(requests).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    process(scores_NV, [(r.sampler.processors, len(r.logits_RV), r.drafts) for r in requests])
-    params = [r.sampler.params for r in requests for _ in range(len(r.logits_RV))]
+    process(scores_NV, [(r.sampler.processors, _paths(r)) for r in requests])
+    params = [r.params for r in requests for _ in range(len(r.logits_RV))]
     temperatures = [1.0 if one.greedy else one.temperature for one in params]
     # By a tensor: a GPU divides by a number as it multiplies by the inverse, which rounds differently.
     scores_NV /= torch.tensor(temperatures, dtype=torch.float32, device=scores_NV.device)[:, None]
     return scores_NV
 
 
-def _best_allowed(tokens: list[list[int]], requests: Sequence[RowRequest]) -> list[list[int]]:
-    """Replace the tokens of plain requests that a constraint forbids by the best of those that it allows."""
-    for own, r in zip(tokens, requests, strict=True):
-        if r.grammar is None:
-            continue
-        for row, token in enumerate(own):
-            if not r.grammar.goes_on(own[:row]):
-                if r.drafting:
-                    del own[row:]
-                break
-            chosen = token if r.grammar.allows(token) else _best_of(r.logits_RV[row], r.grammar.mask())
-            own[row] = chosen
-            if row < len(r.drafts) and chosen != r.drafts[row]:
-                break
-    return tokens
-
-
-def _best_of(logits_V: Tensor, mask_V: Mask) -> int:
-    scores_V = logits_V.to(torch.float32, copy=True)
-    restrict(scores_V, mask_V)
-    return best(scores_V[None])[0]
-
-
-def _sample(scores_NV: Tensor, requests: Sequence[RowRequest]) -> list[list[int]]:
-    """On a GPU, rows are sampled at once, but for those under a constraint."""
-    pieces = _pieces(scores_NV, requests)
-    in_turn = [scores_NV.is_cpu or r.grammar is not None for r in requests]
-    tokens = [
-        _sample_in_turn(scores_RV, r) if alone else []
-        for scores_RV, r, alone in zip(pieces, requests, in_turn, strict=True)
-    ]
-    if all(in_turn):
-        return tokens
-    _filter_all(scores_NV, requests)
-    for scores_RV, r, alone in zip(pieces, requests, in_turn, strict=True):
-        if not alone:
-            for position, scores_V in enumerate(scores_RV, start=r.position):
-                _add_noise(scores_V, r.sampler, position)
-    at_once = _split(best(scores_NV), requests)
-    return [own if alone else others for own, others, alone in zip(tokens, at_once, in_turn, strict=True)]
-
-
-def _sample_in_turn(scores_RV: Tensor, request: RowRequest) -> list[int]:
-    """Row by row, up to the first token that is not the draft of its row."""
-    tokens: list[int] = []
-    for row, scores_1V in enumerate(scores_RV.split(1)):
-        if request.grammar is not None:
-            if request.grammar.goes_on(tokens):
-                restrict(scores_1V[0], request.grammar.mask())
-            elif request.drafting:
-                break
-        if not request.sampler.params.greedy:
-            filter_scores(scores_1V, request.sampler.params)
-        _add_noise(scores_1V[0], request.sampler, request.position + row)
-        tokens += best(scores_1V)
-        if row < len(request.drafts) and tokens[-1] != request.drafts[row]:
-            break
-    return tokens
-
-
-def _distributions(scores_RV: Tensor, request: RowRequest) -> Iterator[Tensor]:
-    """Row by row."""
-    for row, scores_1V in enumerate(scores_RV.split(1)):
-        if request.grammar is not None:
-            if request.grammar.goes_on(request.drafts[:row]):
-                restrict(scores_1V[0], request.grammar.mask())
-            elif request.drafting:
-                return
-        yield softmax(filter_scores(scores_1V, request.sampler.params)[0])
-
-
-def _filter_all(scores_NV: Tensor, requests: Sequence[RowRequest]) -> None:
-    """Filter all rows in place, those of the same parameters at once."""
-    groups: dict[tuple[int, float, float], tuple[SamplingParams, list[int]]] = {}
-    first = 0
-    for r in requests:
-        params, rows = r.sampler.params, range(first, first := first + len(r.logits_RV))
-        if filters(params) and not params.greedy and r.grammar is None:
-            groups.setdefault((params.top_k, params.top_p, params.min_p), (params, []))[1].extend(rows)
-    for params, group in groups.values():
-        if len(group) == len(scores_NV):
-            filter_scores(scores_NV, params)
-        else:
-            scores_NV[group] = filter_scores(scores_NV[group], params)
+def _paths(request: RowRequest) -> Sequence[Sequence[int]]:
+    """One path per row; draft rows, which have none, are processed by the tokens that the sequence has kept."""
+    rows = len(request.logits_RV)
+    return request.paths if len(request.paths) == rows else [()] * rows
 
 
 def _add_noise(scores_V: Tensor, sampler: Sampler, position: int) -> None:

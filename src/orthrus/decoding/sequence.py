@@ -153,7 +153,7 @@ class Sequence:
             self._append([token], ["plain"])
         else:
             self.finish("length")
-        return Verdict(list(self.tokens), 0)
+        return Verdict(list(self.tokens))
 
     def score_prompt(self, position: int, logits_RV: Tensor) -> None:
         """Record the log-probabilities of prompt tokens, by the logits of the rows from `position` on. A row that was
@@ -165,23 +165,26 @@ class Sequence:
         tokens = prompt[position + 1 + known : position + 1 + len(logits_RV)]
         self.prompt_logprobs += token_logprobs(logits_RV[known : known + len(tokens)], tokens, count)
 
-    def score(self, logits_RV: Tensor, tokens: list[int]) -> tuple[TokenLogprobs, ...]:
+    def score(self, logits_RV: Tensor, kept: Verdict) -> tuple[TokenLogprobs, ...]:
         """Record and return the log-probabilities of the tokens just kept, if they are asked for."""
         count = self.request.sampling.logprobs
-        found = [] if count is None else token_logprobs(logits_RV[: len(tokens)], tokens, count)
+        if count is None:
+            return ()
+        rows = [0, *(1 + node for node in kept.path)][: len(kept.tokens)]
+        found = token_logprobs(logits_RV[rows], kept.tokens, count)
         self.logprobs += found
         return tuple(found)
 
     def append(self, verdict: Verdict, plan: PassPlan) -> Verdict:
         """Append a verdict's tokens until the sequence stops, and count the cycle. Returns the part that was kept."""
-        drafted: Source = "lookup" if plan.draft.kind == "lookup" else "draft"
+        drafted: list[Source] = ["lookup" if plan.draft.kinds[n] == "lookup" else "draft" for n in verdict.path]
         last: Source = "bonus" if plan.offered else "plain"
-        kept = self._append(verdict.tokens, [*[drafted] * verdict.accepted, last])
-        accepted, offered = min(verdict.accepted, kept), plan.offered
+        kept = self._append(verdict.tokens, [*drafted, last])
+        path, depth = verdict.path[:kept], plan.tree.depth
         stopped_early = kept < len(verdict.tokens)
         self.statistics.count_passes(plan)
-        self.statistics.count_cycle(plan.kind, min(offered, kept) if stopped_early else offered, accepted)
-        return Verdict(verdict.tokens[:kept], accepted)
+        self.statistics.count_cycle(plan.kind, min(depth, kept) if stopped_early else depth, len(path))
+        return Verdict(verdict.tokens[:kept], path)
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence."""

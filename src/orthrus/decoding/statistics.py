@@ -14,6 +14,7 @@ SHAPE = ("kind", "drafts", "blocks", "width", "count")
 class Statistics:
     """Counters of a sequence. `passes` are full-depth forward passes, the prefill counted once. `seconds` include it.
 
+    `drafted` and `accepted` count, by offset, the cycles whose drafts reached so far, and those that accepted so many.
     `shapes` counts cycles by (kind, drafts offered, blocks, width of a block). `cached_tokens` of the prompt were not
     computed, because an earlier sequence starts with them.
     """
@@ -61,7 +62,7 @@ class Statistics:
         self.shapes[shape] = self.shapes.get(shape, 0) + 1
 
     def count_cycle(self, kind: str, drafted: int, accepted: int) -> None:
-        """Count one cycle: how many drafts it verified, and how many it accepted."""
+        """Count one cycle: how deep its tree of drafts was, and how many it accepted."""
         self.cycles[kind] = self.cycles.get(kind, 0) + 1
         missing = drafted - len(self.drafted)
         self.drafted += [0] * missing

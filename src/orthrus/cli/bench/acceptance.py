@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from orthrus.bench.measure import Acceptance
 
 
+SIZES = (0, 8, 16)
+"""The sizes of trees that are measured, in nodes; 0 is a chain."""
+
+
 def command(
     task: Annotated[list[str], typer.Option(help="Task name or JSONL file of prompts; may be repeated.")],
     model: ModelOption = "smollm2-demo",
@@ -37,6 +41,13 @@ def command(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the first prompt; each further prompt adds 1.")] = 0,
     width: Annotated[int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size")] = None,
+    tree_nodes: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Drafts verified per cycle, as a tree; 0 for a chain; may be repeated.", show_default="0, 8, 16"
+        ),
+    ] = None,
+    rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
     batch_size: Annotated[
         int, typer.Option(help="Prompts decoded together in one batch; does not change the figures.", min=1)
     ] = 8,
@@ -55,16 +66,20 @@ def command(
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     options: Options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
-        "batch_size": batch_size,
+        "batch_size": batch_size, "rule": rule,
     }  # fmt: skip
     rows = []
     for name, asked in prompts.items():
-        parts: dict[str, list[Statistics]] = {}
-        for prompt, statistics in progress(measure.decode(loaded, asked, options), name, len(asked)):
-            parts.setdefault(prompt.part, []).append(statistics)
-        rows += [measure.acceptance(part, runs) for part, runs in sorted(parts.items())]
-        if len(parts) > 1:
-            rows.append(measure.acceptance(f"{name}, all", [s for runs in parts.values() for s in runs]))
+        for nodes in tree_nodes or SIZES:
+            drafts = f"tree of {nodes}" if nodes else "chain"
+            parts: dict[str, list[Statistics]] = {}
+            decoded = measure.decode(loaded, asked, {**options, "tree_nodes": nodes or None})
+            for prompt, statistics in progress(decoded, f"{name}, {drafts}", len(asked)):
+                parts.setdefault(prompt.part, []).append(statistics)
+            rows += [measure.acceptance(part, runs, drafts) for part, runs in sorted(parts.items())]
+            if len(parts) > 1:
+                every = [statistics for runs in parts.values() for statistics in runs]
+                rows.append(measure.acceptance(f"{name}, all", every, drafts))
     if as_json:
         print(
             json.dumps({"acceptance": [asdict(row) for row in rows], "provenance": provenance.of_run(loaded)}, indent=2)
@@ -77,6 +92,7 @@ def _print(rows: list[Acceptance], view: str) -> None:
     table = Table(title=f"two-pass; diffusion view: {view}")
     for column in (
         "part",
+        "drafts",
         "prompts",
         "tokens",
         "A (95 %)",
@@ -84,10 +100,12 @@ def _print(rows: list[Acceptance], view: str) -> None:
         "rows per pass",
         "accepted at offset 1, 2, ...",
     ):
-        table.add_column(column, justify="left" if column in ("part", "accepted at offset 1, 2, ...") else "right")
-    for row in rows:
+        table.add_column(
+            column, justify="left" if column in ("part", "drafts", "accepted at offset 1, 2, ...") else "right"
+        )
+    for row in sorted(rows, key=lambda row: [other.part for other in rows].index(row.part)):
         table.add_row(
-            row.part, str(row.prompts), str(row.generated),
+            row.part, row.drafts, str(row.prompts), str(row.generated),
             f"{row.acceptance_length:.2f} ({row.interval[0]:.2f}-{row.interval[1]:.2f})",
             f"{row.tpf:.2f} ({row.tpf_interval[0]:.2f}-{row.tpf_interval[1]:.2f})",
             f"{row.rows_per_pass:.1f}", " ".join(f"{share:.2f}" for share in row.by_offset),

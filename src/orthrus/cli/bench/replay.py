@@ -37,7 +37,8 @@ def command(
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """Compute tokens per pass of two-pass cycles, and of one-pass cycles by number of candidates, on known answers."""
+    """Compute tokens per pass of two-pass cycles, by size of tree, and of one-pass cycles, by candidates, on known
+    answers."""
     from orthrus.bench import replay as replays
     from orthrus.bench import tasks
 
@@ -47,6 +48,7 @@ def command(
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     texts = [replays.texts(loaded, prompt, max_new_tokens) for prompt in progress(prompts, task, len(prompts))]
     replayed = [("two-pass", [text.two_pass() for text in texts], 2)]
+    replayed += [(f"two-pass, trees of {n}", [t.two_pass(n) for t in texts], 2) for n in replays.TREES]
     replayed += [(f"one-pass, {n} candidates", [t.one_pass(n) for t in texts], 1) for n in replays.CANDIDATES]
     replayed.append(("one-pass, all candidates", [text.one_pass() for text in texts], 1))
     table = Table(title=f"{task}, {len(texts)} prompts, greedy, full width: replayed")

@@ -39,7 +39,8 @@ def command(
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cycle, with optional candidates and width: auto, two-pass/4, one-pass:2/6; may be repeated."
+            help="A cycle, with optional candidates, width and nodes: auto, two-pass/4, two-pass+16, one-pass:2/6; may"
+            " be repeated."
             " The first setting is the baseline.",
             show_default="ar, two-pass, one-pass, auto",
         ),

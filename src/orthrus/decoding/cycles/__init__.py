@@ -52,10 +52,11 @@ class PassPlanner(Protocol):
 @dataclass(frozen=True)
 class Drafting:
     """The drafting settings of a cycle. width: maximum rows of a block; candidates: maximum blocks of a one-pass cycle,
-    None for no limit; planner: for the cycle `auto`."""
+    None for no limit; nodes: maximum nodes of a tree of drafts, None for chains; planner: for the cycle `auto`."""
 
     width: int
     candidates: int | None = None
+    nodes: int | None = None
     planner: PassPlanner | None = None
 
 

@@ -23,5 +23,5 @@ def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule
     refresh = [plan.refresh for plan in plans]
     if not any(refresh):
         return plans
-    drafts = draft_pass(runner, batch, max(plan.width for plan in plans), rule, refresh)
+    drafts = draft_pass(runner, batch, max(plan.width for plan in plans), rule, refresh, drafting.nodes)
     return planner.replan(batch, plans, drafts)

@@ -19,12 +19,12 @@ DRAFTS_AHEAD = True
 
 
 def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
-    """Verify all drafts at hand, beside one block of full width for every number of drafts that may be accepted, or for
-    the first `candidates` numbers."""
+    """Verify all drafts at hand, beside one block of full width rooted in the anchor and in every node of the tree, or
+    in the first `candidates` of these."""
     del runner, rule
-    offered = [len(sequence.ahead.tokens) for sequence in batch]
-    blocks = [min(1 + count, drafting.candidates or 1 + count) for count in offered]
-    return [
-        PassPlan(sequence.ahead, count, own, drafting.width, kind="one-pass")
-        for sequence, count, own in zip(batch, offered, blocks, strict=True)
-    ]
+    plans = []
+    for sequence in batch:
+        offered = len(sequence.ahead.tokens)
+        roots = tuple(range(-1, offered))[: drafting.candidates]
+        plans.append(PassPlan(sequence.ahead, offered, roots, drafting.width, kind="one-pass"))
+    return plans

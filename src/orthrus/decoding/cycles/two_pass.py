@@ -15,7 +15,7 @@ DRAFTS_AHEAD = False
 
 
 def propose(runner: Runner, batch: Seq[Sequence], drafting: Drafting, rule: Rule) -> list[PassPlan]:
-    """Run a diffusion pass, and plan an AR pass that verifies all its drafts: up to min(width, trained_rows)."""
+    """Run a diffusion pass, and plan an AR pass that verifies all its drafts."""
     width = drafting.width
-    drafts = draft_pass(runner, batch, width, rule, [True] * len(batch))
+    drafts = draft_pass(runner, batch, width, rule, [True] * len(batch), drafting.nodes)
     return [PassPlan(draft, len(draft.tokens), kind="two-pass", width=width, drafting_rows=width) for draft in drafts]

@@ -1,7 +1,7 @@
-"""Running estimates of draft acceptance, by row of the block and by the confidence of the draft.
+"""Running estimates of draft acceptance, and of what the drafts of a block are worth.
 
-Every estimate is a conditional probability: that a draft is accepted, given that all drafts before it in its block are.
-The probability that at least i drafts are accepted is therefore the product of the first i estimates.
+A draft carries the calibrated probability that it is accepted if its parent is. Verdicts correct it, by kind of draft
+and by confidence: the estimate is the confidence times the ratio of accepted drafts to expected ones.
 """
 
 from __future__ import annotations
@@ -10,86 +10,104 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthrus.decoding.drafts import Draft
+from orthrus.decoding.planning.policy import Yield
 
 KINDS = ("agrees", "differs", "lookup")
 """Kinds of drafts, see `Draft`; acceptance is estimated for each."""
-CONFIDENCE_BINS = 12
-"""Bins of the top-1 probability: tenths, with the highest tenth in three bins."""
-BIN_EDGES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96, 0.99])
-"""Borders of the bins."""
+DEFAULT_RATIOS = (1.0, 0.6, 1.0)
+"""The ratio of accepted to expected drafts in the first sequence, by kind."""
+BIN_EDGES = np.array([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+"""Borders of the bins of confidence."""
 DECAY = 0.97
 """The factor by which each verdict reduces the weight of all earlier ones."""
-PRIOR_WEIGHT = 4.0
-"""The weight of the prior, in observations."""
+PRIOR_WEIGHT = 3.0
+"""The weight of the prior, in expected drafts and in blocks."""
+MAX_PROBABILITY = 0.995
+SOURCES = ("pass", "beside")
+"""Where drafts come from: a diffusion pass, or a block beside AR rows, whose first row predicts the bonus token."""
 
 
 class AcceptanceHistory:
-    """Decayed counts of accepted drafts ("hits") and of verified drafts ("tries") of one sequence.
+    """Decayed counts of accepted drafts ("hits") and the sum of their confidences ("expected") of one sequence, and
+    the yields of its blocks.
 
-    A try is a draft before which all drafts of its block were accepted. The prior is the estimates of the sequence
-    `before`, or defaults if there is none. `verdicts` counts those on blocks; `observed`: whether it differs from its
-    prior.
+    Only drafts whose parent was accepted count. The prior is the estimates of the sequence `before`, or defaults if
+    there is none. `verdicts` counts those on blocks; `observed`: whether it differs from its prior.
     """
 
-    def __init__(self, rows: int, before: AcceptanceHistory | None = None) -> None:
-        self._prior_by_row = before.by_row() if before else _default_by_row(rows)
-        self._prior_by_confidence = before.by_confidence() if before else _default_by_confidence()
-        self._rows = np.zeros((2, 2, rows))
-        self._bins = np.zeros((2, len(KINDS), CONFIDENCE_BINS))
+    def __init__(self, widths: tuple[int, ...], rows: int, before: AcceptanceHistory | None = None) -> None:
+        self._rows = rows
+        self._prior = before.ratios() if before else np.repeat(np.array(DEFAULT_RATIOS)[:, None], len(BIN_EDGES) + 1, 1)
+        self._counts = np.zeros((2, *self._prior.shape))
+        self._yields = {
+            (source, width): _Mean(before.yield_of(source, width) if before else _default(_depth(source, width, rows)))
+            for source in SOURCES
+            for width in widths
+        }
         self.verdicts, self.observed = 0, False
 
-    def by_row(self) -> NDArray[np.float64]:
-        """[2, K]: the acceptance probability by row of the block, for blocks that agree and blocks that differ."""
-        hits, tries = self._rows
-        return np.asarray((hits + PRIOR_WEIGHT * self._prior_by_row) / (tries + PRIOR_WEIGHT))
+    def ratios(self) -> NDArray[np.float64]:
+        """[3, bins]: accepted drafts relative to expected ones, by kind and confidence."""
+        hits, expected = self._counts
+        return np.asarray((hits + PRIOR_WEIGHT * self._prior) / (expected + PRIOR_WEIGHT))
 
-    def by_confidence(self) -> NDArray[np.float64]:
-        """[3, CONFIDENCE_BINS]: the acceptance probability by kind of draft and by its confidence."""
-        hits, tries = self._bins
-        return np.asarray((hits + PRIOR_WEIGHT * self._prior_by_confidence) / (tries + PRIOR_WEIGHT))
+    def yield_of(self, source: str, width: int) -> Yield:
+        """What a block of this width from this source yields on average."""
+        return self._yields[source, width].mean
 
-    def acceptance(self, draft: Draft) -> NDArray[np.float64]:
-        """[m]: the probability of each draft to be accepted if all drafts before it are."""
+    def probabilities(self, draft: Draft) -> list[float]:
+        """[m]: the probability of each node to be accepted."""
         if not draft.tokens:
-            return np.empty(0)
-        kind = KINDS.index(draft.kind)
-        if len(draft.confidence) < len(draft.tokens):
-            return self.by_row()[min(kind, 1), draft.start : draft.start + len(draft.tokens)]
-        return self.by_confidence()[kind, np.searchsorted(BIN_EDGES, draft.confidence)]
+            return []
+        ratios = self.ratios()[
+            [KINDS.index(kind) for kind in draft.kinds], np.searchsorted(BIN_EDGES, draft.confidence)
+        ]
+        found: list[float] = []
+        for own, parent in zip((ratios * draft.confidence).tolist(), draft.parents, strict=True):
+            found.append(min(own, MAX_PROBABILITY) * (found[parent] if parent >= 0 else 1.0))
+        return found
 
-    def observe(self, draft: Draft, offered: int, accepted: int) -> None:
-        """Count the verdict on the first `offered` drafts; the weight of older verdicts decays."""
-        self.verdicts, self.observed = self.verdicts + (draft.kind != "lookup"), True
-        self._rows *= DECAY
-        self._bins *= DECAY
-        kind = KINDS.index(draft.kind)
-        tried = range(min(offered, accepted + 1))
-        bins = np.searchsorted(BIN_EDGES, draft.confidence) if draft.confidence else None
-        for offset in tried:
-            if draft.kind != "lookup" and draft.start + offset < self._rows.shape[2]:
-                self._count(self._rows, (kind, draft.start + offset), offset < accepted)
-            if bins is not None:
-                self._count(self._bins, (kind, int(bins[offset])), offset < accepted)
-
-    def observe_agreement(self, *, agreed: bool) -> None:
-        """Count whether row 0 of a block predicted the token of the AR view."""
+    def observe(self, draft: Draft, path: list[int], *, stopped: bool) -> None:
+        """Count the verdict on a verified draft, of which the nodes of `path` were accepted. stopped: the sequence
+        ended with the last of them, so nothing is known about its children."""
         self.observed = True
-        self._count(self._rows, (0, 0), agreed)
+        self.verdicts += any(kind != "lookup" for kind in draft.kinds)
+        self._counts *= DECAY
+        tried = {-1, *path} if not stopped else {-1, *path[:-1]} if path else set()
+        accepted = set(path)
+        for node, parent in enumerate(draft.parents):
+            if parent in tried:
+                where = KINDS.index(draft.kinds[node]), int(np.searchsorted(BIN_EDGES, draft.confidence[node]))
+                self._counts[(0, *where)] += node in accepted
+                self._counts[(1, *where)] += draft.confidence[node]
 
-    @staticmethod
-    def _count(table: NDArray[np.float64], where: tuple[int, int], hit: bool) -> None:
-        table[(0, *where)] += hit
-        table[(1, *where)] += 1
+    def observe_block(self, source: str, width: int, draft: Draft) -> None:
+        """Record what a block yielded: the drafts at hand, as if it had been narrower too."""
+        depths = [len(path) for path in draft.paths[1:]]
+        reached = self.probabilities(draft)
+        for (made_by, narrower), mean in self._yields.items():
+            if made_by == source and narrower <= width:
+                deepest = _depth(source, narrower, self._rows)
+                nodes = [node for node, depth in enumerate(depths) if depth <= deepest]
+                mean.add(Yield.of(draft.in_order(nodes).parents, [reached[node] for node in nodes]))
 
 
-def _default_by_row(rows: int) -> NDArray[np.float64]:
-    """The prior of the first sequence: the first row of a block is right most often."""
-    agrees = np.full(rows, 0.7)
-    agrees[0] = 0.88
-    return np.stack([agrees, np.full(rows, 0.35)])
+class _Mean:
+    """The decayed mean of yields."""
+
+    def __init__(self, prior: Yield) -> None:
+        self.mean, self._weight = prior, PRIOR_WEIGHT
+
+    def add(self, one: Yield) -> None:
+        self._weight = DECAY * self._weight + 1
+        self.mean = self.mean.towards(one, 1 / self._weight)
 
 
-def _default_by_confidence() -> NDArray[np.float64]:
-    """The prior of the first sequence: linear in the confidence, by kind of draft."""
-    middles = np.array([*(np.arange(9) + 0.5) / 10, 0.93, 0.975, 0.995])
-    return np.stack([0.1 + 0.9 * middles, 0.6 * middles, 0.3 + 0.6 * middles])
+def _depth(source: str, width: int, rows: int) -> int:
+    """The most drafts of a path from a block of this width, of which `rows` are trained."""
+    return min(width, rows) - (source == "beside")
+
+
+def _default(depth: int) -> Yield:
+    """The yield that is assumed for the first sequence: that of a chain whose drafts are often right."""
+    return Yield.of(list(range(-1, depth - 1)), [0.85 * 0.75**node for node in range(depth)])

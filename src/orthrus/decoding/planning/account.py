@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orthrus.decoding.drafts import Draft
+from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
+from orthrus.decoding.planning.choice import End
 from orthrus.decoding.planning.policy import Policy
 from orthrus.decoding.planning.prompt_lookup import MAX_MATCH, PromptLookup
 from orthrus.decoding.sequence import Sequence
@@ -21,39 +23,83 @@ class Account:
     solved_for: the number of sequences that shared a pass when `policy` was solved, and the verdict count at which it
     is solved again. spent_seconds: cost of the passes so far. plain_seconds: cost of the same tokens by plain decoding.
     undrafted_seconds: cost of the plain passes since anything was drafted. unplanned_passes: how many more passes run
-    without planning. skips_planning: whether the next pass is one of them.
+    without planning. skips_planning: whether the next pass is one of them. block_width: rows of the block that made the
+    drafts at hand.
     """
 
     history: AcceptanceHistory
+    policy: Policy
     lookup: PromptLookup = field(default_factory=PromptLookup)
-    policy: Policy | None = None
     solved_for: tuple[int, int] = (0, 0)
     spent_seconds: float = 0.0
     plain_seconds: float = 0.0
     undrafted_seconds: float = 0.0
     unplanned_passes: int = 0
     skips_planning: bool = False
+    block_width: int = 0
 
     def read(self, sequence: Sequence) -> None:
         """Index the tokens that were appended since the last call."""
         self.lookup.extend(sequence.tokens[len(self.lookup) - len(sequence.request.prompt) :])
 
-    def best_draft(self, draft: Draft) -> Draft:
-        """The given draft, or that of prompt lookup if more of its tokens are expected to be accepted."""
+    def observe(self, plan: PassPlan, verdict: Verdict, *, stopped: bool) -> None:
+        """Record the verdict on the drafts of a plan, and what the block that made them has yielded."""
+        if plan.drafting_rows:
+            self.history.observe_block("pass", plan.drafting_rows, plan.draft)
+        elif plan.draft.start == 1 and plan.draft.from_block:
+            self.history.observe_block("beside", self.block_width, plan.draft)
+        if plan.offered:
+            ended = stopped and len(verdict.tokens) == verdict.accepted
+            self.history.observe(plan.tree, verdict.path, stopped=ended)
+        self.block_width = plan.width
+
+    def candidate(self, sequence: Sequence, draft: Draft, drafting_rows: int = 0) -> Candidate:
+        """The given drafts with those of prompt lookup as a further branch, in order of path probability.
+
+        Where tokens were drawn, whether one is verified may depend neither on itself nor on later ones, so nothing is
+        added to drawn drafts: either they or those of prompt lookup are verified, whichever has the larger expected
+        number of accepted drafts.
+        """
         tokens, length = self.lookup.propose(MAX_LOOKUP_DRAFTS)
-        if not tokens:
-            return draft
-        looked_up = Draft(tokens, None, "lookup", 0, [length / MAX_MATCH] * len(tokens))
-        acceptance = self.history.acceptance
-        return looked_up if acceptance(looked_up).cumprod().sum() > acceptance(draft).cumprod().sum() else draft
+        confidence, probabilities = 0.3 + 0.6 * length / MAX_MATCH, self.history.probabilities
+        if any(q is not None for q in draft.q):
+            looked_up = Draft.chain(tokens, [confidence] * len(tokens), "lookup")
+            draft = max(draft, looked_up, key=lambda one: sum(probabilities(one)))
+        else:
+            draft = draft.branched(tokens, confidence, "lookup")
+            reached = probabilities(draft)
+            draft = draft.in_order(sorted(range(len(reached)), key=lambda node: -reached[node]))
+        return Candidate(sequence, self, draft, probabilities(draft), drafting_rows)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sequence while a pass is planned. draft: the drafts at hand. drafting_rows: rows of the diffusion pass that
-    has just made them, 0 if none has."""
+    """One sequence while a pass is planned. draft: the drafts at hand. probabilities: of its nodes to be accepted.
+    drafting_rows: rows of the diffusion pass that has just made them, 0 if none has."""
 
     sequence: Sequence
     account: Account
     draft: Draft
+    probabilities: list[float]
     drafting_rows: int = 0
+
+    def value(self, offered: int, roots: list[End]) -> float:
+        """The tokens that a pass is worth which verifies `offered` nodes beside blocks at these roots."""
+        return 1 + sum(self.probabilities[:offered]) + self.account.policy.block_value * sum(end for end, _ in roots)
+
+    def plan(self, offered: int, roots: list[End], width: int, *, refresh: bool) -> PassPlan:
+        """The plan of that pass."""
+        drafted, kind = self.draft.first(offered), "ar"
+        if self.drafting_rows:
+            kind = "two-pass"
+        elif roots or offered:
+            kind = "one-pass" if roots or drafted.from_block else "lookup"
+        nodes = tuple(sorted(node for _, node in roots))
+        return PassPlan(self.draft, offered, nodes, width, kind, refresh, self.drafting_rows)
+
+    def ends(self, offered: int) -> list[End]:
+        """Where the accepted path of the first `offered` nodes may end, likeliest first."""
+        ends = [1.0, *self.probabilities[:offered]]
+        for node in range(offered):
+            ends[self.draft.parents[node] + 1] -= self.probabilities[node]
+        return sorted(((end, node - 1) for node, end in enumerate(ends)), key=lambda pair: (-pair[0], pair[1]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -42,6 +44,22 @@ class CostModel:
     def disturbed(self) -> bool:
         """Whether other programs seem to have slowed the measurement down, so that it should be repeated later."""
         return self.spread > DISTURBED
+
+    def row(self, rows: int, context: float) -> float:
+        """One more row of a sequence, in a pass of `rows` rows. By the convex hull of the table, so it never falls with
+        the number of rows."""
+        slope = next((seconds for stop, seconds in self._slopes if rows < stop), self._slopes[-1][1])
+        return slope + self.row_key * context
+
+    @cached_property
+    def _slopes(self) -> list[tuple[int, float]]:
+        """The convex hull of `rows`: (rows up to which a row takes so long, seconds)."""
+        hull: list[tuple[int, float]] = []
+        for point in self.rows:
+            while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):
+                hull.pop()
+            hull.append(point)
+        return [(right[0], _slope(left, right)) for left, right in pairwise(hull)] or [(1, hull[0][1] / hull[0][0])]
 
     def ar(self, batch: int, rows: int, context: float) -> float:
         """An AR pass over `rows` rows of each of `batch` sequences with `context` cached tokens on average."""
@@ -104,6 +122,10 @@ class CostModel:
 def table(counts: Sequence[int], seconds: Sequence[float]) -> Table:
     """Measured seconds as a monotonic table: a pass that took longer than one of more rows was disturbed."""
     return tuple((count, min(seconds[n:])) for n, count in enumerate(counts))
+
+
+def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
+    return (right[1] - left[1]) / (right[0] - left[0])
 
 
 def _interpolate(table: Table, rows: int) -> float:

@@ -9,10 +9,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orthrus.decoding.planning.cost_model import CostModel, table
 from orthrus.decoding.propose import EAGER_LOGITS
 from orthrus.decoding.sampling import best
+from orthrus.runner.draft_tree import draft_tree
 from orthrus.runner.runner import Runner
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -27,6 +29,8 @@ MIN_ROUNDS, MAX_SECONDS = 3, 6.0
 """After this many rounds, measuring stops once it has taken this many seconds, which limits it on a slow machine."""
 DRAFT_ROWS = (2, 4, 8, 16, 32, 64)
 """Rows of the diffusion passes that are timed."""
+TREE_NODES = 16
+"""Nodes of the trees that are chosen in the passes that draft."""
 DRAFT_OVERHEAD = 6e-4
 """Seconds of host work for the drafts of a diffusion pass or of blocks: choosing how many to verify, and recording the
 verdicts. The time of planning itself is `planner.PLANNING_SECONDS`."""
@@ -91,16 +95,20 @@ class _Passes:
         best(self._runner.ar(self._rows(count), self._tables)[0])
 
     def _draft(self, count: int) -> None:
-        best(logits_RV := self._runner.diffuse([0], count, self._tables, rows=count)[0])
-        self._runner.top1_probability(logits_RV).tolist()
+        (logits_RV,), (hidden_RD,) = self._runner.diffuse_rows([0], count, self._tables, rows=count)
+        for logits, hidden in zip(logits_RV.split(self.width), hidden_RD.split(self.width), strict=True):
+            self._choose(logits, hidden)  # as for a batch of blocks
+
+    def _choose(self, logits_RV: Tensor, hidden_RD: Tensor) -> None:
+        draft_tree(self._runner, logits_RV, hidden_RD, [1.0] * len(logits_RV), TREE_NODES)
 
     def _joint(self, blocks: int) -> None:
         runner, eager = self._runner, blocks * self.width <= EAGER_LOGITS
-        (logits_RV,), (drafted_JWX,), _ = runner.ar_and_diffuse(
+        (logits_RV,), (drafted_JWX,), (hidden_JWD,) = runner.ar_and_diffuse(
             self._rows(4), [range(blocks)], self.width, self._tables, eager_logits=eager
         )
         best(logits_RV)
-        runner.top1_probability(drafted_JWX[0] if eager else runner.draft_logits(drafted_JWX[0])).tolist()
+        self._choose(drafted_JWX[0] if eager else runner.draft_logits(drafted_JWX[0]), hidden_JWD[0])
 
 
 def _fitted(passes: _Passes, typical: dict[Any, float], spread: float) -> CostModel:

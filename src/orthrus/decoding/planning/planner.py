@@ -1,22 +1,24 @@
-"""The planner: before every pass it chooses how many drafts to verify, and how many blocks to draft beside them.
+"""The planner: before every pass it chooses which drafts to verify, and which blocks to draft beside them.
 
 It maximises the long-run rate of tokens per second. `policy` solves decoding as a semi-Markov decision process, from
-the cost model and the acceptance estimates. Its solution gives the rate g and the value, in tokens, of the drafts that
-a pass leaves for the next one. The planner then improves on it by one step: with the confidence of the drafts at hand,
-it chooses the numbers of drafts and blocks that maximise
+the cost model and the average yield of blocks. Its solution gives the rate g and the value, in tokens, of a block that
+a pass leaves for the next one. The planner improves on it by one step, with the drafts at hand, by one rule: whatever
+is computed must be worth its seconds at the rate g.
 
-    1 + E[accepted drafts] + E[value of the next drafts] - g * seconds of the pass
+- A node of the tree of drafts is worth its path probability. Drafts of blocks and of prompt lookup are branches of the
+  same tree.
+- A block rooted at a node is worth the probability that the accepted path ends there, times the value of a block.
+- A diffusion pass is worth the value of its drafts, less that of the best pass without it.
 
 A plan is a pure function of cost model and history; no clock is read.
 
 Under the rule `rejection` each sequence is planned as if it were alone, with blocks of full width, so that the random
-values it uses do not depend on its neighbours. The number of drafts it verifies depends on history and distributions,
-never on the drafted tokens.
+values it uses do not depend on its neighbours. Whether a node is verified depends on history and distributions, never
+on its token or on later ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from orthrus.config import DiffusionConfig
@@ -24,11 +26,12 @@ from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.account import Account, Candidate
-from orthrus.decoding.planning.cost_model import Array, CostModel
-from orthrus.decoding.planning.policy import Policy, States
+from orthrus.decoding.planning.choice import choose_refreshed, choose_roots, count_offered
+from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Policy, solve
 from orthrus.decoding.sequence import Sequence
 
-WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+WIDTHS = (4, 8, 16, 32)
 """Block widths to choose from, in rows, besides the maximum width."""
 RESOLVE_EVERY = 16
 """Verdicts on blocks after which the policy of a sequence is solved again."""
@@ -39,10 +42,14 @@ UNPLANNED_PASSES = 7
 drafts of prompt lookup."""
 PLANNING_SECONDS = 2e-4
 """Seconds that planning one cycle takes."""
+LIKELY_ACCEPTED = 3.0
+"""Accepted drafts by which the size of trees is bounded: the path probability of the n-th node is at most this / n."""
 
 
 class Planner:
     """Plans for the sequences of one decoding run.
+
+    nodes: the most nodes of a tree of drafts that may pay.
 
     Args:
         diffusion: the config of the diffusion view.
@@ -56,8 +63,10 @@ class Planner:
     def __init__(
         self, diffusion: DiffusionConfig, width: int, costs: CostModel, *, alone: bool = False, budget: float = 0.03
     ) -> None:
-        self.costs, self._width, self._alone, self._budget = costs, width, alone, budget
-        self._trained = min(width, diffusion.trained_rows)
+        self.costs, self._alone, self._budget = costs, alone, budget
+        self.nodes = tree_size(costs)
+        self._width, self._trained = width, diffusion.trained_rows
+        self._widths = (width,) if alone else tuple(sorted({*(w for w in WIDTHS if w < width), width}))
         self._accounts: dict[int, Account] = {}
         self._previous: AcceptanceHistory | None = None
         self._first_policies: dict[tuple[int, int], Policy] = {}
@@ -68,7 +77,7 @@ class Planner:
         policy = self._first_policy(sharers, context)
         sharers = 1 if self._alone else sharers
         extra = self.costs.ragged(sharers, sharers, 1, policy.width, context) - self.costs.ar(sharers, 1, context)
-        return policy.width if policy.block_values[1] > policy.rate * extra else 0
+        return policy.width if policy.block_value > policy.rate * extra else 0
 
     def begin_pass(self, batch: Seq[Sequence]) -> None:
         """Update the accounts from the new tokens and the drafts at hand, and solve the policies that are due."""
@@ -78,7 +87,8 @@ class Planner:
         for sequence in batch:
             account = self._accounts.get(sequence.index)
             if account is None:
-                account = self._accounts[sequence.index] = Account(self._new_history())
+                first = self._first_policy(sharers, sequence.length)
+                account = self._accounts[sequence.index] = Account(self._new_history(), first)
                 account.lookup.extend(list(sequence.request.prompt))
             account.read(sequence)
             drafts_at_hand = bool(sequence.ahead.tokens) or account.lookup.matched
@@ -87,14 +97,12 @@ class Planner:
             if not account.skips_planning and not self._looks_up_only:
                 self._update_policy(sequence, account, sharers)
         if sharers > 1 and not self._looks_up_only:
-            rates = [policy.rate for s in batch if (policy := self._accounts[s.index].policy) is not None]
-            self._lookup_value = self._row_value(sum(rates) / sharers, sharers, batch[0].length)
+            rates = [self._accounts[s.index].policy.rate for s in batch]
+            self._lookup_value = sum(rates) / sharers * self.costs.row(sharers, batch[0].length)
 
     def _update_policy(self, sequence: Sequence, account: Account, sharers: int) -> None:
-        if sequence.ahead.start == 1:
-            account.history.observe_agreement(agreed=sequence.ahead.kind == "agrees")
         history, (solved_sharers, due), sharers = account.history, account.solved_for, _rounded(sharers)
-        if account.policy is None or solved_sharers != sharers or history.verdicts >= due:
+        if solved_sharers != sharers or history.verdicts >= due:
             known = history.verdicts or sharers == 1
             solved = self._solve(history, sharers, sequence.length) if known else None
             account.policy = solved or self._first_policy(sharers, sequence.length)
@@ -102,23 +110,27 @@ class Planner:
 
     def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
         """The plan of the next pass for each sequence. A query: it changes nothing."""
+        accounts = [self._accounts[sequence.index] for sequence in batch]
         if self._looks_up_only:
-            return [self._plan_lookup(self._accounts[sequence.index]) for sequence in batch]
-        candidates = [self._candidate(sequence, sequence.ahead) for sequence in batch]
+            return [self._plan_lookup(*pair) for pair in zip(accounts, batch, strict=True)]
+        skipped = [account.skips_planning for account in accounts]
+        candidates = [
+            account.candidate(sequence, sequence.ahead)
+            for account, sequence in zip(accounts, batch, strict=True)
+            if not account.skips_planning
+        ]
         if self._sharers(batch) > 1:
             return self._plan_jointly(candidates, refreshed=False)
-        return [
-            PassPlan(width=self._width) if c.account.skips_planning else self._plan_jointly([c], refreshed=False)[0]
-            for c in candidates
-        ]
+        planned = iter([self._plan_jointly([one], refreshed=False)[0] for one in candidates])
+        return [PassPlan(width=self._width) if skips else next(planned) for skips in skipped]
 
-    def _plan_lookup(self, account: Account) -> PassPlan:
+    def _plan_lookup(self, account: Account, sequence: Sequence) -> PassPlan:
         """Verify what prompt lookup drafts, as far as it is worth its rows; draft nothing."""
         if not account.lookup.matched:
             return PassPlan(width=self._width)
-        draft = account.best_draft(Draft())
-        offered = int((account.history.acceptance(draft).cumprod() > self._lookup_value).sum())
-        return PassPlan(draft, offered, 0, self._width, "lookup" if offered else "ar")
+        candidate = account.candidate(sequence, Draft())
+        offered = sum(reached > self._lookup_value for reached in candidate.probabilities)
+        return PassPlan(candidate.draft, offered, (), self._width, "lookup" if offered else "ar")
 
     def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
         """The plan after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one. A query.
@@ -128,7 +140,9 @@ class Planner:
         """
         width = max(plan.width for plan in plans)
         candidates = [
-            self._candidate(sequence, draft if plan.refresh else sequence.ahead, width if plan.refresh else 0)
+            self._accounts[sequence.index].candidate(
+                sequence, draft if plan.refresh else sequence.ahead, width if plan.refresh else 0
+            )
             for sequence, plan, draft in zip(batch, plans, drafts, strict=True)
         ]
         if self._sharers(batch) > 1:
@@ -139,34 +153,32 @@ class Planner:
         ]
 
     def learn(self, batch: Seq[Sequence], plans: Seq[PassPlan], kept: Seq[Verdict]) -> None:
-        """Record the verdicts on the drafts, and the cost of the pass for each sequence."""
+        """Record the verdicts on the drafts, what the blocks have yielded, and the cost of the pass."""
         sharers = self._sharers(batch)
         context = sum(sequence.length for sequence in batch) / len(batch)
         together = self._seconds(plans, sharers, context) if sharers > 1 else (0.0, 0.0)
-        drafts = any(plan.blocks or (plan.draft.tokens and plan.draft.kind != "lookup") for plan in plans)
         for sequence, plan, verdict in zip(batch, plans, kept, strict=True):
-            account, offered = self._accounts[sequence.index], plan.offered
-            stopped = sequence.finish_reason is not None
-            if offered:
-                account.history.observe(plan.draft, verdict.accepted if stopped else offered, verdict.accepted)
+            account, stopped = self._accounts[sequence.index], sequence.finish_reason is not None
+            account.observe(plan, verdict, stopped=stopped)
             plain, seconds = together if sharers > 1 else self._seconds([plan], 1, sequence.length)
             account.spent_seconds += seconds + (0.0 if self._looks_up_only else PLANNING_SECONDS)
             account.plain_seconds += len(verdict.tokens) * plain
-            account.undrafted_seconds = 0.0 if plan.blocks or plan.drafting_rows else account.undrafted_seconds + plain
+            account.undrafted_seconds = 0.0 if plan.roots or plan.drafting_rows else account.undrafted_seconds + plain
             if sharers == 1 and not account.skips_planning:
-                account.unplanned_passes = 0 if plan.draft.tokens or plan.blocks else UNPLANNED_PASSES
+                account.unplanned_passes = 0 if plan.draft.tokens or plan.roots else UNPLANNED_PASSES
             if stopped and not self._alone and account.history.observed:
                 self._previous = account.history
                 if account.history.verdicts:  # policies do not depend on what prompt lookup has shown
                     self._first_policies = {}
         if sharers > 1 and not self._looks_up_only:
+            drafts = any(plan.roots or plan.draft.from_block for plan in plans)
             self._unplanned_passes = 0 if drafts else UNPLANNED_PASSES
 
     def use_costs(self, costs: CostModel) -> None:
         """Plan by another cost model from the next pass on."""
         self.costs, self._first_policies = costs, {}
         for account in self._accounts.values():
-            account.policy = None
+            account.solved_for = 0, 0
 
     def forget(self, sequence: Sequence) -> None:
         """Drop the account of a sequence that has ended."""
@@ -176,52 +188,43 @@ class Planner:
         """The number of sequences that share the cost of a pass."""
         return 1 if self._alone else len(batch)
 
-    def _candidate(self, sequence: Sequence, draft: Draft, drafting_rows: int = 0) -> Candidate:
-        account = self._accounts[sequence.index]
-        return Candidate(sequence, account, account.best_draft(draft), drafting_rows)
-
     def _plan_jointly(self, candidates: Seq[Candidate], *, refreshed: bool) -> list[PassPlan]:
         """Plan one pass for all these sequences: the drafts and blocks of each, against the cost of the common pass."""
         B, costs = len(candidates), self.costs
         context = sum(c.sequence.length for c in candidates) / B
-        policies = [c.account.policy for c in candidates if c.account.policy is not None]
+        accounts, policies = [c.account for c in candidates], [c.account.policy for c in candidates]
         rate, width = sum(policy.rate for policy in policies) / B, max(policy.width for policy in policies)
-        row_value = self._row_value(rate, B, context)
-        survival = [c.account.history.acceptance(c.draft).cumprod() for c in candidates]
-        survival = [reached[reached > row_value] for reached in survival]
-        rows = B + sum(len(reached) for reached in survival)
+        offered = count_offered([c.probabilities for c in candidates], lambda rows: rate * costs.row(rows, context))
+        rows = B + sum(offered)
 
         def cost(blocks: int) -> float:
             return costs.ragged(B, rows, blocks, width, context)
 
-        next_values = [policy.next_values(reached) for policy, reached in zip(policies, survival, strict=True)]
-        blocks = _best_blocks(next_values, rate, cost)
+        ends = [c.ends(count)[:MAX_BLOCKS] for c, count in zip(candidates, offered, strict=True)]
+        roots = choose_roots(ends, [policy.block_value for policy in policies], lambda blocks: rate * cost(blocks))
         budget = self._budget / B**0.5
-        advance, accounts = ADVANCE_TOKENS * costs.ar(B, 1, context) / B, [c.account for c in candidates]
+        advance = ADVANCE_TOKENS * costs.ar(B, 1, context) / B
         allowance = sum(
             a.plain_seconds + max(budget * a.plain_seconds, self._budget * advance) - a.spent_seconds for a in accounts
         )
-        for slot, account in enumerate(accounts):  # a probe: drafting may pay by now
-            if not blocks[slot] and account.undrafted_seconds * budget > cost(sum(blocks) + 1) - cost(sum(blocks)):
-                blocks[slot] = 1
-        if cost(sum(blocks)) - cost(0) > allowance:
-            blocks = [0] * B
+        for own, account, (likeliest, *_) in zip(roots, accounts, ends, strict=True):
+            blocks = sum(map(len, roots))  # a probe: drafting may pay by now
+            if not own and account.undrafted_seconds * budget > cost(blocks + 1) - cost(blocks):
+                own.append(likeliest)
+        if cost(sum(map(len, roots))) - cost(0) > allowance:
+            roots = [[] for _ in roots]
         refresh = [False] * B
         if not refreshed:
-            cost_share = rate * cost(sum(blocks)) / B
+            cost_share = rate * cost(sum(map(len, roots))) / B
             gains = [
-                policy.refresh_value - (1 + float(reached.sum()) + values[n] - cost_share)
-                for policy, reached, values, n in zip(policies, survival, next_values, blocks, strict=True)
+                c.account.policy.refresh_value - (c.value(count, own) - cost_share)
+                for c, count, own in zip(candidates, offered, roots, strict=True)
             ]
-            refresh = _choose_refreshed(gains, rate, lambda count: costs.diffuse(count, width, context), allowance)
+            refresh = choose_refreshed(gains, rate, lambda count: costs.diffuse(count, width, context), allowance)
         return [
-            PassPlan(c.draft, len(reached), own, width, _kind(c, len(reached), own), refresh_own, c.drafting_rows)
-            for c, reached, own, refresh_own in zip(candidates, survival, blocks, refresh, strict=True)
+            c.plan(count, own, width, refresh=refresh_own)
+            for c, count, own, refresh_own in zip(candidates, offered, roots, refresh, strict=True)
         ]
-
-    def _row_value(self, rate: float, sharers: int, context: float) -> float:
-        """The tokens that plain decoding gains in the time of one more row: the least that a draft must promise."""
-        return rate * (self.costs.ar(sharers, 8, context) - self.costs.ar(sharers, 1, context)) / 7 / sharers
 
     def _seconds(self, plans: Seq[PassPlan], sharers: int, context: float) -> tuple[float, float]:
         """A sequence's share of the seconds of a plain pass, and of a pass with these plans."""
@@ -242,54 +245,18 @@ class Planner:
         return self._first_policies[place]
 
     def _new_history(self) -> AcceptanceHistory:
-        return AcceptanceHistory(self._trained, self._previous)
+        return AcceptanceHistory(self._widths, self._trained, self._previous)
 
     def _solve(self, history: AcceptanceHistory, sharers: int, context: float) -> Policy:
         """The policy with the highest rate over all widths."""
-        widths = [self._width] if self._alone else sorted({*[w for w in WIDTHS if w < self._width], self._width})
-        states = [States(history.by_row(), width, self.costs, sharers, context) for width in widths]
-        policies = [problem.best() for problem in states]
-        return max(policies, key=lambda policy: policy.rate)
+        yields = [(history.yield_of("pass", width), history.yield_of("beside", width), width) for width in self._widths]
+        return max((solve(*own, self.costs, sharers, context) for own in yields), key=lambda policy: policy.rate)
 
 
-def _best_blocks(next_values: list[Array], rate: float, cost: Callable[[int], float]) -> list[int]:
-    """How many blocks each sequence gets: the best common number, then the best number for each sequence.
-
-    next_values: per sequence, the expected value of its next drafts with 0, 1, ... blocks, in tokens. cost: seconds of
-    a pass by its total number of blocks.
-    """
-
-    def gain(blocks: list[int]) -> float:
-        return sum(float(values[n]) for values, n in zip(next_values, blocks, strict=True)) - rate * cost(sum(blocks))
-
-    alike = [
-        [min(n, len(values) - 1) for values in next_values] for n in range(max(len(values) for values in next_values))
-    ]
-    best = max(alike, key=gain)
-    if len(next_values) > 1:
-        for slot, values in enumerate(next_values):
-            best = max(([*best[:slot], n, *best[slot + 1 :]] for n in range(len(values))), key=gain)
-    return best
-
-
-def _choose_refreshed(gains: list[float], rate: float, cost: Callable[[int], float], allowance: float) -> list[bool]:
-    """Which sequences take part in a diffusion pass first: those with the largest gains, as many as maximise the total
-    gain within the budget. gains: in tokens."""
-    order = sorted(range(len(gains)), key=lambda slot: -gains[slot])
-    total, best, chosen = 0.0, 0.0, 0
-    for count, slot in enumerate(order, start=1):
-        total += gains[slot]
-        if total - rate * cost(count) > best and cost(count) <= allowance:
-            best, chosen = total - rate * cost(count), count
-    return [slot in order[:chosen] for slot in range(len(gains))]
-
-
-def _kind(candidate: Candidate, offered: int, blocks: int) -> str:
-    if candidate.drafting_rows:
-        return "two-pass"
-    if blocks:
-        return "one-pass"
-    return {"lookup": "lookup"}.get(candidate.draft.kind, "one-pass") if offered else "ar"
+def tree_size(costs: CostModel) -> int:
+    """The most nodes of a tree that may be worth their rows in a batch of one."""
+    worth = costs.ar(1, 1, 0) / max(costs.row(1, 0), 1e-9)
+    return int(min(max(LIKELY_ACCEPTED * worth, 4), max(NODES)))
 
 
 def _rounded(sharers: int) -> int:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from orthrus.decoding.draft_tree import TreeOf, chain
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.sampling import Sampler
 
@@ -23,19 +24,24 @@ class Proposal:
     """Diffusion logits [R, V] of one sequence, from which tokens are drafted; the first row is for absolute `position`.
 
     `block` identifies the draft block in the address of its noise: 2 * root position for a block of a diffusion pass,
-    2 * root position + 1 for a block that shared an AR pass, because both may exist at one root.
+    2 * root position + 1 for a block that shared an AR pass, because both may exist at one root. temperatures_R: those
+    that calibrate the rows. nodes: the most nodes of the tree; None for a chain. tree_of: chooses a tree that no
+    constraint restricts.
     """
 
     sampler: Sampler
     logits_RV: Tensor
     position: int
     block: int
+    temperatures_R: Sequence[float]
+    nodes: int | None = None
+    tree_of: TreeOf = chain
 
 
 @dataclass(frozen=True)
 class Check:
-    """AR logits [m + 1, V] of one sequence, after the anchor and each of its m drafts; the first draft is for
-    absolute `position`."""
+    """AR logits [m + 1, V] of one sequence, after the anchor and each of the m nodes of its draft; a child of the
+    anchor is for absolute `position`."""
 
     sampler: Sampler
     logits_RV: Tensor
@@ -47,11 +53,11 @@ class Rule(Protocol):
     """The two functions of a rule. Each is called once per pass, for all sequences of the batch."""
 
     def propose(self, proposals: Sequence[Proposal]) -> list[Draft]:
-        """Draft at most one token per row for each sequence. Advances no sampler."""
+        """Draft a tree of at most `nodes` nodes for each sequence, no deeper than its rows. Advances no sampler."""
         ...
 
     def verify(self, checks: Sequence[Check]) -> list[Verdict]:
-        """Verify the drafts of each sequence, and advance its sampler by the tokens of its verdict."""
+        """Walk down the tree of each sequence, and advance its sampler by the tokens of its verdict."""
         ...
 
 

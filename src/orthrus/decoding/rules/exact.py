@@ -6,30 +6,47 @@ same noise, so that they agree more often when sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from orthrus.decoding.draft_tree import constrained_tree
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.rules import Check, Proposal
-from orthrus.decoding.sampling import RowRequest, sample
+from orthrus.decoding.sampling import RowRequest, draft_scores, targets
 
 
 def propose(proposals: Sequence[Proposal]) -> list[Draft]:
-    """See `Rule`."""
-    rows = [RowRequest(p.sampler, p.logits_RV, p.position, drafting=True) for p in proposals]
-    return [Draft(tokens) for tokens in sample(rows)]
+    """See `Rule`. Candidates are ranked with the noise that the target will meet."""
+    scores = draft_scores([RowRequest(p.sampler, p.logits_RV, p.position) for p in proposals], noise=True)
+    drafts = []
+    for proposal, scores_RV in zip(proposals, scores, strict=True):
+        grammar, temperatures = proposal.sampler.grammar, proposal.temperatures_R
+        tree = (
+            proposal.tree_of(scores_RV, temperatures)
+            if grammar is None
+            else constrained_tree(scores_RV, temperatures, proposal.nodes, grammar)
+        )
+        drafts.append(Draft.tree(*tree))
+    return drafts
 
 
 def verify(checks: Sequence[Check]) -> list[Verdict]:
-    """See `Rule`. Each row assumes that all drafts before it are accepted; if one is not, the row is discarded."""
-    targets = sample([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.tokens) for c in checks])
-    verdicts = [_accept(check.draft.tokens, tokens) for check, tokens in zip(checks, targets, strict=True)]
+    """See `Rule`. Each row assumes that its path is accepted; the rows of all other paths are discarded."""
+    found = targets([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.paths) for c in checks])
+    verdicts = [_descend(check.draft, target) for check, target in zip(checks, found, strict=True)]
     for check, verdict in zip(checks, verdicts, strict=True):
         check.sampler.advance(verdict.tokens)
     return verdicts
 
 
-def _accept(drafted: list[int], targets: list[int]) -> Verdict:
-    """Accept the drafts before the first mismatch; the target after them is the bonus token."""
-    unequal = (n for n, (draft, target) in enumerate(zip(drafted, targets, strict=False)) if draft != target)
-    accepted = next(unequal, len(drafted))
-    return Verdict(targets[: accepted + 1], accepted)
+def _descend(draft: Draft, target: Callable[[int], int]) -> Verdict:
+    """From the anchor, go to the child that equals the target of its parent, while there is one. The target after the
+    last node is the bonus token."""
+    tokens: list[int] = []
+    path: list[int] = []
+    node: int | None = -1
+    while node is not None:
+        tokens.append(target(node + 1))
+        node = draft.children.get(node, {}).get(tokens[-1])
+        if node is not None:
+            path.append(node)
+    return Verdict(tokens, path)

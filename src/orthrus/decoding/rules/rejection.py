@@ -1,81 +1,147 @@
-"""Rule `rejection`: accept a draft with probability min(1, p / q), else resample from max(p - q, 0).
+"""Rule `rejection`: accept a draft with probability min(1, p / q), else go on with the residual max(p - q, 0).
 
-The output is distributed as that of plain AR decoding (Leviathan et al., arXiv 2211.17192, appendix A.1), though not
-token for token, and more drafts are accepted than by any rule that fixes the target first. Every random value has a
-purpose of its own; a draft's is keyed by its block too, since one position may be drafted from many.
+The siblings of a node are tried in turn, each against the residual that the ones before it left; if none is accepted,
+the token is drawn from the last residual (Leviathan et al., arXiv 2211.17192, appendix A.1; SpecInfer, arXiv
+2305.09781, section 4.3). The output is distributed as that of plain AR decoding, though not token for token, and more
+drafts are accepted than by any rule that fixes the target first.
+
+The shape of a tree depends on the distributions q alone, never on a drawn token. Siblings are drawn without
+replacement, so the q of each is without the tokens of those before it. Nodes that were not drawn, which have a point
+mass as q, are tried after those that were: whether they exist may depend on what was drawn. Every random value has a
+purpose of its own; a draft's is keyed by its block and node too, since one position may be drafted from many.
 Letters: p target, q draft, u uniform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from orthrus.decoding.drafts import Draft, Verdict
+from orthrus.decoding.filters import softmax
 from orthrus.decoding.noise import Purpose
 from orthrus.decoding.rules import Check, Proposal, exact
-from orthrus.decoding.sampling import RowRequest, probabilities
+from orthrus.decoding.sampling import RowRequest, distributions, draft_scores
 
 
 def propose(proposals: Sequence[Proposal]) -> list[Draft]:
-    """See `Rule`. Each draft is drawn from its row's q, which the draft keeps."""
+    """See `Rule`. Each token is drawn from the q of its row, which the draft keeps."""
     greedy = iter(exact.propose([p for p in proposals if p.sampler.params.greedy]))
     sampled = [p for p in proposals if not p.sampler.params.greedy]
-    drawn: list[list[int]] = [[] for _ in sampled]
-    q = probabilities(
-        [
-            RowRequest(p.sampler, p.logits_RV, p.position, own, drafting=True)
-            for p, own in zip(sampled, drawn, strict=True)
-        ]
-    )
-    drafts = iter([_draft(*each) for each in zip(sampled, q, drawn, strict=True)])
+    scores = draft_scores([RowRequest(p.sampler, p.logits_RV, p.position) for p in sampled], noise=False)
+    drafts = iter([_draft(*each) for each in zip(sampled, scores, strict=True)])
     return [next(greedy) if p.sampler.params.greedy else next(drafts) for p in proposals]
 
 
 def verify(checks: Sequence[Check]) -> list[Verdict]:
-    """See `Rule`. A draft without q is one of a point mass: it was not drawn at all."""
+    """See `Rule`."""
     greedy = iter(exact.verify([c for c in checks if c.sampler.params.greedy]))
     sampled = [c for c in checks if not c.sampler.params.greedy]
-    p = iter(probabilities([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.tokens) for c in sampled]))
+    p = iter(distributions([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.paths) for c in sampled]))
     return [next(greedy) if c.sampler.params.greedy else _judge(c, next(p)) for c in checks]
 
 
-def _draft(proposal: Proposal, q: Iterator[Tensor], tokens: list[int]) -> Draft:
-    """Append the drafts to `tokens`, since a constraint makes the q of a row depend on the drafts before it.
+def _draft(proposal: Proposal, scores_RV: Tensor) -> Draft:
+    """Draw the nodes of a tree in order. A node is left out where its siblings have taken all that q allows, where a
+    constraint ends the answer before it, or where its parent was left out."""
+    noise, temperature = proposal.sampler.noise, proposal.sampler.params.temperature
+    rows = _Rows(proposal, scores_RV / temperature)
+    ones = [1.0] * len(scores_RV)
+    _, shape, confidence = proposal.tree_of(rows.scores_RV, ones)
+    draft, numbers = Draft(), {-1: -1}
+    for node, (place, sure) in enumerate(zip(shape, confidence, strict=True)):
+        parent = numbers.get(place)
+        if parent is None:
+            continue
+        path = draft.paths[parent + 1]
+        q_V = rows.after(path)
+        left_V = None if q_V is None else _without(q_V, draft.children.get(parent, {}))
+        if q_V is None or left_V is None:
+            continue
+        token = _draw(left_V, noise.uniform(proposal.position + len(path), Purpose.DRAFT, proposal.block, node))
+        numbers[node] = len(draft.tokens)
+        draft = draft.grown(token, parent, sure, q_V)
+    return draft
 
-    Rows from the first on whose q is no distribution (the view gave NaN) draft nothing.
-    """
-    noise, position, block = proposal.sampler.noise, proposal.position, proposal.block
-    rows: list[Tensor] = []
-    for row, q_V in enumerate(q):
-        rows.append(q_V)
-        tokens.append(_draw(q_V, noise.uniform(position + row, Purpose.DRAFT, block)))
-    if not rows:
-        return Draft()
-    q_RV = torch.stack(rows)
-    finite = int(q_RV.amax(dim=-1).isfinite().long().cumprod(0).sum())
-    return Draft(tokens[:finite], q_RV[:finite])
+
+class _Rows:
+    """The distributions from which the children of a path are drawn: those of the rows of a block."""
+
+    def __init__(self, proposal: Proposal, scores_RV: Tensor) -> None:
+        self._proposal, self.scores_RV = proposal, scores_RV
+        self._known: dict[int, Tensor] = {}
+
+    def after(self, path: Sequence[int]) -> Tensor | None:
+        """q [V] after a path of drafts; None where a constraint lets nothing follow."""
+        sampler, row = self._proposal.sampler, len(path)
+        if sampler.grammar is not None:
+            if not sampler.grammar.goes_on(path):
+                return None
+            logits_1V = self._proposal.logits_RV[row : row + 1]
+            (q,) = distributions([RowRequest(sampler, logits_1V, self._proposal.position, [path])])
+            return q(0)
+        if row not in self._known:
+            self._known[row] = softmax(self.scores_RV[row])
+        return self._known[row]
 
 
-def _judge(check: Check, p: Iterator[Tensor]) -> Verdict:
+def _judge(check: Check, p: Callable[[int], Tensor]) -> Verdict:
+    """Walk down from the anchor: at each node, try its children in turn."""
     noise, draft = check.sampler.noise, check.draft
     tokens: list[int] = []
-    for row, drafted in enumerate(draft.tokens):
-        p_V, at = next(p), check.position + row
-        q_V = draft.q_RV[row] if draft.q_RV is not None else _point_mass(drafted, p_V)
-        if noise.uniform(at, Purpose.ACCEPT) * q_V[drafted] >= p_V[drafted]:
-            residual_V = (p_V - q_V).clamp_(min=0)
-            mass = residual_V.sum()
-            residual_V = residual_V / mass if mass > 0 else p_V  # p and q equal up to rounding
-            tokens.append(_draw(residual_V, noise.uniform(at, Purpose.RESIDUAL)))
-            break
-        tokens.append(drafted)
-    else:
-        tokens.append(_draw(next(p), noise.uniform(check.position + len(tokens), Purpose.TOKEN)))
+    path: list[int] = []
+    node: int | None = -1
+    while node is not None:
+        at, p_V = check.position + len(tokens), p(node + 1)
+        children = _in_turn(draft, node)
+        node = None
+        for rank, child in enumerate(children):
+            token = draft.tokens[child]
+            q_V = _q_of(draft, child, [draft.tokens[before] for before in children[:rank]], p_V)
+            if not noise.uniform(at, Purpose.ACCEPT, 0, rank) * q_V[token] >= p_V[token]:
+                tokens.append(token)
+                path.append(child)
+                node = child
+                break
+            p_V = _residual(p_V, q_V)
+        else:
+            tokens.append(_draw(p_V, noise.uniform(at, Purpose.RESIDUAL if children else Purpose.TOKEN)))
     check.sampler.advance(tokens)
-    return Verdict(tokens, accepted=len(tokens) - 1)
+    return Verdict(tokens, path)
+
+
+def _in_turn(draft: Draft, node: int) -> list[int]:
+    """The children of a node in the order in which they are tried: those that were drawn first."""
+    return sorted(draft.children.get(node, {}).values(), key=lambda child: (draft.q[child] is None, child))
+
+
+def _q_of(draft: Draft, child: int, before: Sequence[int], like_V: Tensor) -> Tensor:
+    """The distribution of a child, given the siblings tried before it."""
+    q_V = draft.q[child]
+    left_V = None if q_V is None else _without(q_V, before)
+    if left_V is not None:
+        return left_V
+    point_V = torch.zeros_like(like_V)
+    point_V[draft.tokens[child]] = 1.0
+    return point_V
+
+
+def _residual(p_V: Tensor, q_V: Tensor) -> Tensor:
+    residual_V = (p_V - q_V).clamp_(min=0)
+    mass = residual_V.sum()
+    return residual_V / mass if mass > 0 else p_V  # p and q equal up to rounding
+
+
+def _without(q_V: Tensor, tokens: Collection[int]) -> Tensor | None:
+    """q without some tokens; None if nothing is left."""
+    if not tokens:
+        return q_V
+    left_V = q_V.clone()
+    left_V[list(tokens)] = 0.0
+    mass = left_V.sum()
+    return left_V / mass if mass > 0 else None
 
 
 def _draw(probabilities_V: Tensor, u: float) -> int:
@@ -84,9 +150,3 @@ def _draw(probabilities_V: Tensor, u: float) -> int:
     if index < len(probabilities_V) and probabilities_V[index] > 0:
         return index
     return min(index, int(probabilities_V.nonzero()[-1]))
-
-
-def _point_mass(token: int, like_V: Tensor) -> Tensor:
-    q_V = torch.zeros_like(like_V)
-    q_V[token] = 1.0
-    return q_V
