@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 if TYPE_CHECKING:
+    from orthrus.decoding.cycle import Step
     from orthrus.decoding.planning.cost_model import CostModel
     from orthrus.decoding.statistics import Statistics
 
@@ -65,6 +69,22 @@ def explain(console: Console, costs: CostModel, runs: list[tuple[Statistics, int
     console.print(
         f"{fallbacks} of {sum(shapes.values())} cycles fell back to plain decoding: drafting was not expected to pay."
     )
+
+
+def print_tree(console: Console, steps: Iterable[Step], decode: Callable[[Sequence[int]], str]) -> None:
+    """Print the tree of drafts of the pass that accepted most, with the probability of each node to be accepted if its
+    parent is. Accepted nodes are marked."""
+    step = max(steps, key=lambda step: step.kept.accepted)
+    drafts = step.plan.tree
+    if not drafts.tokens:
+        return
+    accepted = f"{step.kept.accepted} of {len(drafts.tokens)} drafts accepted"
+    branches = [Tree(Text(f"the pass that accepted most, {step.passes} of this answer: {accepted}"))]
+    for node, (token, parent) in enumerate(zip(drafts.tokens, drafts.parents, strict=True)):
+        mark, style = ("✓ ", "green") if node in step.kept.path else ("", "")
+        shown = Text(f"{mark}{decode([token])!r} {drafts.confidence[node]:.0%}", style)
+        branches.append(branches[parent + 1].add(shown))
+    console.print(branches[0])
 
 
 def warn_of_collapse(console: Console, runs: list[Statistics]) -> None:

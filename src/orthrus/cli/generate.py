@@ -12,7 +12,7 @@ import typer
 
 from orthrus.cli import _sampling as sampling
 from orthrus.cli._footer import Clock, print_details, print_footer
-from orthrus.cli._plan import explain, warn_of_collapse
+from orthrus.cli._plan import explain, print_tree, warn_of_collapse
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -125,6 +125,10 @@ def _generate(
     if planned:
         if explain_plan:
             explain(stderr, model.costs(), [(result.statistics, result.prompt_tokens) for result in results])
+            again = model.request(
+                prompts[0], {**options, "seed": results[0].seed}
+            )  # the same passes, with their drafts
+            print_tree(stderr, model.run([again], model.decoding_config(options)), model.decode)
         warn_of_collapse(stderr, [result.statistics for result in results])
     if assumed:  # after the first answer, which need not wait for it
         measure_costs(model, refresh=True)

@@ -1,0 +1,97 @@
+"""Trees of drafts: the record, the choice of nodes, and what the planner derives from them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import tiny
+import torch
+
+from orthrus.decoding.draft_tree import candidates, chain, grow
+from orthrus.decoding.drafts import Draft
+from orthrus.decoding.planning.choice import choose_roots, count_offered
+from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
+
+TREE = Draft.tree([5, 6, 5, 7, 8], [-1, 0, 1, 0, -1], [0.9, 0.8, 0.5, 0.1, 0.05])
+
+
+def test_a_tree_knows_its_paths_and_children():
+    assert TREE.paths == [[], [5], [5, 6], [5, 6, 5], [5, 7], [8]]
+    assert TREE.children == {-1: {5: 0, 8: 4}, 0: {6: 1, 7: 3}, 1: {5: 2}}
+    assert (TREE.depth, TREE.is_chain, Draft.chain([1, 2]).is_chain, Draft().is_chain) == (3, False, True, True)
+    assert TREE.probabilities == pytest.approx([0.9, 0.72, 0.36, 0.09, 0.05])
+    assert TREE.first(2).paths == [[], [5], [5, 6]]
+    assert TREE.in_order([0, 3, 4]).paths == [[], [5], [5, 7], [8]]
+
+
+@pytest.mark.parametrize(("tokens", "parents"), [([5, 5], [-1, -1]), ([5, 6], [1, -1]), ([5], [-2])])
+def test_duplicates_among_siblings_and_parents_after_their_children_are_refused(tokens, parents):
+    with pytest.raises(AssertionError):
+        Draft.tree(tokens, parents)
+
+
+def test_a_branch_shares_the_nodes_that_exist():
+    both = TREE.branched([5, 7, 9], 0.6, "lookup")
+    assert both.tokens == [*TREE.tokens, 9]
+    assert both.parents == [*TREE.parents, 3]
+    assert both.confidence == [0.9, 0.8, 0.5, 0.6, 0.05, 0.6]
+    assert [both.kinds[node] for node in (0, 3, 5)] == ["agrees", "lookup", "lookup"]
+
+
+def test_a_grown_tree_holds_the_likeliest_paths():
+    rng = random.Random(3)
+    options = {path: sorted(rng.random() / 2 for _ in range(3))[::-1] for n in range(3) for path in _paths(n)}
+    tokens, parents, _ = grow(lambda path: list(enumerate(options.get(tuple(path), ()))), 12)
+    reached = {(): 1.0}
+    for path in sorted(itertools.chain(*(_paths(n) for n in (1, 2, 3))), key=len):
+        reached[path] = reached[path[:-1]] * options[path[:-1]][path[-1]]
+    best = sorted((path for path in reached if path), key=lambda path: -reached[path])[:12]
+    assert [tuple(path) for path in Draft.tree(tokens, parents).paths[1:]] == best
+
+
+def _paths(length):
+    return itertools.product(range(3), repeat=length)
+
+
+def test_a_chain_holds_the_best_token_of_each_row_up_to_the_first_without_any():
+    scores = torch.randn(4, tiny.VOCAB)
+    scores[3] = torch.nan
+    tokens, parents, confidence = chain(scores, [0.5, 1.0, 2.0, 1.0])
+    assert tokens == scores[:3].argmax(dim=-1).tolist()
+    assert parents == [-1, 0, 1]
+    assert confidence[0] == pytest.approx(float((scores[0] / 0.5).softmax(0).max()), rel=1e-4)
+    assert candidates(scores, [1.0] * 4)[3] == []
+
+
+def test_nodes_are_verified_while_they_are_worth_their_rows():
+    assert count_offered([[0.9, 0.5, 0.2], [0.4, 0.3], []], lambda rows: 0.1 * rows - 0.15) == [2, 1, 0]
+    assert count_offered([[0.1, 0.9]], lambda _: 0.2) == [0]
+
+
+def test_blocks_go_to_the_likeliest_ends_while_they_pay():
+    ends = [[(0.6, -1), (0.3, 0)], [(0.9, 2)]]
+    assert choose_roots(ends, [2.0, 1.0], lambda blocks: 0.5 * blocks) == [[(0.6, -1), (0.3, 0)], [(0.9, 2)]]
+    assert choose_roots(ends, [2.0, 1.0], lambda blocks: 0.8 * blocks) == [[(0.6, -1)], [(0.9, 2)]]
+    assert choose_roots(ends, [2.0, 1.0], lambda blocks: 2.0 * blocks) == [[], []]
+
+
+def test_a_yield_sums_path_probabilities_and_covers_all_ends():
+    drafts = Yield.of(TREE.parents, TREE.probabilities)
+    assert drafts.accepted[NODES.index(2)] == pytest.approx(0.9 + 0.72)
+    assert drafts.accepted[-1] == pytest.approx(sum(TREE.probabilities))
+    assert drafts.covered[0, 1:] == pytest.approx(1.0)  # nothing is verified, so the path ends at the anchor
+    assert drafts.covered[NODES.index(1)].tolist() == pytest.approx([0.0, 0.9, 1.0, 1.0, 1.0])
+    assert (drafts.covered[:, 1:] >= drafts.covered[:, :-1] - 1e-12).all()
+
+
+@pytest.mark.parametrize("name", list(tiny.COSTS))
+def test_the_best_rate_is_that_of_plain_decoding_or_better(name):
+    costs, good = tiny.COSTS[name], Yield.of(list(range(-1, 6)), [0.9**n for n in range(1, 8)])
+    nothing = Yield.of([], [])
+    plain = 1 / costs.ar(1, 1, 100.0)
+    assert solve(nothing, nothing, 8, costs, 1, 100.0).rate == pytest.approx(plain, rel=1e-4)
+    rates = [solve(good, good, 8, costs, 1, 100.0, blocks).rate for blocks in range(MAX_BLOCKS + 1)]
+    assert rates == sorted(rates)
+    assert (rates[-1] > 1.5 * plain) == (name == "passes")
