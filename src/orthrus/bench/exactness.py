@@ -67,18 +67,23 @@ def requests(model: Model, prompts: list[Prompt], options: Options) -> list[Requ
 
 
 def compare_bits(model: Model, request: Request, truth: OracleResult, bits: Bits) -> None:
-    """Run the oracle's tokens in blocks of the width of a verification, and compare the logits bit for bit."""
+    """Run the oracle's tokens in blocks of the width of a verification, every other one with a wrong sibling for each
+    token after the first, and compare the logits bit for bit."""
     assert truth.logits_NV is not None
     runner, tokens = model.runner, truth.tokens
-    width = runner.diffusion.block_size if runner.diffusion else 8
+    width, vocab = runner.diffusion.block_size if runner.diffusion else 8, runner.config.vocab_size
     (table,) = runner.new_tables(1, len(request.prompt) + len(tokens))
     for chunk in chunks(request.prompt, runner.max_rows):
         runner.ar([chunk], [table], logit_rows=[0])
         table.commit(table.length + len(chunk))
     for start in range(0, len(tokens) - 1, width):
         block = tokens[start : min(start + width, len(tokens) - 1)]
-        (rows,) = runner.ar([block], [table])
-        table.commit(table.length + len(block))
+        step = 1 + (start // width) % 2  # rows from a token to the next: with 2, a wrong sibling stands between
+        tokens_of_rows = [block[0], *(token for own in block[1:] for token in [(own + 1) % vocab, own][-step:])]
+        parents = [-1, *((row - 1) // step * step for row in range(1, len(tokens_of_rows)))]
+        path = range(0, len(tokens_of_rows), step)
+        (rows,) = runner.ar([tokens_of_rows], [table], parents=[parents], logit_rows=path)
+        table.commit_path(path)
         expected = truth.logits_NV[start + 1 : start + 1 + len(block)]
         bits.rows += len(block)
         bits.equal += int((rows == expected).all(dim=-1).sum())

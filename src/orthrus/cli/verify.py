@@ -42,7 +42,11 @@ DtypesOption = Annotated[
     list[Dtype] | None, typer.Option(help="Dtype to verify; may be repeated.", show_default="bfloat16")
 ]
 CyclesOption = Annotated[
-    list[str] | None, typer.Option(help="Cycle to verify; may be repeated.", show_default="every cycle")
+    list[str] | None,
+    typer.Option(
+        help="Cycle to verify, with settings as for `bench speed`; may be repeated.",
+        show_default="every cycle, and two with trees",
+    ),
 ]
 AgainstOption = Annotated[
     str | None, typer.Option(help="`transformers`: compare our plain greedy decoding with its generate() instead.")
@@ -54,6 +58,10 @@ SamplesOption = Annotated[
     ),
 ]
 PromptOption = Annotated[str, typer.Option(help="The prompt for --samples.")]
+
+
+TREES = ("two-pass+16", "one-pass:4+16")
+"""Settings with trees of drafts, in the notation of `bench speed`."""
 
 
 def command(
@@ -83,13 +91,13 @@ def command(
     by the rule `rejection` and by plain decoding, and the distance between the two distributions is compared with the
     distance expected by chance. A backbone without a diffusion view has one cycle to compare: `ar`.
     """
-    from orthrus.bench import tasks
+    from orthrus.bench import speed, tasks
     from orthrus.options import Settings
 
     if against not in (None, "transformers"):
         raise ValueError(f"--against takes transformers, not {against!r}")
     for value, name in product(temperature or [0.0], cycle or ["ar"]):
-        Settings.of({"temperature": value, "cycle": name, "seed": seed})
+        Settings.of({**speed.options_of(name), "temperature": value, "seed": seed})
     precisions = dtype or [Dtype.bfloat16]
     if samples is not None:
         loaded = load_model(model, adapter, precisions[0], device, allow_other_backbone, quantize, cache=cache)
@@ -123,7 +131,7 @@ def _cycles(model: Model, asked: list[str] | None) -> list[str]:
     from orthrus.decoding import cycles
 
     if model.decoder.diffusion is not None:
-        return asked or cycles.names()
+        return asked or [*cycles.names(), *TREES]
     for name in asked or ():
         if name != "ar":
             _need_view(model, f"cycle {name!r}")
@@ -186,7 +194,8 @@ def _run(
 ) -> tuple[list[Comparison], Bits]:
     """Run the oracle on all prompts, compare its logits with those of blocks, then run each cycle in batches."""
     from orthrus.bench import exactness
-    from orthrus.config import DecodingConfig
+    from orthrus.bench.speed import options_of
+    from orthrus.options import Settings
 
     names, batch_size = how
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
@@ -197,7 +206,7 @@ def _run(
         exactness.compare_bits(model, request, truth, bits)
         truths.append(truth.tokens)
     for comparison in comparisons:
-        config = DecodingConfig(cycle=comparison.name, batch_size=batch_size)
+        config = Settings.of({**options_of(comparison.name), "batch_size": batch_size}).decoding
         steps = model.run(requests, config)
         finished = (step.sequence for step in steps if step.sequence.finish_reason is not None)
         for sequence in progress(finished, f"{label}: {comparison.name}", len(requests)):
