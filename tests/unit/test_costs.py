@@ -54,6 +54,20 @@ def test_the_grid_equals_the_cost_of_every_pass(batch):
     assert priced.diffuse(batch, 4, 1000.0) - priced.diffuse(batch, 4, 0.0) == pytest.approx(four)
 
 
+@pytest.mark.parametrize(("share", "disturbed"), [(1.0, False), (0.95, False), (0.5, True), (0.1, True)])
+def test_steady_work_of_other_programs_is_seen(monkeypatch, share, disturbed):
+    """All passes take the same time, of which the thread that measures runs only a part."""
+    now = [0.0]
+
+    def clock():
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr(costs, "perf_counter", clock)
+    monkeypatch.setattr(costs, "thread_time", lambda: share * now[0])
+    assert costs.measure(tiny.runner()).disturbed == disturbed
+
+
 TABLE = CostModel(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4, 0.02)
 
 
