@@ -40,7 +40,7 @@ class AcceptanceHistory:
         self._prior = before.ratios() if before else np.repeat(np.array(DEFAULT_RATIOS)[:, None], len(BIN_EDGES) + 1, 1)
         self._counts = np.zeros((2, *self._prior.shape))
         self._yields = {
-            (source, width): _Mean(before.yield_of(source, width) if before else _default(_depth(source, width, rows)))
+            (source, width): _Mean(before.yield_of(source, width) if before else _default(source, width, rows))
             for source in SOURCES
             for width in widths
         }
@@ -56,15 +56,20 @@ class AcceptanceHistory:
         return self._yields[source, width].mean
 
     def probabilities(self, draft: Draft) -> list[float]:
-        """[m]: the probability of each node to be accepted."""
+        """[m]: the probability of each node to be accepted. Those of siblings exclude one another."""
         if not draft.tokens:
             return []
         ratios = self.ratios()[
             [KINDS.index(kind) for kind in draft.kinds], np.searchsorted(BIN_EDGES, draft.confidence)
         ]
+        given_parent = (ratios * draft.confidence).tolist()
+        totals = [0.0] * (len(given_parent) + 1)
+        for own, parent in zip(given_parent, draft.parents, strict=True):
+            totals[parent + 1] += own
         found: list[float] = []
-        for own, parent in zip((ratios * draft.confidence).tolist(), draft.parents, strict=True):
-            found.append(min(own, MAX_PROBABILITY) * (found[parent] if parent >= 0 else 1.0))
+        for own, parent in zip(given_parent, draft.parents, strict=True):
+            share = min(1.0, MAX_PROBABILITY / totals[parent + 1])
+            found.append(own * share * (found[parent] if parent >= 0 else 1.0))
         return found
 
     def observe(self, draft: Draft, path: list[int], *, stopped: bool) -> None:
@@ -89,7 +94,7 @@ class AcceptanceHistory:
             if made_by == source and narrower <= width:
                 deepest = _depth(source, narrower, self._rows)
                 nodes = [node for node, depth in enumerate(depths) if depth <= deepest]
-                mean.add(Yield.of(draft.in_order(nodes).parents, [reached[node] for node in nodes]))
+                mean.add(Yield.of(draft.parents, reached, nodes))
 
 
 class _Mean:
@@ -108,6 +113,7 @@ def _depth(source: str, width: int, rows: int) -> int:
     return min(width, rows) - (source == "beside")
 
 
-def _default(depth: int) -> Yield:
+def _default(source: str, width: int, rows: int) -> Yield:
     """The yield that is assumed for the first sequence: that of a chain whose drafts are often right."""
-    return Yield.of(list(range(-1, depth - 1)), [0.85 * 0.75**node for node in range(depth)])
+    depth, first = _depth(source, width, rows), 0.8 if source == "pass" else 0.6
+    return Yield.of(list(range(-1, depth - 1)), [first * 0.7**node for node in range(depth)])

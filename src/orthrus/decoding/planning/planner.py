@@ -31,10 +31,10 @@ from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Policy, solve
 from orthrus.decoding.sequence import Sequence
 
-WIDTHS = (4, 8, 16, 32)
+WIDTHS = (3, 4, 6, 8, 16, 32)
 """Block widths to choose from, in rows, besides the maximum width."""
 RESOLVE_EVERY = 16
-"""Verdicts on blocks after which the policy of a sequence is solved again."""
+"""Verdicts on blocks after which the policy of a sequence is solved again; at first, after a quarter of them."""
 ADVANCE_TOKENS = 40
 """Tokens whose probing budget may be spent before they are generated. The total budget stays the same."""
 UNPLANNED_PASSES = 7
@@ -106,7 +106,10 @@ class Planner:
             known = history.verdicts or sharers == 1
             solved = self._solve(history, sharers, sequence.length) if known else None
             account.policy = solved or self._first_policy(sharers, sequence.length)
-            account.solved_for = sharers, history.verdicts + RESOLVE_EVERY
+            account.solved_for = (
+                sharers,
+                history.verdicts + max(RESOLVE_EVERY // 4, min(history.verdicts, RESOLVE_EVERY)),
+            )
 
     def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
         """The plan of the next pass for each sequence. A query: it changes nothing."""

@@ -41,19 +41,21 @@ class Yield:
     covered: Array
 
     @staticmethod
-    def of(parents: Sequence[int], probabilities: Sequence[float]) -> Yield:
-        """The yield of a tree whose nodes have these path probabilities."""
-        ends, total = [1.0], 0.0
+    def of(parents: Sequence[int], probabilities: Sequence[float], nodes: Sequence[int] | None = None) -> Yield:
+        """The yield of a tree whose nodes have these path probabilities, or of some of its `nodes`, a tree too."""
+        chosen = range(len(parents)) if nodes is None else nodes
+        ends, total = [1.0, *[0.0] * len(parents)], 0.0
         accepted: list[float] = []
         covered: list[list[float]] = []
-        for node in range(max(NODES) + 1):
-            if node in NODES:
+        for count in range(max(NODES) + 1):
+            if count in NODES:
                 accepted.append(total)
                 covered.append(_covered(ends))
-            if node < len(probabilities):
+            if count < len(chosen):
+                node = chosen[count]
                 total += probabilities[node]
                 ends[parents[node] + 1] -= probabilities[node]
-                ends.append(probabilities[node])
+                ends[node + 1] = probabilities[node]
         return Yield(np.array(accepted), np.array(covered))
 
     def towards(self, other: Yield, share: float) -> Yield:
@@ -115,7 +117,7 @@ def solve(
 
 def _covered(ends: Sequence[float]) -> list[float]:
     """[J + 1]: the sums of the largest of some probabilities."""
-    sums, largest = [0.0], sorted(ends, reverse=True)
-    for block in range(MAX_BLOCKS):
-        sums.append(sums[-1] + (max(0.0, largest[block]) if block < len(largest) else 0.0))
+    sums, largest = [0.0], sorted(ends, reverse=True)[:MAX_BLOCKS]
+    for end in [*largest, *[0.0] * (MAX_BLOCKS - len(largest))]:
+        sums.append(min(1.0, sums[-1] + max(0.0, end)))
     return sums
