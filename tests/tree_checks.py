@@ -25,9 +25,9 @@ def path_to(parents, row):
     return path[::-1]
 
 
-def prefilled(runner, lengths, seed=0, room=None):
+def prefilled(runner, lengths, seed=0):
     """Tables of sequences whose first tokens are cached."""
-    tables = runner.new_tables(len(lengths), room)
+    tables = runner.new_tables(len(lengths))
     for n, (table, length) in enumerate(zip(tables, lengths, strict=True)):
         rest = list(tiny.request(length, seed=seed + n).prompt)
         while rest:
@@ -37,30 +37,36 @@ def prefilled(runner, lengths, seed=0, room=None):
     return tables
 
 
-def decoded_alone(runner, table, tokens):
-    """Logits of plain decoding of tokens, one by one, and their keys and values; the table is left as it was."""
-    length, logits = table.length, []
-    for token in tokens:
-        logits.append(runner.ar([[token]], [table])[0][0])
-        table.commit(table.length + 1)
-    slots = table.slots(length, table.length)
-    stored = [kept[:, :, slots] for kept in (table.cache.keys, table.cache.values)]
-    table.commit(length)
-    return torch.stack(logits), stored
+def decoded_plainly(runner, table, tokens, parents):
+    """Per row of a tree: its logits by plain decoding of its path, token by token, and the keys and values of that
+    path. The table is left as it was."""
+    start, truths = table.length, {}
+
+    def decode(row):
+        """The row, and all that follow it, after its ancestors."""
+        length = table.length
+        (logits,) = runner.ar([[tokens[row]]], [table])[0]
+        table.commit(length + 1)
+        slots = table.slots(start, length + 1)
+        truths[row] = logits, [kept[:, :, slots] for kept in (table.cache.keys, table.cache.values)]
+        for child in (n for n, parent in enumerate(parents) if parent == row):
+            decode(child)
+        table.commit(length)
+
+    for root in (n for n, parent in enumerate(parents) if parent < 0):
+        decode(root)
+    return [truths[row] for row in range(len(tokens))]
 
 
-def check_rows(runner, lengths, shapes, seed=0, room=None):
+def check_rows(runner, lengths, shapes, seed=0):
     """Trees of several sequences in one pass: every row equals plain decoding of its path, also in the cache."""
     rng = random.Random(seed)
-    tables = prefilled(runner, lengths, seed, room)
+    tables = prefilled(runner, lengths, seed)
     tokens = [[rng.randrange(tiny.VOCAB) for _ in shape] for shape in shapes]
-    truths = []
-    for table, own, parents in zip(tables, tokens, shapes, strict=True):
-        paths = [path_to(parents, row) for row in range(len(own))]
-        truths.append([decoded_alone(runner, table, [own[row] for row in path]) for path in paths])
+    truths = [decoded_plainly(runner, *each) for each in zip(tables, tokens, shapes, strict=True)]
     found = runner.ar(tokens, tables, parents=shapes)
     for table, logits, parents, truth in zip(tables, found, shapes, truths, strict=True):
-        wrong = [row for row, (expected, _) in enumerate(truth) if not torch.equal(logits[row], expected[-1])]
+        wrong = [row for row, (expected, _) in enumerate(truth) if not torch.equal(logits[row], expected)]
         assert wrong == [], (parents, table.length)
         leaf = rng.randrange(len(parents))
         start, path = table.length, path_to(parents, leaf)
@@ -70,10 +76,10 @@ def check_rows(runner, lengths, shapes, seed=0, room=None):
             assert torch.equal(stored[:, :, slots], expected)
 
 
-def check_blocks(runner, lengths, shapes, width=4, seed=0, room=None):
+def check_blocks(runner, lengths, shapes, width=4, seed=0):
     """Blocks rooted in rows of trees equal those rooted in chains of the paths; AR rows do not notice them."""
     rng = random.Random(seed)
-    tables = prefilled(runner, lengths, seed, room)
+    tables = prefilled(runner, lengths, seed)
     tokens = [[rng.randrange(tiny.VOCAB) for _ in shape] for shape in shapes]
     roots = [sorted(rng.sample(range(len(shape)), min(3, len(shape)))) for shape in shapes]
     alone = runner.ar(tokens, tables, parents=shapes)

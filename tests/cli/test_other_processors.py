@@ -28,6 +28,12 @@ prompt = "What is 7 + 5?"
 plain = model.generate(prompt, max_new_tokens=10, cycle="ar").tokens
 for cycle in ("two-pass", "one-pass"):
     assert model.generate(prompt, max_new_tokens=10, cycle=cycle).tokens == plain, cycle
+tables = model.runner.new_tables(1, 64)
+model.runner.ar([[1, 2, 3]], tables)
+tables[0].commit(3)
+(tree,) = model.runner.ar([[5, 6, 7, 8]], tables, parents=[[-1, 0, 0, 2]])
+(path,) = model.runner.ar([[5, 7, 8]], tables)
+assert (tree[[0, 2, 3]] == path).all()
 print(model.runner.kernels.name, {linear.name for linear in model.decoder.linears().values()})
 print("notice:", model.runner.kernels.notice)
 """
