@@ -177,7 +177,13 @@ def target(prompt, tokens):
     return ended
 
 
-@pytest.mark.parametrize("run", ["ar", "two-pass", "one-pass", "planned", "looked up", "random plans"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        "ar", "two-pass", "one-pass", "planned", "planned refresh", "looked up", "random plans", "two-pass tree",
+        "one-pass tree", "planned trees",
+    ],
+)  # fmt: skip
 def test_rejection_has_exactly_the_constrained_distribution(monkeypatch, letters, run):
     monkeypatch.setattr("test_rejection_settings.Limits", lambda *_: letters)
     params = SamplingParams(temperature=1.0, constraint=Constraint("regex", "|".join(LANGUAGE)))

@@ -58,11 +58,15 @@ class Account:
 
         Where tokens were drawn, whether one is verified may depend neither on itself nor on later ones, so nothing is
         added to drawn drafts: either they or those of prompt lookup are verified, whichever has the larger expected
-        number of accepted drafts.
+        number of accepted drafts. Under a constraint drawn tokens decide how many drafts there are, so drawn drafts are
+        always verified.
         """
         tokens, length = self.lookup.propose(MAX_LOOKUP_DRAFTS)
         confidence, probabilities = 0.3 + 0.6 * length / MAX_MATCH, self.history.probabilities
-        if any(q is not None for q in draft.q):
+        drawn = any(q is not None for q in draft.q)
+        if drawn and sequence.sampler.grammar is not None:
+            return Candidate(sequence, self, draft, probabilities(draft), drafting_rows, discards=False)
+        if drawn:
             looked_up = Draft.chain(tokens, [confidence] * len(tokens), "lookup")
             draft = max(draft, looked_up, key=lambda one: sum(probabilities(one)))
         else:
@@ -75,13 +79,15 @@ class Account:
 @dataclass(frozen=True)
 class Candidate:
     """One sequence while a pass is planned. draft: the drafts at hand. probabilities: of its nodes to be accepted.
-    drafting_rows: rows of the diffusion pass that has just made them, 0 if none has."""
+    drafting_rows: rows of the diffusion pass that has just made them, 0 if none has. discards: whether a diffusion pass
+    may replace them."""
 
     sequence: Sequence
     account: Account
     draft: Draft
     probabilities: list[float]
     drafting_rows: int = 0
+    discards: bool = True
 
     def value(self, offered: int, roots: list[End]) -> float:
         """The tokens that a pass is worth which verifies `offered` nodes beside blocks at these roots."""

@@ -20,6 +20,7 @@ on its token or on later ones.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from math import inf
 
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.drafts import Draft, Verdict
@@ -220,7 +221,7 @@ class Planner:
         if not refreshed:
             cost_share = rate * cost(sum(map(len, roots))) / B
             gains = [
-                c.account.policy.refresh_value - (c.value(count, own) - cost_share)
+                c.account.policy.refresh_value - (c.value(count, own) - cost_share) if c.discards else -inf
                 for c, count, own in zip(candidates, offered, roots, strict=True)
             ]
             refresh = choose_refreshed(gains, rate, lambda count: costs.diffuse(count, width, context), allowance)
