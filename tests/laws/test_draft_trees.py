@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 
 from orthrus.backends.draft_tree import HeadInputs
+from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
-from orthrus.model.draft_head import CANDIDATES, DraftHead
+from orthrus.file_cache import cache_directory
+from orthrus.model.draft_head import CANDIDATES, DraftHead, typical_inverse_temperature
+from orthrus.runner.draft_tree import draft_tree
+from orthrus.runner.runner import Runner
+from orthrus.training.blocks import Blocks
+from orthrus.training.draft_head import calibrate, corrections, head_rows
+from orthrus.training.step import states_of
 
 D, V, UNITS = 64, 100, 32
 
@@ -68,10 +76,105 @@ def test_a_tree_holds_the_likeliest_paths_in_order(nodes, with_head, known):
         assert confidence == pytest.approx(expected[path] / expected.get(path[:-1], 1.0), rel=1e-4)
 
 
-def test_rows_without_finite_logits_end_a_tree():
+def implementations(dtype):
+    """The reference and the C kernels, where there are any."""
+    return [own for own in (TorchKernels(), native.load(tiny.DTYPES[dtype], cache_directory())) if own is not None]
+
+
+def distinct(rows, vocabulary, generator):
+    """Logits in bf16 of which the largest have no equals: the order of equals is not defined."""
+    logits = torch.randn(rows, vocabulary, generator=generator).clamp(max=1.5)
+    for row in logits:
+        row[torch.randperm(vocabulary, generator=generator)[:16]] = 1.75 + torch.arange(16) / 8
+    return logits.bfloat16()
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("with_head", [False, True])
+@pytest.mark.parametrize(("dtype", "kind"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")])
+@pytest.mark.parametrize(("rows", "vocabulary", "nodes"), [(1, 17, 3), (4, 1000, 1), (8, 3001, 16), (8, 257, 70)])
+def test_every_implementation_chooses_the_same_tree(rows, vocabulary, nodes, dtype, kind, with_head, known):
+    """Also where the logits are fp32 and the model is not."""
+    generator = torch.Generator().manual_seed(rows + nodes)
+    logits = distinct(rows, vocabulary, generator).to(tiny.DTYPES[kind])
+    shapes = (vocabulary, D), (rows + known, D)
+    embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
+    inputs = HeadInputs(head(rows, dtype), embedding, hidden, 7 if known else None) if with_head else None
+    temperatures = (0.5 + torch.rand(rows, generator=generator)).tolist()
+    expected, *others = (own.draft_tree(logits, temperatures, nodes, inputs) for own in implementations(dtype))
+    assert len(expected.tokens) == min(nodes, sum(CANDIDATES**depth for depth in range(1, rows + 1)))
+    for tree in others:
+        assert (tree.tokens, tree.parents) == (expected.tokens, expected.parents)
+        assert tree.confidence == pytest.approx(expected.confidence, rel=1e-4 if dtype == "fp32" else 0.05)
+
+
+@pytest.mark.parametrize("kernels", implementations("fp32"), ids=lambda own: own.name)
+def test_rows_without_finite_logits_end_a_tree(kernels):
     logits = torch.randn(3, V)
     logits[0, 5:], logits[1, :-2], logits[2] = -torch.inf, torch.nan, torch.nan
-    tree = TorchKernels().draft_tree(logits, [1.0] * 3, 40)
+    tree = kernels.draft_tree(logits, [1.0] * 3, 40)
     assert len(tree.tokens) == 5 + 5 * 2
     assert len(set(zip(tree.tokens, tree.parents, strict=True))) == 15
-    assert TorchKernels().draft_tree(logits[2:], [1.0], 8).tokens == []
+    assert kernels.draft_tree(logits[2:], [1.0], 8).tokens == []
+    logits[0, 0] = torch.inf
+    assert kernels.draft_tree(logits, [1.0] * 3, 1).tokens == [0]
+
+
+@pytest.mark.parametrize("kernels", implementations("fp32"), ids=lambda own: own.name)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_damaged_head_leaves_the_first_row(kernels, value):
+    logits, inputs = block(3, known=False)
+    inputs.head.output.data.fill_(value)
+    tree = kernels.draft_tree(logits, [1.0] * 3, 20, inputs)
+    assert tree.parents[:CANDIDATES] == [-1] * CANDIDATES
+    assert all(0 <= confidence <= 1 for confidence in tree.confidence)
+
+
+def with_head(family):
+    """A tiny decoder with a random draft head."""
+    made = tiny.decoder(family)
+    own = made.set_draft_head(UNITS)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in own.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+    return made
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])
+def test_the_head_in_training_is_the_head_in_decoding(family):
+    """The probabilities of the candidates of a row, given the token before it, at the same root."""
+    trained, runner = with_head(family), Runner.prepare(with_head(family), implementations("fp32")[-1])
+    tokens, roots = torch.tensor(tiny.request(40).prompt), [9, 20, 30]
+    blocks = Blocks(tokens, (0,), torch.tensor(roots), torch.tensor([40] * 3), 8, 7)
+    states = states_of(trained, blocks)
+    rows = head_rows(trained, states)
+    logits_NX = torch.cat((rows.logits_NC + corrections(trained, rows), rows.rest_N[:, None]), dim=-1)
+    expected = iter(zip(rows.candidates_NC.tolist(), logits_NX.softmax(-1)[:, :-1].tolist(), strict=True))
+    for root in roots:
+        table = runner.new_tables()
+        tiny.ar(runner, tokens[None, :root], table, rows=[])
+        table[0].commit(root)
+        logits, hidden = (part[0] for part in runner.diffuse_rows([int(tokens[root])], 8, table, rows=7))
+        for row in range(1, 7):
+            first, states = int(tokens[root + row]), hidden[row - 1 : row + 1]
+            tree = draft_tree(runner, logits[row : row + 1], states, [1.0], CANDIDATES, first_token=first)
+            found = dict(zip(tree.tokens, tree.confidence, strict=True))
+            assert found == pytest.approx(dict(zip(*next(expected), strict=True)), rel=1e-3, abs=1e-5)
+
+
+def test_a_calibration_finds_the_temperature_of_the_ar_view():
+    """Where a view is the AR view with other logits, its inverse temperature makes the share of hits its confidence."""
+    decoder = with_head("qwen3")
+    with torch.no_grad():
+        decoder.draft_head.output.zero_()
+    tokens = torch.tensor(tiny.request(40).prompt)
+    blocks = Blocks(tokens, (0,), torch.tensor([9, 20, 30]), torch.tensor([40] * 3), 8, 7)
+    states = states_of(decoder, blocks)
+    calibrate(decoder, [states])
+    found = decoder.draft_head.inverse_temperatures.tolist()
+    assert all(0.25 <= value <= 4 for value in found)
+    calibrate(decoder, [replace(states, hidden_SKD=states.hidden_SKD * 2)])
+    for before, after in zip(found, decoder.draft_head.inverse_temperatures.tolist(), strict=True):
+        assert after == pytest.approx(max(before / 2, 0.25), rel=0.2)
+    calibrate(decoder, [])
+    assert decoder.draft_temperatures() == pytest.approx([1 / typical_inverse_temperature(row) for row in range(7)])

@@ -74,13 +74,13 @@ def _corrections(inputs: HeadInputs, tokens_RC: Tensor) -> Tensor:
     known = inputs.first_token is not None
     hidden_SD = inputs.hidden_SD
     assert len(hidden_SD) == rows + known
-    context_RM = head.context(hidden_SD[1:], hidden_SD[:-1])
+    context_RM = head.context(hidden_SD[1:].float(), hidden_SD[:-1].float())
     before_RP = tokens_RC[:-1]
     if known:
         first = torch.full((1, count), inputs.first_token or 0, device=tokens_RC.device)
         before_RP = torch.cat((first, before_RP))
     corrected = slice(0 if known else 1, rows)
-    directions_RPD = head.direction(context_RM[:, None], embedding[before_RP])
+    directions_RPD = head.direction(context_RM[:, None], embedding[before_RP].float())
     corrections[corrected] = directions_RPD @ embedding[tokens_RC[corrected]].float().transpose(1, 2)
     return corrections
 

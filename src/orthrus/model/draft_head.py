@@ -47,10 +47,16 @@ class DraftHead(nn.Module):
         return (F.linear(row_ND, self.row.to(kind)) + F.linear(before_ND, self.before.to(kind))).float() + self.bias
 
     def direction(self, context_NM: Tensor, token_ND: Tensor) -> Tensor:
-        """The vector [N, D], fp32, for a row with this context after the token with this embedding."""
+        """The vector [N, D], fp32, for a row with this context after the token with this embedding. The hidden layer is
+        rounded to the type of the weights, as kernels do."""
         kind = token_ND.dtype
         hidden_NM = F.silu(context_NM + F.linear(token_ND, self.token.to(kind)).float())
-        return F.linear(hidden_NM.to(kind), self.output.to(kind)).float()
+        return F.linear(hidden_NM.to(self.output.dtype).to(kind), self.output.to(kind)).float()
+
+
+def default_units(hidden_size: int) -> int:
+    """The units of a head for this hidden size: 0.4 of it, in whole multiples."""
+    return max(1, hidden_size * 2 // 5 // UNIT_MULTIPLE) * UNIT_MULTIPLE
 
 
 def typical_inverse_temperature(row: int) -> float:

@@ -8,7 +8,7 @@ compiler the reference implementations in `torch.py` run instead.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
 from orthrus.backends.native import build, compiler, structs
 from orthrus.backends.native.linears import (
@@ -58,6 +59,8 @@ class NativeKernels(TorchKernels):
         gated = {"silu": library.silu_mul, "gelu_tanh": library.gelu_mul}
         self._gated = {name: _bound(own, _POINTER, _POINTER, _INTEGER, _INTEGER) for name, own in gated.items()}
         self._top1_probability = _bound(library.top1_probability, _POINTER, _POINTER, *(_INTEGER,) * 3)
+        block, head = ctypes.POINTER(structs.DraftBlock), ctypes.POINTER(structs.DraftHead)
+        self._draft_tree = _bound(library.draft_tree, block, head, *(_POINTER,) * 3, _INTEGER, gives=_INTEGER)
         self._k_interleave = _bound(library.k_interleave, _INTEGER, gives=_INTEGER)
         self._linear: Kernel = None
         self._attention: Kernel = None
@@ -195,6 +198,28 @@ class NativeKernels(TorchKernels):
         self._top1_probability(logits_RV.data_ptr(), out_R.data_ptr(), *logits_RV.shape, torch.get_num_threads())
         return out_R
 
+    def draft_tree(
+        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+    ) -> DraftTree:
+        """See `Kernels`. Hidden sizes that are no multiple of the lanes take the reference implementation."""
+        if inputs is not None and inputs.hidden_SD.shape[1] % LANES:
+            return super().draft_tree(logits_RV, temperatures, nodes, inputs)
+        logits_RV = logits_RV.contiguous()
+        rows, vocabulary = logits_RV.shape
+        fp32, over = logits_RV.dtype == torch.float32, (ctypes.c_float * rows)(*temperatures)
+        states = None if inputs is None else inputs.hidden_SD.contiguous()
+        first = -1 if inputs is None or inputs.first_token is None else inputs.first_token
+        block = structs.DraftBlock(
+            logits_RV.data_ptr(), None if states is None else states.data_ptr(), ctypes.addressof(over), rows,
+            vocabulary, fp32, first, nodes,
+        )  # fmt: skip
+        tokens, parents, confidence = (_INTEGER * nodes)(), (_INTEGER * nodes)(), (_FLOAT * nodes)()
+        head = None if inputs is None else _draft_head(inputs)
+        taken = self._draft_tree(block, head, tokens, parents, confidence, torch.get_num_threads())
+        if taken < 0:
+            raise MemoryError
+        return DraftTree(tokens[:taken], parents[:taken], confidence[:taken])
+
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Kernels`."""
         assert gate_up_NF.is_contiguous()
@@ -202,6 +227,13 @@ class NativeKernels(TorchKernels):
         out = gate_up_NF.new_empty(rows, size)
         self._gated[activation](gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
         return out
+
+
+def _draft_head(inputs: HeadInputs) -> structs.DraftHead:
+    head, embedding = inputs.head, inputs.embedding_VD
+    assert embedding.is_contiguous() and head.row.dtype == embedding.dtype == inputs.hidden_SD.dtype
+    weights = head.bias, head.row, head.before, head.token, head.output, embedding
+    return structs.DraftHead(*(weight.data_ptr() for weight in weights), embedding.shape[1], head.units)
 
 
 def cache_of(keys_GSE: Tensor, values_GSE: Tensor) -> structs.KVCache:

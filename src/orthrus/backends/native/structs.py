@@ -189,6 +189,25 @@ class ForwardBatch(ctypes.Structure):
     )
 
 
+class DraftHead(ctypes.Structure):
+    """See `c/draft_head.h`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("bias", "row", "before", "token", "output", "embedding")),
+        ("hidden", _INTEGER),
+        ("units", _INTEGER),
+    )
+
+
+class DraftBlock(ctypes.Structure):
+    """See `c/draft_tree.h`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("logits", "hidden_states", "temperatures")),
+        *((name, _INTEGER) for name in ("rows", "vocabulary", "fp32", "first_token", "nodes")),
+    )
+
+
 MIRRORED: tuple[type[ctypes.Structure], ...] = (
     LinearWeights,
     WeightPart,
@@ -206,6 +225,8 @@ MIRRORED: tuple[type[ctypes.Structure], ...] = (
     ModelWeights,
     ViewRows,
     ForwardBatch,
+    DraftHead,
+    DraftBlock,
 )
 
 

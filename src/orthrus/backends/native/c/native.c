@@ -5,6 +5,7 @@
  * arithmetic is fp32 or exact integers; `scalar_t` is the type in which values are stored. */
 #include "attention.h"
 #include "block_softmax.h"
+#include "draft_tree.h"
 #include "forward.h"
 #include "gemm.h"
 #include "gemm_int8.h"

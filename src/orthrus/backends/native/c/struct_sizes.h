@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "block_softmax.h"
+#include "draft_tree.h"
 #include "forward_structs.h"
 #include "kv_cache.h"
 #include "linear_weights.h"
@@ -35,6 +36,8 @@ int64_t struct_size(const char *name) {
         {"RopeParams", sizeof(RopeParams)},
         {"RopeShape", sizeof(RopeShape)},
         {"BlockScores", sizeof(BlockScores)},
+        {"DraftHead", sizeof(DraftHead)},
+        {"DraftBlock", sizeof(DraftBlock)},
     };
     for (unsigned long i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (!strcmp(name, sizes[i].name)) return sizes[i].size;

@@ -1,0 +1,235 @@
+/* The choice of a tree of drafts from the rows of a block. The reference implementation is backends/draft_tree.py.
+ *
+ * All threads scan rows for their candidates and compute what the head takes from rows alone; then one thread takes the
+ * likeliest node that is left, again and again. The probabilities of a row are computed when the first node needs them, once for every token before the row. */
+#ifndef ORTHRUS_DRAFT_TREE_H
+#define ORTHRUS_DRAFT_TREE_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "draft_head.h"
+#include "float_state.h"
+#include "simd.h"
+#include "threads.h"
+
+enum { CANDIDATES = 8, SCANNED = 16 * LANES };
+
+/* logits [rows, vocabulary], fp32 if `fp32`, else scalars; temperatures [rows]. hidden_states [.., hidden]: those of the
+ * rows, after those of the row before the first where `first_token`, the token before the first row, is known (not -1).
+ * nodes: the most that are taken. */
+typedef struct {
+    const void *logits;
+    const scalar_t *hidden_states;
+    const float *temperatures;
+    int64_t rows, vocabulary, fp32, first_token, nodes;
+} DraftBlock;
+
+/* The tokens of the largest logits of a row, and max and the sum of exp((x - max) / temperature) of all its logits. */
+typedef struct {
+    float logits[CANDIDATES], max, sum;
+    int64_t tokens[CANDIDATES], count;
+} RowCandidates;
+
+/* A candidate after a path: of `row`, whose parent is the node `parent`. path: its log probability, -INFINITY once it is
+ * taken; own: that given its parent. */
+typedef struct {
+    double path;
+    float own;
+    int64_t parent, row, choice;
+} Option;
+
+/* The state of one call. For each row: its candidates, its context, and log probabilities by the candidate before it. */
+typedef struct {
+    const DraftBlock *block;
+    const DraftHead *head;
+    RowCandidates *rows;
+    float *contexts, *direction, *log_p;
+    scalar_t *hidden;
+    char *has_log_p;
+    Option *options;
+    int64_t num_options;
+} TreeSearch;
+
+static const float LARGEST_LOGIT = 1e30f, NEGLIGIBLE = -20.0f; /* exp(-20) times a vocabulary is below 1e-3 */
+
+static void insert_candidate(RowCandidates *row, float logit, int64_t token) {
+    if (row->count < CANDIDATES) row->count++;
+    int64_t place = row->count - 1;
+    for (; place > 0 && logit > row->logits[place - 1]; place--) {
+        row->logits[place] = row->logits[place - 1];
+        row->tokens[place] = row->tokens[place - 1];
+    }
+    row->logits[place] = logit;
+    row->tokens[place] = token;
+}
+
+/* A part of the logits of a row as fp32 between -2 and 1 times LARGEST_LOGIT, NaN as the least. Returns the largest. */
+static float load_logits(const DraftBlock *block, int64_t start, int64_t count, float *part) {
+    const float *floats = (const float *)block->logits + start;
+    const scalar_t *scalars = (const scalar_t *)block->logits + start;
+    float top = -2 * LARGEST_LOGIT;
+    int64_t i = 0;
+#ifdef HAVE_AVX512
+    __m512 low = _mm512_set1_ps(-2 * LARGEST_LOGIT), high = _mm512_set1_ps(LARGEST_LOGIT), tops = low;
+    for (; i + LANES <= count; i += LANES) {
+        __m512 x = block->fp32 ? _mm512_loadu_ps(floats + i) : load_lanes(scalars + i);
+        x = _mm512_min_ps(_mm512_max_ps(x, low), high); /* of NaN and `low`, `low` */
+        tops = _mm512_max_ps(tops, x);
+        _mm512_storeu_ps(part + i, x);
+    }
+    top = _mm512_reduce_max_ps(tops);
+#endif
+    for (; i < count; i++) {
+        float x = block->fp32 ? floats[i] : to_float(scalars[i]);
+        part[i] = x > -2 * LARGEST_LOGIT ? x < LARGEST_LOGIT ? x : LARGEST_LOGIT : -2 * LARGEST_LOGIT;
+        top = part[i] > top ? part[i] : top;
+    }
+    for (; i < SCANNED; i++) part[i] = -2 * LARGEST_LOGIT;
+    return top;
+}
+
+/* The sum of exp((x - max) * inverse), without groups of lanes in which all terms are negligible. */
+static float sum_exp(const float *part, float max, float inverse) {
+    float sum = 0;
+#ifdef HAVE_AVX512
+    __m512 sums = _mm512_setzero_ps(), over = _mm512_set1_ps(inverse), least = _mm512_set1_ps(NEGLIGIBLE);
+    for (int64_t i = 0; i < SCANNED; i += LANES) {
+        __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(part + i), _mm512_set1_ps(max)), over);
+        if (_mm512_cmp_ps_mask(x, least, _CMP_GT_OQ)) sums = _mm512_add_ps(sums, fast_exp_lanes(x));
+    }
+    sum = _mm512_reduce_add_ps(sums);
+#else
+    float lanes[LANES] = {0};
+    for (int64_t i = 0; i < SCANNED; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += fast_exp((part[i + l] - max) * inverse);
+    for (int l = 0; l < LANES; l++) sum += lanes[l];
+#endif
+    return sum;
+}
+
+static void scan_row(const DraftBlock *block, int64_t index, RowCandidates *row) {
+    float part[SCANNED], inverse = 1.0f / block->temperatures[index];
+    *row = (RowCandidates){.max = -2 * LARGEST_LOGIT};
+    for (int64_t start = 0; start < block->vocabulary; start += SCANNED) {
+        int64_t left = block->vocabulary - start, count = left < SCANNED ? left : SCANNED;
+        float top = load_logits(block, index * block->vocabulary + start, count, part);
+        if (row->count < CANDIDATES || top > row->logits[CANDIDATES - 1])
+            for (int64_t i = 0; i < count; i++)
+                if (part[i] >= -LARGEST_LOGIT && (row->count < CANDIDATES || part[i] > row->logits[CANDIDATES - 1]))
+                    insert_candidate(row, part[i], start + i);
+        if (top > row->max) {
+            row->sum *= fast_exp((row->max - top) * inverse);
+            row->max = top;
+        }
+        row->sum += sum_exp(part, row->max, inverse);
+    }
+}
+
+/* The log probabilities of the candidates of a row after `token`, the candidate `before` of the row before it. */
+static const float *row_log_p(TreeSearch *search, int64_t index, int64_t before, int64_t token) {
+    const DraftBlock *block = search->block;
+    const DraftHead *head = index > 0 || block->first_token >= 0 ? search->head : NULL;
+    const RowCandidates *row = search->rows + index;
+    int64_t place = index * CANDIDATES + (head ? before : 0);
+    float *log_p = search->log_p + place * CANDIDATES, inverse = 1.0f / block->temperatures[index];
+    if (search->has_log_p[place]) return log_p;
+    float scaled[CANDIDATES], max = row->max * inverse, sum, rest = row->sum;
+    if (head) {
+        head_direction(head, search->contexts + index * head->units, token, search->hidden, search->direction);
+    }
+    for (int64_t c = 0; c < row->count; c++) {
+        rest -= fast_exp((row->logits[c] - row->max) * inverse);
+        scaled[c] = (row->logits[c] + (head ? head_correction(head, search->direction, row->tokens[c]) : 0)) * inverse;
+        max = scaled[c] > max ? scaled[c] : max;
+    }
+    sum = (rest > 0 ? rest : 0) * fast_exp(row->max * inverse - max);
+    for (int64_t c = 0; c < row->count; c++) sum += fast_exp(scaled[c] - max);
+    for (int64_t c = 0; c < row->count; c++) log_p[c] = scaled[c] - max - logf(sum);
+    search->has_log_p[place] = 1;
+    return log_p;
+}
+
+/* Adds the candidates of a row after the candidate `before` of the row before it. */
+static void add_children(TreeSearch *search, int64_t parent, int64_t row, int64_t before, double path) {
+    if (row >= search->block->rows) return;
+    int64_t token = row > 0 ? search->rows[row - 1].tokens[before] : search->block->first_token;
+    const float *log_p = row_log_p(search, row, before, token);
+    for (int64_t c = 0; c < search->rows[row].count; c++)
+        if (log_p[c] > -INFINITY) /* not NaN, which damaged weights give */
+            search->options[search->num_options++] = (Option){path + log_p[c], log_p[c], parent, row, c};
+}
+
+/* The contexts of all rows that have a row before them, for some units, in groups of DOTS. */
+static void contexts(TreeSearch *search, Range groups) {
+    const DraftBlock *block = search->block;
+    const DraftHead *head = search->head;
+    int64_t known = block->first_token >= 0;
+    for (int64_t unit = groups.begin * DOTS; unit < groups.end * DOTS; unit += DOTS)
+        for (int64_t row = !known; row < block->rows; row++) {
+            const scalar_t *states = block->hidden_states + (row + known) * head->hidden;
+            head_context(head, unit, states, states - head->hidden, search->contexts + row * head->units);
+        }
+}
+
+static int64_t likeliest(const TreeSearch *search) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < search->num_options; i++)
+        if (search->options[i].path > search->options[best].path) best = i;
+    return best;
+}
+
+static int64_t take_nodes(TreeSearch *search, int64_t *tokens, int64_t *parents, float *confidence) {
+    int64_t taken = 0;
+    add_children(search, -1, 0, 0, 0.0);
+    while (taken < search->block->nodes && search->num_options) {
+        Option *best = search->options + likeliest(search), node = *best;
+        if (node.path == -INFINITY) break;
+        best->path = -INFINITY;
+        tokens[taken] = search->rows[node.row].tokens[node.choice];
+        parents[taken] = node.parent;
+        confidence[taken] = expf(node.own);
+        add_children(search, taken++, node.row + 1, node.choice, node.path);
+    }
+    return taken;
+}
+
+/* Memory of a call, in one piece. */
+static void *allocate(TreeSearch *search, int64_t rows, int64_t nodes, int64_t units, int64_t hidden) {
+    int64_t places = rows * CANDIDATES, options = (nodes + 1) * CANDIDATES;
+    int64_t floats = rows * units + hidden + places * CANDIDATES + units;
+    char *memory = malloc(options * sizeof(Option) + rows * sizeof(RowCandidates) + floats * sizeof(float) + places);
+    if (!memory) return NULL;
+    search->options = (Option *)memory;
+    search->rows = (RowCandidates *)(search->options + options);
+    search->contexts = (float *)(search->rows + rows);
+    search->direction = search->contexts + rows * units;
+    search->log_p = search->direction + hidden;
+    search->hidden = (scalar_t *)(search->log_p + places * CANDIDATES);
+    search->has_log_p = (char *)(search->log_p + places * CANDIDATES + units);
+    memset(search->has_log_p, 0, places);
+    return memory;
+}
+
+/* Writes tokens, parents and confidence of at most block->nodes nodes. Returns their number, -1 without memory. head may be
+ * NULL. */
+int64_t draft_tree(const DraftBlock *block, const DraftHead *head, int64_t *tokens, int64_t *parents, float *confidence,
+                   int64_t threads) {
+    TreeSearch search = {.block = block, .head = head};
+    void *memory = allocate(&search, block->rows, block->nodes, head ? head->units : 0, head ? head->hidden : 0);
+    if (!memory) return -1;
+#pragma omp parallel num_threads(threads)
+    {
+        SCOPED_FLOAT_STATE caller = set_default_float_state();
+        Range rows = split(block->rows, this_thread());
+        if (head) contexts(&search, split(head->units / DOTS, this_thread()));
+        for (int64_t row = rows.begin; row < rows.end; row++) scan_row(block, row, search.rows + row);
+    }
+    SCOPED_FLOAT_STATE caller = set_default_float_state();
+    int64_t taken = block->rows ? take_nodes(&search, tokens, parents, confidence) : 0;
+    free(memory);
+    return taken;
+}
+
+#endif
