@@ -19,8 +19,8 @@ from orthrus.runner.cuda_graphs import CUDAGraphs
 from orthrus.runner.runner import Runner
 from orthrus.training import objectives
 from orthrus.training.blocks import Blocks
+from orthrus.training.parameters import trainable
 from orthrus.training.step import step
-from orthrus.training.trainer import trainable
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 

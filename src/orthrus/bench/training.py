@@ -18,8 +18,8 @@ from orthrus.training import objectives
 from orthrus.training.anchors import choose
 from orthrus.training.blocks import Blocks
 from orthrus.training.config import TrainConfig
+from orthrus.training.parameters import trainable
 from orthrus.training.step import step
-from orthrus.training.trainer import trainable
 
 DOCUMENTS = 4
 

@@ -2,7 +2,7 @@
 
 An adapter is a directory with `adapter.safetensors` (published tensor names, `...q_proj_diff.weight`) and
 `adapter_config.json`. Matrices may be stored in int8 with one scale per output row in a tensor `NAME.scale`; drafts do
-not need more precision.
+not need more precision. A draft head, if there is one, is in a file of its own: see `checkpoint.draft_head`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus.checkpoint import published
+from orthrus.checkpoint import draft_head, published
+from orthrus.checkpoint.draft_head import HeadDescription
 from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
 from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, short_repr
 from orthrus.config import DecoderConfig, DiffusionConfig
 from orthrus.file_cache import save_json, write_atomically
+from orthrus.model.draft_head import DraftHead
 
 SCALE, INT8 = ".scale", "I8"
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
@@ -68,6 +70,7 @@ class AdapterConfig:
     shapes: dict[str, Any]
     diffusion: DiffusionConfig
     provenance: dict[str, Any] = field(default_factory=dict)
+    draft_head: HeadDescription | None = None
 
 
 def shapes_of(config: DecoderConfig) -> dict[str, Any]:
@@ -75,21 +78,27 @@ def shapes_of(config: DecoderConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHAPES}
 
 
-def save(directory: Path, config: AdapterConfig, weights: dict[str, Tensor], *, int8: bool = False) -> None:
-    """Write an adapter atomically. Raises OSError and leaves an older adapter in the directory intact."""
+def save(
+    directory: Path, config: AdapterConfig, weights: dict[str, Tensor], head: DraftHead | None, *, int8: bool = False
+) -> None:
+    """Write an adapter atomically, with its draft head if there is one. Raises OSError and leaves an older adapter in
+    the directory intact."""
     if int8:
         weights = {stored: t for name, tensor in weights.items() for stored, t in _quantised(name, tensor)}
+    field, files = draft_head.encode(head)
     content = {
         "format": FORMAT,
         "backbone": asdict(config.backbone),
         "shapes": config.shapes,
         **asdict(config.diffusion),
+        **field,
         "provenance": config.provenance,
     }
     write_atomically(
         directory,
         {
             WEIGHTS: lambda path: save_tensors(path, weights, {}),
+            **files,
             CONFIG: lambda path: save_json(path, content),
         },
     )
@@ -112,7 +121,8 @@ def read_config(directory: Path) -> AdapterConfig:
             refuse(path, f"shapes.{short_repr(name)}", value, f"only {', '.join(SHAPES)}")
     identity = BackboneIdentity(**{name: content["backbone"].get(name) for name in IDENTITY})
     diffusion = published.diffusion_config(content, path, content["shapes"]["vocab_size"])
-    return AdapterConfig(identity, content["shapes"], diffusion, content["provenance"])
+    head = draft_head.describe(path, content)
+    return AdapterConfig(identity, content["shapes"], diffusion, content["provenance"], head)
 
 
 class AdapterFile(SafetensorFiles):

@@ -37,16 +37,19 @@ def export_published(checkpoint: Checkpoint, directory: Path) -> None:
         raise ValueError("this checkpoint has no diffusion view to publish")
     content = {**checkpoint.hf_config, "dtype": str(decoder.dtype).removeprefix("torch.")}
     weights = {**tensors(decoder, "ar"), **tensors(decoder, "diffusion")}
-    published.save(directory, content, decoder.diffusion, weights)
+    published.save(directory, content, decoder.diffusion, weights, decoder.draft_head)
     checkpoint.tokenizer.save_pretrained(directory)
 
 
 def export_adapter(checkpoint: Checkpoint, directory: Path, provenance: dict[str, Any], *, int8: bool = False) -> None:
-    """Write the diffusion view of an unprepared checkpoint as an adapter. Raises ValueError, OSError as above."""
+    """Write diffusion view and draft head of an unprepared checkpoint as an adapter.
+
+    Raises ValueError and OSError as above.
+    """
     decoder = checkpoint.decoder
     if decoder.diffusion is None:
         raise ValueError("this checkpoint has no diffusion view to save")
     config = adapters.AdapterConfig(
         checkpoint.backbone, adapters.shapes_of(decoder.config), decoder.diffusion, provenance
     )
-    adapters.save(directory, config, tensors(decoder, "diffusion"), int8=int8)
+    adapters.save(directory, config, tensors(decoder, "diffusion"), decoder.draft_head, int8=int8)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import published
+from orthrus.checkpoint import draft_head, published
+from orthrus.checkpoint.draft_head import HeadDescription
 from orthrus.checkpoint.generation_config import sampling_options
 from orthrus.checkpoint.sources import (
     DEMO,
@@ -161,6 +162,9 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
     chosen, _ = _chosen_adapter(source, adapter)
     diffusion, view_tensors, view = _diffusion_view(files, chosen)
     decoder = meta_decoder(files.config.decoder, diffusion, view_tensors)
+    head, _ = _draft_head(files, chosen)
+    if head is not None:
+        decoder.set_draft_head(head.units)
     config = adapters.read_config(chosen) if chosen is not None else None
     return Description(decoder, adapters.BackboneIdentity(source.id, source.revision, *digests), view, config)
 
@@ -217,8 +221,13 @@ def _unread_decoder(
     diffusion, view_tensors, view = _diffusion_view(files, adapter)
     meta_decoder(config, diffusion, view_tensors)
     decoder = Decoder(config, diffusion, dtype or torch.bfloat16, torch.device(device))
+    head, directory = _draft_head(files, adapter)
+    if head is not None:
+        decoder.set_draft_head(head.units)
 
     def read(lazily: bool) -> None:
+        if head is not None:
+            draft_head.read(directory, head, decoder)
         copies = diffusion is not None and view_tensors is None
         fill(decoder, families.sources(config), files.tensors, lazily=lazily and not copies)
         if view_tensors is not None:
@@ -234,8 +243,18 @@ def _identity(files: _CheckpointFiles, adapter: Path | None, digest: str) -> str
     diffusion, view_tensors, _ = _diffusion_view(files, adapter)
     if view_tensors is None:
         return repr((digest, diffusion))
-    path = view_tensors.path
-    return repr((digest, diffusion, stamp(*([path] if path.is_file() else sorted(path.glob("*.safetensors"))))))
+    path, (head, _) = view_tensors.path, _draft_head(files, adapter)
+    return repr((digest, diffusion, head, stamp(*([path] if path.is_file() else sorted(path.glob("*.safetensors"))))))
+
+
+def _draft_head(files: _CheckpointFiles, adapter: Path | None) -> tuple[HeadDescription | None, Path]:
+    """The draft head that belongs to the view, if it has one, and the directory of its file."""
+    if adapter is not None:
+        return adapters.read_config(adapter).draft_head, adapter
+    where = files.source.config_file
+    if not published.is_published(files.config.content, files.tensors):
+        return None, where.parent
+    return draft_head.describe(where, files.config.content), where.parent
 
 
 def _diffusion_view(

@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from orthrus.checkpoint import draft_head
 from orthrus.checkpoint.tensors import TensorFile, save_tensors
 from orthrus.checkpoint.validation import DIFFUSION, check, read_json, refuse
 from orthrus.config import DiffusionConfig
 from orthrus.file_cache import save_json, write_atomically
+from orthrus.model.draft_head import DraftHead
 
 ARCHITECTURE = "OrthrusLM"
 
@@ -47,22 +49,32 @@ def backbone_type(content: dict[str, Any]) -> str:
     return "qwen3" if kind == "orthrus" else kind
 
 
-def save(directory: Path, content: dict[str, Any], diffusion: DiffusionConfig, tensors: dict[str, Tensor]) -> None:
-    """Write backbone and diffusion view in the published layout; `content` is the backbone's `config.json`.
+def save(
+    directory: Path,
+    content: dict[str, Any],
+    diffusion: DiffusionConfig,
+    tensors: dict[str, Tensor],
+    head: DraftHead | None = None,
+) -> None:
+    """Write backbone and diffusion view, and the draft head if there is one, in the published layout; `content` is the
+    backbone's `config.json`.
 
     Raises OSError and leaves older files intact.
     """
+    field, files = draft_head.encode(head)
     config = {
-        **content,
+        **{name: value for name, value in content.items() if name != draft_head.FIELD},
         "architectures": [ARCHITECTURE],
         "block_size": diffusion.block_size,
         "mask_token_id": diffusion.mask_token_id,
         "trained_rows": diffusion.trained_rows,
+        **field,
     }
     write_atomically(
         directory,
         {
             "model.safetensors": lambda path: save_tensors(path, tensors, {}),
+            **files,
             "config.json": lambda path: save_json(path, config),
         },
     )

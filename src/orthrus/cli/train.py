@@ -64,6 +64,14 @@ FinalRateOption = Annotated[
 ]
 WeightDecayOption = Annotated[float, typer.Option(help="Weight decay of AdamW.")]
 ClipOption = Annotated[float, typer.Option(help="Maximum gradient norm.")]
+HeadUnitsOption = Annotated[
+    int | None,
+    typer.Option(help="Units of the draft head, a multiple of 16; 0 trains none.", show_default="0.4 hidden sizes"),
+]
+HeadOnlyOption = Annotated[
+    bool, typer.Option("--head-only", help="Train the draft head alone, on the view of --warm-start as it is.")
+]
+HeadRateOption = Annotated[float, typer.Option(help="Peak learning rate of the draft head.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the data order and the choice of roots.")]
 HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation by decoding.")]
 ValidateEveryOption = Annotated[int, typer.Option(help="Steps between validations.")]
@@ -95,6 +103,9 @@ def command(
     final_rate: FinalRateOption = 0.0,
     weight_decay: WeightDecayOption = 0.0,
     clip: ClipOption = 1.0,
+    head_units: HeadUnitsOption = None,
+    head_only: HeadOnlyOption = False,
+    head_learning_rate: HeadRateOption = 3e-3,
     seed: SeedOption = 0,
     held_out: HeldOutOption = 32,
     validate_every: ValidateEveryOption = 500,
@@ -105,12 +116,11 @@ def command(
     inspect: InspectOption = False,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """Train the diffusion view of a frozen backbone.
+    """Train the diffusion view of a frozen backbone, and its draft head.
 
     Ctrl-C and SIGTERM finish the step, save and exit; the same command resumes the run, with bit-identical results.
     `best/` in the output is the adapter with the highest acceptance length on the held-out prompts.
     """
-    from orthrus.training import data as corpora
     from orthrus.training import objectives
     from orthrus.training.config import TrainConfig
     from orthrus.training.packing import Packing
@@ -123,14 +133,12 @@ def command(
     config = TrainConfig(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-        validate_every, save_every,
+        validate_every, save_every, _units(decoder, head_units), head_only, head_learning_rate,
     )  # fmt: skip
     if loaded is None:
         _print_estimate(decoder, config)
         return
-    corpus = corpora.load(data, loaded.tokenizer, loaded.end_token_ids, config)
-    for notice in corpus.notices:
-        stderr.print(f"note: {notice}", style="yellow", markup=False)
+    corpus = _corpus(data, loaded, config)
     packing = Packing(corpus.documents, config)
     if inspect:
         _print_text(packing, loaded.tokenizer.decode)
@@ -152,6 +160,22 @@ def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_o
     for warning in loaded.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     return loaded
+
+
+def _units(decoder: Decoder, asked: int | None) -> int:
+    from orthrus.model.draft_head import default_units
+
+    return default_units(decoder.config.hidden_size) if asked is None else asked
+
+
+def _corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Corpus:
+    """The records of all paths. Prints what was skipped or cut."""
+    from orthrus.training import data
+
+    corpus = data.load(paths, checkpoint.tokenizer, checkpoint.end_token_ids, config)
+    for notice in corpus.notices:
+        stderr.print(f"note: {notice}", style="yellow", markup=False)
+    return corpus
 
 
 def _give_view(

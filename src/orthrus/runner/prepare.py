@@ -52,6 +52,8 @@ def prepare_unread(
 def inference_copy(decoder: Decoder) -> Runner:
     """A runner of a copy of the decoder, whose own plain weights do not change."""
     copy = Decoder(decoder.config, decoder.diffusion, decoder.dtype, decoder.device)
+    if decoder.draft_head is not None:
+        copy.set_draft_head(decoder.draft_head.units)
     copy.load_state_dict(decoder.state_dict())
     copies = copy.linears()
     for name, linear in decoder.linears().items():

@@ -137,9 +137,10 @@ class Runner:
 
     @property
     def draft_bytes(self) -> int:
-        """Bytes of the weights that only drafting needs: the diffusion view and low-precision copies."""
+        """Bytes of the weights that only drafting needs: diffusion view, draft head and low-precision copies."""
         view = [linear for name, linear in self.decoder.linears().items() if ".diffusion." in name]
         norms = [p.nbytes for name, p in self.decoder.named_parameters() if ".diffusion." in name and "norm" in name]
+        norms += [p.nbytes for p in self.decoder.draft_head.parameters()] if self.decoder.draft_head else []
         return sum(norms) + sum(bytes_of(linear) for linear in (*view, *self.draft_weights.linears))
 
     @property

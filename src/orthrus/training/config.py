@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside
+from orthrus.model.draft_head import UNIT_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class TrainConfig:
     The loss weight of a row is `offset_decay` times that of the row before it, since a draft is used only if all drafts
     before it are accepted. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are
     excluded from training.
+
+    head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
+    on a view that stays as it is. The learning rate of the head follows the same schedule to a peak of its own.
     """
 
     block_size: int = 32
@@ -66,6 +70,9 @@ class TrainConfig:
     held_out: int = 32
     validate_every: int = 500
     save_every: int = 100
+    head_units: int = 0
+    head_only: bool = False
+    head_learning_rate: float = 3e-3
 
     def __post_init__(self) -> None:
         DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)
@@ -79,9 +86,14 @@ class TrainConfig:
             )
         refuse_outside("offset_decay", self.offset_decay, 0.0, 1.0, open_low=True)
         refuse_outside("learning_rate", self.learning_rate, 0.0, 1.0, open_low=True)
+        refuse_outside("head_learning_rate", self.head_learning_rate, 0.0, 1.0, open_low=True)
         refuse_outside("warmup", self.warmup, 0.0, 1.0)
         refuse_outside("final_rate", self.final_rate, 0.0, 1.0)
         refuse_outside("weight_decay", self.weight_decay, 0.0, 1.0)
         refuse_outside("clip", self.clip, 0.0, 1e6, open_low=True)
+        if self.head_units < 0 or self.head_units % UNIT_MULTIPLE:
+            raise ValueError(f"head_units must be a multiple of {UNIT_MULTIPLE} (0: no head), not {self.head_units}")
+        if self.head_only and not self.head_units:
+            raise ValueError("head_only trains the draft head alone, and head_units is 0: nothing is left to train")
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed must lie in 0..2^64-1, not {self.seed}")

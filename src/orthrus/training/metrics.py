@@ -36,8 +36,9 @@ class Metrics:
         """Add the record of a step; a record with a validation also writes the file and the plot."""
         self._pending.append(record)
         if self._board is not None:
-            for name in ("loss", "rate", "gradient_norm"):
-                self._board.add_scalar(name, record[name], record["step"])
+            for name in ("loss", "head_loss", "rate", "gradient_norm"):
+                if record[name] is not None:
+                    self._board.add_scalar(name, record[name], record["step"])
             for offset, share in enumerate(record["agreement"], 1):
                 self._board.add_scalar(f"agreement/offset {offset}", share, record["step"])
             if record["validation"]:

@@ -3,14 +3,15 @@
 The frozen pass runs once over the packed text and returns the keys and values of every layer and the hidden states of
 the teacher. Then the rows of all blocks run in one diffusion pass; each row attends to the AR keys of its document
 strictly before its root, and to its own block (arXiv 2605.12825, section 3). Only the projections and norms of the
-diffusion view have gradients. Logits are computed in chunks of rows.
+diffusion view have gradients, and the draft head, which learns from the hidden states of the same rows and has no
+effect on the view. Logits are computed in chunks of rows.
 
 Shapes: T tokens of the packed text, S roots, K block, N = S * K rows; the rest as in `orthrus.config`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,6 +22,8 @@ from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer, View
 from orthrus.training.attention import BlockAttention, Scores, causal_attention
 from orthrus.training.blocks import Blocks
+from orthrus.training.draft_head import States, head_rows
+from orthrus.training.draft_head import head_loss as draft_head_loss
 from orthrus.training.objectives import Objective
 from orthrus.training.ops import Ops, rms_norm
 from orthrus.training.ops import load as load_ops
@@ -32,12 +35,18 @@ class Outcome:
     """The result of a step.
 
     loss: nats per trained row, the mean weighted by offset. rows_M: trained rows per offset. agreed_M: those of them
-    whose argmax equals that of the teacher.
+    whose argmax equals that of the teacher. head_loss: that of the draft head, if it is trained.
     """
 
     loss: Tensor
     rows_M: Tensor
     agreed_M: Tensor
+    head_loss: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised: the losses of view and head, which share no trained weight."""
+        return self.loss if self.head_loss is None or self.head_loss is self.loss else self.loss + self.head_loss
 
     @property
     def rows(self) -> int:
@@ -53,9 +62,8 @@ def step(
     `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
-    with torch.no_grad():
-        teacher_TD, memory = _frozen_pass(decoder, blocks, ops)
-    hidden_SKD = _diffusion_pass(decoder, blocks, memory, ops).unflatten(0, (-1, blocks.block_size))
+    states = states_of(decoder, blocks, ops)
+    teacher_TD, hidden_SKD = states.teacher_TD, states.hidden_SKD
     trained_SM = blocks.trained_SM
     offsets_N = torch.arange(blocks.trained_rows, device=decoder.device).expand_as(trained_SM)[trained_SM]
     targets_N = blocks.targets_SM[trained_SM]
@@ -69,10 +77,39 @@ def step(
         blocks.tokens_T,
         partial(objective, ops=ops),
     )
-    counts = torch.zeros(2, blocks.trained_rows, device=decoder.device)
+    head_loss = None
+    if decoder.draft_head is not None and decoder.draft_head.bias.requires_grad:
+        rows = head_rows(decoder, replace(states, hidden_SKD=hidden_SKD.detach()))
+        head_loss, _ = draft_head_loss(decoder, rows, decay**rows.offsets_N)
+    rows_M, agreed_M = _counts(blocks, offsets_N, agreed_N)
+    return Outcome(loss, rows_M, agreed_M, head_loss)
+
+
+def head_step(decoder: Decoder, blocks: Blocks, ops: Ops | None = None, *, decay: float = 1.0) -> Outcome:
+    """The same for the draft head alone, on a frozen view: its loss, the rows that it corrects, and its agreement."""
+    ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
+    with torch.no_grad():
+        rows = head_rows(decoder, states_of(decoder, blocks, ops))
+    loss, agreed_N = draft_head_loss(decoder, rows, decay**rows.offsets_N)
+    rows_M, agreed_M = _counts(blocks, rows.offsets_N, agreed_N)
+    return Outcome(loss, rows_M, agreed_M, loss)
+
+
+def states_of(decoder: Decoder, blocks: Blocks, ops: Ops | None = None) -> States:
+    """The final hidden states of both views for a packed text on the device of the decoder."""
+    ops = ops or load_ops(decoder.dtype, decoder.device)
+    with torch.no_grad():
+        teacher_TD, memory = _frozen_pass(decoder, blocks, ops)
+    hidden_ND = _diffusion_pass(decoder, blocks, memory, ops)
+    return States(blocks, hidden_ND.unflatten(0, (-1, blocks.block_size)), teacher_TD)
+
+
+def _counts(blocks: Blocks, offsets_N: Tensor, agreed_N: Tensor) -> Tensor:
+    """Rows per offset, and those that agree: [2, M]."""
+    counts = torch.zeros(2, blocks.trained_rows, device=offsets_N.device)
     counts[0].index_add_(0, offsets_N, torch.ones_like(agreed_N, dtype=torch.float32))
     counts[1].index_add_(0, offsets_N, agreed_N.float())
-    return Outcome(loss, *counts)
+    return counts
 
 
 def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -20,21 +20,23 @@ from torch.optim import AdamW
 
 from orthrus.checkpoint.export import export_adapter
 from orthrus.checkpoint.hub import Checkpoint
-from orthrus.checkpoint.tensors import digest_of
 from orthrus.file_cache import save_json, write_atomically
-from orthrus.model.decoder import Decoder
 from orthrus.training import objectives, state
 from orthrus.training.blocks import Blocks
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
+from orthrus.training.draft_head import calibrate
 from orthrus.training.metrics import Metrics
 from orthrus.training.packing import Packing
-from orthrus.training.step import step
+from orthrus.training.parameters import frozen_digest, of_head, prepare_head, trainable
+from orthrus.training.step import Outcome, head_step, states_of, step
 from orthrus.training.world import World
 
 EXPLOSION_FACTOR = 10.0
 """A loss that exceeds the lowest so far by this factor stops the run."""
 RUN = "run.json"
+CALIBRATION_ROOTS = 64
+"""Blocks per held-out text from which the draft head is calibrated."""
 
 
 class TrainingFailedError(RuntimeError):
@@ -52,7 +54,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class Progress:
-    """One optimiser step: loss in nats per row, weighted by offset; agreement with the teacher by offset; rows."""
+    """One optimiser step: loss in nats per row, weighted by offset; agreement with the teacher by offset; rows. Where
+    the draft head is trained alone, they are those of the head."""
 
     step: int
     loss: float
@@ -62,6 +65,7 @@ class Progress:
     rows_total: int
     agreement: list[float]
     seconds: float
+    head_loss: float | None = None
     validation: Validation | None = None
 
 
@@ -85,10 +89,14 @@ class Trainer:
             raise ValueError(f"sequences must be a multiple of {self._world.size} processes, not {config.sequences}")
         self._objective = objectives.load(config.objective)
         self._packing = Packing(corpus.documents, config)
-        self._parameters = trainable(checkpoint.decoder)
+        if config.head_units:
+            prepare_head(checkpoint.decoder, config.head_units, config.seed)
+        self._parameters = trainable(checkpoint.decoder, view=not config.head_only, head=bool(config.head_units))
+        groups = [p for n, p in self._parameters.items() if not of_head(n)], self._head_parameters
         self._optimiser = AdamW(
-            self._parameters.values(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
-        )
+            [{"params": group} for group in groups if group], config.learning_rate, config.betas,
+            weight_decay=config.weight_decay, fused=True,
+        )  # fmt: skip
         self._frozen = frozen_digest(checkpoint.decoder)
         self._stop = False
         self.done = self.rows_total = 0
@@ -96,6 +104,10 @@ class Trainer:
         self._lowest_loss: float | None = None
         self._metrics = Metrics(directory, writes=self._world.rank == 0)
         self._open()
+
+    @property
+    def _head_parameters(self) -> list[nn.Parameter]:
+        return [parameter for name, parameter in self._parameters.items() if of_head(name)]
 
     def stop(self) -> None:
         """Request the run to end after the current step, with its state saved."""
@@ -123,34 +135,47 @@ class Trainer:
             counters = {"done": self.done, "rows_total": self.rows_total, "best": self.best}
             counters["calm"] = self._lowest_loss  # the name in state files of earlier versions
             state.save(self.directory, self._parameters, self._optimiser, counters)
+            self._calibrate()
             self._save_adapter("last")
 
     def _step(self) -> Progress:
         start, config, world = perf_counter(), self.config, self._world
         rate = rate_at(self.done, config)
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            head = any(parameter is group["params"][0] for parameter in self._head_parameters)
+            group["lr"] = rate * (config.head_learning_rate / config.learning_rate if head else 1)
         self._optimiser.zero_grad()
-        totals = torch.zeros(2 * config.trained_rows + 1, device=self.checkpoint.decoder.device)
+        totals = torch.zeros(2 * config.trained_rows + 2, device=self.checkpoint.decoder.device)
         for number in range(world.rank, config.sequences, world.size):
             blocks = self._packing.blocks(self.done * config.sequences + number)
-            outcome = step(self.checkpoint.decoder, blocks, self._objective, decay=config.offset_decay)
+            outcome = self._outcome(blocks)
             self._check(outcome.loss.detach(), blocks)
-            (outcome.loss / config.sequences).backward()
-            totals += torch.cat((outcome.loss.detach()[None] / config.sequences, outcome.rows_M, outcome.agreed_M))
+            (outcome.total / config.sequences).backward()
+            losses = torch.stack((outcome.loss, outcome.head_loss or outcome.loss * 0)).detach()
+            totals += torch.cat((losses / config.sequences, outcome.rows_M, outcome.agreed_M))
         world.sum_gradients(self._parameters.values())
-        loss, rows_M, agreed_M = world.sum(totals).split((1, config.trained_rows, config.trained_rows))
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), config.clip)
+        losses, rows_M, agreed_M = world.sum(totals).split((2, config.trained_rows, config.trained_rows))
+        loss, head_loss = losses.tolist()
+        # apart, so that a view trains to the same bits with and without a head
+        norms = [torch.nn.utils.clip_grad_norm_(g["params"], config.clip) for g in self._optimiser.param_groups]
+        norm = torch.stack(norms).max()
         if not torch.isfinite(norm):
             self._fail(f"the gradient is not finite at step {self.done + 1}", blocks)
         self._optimiser.step()
         self.done += 1
         self.rows_total += int(rows_M.sum())
-        self._lowest_loss = min(self._lowest_loss or math.inf, float(loss))
+        self._lowest_loss = min(self._lowest_loss or math.inf, loss)
         return Progress(
-            self.done, float(loss), rate, float(norm), int(rows_M.sum()), self.rows_total,
+            self.done, loss, rate, float(norm), int(rows_M.sum()), self.rows_total,
             (agreed_M / rows_M.clamp(min=1)).tolist(), perf_counter() - start,
+            head_loss if config.head_units else None,
         )  # fmt: skip
+
+    def _outcome(self, blocks: Blocks) -> Outcome:
+        decoder, decay = self.checkpoint.decoder, self.config.offset_decay
+        if self.config.head_only:
+            return head_step(decoder, blocks, decay=decay)
+        return step(decoder, blocks, self._objective, decay=decay)
 
     def _check(self, loss: Tensor, blocks: Blocks) -> None:
         if not torch.isfinite(loss):
@@ -172,11 +197,21 @@ class Trainer:
         """Decode the held-out prompts; save the adapter if it is the best so far."""
         if frozen_digest(self.checkpoint.decoder) != self._frozen:
             raise TrainingFailedError("a frozen weight of the backbone has changed; this is a bug in the trainer")
+        self._calibrate()
         validation = self._validate()
         if self.best is None or validation.acceptance_length > self.best:
             self.best = validation.acceptance_length
             self._save_adapter("best", validation)
         return validation
+
+    def _calibrate(self) -> None:
+        """Calibrate the draft head on the held-out records."""
+        decoder = self.checkpoint.decoder
+        if self.config.head_units:
+            packing = Packing(self._corpus.held_out, replace(self.config, roots=CALIBRATION_ROOTS))
+            texts = (packing.blocks(n).to(decoder.device) for n in range(min(packing.texts_per_epoch(), 4)))
+            with torch.no_grad():
+                calibrate(decoder, (states_of(decoder, blocks) for blocks in texts))
 
     def _save_adapter(self, name: str, validation: Validation | None = None) -> None:
         if self._world.rank == 0:
@@ -215,24 +250,6 @@ class Trainer:
         elif self._world.rank == 0:
             write_atomically(self.directory, {RUN: lambda staged: save_json(staged, description)})
         self._metrics.truncate(self.done)
-
-
-def trainable(decoder: Decoder) -> dict[str, nn.Parameter]:
-    """Enable gradients for the diffusion view alone, convert it to fp32 masters, and return its parameters by name."""
-    parameters = {}
-    for name, parameter in decoder.named_parameters():
-        trained = ".diffusion." in name
-        parameter.requires_grad_(trained)
-        if trained:
-            parameter.data = parameter.data.float()
-            parameters[name] = parameter
-    return parameters
-
-
-def frozen_digest(decoder: Decoder) -> str:
-    """The sha256 of every parameter that is not trained."""
-    frozen = {name: p.detach() for name, p in decoder.named_parameters() if not p.requires_grad}
-    return digest_of(frozen, lambda name: ("", frozen[name].cpu().view(torch.uint8).numpy().reshape(-1).data))
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
