@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -15,6 +16,8 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER:  # one thread each: a team of threads waits for its slowest, which another worker may keep waiting
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell does in the background: children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined, which may be before their tests are
 
