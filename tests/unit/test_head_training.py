@@ -7,7 +7,7 @@ import json
 import pytest
 import tiny
 import torch
-from test_training_run import bare, config, jsonl, train  # noqa: F401
+from test_training_run import config, train
 
 from orthrus.checkpoint import draft_head, export, hub
 from orthrus.training.metrics import read
@@ -24,13 +24,13 @@ def assert_same(one, other):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def load(bare, adapter, dtype=torch.float32):  # noqa: F811
+def load(bare, adapter, dtype=torch.float32):
     return hub.load(str(bare), adapter=adapter, dtype=dtype)
 
 
 @pytest.mark.parametrize("only", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, dtype, only):  # noqa: F811
+def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, dtype, only):
     settings = {"dtype": dtype, "head_only": only, **HEAD}
     whole = train(bare, jsonl, tmp_path / "whole", **settings)
     train(bare, jsonl, tmp_path / "parts", until=3, **settings)
@@ -39,12 +39,12 @@ def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, dtype, onl
     assert_same(parameters(whole, ".diffusion."), parameters(again, ".diffusion."))
 
 
-def test_the_view_trains_to_the_same_bits_with_and_without_a_head(bare, jsonl, tmp_path):  # noqa: F811
+def test_the_view_trains_to_the_same_bits_with_and_without_a_head(bare, jsonl, tmp_path):
     one, other = train(bare, jsonl, tmp_path / "one"), train(bare, jsonl, tmp_path / "other", **HEAD)
     assert_same(parameters(one, ".diffusion."), parameters(other, ".diffusion."))
 
 
-def test_a_head_alone_lowers_its_loss_and_changes_nothing_else(bare, jsonl, tmp_path):  # noqa: F811
+def test_a_head_alone_lowers_its_loss_and_changes_nothing_else(bare, jsonl, tmp_path):
     train(bare, jsonl, tmp_path / "view", steps=30)
     before = load(bare, tmp_path / "view" / "last")
     assert before.decoder.draft_head is None
@@ -61,7 +61,7 @@ def test_a_head_alone_lowers_its_loss_and_changes_nothing_else(bare, jsonl, tmp_
     assert all(0.25 <= value <= 4 for value in inverse.tolist())
 
 
-def test_a_head_round_trips_with_its_adapter_and_its_checkpoint(bare, jsonl, tmp_path):  # noqa: F811
+def test_a_head_round_trips_with_its_adapter_and_its_checkpoint(bare, jsonl, tmp_path):
     made = train(bare, jsonl, tmp_path / "run", **HEAD)
     trained = {n: p.bfloat16() if p.ndim == 2 else p for n, p in parameters(made, "draft_head.").items()}
     joined = load(bare, tmp_path / "run" / "last", torch.bfloat16)
@@ -74,7 +74,7 @@ def test_a_head_round_trips_with_its_adapter_and_its_checkpoint(bare, jsonl, tmp
     assert warm.checkpoint.decoder.draft_head.units == 16
 
 
-def test_a_head_that_does_not_belong_to_its_config_is_refused(bare, jsonl, tmp_path):  # noqa: F811
+def test_a_head_that_does_not_belong_to_its_config_is_refused(bare, jsonl, tmp_path):
     made = train(bare, jsonl, tmp_path / "run", **HEAD)
     adapter = tmp_path / "run" / "last"
     path, content = adapter / draft_head.FILE, json.loads((adapter / "adapter_config.json").read_text())

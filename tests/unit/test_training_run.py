@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from training_files import conversations, write
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import hub
@@ -30,31 +31,6 @@ SETTINGS = {
     "block_size": 4, "trained_rows": 4, "mask_token_id": tiny.MASK, "sequence_length": 96, "roots": 6, "sequences": 2,
     "steps": 6, "learning_rate": 1e-2, "held_out": 3, "validate_every": 3, "save_every": 2,
 }  # fmt: skip
-
-
-def conversations(count=24, seed=0):
-    rng = random.Random(seed)
-    for n in range(count):
-        answer = "".join(rng.choices("abcdef ", k=rng.randrange(6, 40))).strip() + "."
-        yield {
-            "id": f"r{n}",
-            "messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": answer}],
-        }
-
-
-def write(path, records):
-    path.write_text("\n".join(json.dumps(record) for record in records))
-    return path
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    return tiny.save_checkpoint(tmp_path_factory.mktemp("train") / "bare", view=False, template=tiny.CHAT)
-
-
-@pytest.fixture(scope="module")
-def jsonl(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("data") / "data.jsonl", conversations())
 
 
 def checkpoint(bare, dtype=torch.float32):

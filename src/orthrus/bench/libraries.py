@@ -1,4 +1,4 @@
-"""Passes of one model on two libraries of C kernels, in turn."""
+"""Passes of one model on two libraries of C kernels, interleaved."""
 
 from __future__ import annotations
 

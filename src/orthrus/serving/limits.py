@@ -87,7 +87,7 @@ class Limits:
             await self._app(scope, connection.receive, answer.send)
         finally:
             watch.cancel()
-            connection.context.cancel()  # nobody reads what the route has not sent
+            connection.context.cancel()  # the client has gone: drop what is not sent
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise APIError where host, origin, key or the state of the server forbid to go on."""

@@ -1,8 +1,8 @@
 """Rule `rejection`: accept a draft with probability min(1, p / q), else go on with the residual max(p - q, 0).
 
-The siblings of a node are tried in turn, each against the residual that the ones before it left; if none is accepted,
-the token is drawn from the last residual (Leviathan et al., arXiv 2211.17192, appendix A.1; SpecInfer, arXiv
-2305.09781, section 4.3). The output is distributed as that of plain AR decoding, though not token for token, and more
+The siblings of a node are verified one after another, each against the residual that the ones before it left; if none
+is accepted, the token is drawn from the last residual (Leviathan et al., arXiv 2211.17192, appendix A.1; SpecInfer,
+arXiv 2305.09781, section 4.3). The output is distributed as that of plain AR decoding, though not token for token, and more
 drafts are accepted than by any rule that fixes the target first.
 
 The shape of a tree depends on the distributions q alone, never on a drawn token. Siblings are drawn without
@@ -88,7 +88,7 @@ class _Rows:
 
 
 def _judge(check: Check, p: Callable[[int], Tensor]) -> Verdict:
-    """Walk down from the anchor: at each node, try its children in turn."""
+    """Walk down from the anchor: at each node, verify its children one after another."""
     noise, draft = check.sampler.noise, check.draft
     tokens: list[int] = []
     path: list[int] = []
