@@ -1,9 +1,9 @@
 """Rule `rejection`: accept a draft with probability min(1, p / q), else go on with the residual max(p - q, 0).
 
-The siblings of a node are verified one after another, each against the residual that the ones before it left; if none
+The siblings of a node are verified one after another, each against the residual that those before it left; if none
 is accepted, the token is drawn from the last residual (Leviathan et al., arXiv 2211.17192, appendix A.1; SpecInfer,
-arXiv 2305.09781, section 4.3). The output is distributed as that of plain AR decoding, though not token for token, and more
-drafts are accepted than by any rule that fixes the target first.
+arXiv 2305.09781, section 4.3). The output is distributed as that of plain AR decoding, though not token for token,
+and more drafts are accepted than by any rule that fixes the target first.
 
 The shape of a tree depends on the distributions q alone, never on a drawn token. Siblings are drawn without
 replacement, so the q of each is without the tokens of those before it. Nodes that were not drawn, which have a point
