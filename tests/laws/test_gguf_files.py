@@ -15,7 +15,7 @@ import torch
 from tiny_gguf import field, header, string
 
 from orthrus.checkpoint import hub, sources
-from orthrus.checkpoint.gguf import GgufFile
+from orthrus.checkpoint.gguf import COMMON_TYPES, GgufFile, checked_header
 from orthrus.checkpoint.gguf_architectures import hf_name
 
 U8, U32, I32, F32, BOOL, TEXT, ARRAY, U64 = 0, 4, 5, 6, 7, 8, 9, 10
@@ -32,9 +32,13 @@ def good(tmp_path_factory):
     return tiny_gguf.save(tmp_path_factory.mktemp("gguf") / "good.gguf", types=types)
 
 
+def test_common_types_are_those_of_gguf():
+    assert {n: (Q(n).name, *gguf.GGML_QUANT_SIZES[Q(n)]) for n in COMMON_TYPES} == COMMON_TYPES
+
+
 def test_a_file_is_read_as_by_the_gguf_library(good):
     """Bytes, types and shapes equal those of the `gguf` library; the order of rows in q and k of Llama is undone."""
-    ours, theirs = GgufFile(good), gguf.GGUFReader(good)
+    ours, theirs = GgufFile(good, checked_header(good)), gguf.GGUFReader(good)
     assert len(ours.names) == len(theirs.tensors) == 20
     for tensor in theirs.tensors:
         values = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())

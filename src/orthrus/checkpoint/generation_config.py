@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from orthrus.checkpoint.gguf import checked_header
 from orthrus.checkpoint.sources import Source
 from orthrus.checkpoint.validation import Field, read_json
 
@@ -35,8 +34,7 @@ def sampling_options(source: Source) -> dict[str, Any]:
     temperature of 1, as in transformers. A field with an impossible value counts as absent: it is only advice.
     """
     if source.gguf:
-        fields = checked_header(source.path).fields
-        return _valid({name: fields.get(key) for key, name in GGUF_KEYS.items()})
+        return _valid({name: source.header.fields.get(key) for key, name in GGUF_KEYS.items()})
     path = source.path / "generation_config.json"
     content = read_json(path) if path.exists() else {}
     if content.get("do_sample") is False:

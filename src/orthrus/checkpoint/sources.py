@@ -9,6 +9,7 @@ import inspect
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,12 @@ class Source:
 
     def files(self) -> TensorFile:
         """The tensors of the checkpoint."""
-        return GgufFile(self.path) if self.gguf else SafetensorFiles(self.path)
+        return GgufFile(self.path, self.header) if self.gguf else SafetensorFiles(self.path)
+
+    @cached_property
+    def header(self) -> Header:
+        """The checked header of a GGUF file, read once. Raises ValueError naming the invalid field."""
+        return checked_header(self.path)
 
 
 def resolve(name: str, revision: str | None) -> Source:
@@ -164,14 +170,13 @@ def config_directory(source: Source) -> Path:
         return source.path
     directory = cache_directory() / f"gguf-{stamp(source.path)}"
     if not is_intact(directory):
-        header = checked_header(source.path)
         with as_value_errors(f"{source.path}: config or tokenizer cannot be read from it"):
             try:
-                _convert(source.path, header, directory)
+                _convert(source.path, source.header, directory)
             except OSError:
                 directory = Path(tempfile.mkdtemp(prefix="orthrus-")) / "gguf"
                 atexit.register(shutil.rmtree, directory.parent, ignore_errors=True)
-                _convert(source.path, header, directory)
+                _convert(source.path, source.header, directory)
     return directory
 
 

@@ -1,6 +1,7 @@
 """The command line: one module per command, discovered by listing this package.
 
-Commands import torch and transformers only when they run, so `--help` is fast.
+Commands import torch and transformers only when they run, so `--help` is fast. Where the arguments name a command, only
+its module is imported.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 
-def build() -> typer.Typer:
-    """Build the Typer application with all commands."""
+def commands() -> list[str]:
+    """The names of all commands."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def build(names: Sequence[str]) -> typer.Typer:
+    """Build the Typer application with the commands of these names."""
     app = typer.Typer(
         help="Lossless parallel token generation: several tokens per forward pass, the same text as the base model.",
         no_args_is_help=True,
@@ -30,20 +37,21 @@ def build() -> typer.Typer:
             print(importlib.import_module("orthrus").__version__)
             raise typer.Exit
 
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        if not module.name.startswith("_"):
-            command = importlib.import_module(f"{__name__}.{module.name}")
-            if hasattr(command, "app"):
-                app.add_typer(command.app, name=module.name)
-            else:
-                app.command(name=module.name)(command.command)
+    for name in names:
+        command = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(command, "app"):
+            app.add_typer(command.app, name=name)
+        else:
+            app.command(name=name)(command.command)
     return app
 
 
 def main() -> None:
     """Run the command line. A ValueError is for the user to fix: it becomes one message and exit code 2."""
+    available = commands()
+    named = [argument for argument in sys.argv[1:2] if argument in available]
     try:
-        build()()
+        build(named or available)()
     except ValueError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
