@@ -33,6 +33,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'orthrus' has no attribute {name!r}")
     import importlib
 
+    from orthrus import torch_threads
+
+    torch_threads.wait_briefly()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -69,10 +69,23 @@ MAY_IMPORT = {
         "tool_calls",
     },
     "serving": {"__init__", "api", "config", "decoding", "options", "reasoning", "tokenization", "tool_calls"},
-    "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "training"},
+    "bench": RECORDS | {"api", "backends", "checkpoint", "decoding", "model", "runner", "torch_threads", "training"},
     "cli": RECORDS
-    | {"api", "backends", "bench", "checkpoint", "decoding", "model", "options", "serving", "tokenization", "training"},
-    "__init__": {"api", "config", "decoding"},
+    | {
+        "api",
+        "backends",
+        "bench",
+        "checkpoint",
+        "decoding",
+        "model",
+        "options",
+        "serving",
+        "tokenization",
+        "torch_threads",
+        "training",
+    },
+    "torch_threads": set(),
+    "__init__": {"api", "config", "decoding", "torch_threads"},
     "__main__": {"cli"},
 }
 """What each room may import. What is not listed goes the wrong way."""

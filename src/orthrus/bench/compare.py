@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from orthrus import torch_threads
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.peers import gguf, transformers, workers
@@ -97,9 +98,10 @@ class Worker:
         peer = variants()[variant]
         script = Path(workers.__path__[0]) / "_worker.py"
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
+        own = {name: value for name, value in os.environ.items() if name not in torch_threads.SETTINGS}
         self._process = subprocess.Popen(
             [environment(peer), "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            text=True, env=own | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
         options = _peer(peer).VARIANTS[variant]
         self._ask({"peer": peer, "options": options, "weights": weights, "threads": threads})

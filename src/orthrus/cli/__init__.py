@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from orthrus import torch_threads
+
 
 def commands() -> list[str]:
     """The names of all commands."""
@@ -48,6 +50,7 @@ def build(names: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Run the command line. A ValueError is for the user to fix: it becomes one message and exit code 2."""
+    torch_threads.wait_briefly()
     available = commands()
     named = [argument for argument in sys.argv[1:2] if argument in available]
     try:

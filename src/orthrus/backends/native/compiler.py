@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).with_name("c")
-UNITS = ("native.c", "linear_dequant.c")
-"""The translation units of a library, which are compiled side by side. They take about as long as each other."""
-FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
+UNITS = ("native.c", "linear_dequant.c", "team.c")
+"""The translation units of a library, which are compiled side by side. The first two take about equally long."""
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 """No contraction into fused multiply-adds: a vector loop and its scalar tail must round alike."""
-THREADING = "-fopenmp"
-"""The loader finds the OpenMP runtime by its name, and torch has already loaded one: both share its pool of threads."""
 DEFINES = {"float32": "FLOAT32", "bfloat16": "BFLOAT16"}
 USUAL = ("cc", "gcc", "clang")
 """The compilers that are looked for, in this order, where $CC is not set."""
@@ -83,14 +81,11 @@ def compile_library(compiler: Sequence[str], flags: Sequence[str], dtype: str, t
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name
-        without_threads = _failed_build([*words, THREADING], built)
-        if without_threads:  # a compiler without OpenMP compiles the same kernels for one thread
-            failed = _failed_build(words, built)
-            if failed:
-                used, output = failed
-                message = f"the C compiler failed: {_first_error(output)}"
-                raise UnavailableError(message, f"{shlex.join(used)}\n{output}")
-            log.warning("the C kernels run on one thread, without OpenMP: %s", _first_error(without_threads[1]))
+        failed = _failed_build(words, built)
+        if failed:
+            used, output = failed
+            message = f"the C compiler failed: {_first_error(output)}"
+            raise UnavailableError(message, f"{shlex.join(used)}\n{output}")
         _checksum_file(built).write_text(hashlib.sha256(built.read_bytes()).hexdigest(), encoding="ascii")
         built.replace(target)
         _checksum_file(built).replace(_checksum_file(target))

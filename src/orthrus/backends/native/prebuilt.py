@@ -82,7 +82,7 @@ def _library(level: Level, dtype: str, directory: Path) -> Path:
 
 
 def _flags(level: Level) -> tuple[str, ...]:
-    return (*compiler.FLAGS, compiler.THREADING, *shlex.split(level.flags))
+    return (*compiler.FLAGS, *shlex.split(level.flags))
 
 
 def _compile(words: list[str], library: Path, level: Level, dtype: str) -> str | None:

@@ -15,9 +15,9 @@
 #include "attention_scratch.h"
 #include "attention_tree.h"
 #include "attention_vector.h"
-#include "float_state.h"
 #include "kv_cache.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 #ifdef HAVE_ATTENTION
@@ -132,17 +132,27 @@ static void attention_share(const scalar_t *q, scalar_t *out, int64_t heads, con
 #endif
 }
 
+typedef struct {
+    const scalar_t *q;
+    scalar_t *out;
+    int64_t heads;
+    const KVCache *cache;
+    const AttentionMetadata *metadata;
+} AttentionCall;
+
+static void attention_call_share(void *argument, Thread thread) {
+    const AttentionCall *call = argument;
+    const KVCache *cache = call->cache;
+    int64_t bytes = attention_scratch_bytes(ATTENTION_MAX_ROWS * (call->heads / cache->kv_heads), cache->head_dim);
+    char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    attention_share(call->q, call->out, call->heads, cache, call->metadata, memory, thread);
+    free(memory);
+}
+
 /* out = softmax(q k scale) v; q, out [rows, heads, head_dim]. */
 void attention(const scalar_t *q, scalar_t *out, int64_t heads, const KVCache *cache, const AttentionMetadata *metadata,
                int64_t threads) {
-    int64_t bytes = attention_scratch_bytes(ATTENTION_MAX_ROWS * (heads / cache->kv_heads), cache->head_dim);
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-        attention_share(q, out, heads, cache, metadata, memory, this_thread());
-        free(memory);
-    }
+    parallel(threads, attention_call_share, &(AttentionCall){q, out, heads, cache, metadata});
 }
 #else
 int has_attention(void) { return 0; }

@@ -7,23 +7,31 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "float_state.h"
 #include "simd.h"
 #include "softmax.h"
+#include "team.h"
+#include "threads.h"
 
 typedef struct {
     int64_t groups, blocks, rows, text, block;
 } BlockScores;
 
-/* In place; of the text, block s attends to the first kv_lens[s] keys. */
-void block_softmax(scalar_t *past, scalar_t *own, const int64_t *kv_lens, const BlockScores *shape, float scale,
-                   int64_t threads) {
-    int64_t blocks = shape->blocks, rows = shape->rows, text = shape->text, block = shape->block;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < shape->groups * blocks * rows; n++) {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        scalar_t *a = past + n * text, *b = own + n * block;
-        int64_t visible = kv_lens[n / rows % blocks];
+typedef struct {
+    scalar_t *past, *own;
+    const int64_t *kv_lens;
+    const BlockScores *shape;
+    float scale;
+} BlockSoftmax;
+
+static void block_softmax_share(void *argument, Thread thread) {
+    const BlockSoftmax *call = argument;
+    const BlockScores *shape = call->shape;
+    int64_t text = shape->text, block = shape->block;
+    float scale = call->scale;
+    Range range = split(shape->groups * shape->blocks * shape->rows, thread);
+    for (int64_t n = range.begin; n < range.end; n++) {
+        scalar_t *a = call->past + n * text, *b = call->own + n * block;
+        int64_t visible = call->kv_lens[n / shape->rows % shape->blocks];
         int64_t count = (visible + block + LANES - 1) / LANES * LANES;
         float scores[text + block + LANES], max;
         for (int64_t i = 0; i < visible; i++) scores[i] = to_float(a[i]) * scale;
@@ -36,15 +44,28 @@ void block_softmax(scalar_t *past, scalar_t *own, const int64_t *kv_lens, const 
     }
 }
 
-/* Backward: gradients of the weights become, in place, gradients of the unscaled scores. */
-void block_softmax_backward(const scalar_t *past, const scalar_t *own, scalar_t *grad_past, scalar_t *grad_own,
-                            const BlockScores *shape, float scale, int64_t threads) {
+/* In place; of the text, block s attends to the first kv_lens[s] keys. */
+void block_softmax(scalar_t *past, scalar_t *own, const int64_t *kv_lens, const BlockScores *shape, float scale,
+                   int64_t threads) {
+    parallel(threads, block_softmax_share, &(BlockSoftmax){past, own, kv_lens, shape, scale});
+}
+
+typedef struct {
+    const scalar_t *past, *own;
+    scalar_t *grad_past, *grad_own;
+    const BlockScores *shape;
+    float scale;
+} BlockSoftmaxBackward;
+
+static void block_softmax_backward_share(void *argument, Thread thread) {
+    const BlockSoftmaxBackward *call = argument;
+    const BlockScores *shape = call->shape;
     int64_t text = shape->text, block = shape->block;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < shape->groups * shape->blocks * shape->rows; n++) {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        const scalar_t *a = past + n * text, *b = own + n * block;
-        scalar_t *da = grad_past + n * text, *db = grad_own + n * block;
+    float scale = call->scale;
+    Range range = split(shape->groups * shape->blocks * shape->rows, thread);
+    for (int64_t n = range.begin; n < range.end; n++) {
+        const scalar_t *a = call->past + n * text, *b = call->own + n * block;
+        scalar_t *da = call->grad_past + n * text, *db = call->grad_own + n * block;
         float lanes[LANES] = {0}, dot = 0;
         int64_t i = 0;
         for (; i + LANES <= text; i += LANES)
@@ -55,6 +76,13 @@ void block_softmax_backward(const scalar_t *past, const scalar_t *own, scalar_t 
         for (i = 0; i < text; i++) da[i] = from_float(to_float(a[i]) * (to_float(da[i]) - dot) * scale);
         for (i = 0; i < block; i++) db[i] = from_float(to_float(b[i]) * (to_float(db[i]) - dot) * scale);
     }
+}
+
+/* Backward: gradients of the weights become, in place, gradients of the unscaled scores. */
+void block_softmax_backward(const scalar_t *past, const scalar_t *own, scalar_t *grad_past, scalar_t *grad_own,
+                            const BlockScores *shape, float scale, int64_t threads) {
+    BlockSoftmaxBackward call = {past, own, grad_past, grad_own, shape, scale};
+    parallel(threads, block_softmax_backward_share, &call);
 }
 
 #endif

@@ -12,6 +12,7 @@
 #include "draft_head.h"
 #include "float_state.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 enum { CANDIDATES = 8, SCANNED = 16 * LANES };
@@ -212,6 +213,13 @@ static void *allocate(TreeSearch *search, int64_t rows, int64_t nodes, int64_t u
     return memory;
 }
 
+static void scan_share(void *argument, Thread thread) {
+    TreeSearch *search = argument;
+    Range rows = split(search->block->rows, thread);
+    if (search->head) contexts(search, split(search->head->units / DOTS, thread));
+    for (int64_t row = rows.begin; row < rows.end; row++) scan_row(search->block, row, search->rows + row);
+}
+
 /* Writes tokens, parents and confidence of at most block->nodes nodes. Returns their number, -1 without memory. head may be
  * NULL. */
 int64_t draft_tree(const DraftBlock *block, const DraftHead *head, int64_t *tokens, int64_t *parents, float *confidence,
@@ -219,13 +227,7 @@ int64_t draft_tree(const DraftBlock *block, const DraftHead *head, int64_t *toke
     TreeSearch search = {.block = block, .head = head};
     void *memory = allocate(&search, block->rows, block->nodes, head ? head->units : 0, head ? head->hidden : 0);
     if (!memory) return -1;
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        Range rows = split(block->rows, this_thread());
-        if (head) contexts(&search, split(head->units / DOTS, this_thread()));
-        for (int64_t row = rows.begin; row < rows.end; row++) scan_row(block, row, search.rows + row);
-    }
+    parallel(threads, scan_share, &search);
     SCOPED_FLOAT_STATE caller = set_default_float_state();
     int64_t taken = block->rows ? take_nodes(&search, tokens, parents, confidence) : 0;
     free(memory);

@@ -9,12 +9,12 @@
 
 #include "attention.h"
 #include "barrier.h"
-#include "float_state.h"
 #include "forward_linear.h"
 #include "forward_structs.h"
 #include "rms_norm.h"
 #include "rope.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 #ifdef HAVE_FORWARD
@@ -220,31 +220,43 @@ static void logits_layer(Pass *pass, scalar_t *hidden, scalar_t *logits) {
     end_phase(pass, PHASE_LOGITS);
 }
 
+typedef struct {
+    const ModelWeights *model;
+    const ForwardBatch *batch;
+    const Workspace *space;
+    scalar_t *hidden, *logits;
+    double *phase_seconds;
+    Barrier barrier;
+} ForwardCall;
+
+static void forward_share(void *argument, Thread thread) {
+    ForwardCall *call = argument;
+    const ModelWeights *model = call->model;
+    const ForwardBatch *batch = call->batch;
+    char *scratch = call->space->scratch + thread.index * thread_scratch_bytes(model);
+    Range rows = split(batch->rows, thread);
+    Pass pass = {model, batch, call->space, scratch, thread, rows, &call->barrier, call->phase_seconds, 0};
+    end_phase(&pass, NUM_PHASES);
+    embed(&pass);
+    for (int64_t l = 0; l < model->num_layers; l++) {
+        const LayerWeights *layer = model->layers + l;
+        KVCache cache = batch->cache;
+        cache.keys += l * batch->layer_stride, cache.values += l * batch->layer_stride;
+        norm_rows(&pass, l ? call->space->delta : 0, layer->attention_norm);
+        attention_layer(&pass, layer, &cache);
+        mlp_layer(&pass, layer);
+    }
+    if (model->layers[0].post_mlp_norm) end_phase(&pass, PHASE_NORMS); /* other threads need the normed updates */
+    logits_layer(&pass, call->hidden, call->logits);
+}
+
 /* All rows of a batch through all layers: final norms to hidden [num_logit_rows, hidden], logits [num_logits, vocabulary].
  * `phase_seconds` [NUM_PHASES] may be null. */
 void forward(const ModelWeights *model, const ForwardBatch *batch, scalar_t *hidden, scalar_t *logits, char *workspace,
              double *phase_seconds, int64_t threads) {
     const Workspace space = workspace_in(workspace, model, batch->rows, threads);
-    Barrier barrier = {0, 0};
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        Thread thread = this_thread();
-        char *scratch = space.scratch + thread.index * thread_scratch_bytes(model);
-        Pass pass = {model, batch, &space, scratch, thread, split(batch->rows, thread), &barrier, phase_seconds, 0};
-        end_phase(&pass, NUM_PHASES);
-        embed(&pass);
-        for (int64_t l = 0; l < model->num_layers; l++) {
-            const LayerWeights *layer = model->layers + l;
-            KVCache cache = batch->cache;
-            cache.keys += l * batch->layer_stride, cache.values += l * batch->layer_stride;
-            norm_rows(&pass, l ? space.delta : 0, layer->attention_norm);
-            attention_layer(&pass, layer, &cache);
-            mlp_layer(&pass, layer);
-        }
-        if (model->layers[0].post_mlp_norm) end_phase(&pass, PHASE_NORMS); /* other threads need the normed updates */
-        logits_layer(&pass, hidden, logits);
-    }
+    ForwardCall call = {model, batch, &space, hidden, logits, phase_seconds, {0}};
+    parallel(threads, forward_share, &call);
 }
 #else
 int has_forward(void) { return 0; }

@@ -14,6 +14,7 @@
 #include "linear_weights.h"
 #include "quantize.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 #ifdef HAVE_VNNI
@@ -86,16 +87,24 @@ static void gemm_w4a8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int6
         }
 }
 
+typedef struct {
+    QuantizedRows x;
+    const LinearWeights *w;
+    scalar_t *y;
+    int64_t rows;
+} W4A8Call;
+
+static void linear_w4a8_share(void *argument, Thread thread) {
+    const W4A8Call *call = argument;
+    gemm_w4a8(call->x, call->w, call->y, call->rows, split_outputs(call->w->outputs, thread));
+}
+
 /* y [rows, outputs] = x [rows, inputs] w^T + bias; `quantized` is room for the codes, scales and sums of x. */
 void linear_w4a8(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, const QuantizedRows *quantized,
                  int64_t threads) {
     SCOPED_FLOAT_STATE state = set_default_float_state();
     quantize_rows_groups(x, *quantized, rows, w->inputs);
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        gemm_w4a8(*quantized, w, y, rows, split_outputs(w->outputs, this_thread()));
-    }
+    parallel(threads, linear_w4a8_share, &(W4A8Call){*quantized, w, y, rows});
 }
 #else
 int has_linear_w4a8(void) { return 0; }

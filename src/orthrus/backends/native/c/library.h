@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 #include "amx.h"
-#include "float_state.h"
 #include "gemm.h"
 #include "linear_weights.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 int use_amx = 0;
@@ -30,13 +30,21 @@ int has_amx(void) { return 0; }
 /* See gemm_bf16.h and gemm_f32.h. */
 int64_t k_interleave(int64_t depth) { return interleave_of(depth); }
 
+typedef struct {
+    const scalar_t *x;
+    const LinearWeights *w;
+    scalar_t *y;
+    int64_t rows;
+} LinearCall;
+
+static void linear_call_share(void *argument, Thread thread) {
+    const LinearCall *call = argument;
+    gemm(call->x, call->w, call->y, call->rows, split_outputs(call->w->outputs, thread));
+}
+
 /* y [rows, outputs] = x [rows, inputs] w^T + bias */
 void linear(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        gemm(x, w, y, rows, split_outputs(w->outputs, this_thread()));
-    }
+    parallel(threads, linear_call_share, &(LinearCall){x, w, y, rows});
 }
 #else
 int64_t k_interleave(int64_t depth) { return 0 * depth; }

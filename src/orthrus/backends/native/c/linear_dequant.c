@@ -4,12 +4,12 @@
 
 #include <stdint.h>
 
-#include "float_state.h"
 #include "gemm.h"
 #include "gemm_dequant.h"
 #include "group_quantized.h"
 #include "linear_weights.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 #ifdef HAVE_LINEAR_DEQUANT
@@ -40,16 +40,23 @@ void linear_dequant_range(const scalar_t *x, const LinearWeights *w, scalar_t *y
     else gemm_dequant(x, w, y, rows, range, scratch);
 }
 
+typedef struct {
+    const scalar_t *x;
+    const LinearWeights *w;
+    scalar_t *y, *scratch;
+    int64_t rows;
+} DequantCall;
+
+static void linear_dequant_share(void *argument, Thread thread) {
+    const DequantCall *call = argument;
+    scalar_t *own = call->scratch + thread.index * dequant_scratch_scalars(call->w->inputs);
+    linear_dequant_range(call->x, call->w, call->y, call->rows, split_outputs(call->w->outputs, thread), own);
+}
+
 /* y [rows, outputs] = x [rows, inputs] w^T + bias; scratch [threads][dequant_scratch_scalars(inputs)]. */
 void linear_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, scalar_t *scratch,
                     int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        Thread thread = this_thread();
-        scalar_t *own = scratch + thread.index * dequant_scratch_scalars(w->inputs);
-        linear_dequant_range(x, w, y, rows, split_outputs(w->outputs, thread), own);
-    }
+    parallel(threads, linear_dequant_share, &(DequantCall){x, w, y, scratch, rows});
 }
 #else
 int has_linear_dequant(void) { return 0; }

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "group_quantized.h"
+#include "team.h"
+#include "threads.h"
 
 /* TILES for gemm_dequant_amx.h, DOTS for gemm_dequant.h, W4A8 for gemm_w4a8.h. */
 enum { LAYOUT_TILES, LAYOUT_DOTS, LAYOUT_W4A8 };
@@ -74,14 +76,20 @@ static inline uint8_t *pack_w4a8(GroupCodes codes, uint8_t *out) {
     return out;
 }
 
-/* [outputs / 16, groups] packed groups for DOTS; [outputs / 32, groups, 2] for the others. `outputs` is a multiple of 32. */
-void pack_groups(const StoredGroups *from, uint8_t *out, int64_t threads) {
-    int64_t bytes = from->bits == 8 ? Q8_BYTES : Q4_BYTES, groups = from->groups, panels = from->outputs / LANES;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t panel = 0; panel < panels; panel++)
+typedef struct {
+    const StoredGroups *from;
+    uint8_t *out;
+} GroupPacking;
+
+static void pack_groups_share(void *argument, Thread thread) {
+    const GroupPacking *call = argument;
+    const StoredGroups *from = call->from;
+    int64_t bytes = from->bits == 8 ? Q8_BYTES : Q4_BYTES, groups = from->groups;
+    Range own = split(from->outputs / LANES, thread);
+    for (int64_t panel = own.begin; panel < own.end; panel++)
         for (int64_t group = 0; group < groups; group++) {
             int64_t paired = (panel / 2 * groups + group) * 2 + panel % 2;
-            uint8_t *to = out + bytes * (from->layout == LAYOUT_DOTS ? panel * groups + group : paired);
+            uint8_t *to = call->out + bytes * (from->layout == LAYOUT_DOTS ? panel * groups + group : paired);
             GroupCodes codes;
             unpack_stored_codes(from, panel, group, codes);
             if (from->layout == LAYOUT_TILES) to = pack_tiles(from, codes, to);
@@ -92,6 +100,11 @@ void pack_groups(const StoredGroups *from, uint8_t *out, int64_t threads) {
             for (int64_t o = 0; o < LANES && from->bits == 4; o++)
                 memcpy(to + 2 * (LANES + o), from->mins + (panel * LANES + o) * groups + group, 2);
         }
+}
+
+/* [outputs / 16, groups] packed groups for DOTS; [outputs / 32, groups, 2] for the others. `outputs` is a multiple of 32. */
+void pack_groups(const StoredGroups *from, uint8_t *out, int64_t threads) {
+    parallel(threads, pack_groups_share, &(GroupPacking){from, out});
 }
 
 #endif

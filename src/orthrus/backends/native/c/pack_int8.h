@@ -7,15 +7,24 @@
 
 #include "quantize.h"
 #include "simd.h"
+#include "team.h"
+#include "threads.h"
 
-/* weights [outputs, inputs] to codes [outputs / 16, inputs / 4, 16, 4], scales [outputs], and shifts [outputs]: INT8_SHIFT
- * times the sum of an output's codes. Both sizes are multiples of 16. */
-void pack_int8(const scalar_t *weights, int8_t *codes, float *scales, int32_t *shifts, int64_t outputs, int64_t inputs,
-               int64_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t o = 0; o < outputs; o++) {
-        const scalar_t *row = weights + o * inputs;
-        int8_t *to = codes + o / LANES * LANES * inputs + o % LANES * 4;
+typedef struct {
+    const scalar_t *weights;
+    int8_t *codes;
+    float *scales;
+    int32_t *shifts;
+    int64_t outputs, inputs;
+} Int8Packing;
+
+static void pack_int8_share(void *argument, Thread thread) {
+    const Int8Packing *call = argument;
+    int64_t inputs = call->inputs;
+    Range own = split(call->outputs, thread);
+    for (int64_t o = own.begin; o < own.end; o++) {
+        const scalar_t *row = call->weights + o * inputs;
+        int8_t *to = call->codes + o / LANES * LANES * inputs + o % LANES * 4;
         float top = 1e-12f;
         int32_t sum = 0;
         for (int64_t i = 0; i < inputs; i++) {
@@ -28,9 +37,16 @@ void pack_int8(const scalar_t *weights, int8_t *codes, float *scales, int32_t *s
             to[i / 4 * 4 * LANES + i % 4] = (int8_t)code;
             sum += code;
         }
-        scales[o] = scale;
-        shifts[o] = INT8_SHIFT * sum;
+        call->scales[o] = scale;
+        call->shifts[o] = INT8_SHIFT * sum;
     }
+}
+
+/* weights [outputs, inputs] to codes [outputs / 16, inputs / 4, 16, 4], scales [outputs], and shifts [outputs]: INT8_SHIFT
+ * times the sum of an output's codes. Both sizes are multiples of 16. */
+void pack_int8(const scalar_t *weights, int8_t *codes, float *scales, int32_t *shifts, int64_t outputs, int64_t inputs,
+               int64_t threads) {
+    parallel(threads, pack_int8_share, &(Int8Packing){weights, codes, scales, shifts, outputs, inputs});
 }
 
 #endif

@@ -7,6 +7,8 @@
 
 #include "float_state.h"
 #include "simd.h"
+#include "team.h"
+#include "threads.h"
 
 /* 1 / sqrt(mean(x^2) + eps), summed in sixteen lanes that are added in order. */
 static inline float inverse_rms(const scalar_t *x, int64_t size, float eps) {
@@ -57,14 +59,22 @@ void rms_norm(scalar_t *x, const scalar_t *delta, const scalar_t *weight, scalar
     }
 }
 
-/* Backward of rms_norm towards x: (g w - x mean(g w x) / ms) / rms. */
-void rms_norm_backward(const scalar_t *x, const scalar_t *weight, const scalar_t *grad, scalar_t *out, int64_t rows,
-                       int64_t size, float eps, int64_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < rows; n++) {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        const scalar_t *a = x + n * size, *g = grad + n * size;
-        float inverse = inverse_rms(a, size, eps), lanes[LANES] = {0}, dot = 0;
+typedef struct {
+    const scalar_t *x, *weight, *grad;
+    scalar_t *out;
+    int64_t rows, size;
+    float eps;
+} RmsNormBackward;
+
+static void rms_norm_backward_share(void *argument, Thread thread) {
+    const RmsNormBackward *call = argument;
+    const scalar_t *weight = call->weight;
+    scalar_t *out = call->out;
+    int64_t size = call->size;
+    Range own = split(call->rows, thread);
+    for (int64_t n = own.begin; n < own.end; n++) {
+        const scalar_t *a = call->x + n * size, *g = call->grad + n * size;
+        float inverse = inverse_rms(a, size, call->eps), lanes[LANES] = {0}, dot = 0;
         int64_t i = 0;
         for (; i + LANES <= size; i += LANES)
             for (int l = 0; l < LANES; l++) lanes[l] += to_float(g[i + l]) * to_float(weight[i + l]) * to_float(a[i + l]);
@@ -74,6 +84,13 @@ void rms_norm_backward(const scalar_t *x, const scalar_t *weight, const scalar_t
         for (i = 0; i < size; i++)
             out[n * size + i] = from_float(to_float(g[i]) * to_float(weight[i]) * inverse - to_float(a[i]) * shrink);
     }
+}
+
+/* Backward of rms_norm towards x: (g w - x mean(g w x) / ms) / rms. */
+void rms_norm_backward(const scalar_t *x, const scalar_t *weight, const scalar_t *grad, scalar_t *out, int64_t rows,
+                       int64_t size, float eps, int64_t threads) {
+    RmsNormBackward call = {x, weight, grad, out, rows, size, eps};
+    parallel(threads, rms_norm_backward_share, &call);
 }
 
 #endif

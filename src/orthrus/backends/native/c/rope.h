@@ -8,6 +8,7 @@
 #include "kv_cache.h"
 #include "rms_norm.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 /* How the heads of q and k are normalised (no norm where the weight is null) and rotated: `cos` and signed `sin` have
@@ -101,23 +102,36 @@ typedef struct {
     int64_t rows, heads, size, stride;
 } RopeShape;
 
-/* Rotate x to a dense `out`, for training; `direction` is 1, or -1 for the backward. */
-void rope(const scalar_t *x, const float *cos, const float *sin, scalar_t *out, const RopeShape *shape, float direction,
-          int64_t threads) {
-    int64_t rows = shape->rows, heads = shape->heads, size = shape->size, stride = shape->stride, half = size / 2;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < rows; n++)
+typedef struct {
+    const scalar_t *x;
+    const float *cos, *sin;
+    scalar_t *out;
+    const RopeShape *shape;
+    float direction;
+} RopeCall;
+
+static void rotate_share(void *argument, Thread thread) {
+    const RopeCall *call = argument;
+    int64_t heads = call->shape->heads, size = call->shape->size, half = size / 2;
+    float direction = call->direction;
+    Range own = split(call->shape->rows, thread);
+    for (int64_t n = own.begin; n < own.end; n++)
         for (int64_t h = 0; h < heads; h++) {
-            SCOPED_FLOAT_STATE caller = set_default_float_state();
-            const scalar_t *from = x + n * stride + h * size;
-            const float *c = cos + n * size, *s = sin + n * size;
-            scalar_t *to = out + (n * heads + h) * size;
+            const scalar_t *from = call->x + n * call->shape->stride + h * size;
+            const float *c = call->cos + n * size, *s = call->sin + n * size;
+            scalar_t *to = call->out + (n * heads + h) * size;
             for (int64_t i = 0; i < half; i++) {
                 float a = to_float(from[i]), b = to_float(from[i + half]);
                 to[i] = from_float(a * c[i] + direction * b * s[i]);
                 to[i + half] = from_float(b * c[i + half] + direction * a * s[i + half]);
             }
         }
+}
+
+/* Rotate x to a dense `out`, for training; `direction` is 1, or -1 for the backward. */
+void rope(const scalar_t *x, const float *cos, const float *sin, scalar_t *out, const RopeShape *shape, float direction,
+          int64_t threads) {
+    parallel(threads, rotate_share, &(RopeCall){x, cos, sin, out, shape, direction});
 }
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "float_state.h"
 #include "simd.h"
+#include "team.h"
 #include "threads.h"
 
 /* out[i] = silu(x[i]) * x[size + i] for i in `range`. */
@@ -56,20 +57,32 @@ void silu_mul(const scalar_t *x, scalar_t *out, int64_t rows, int64_t size) {
     for (int64_t n = 0; n < rows; n++) silu_mul_row(x + 2 * n * size, out + n * size, size, (Range){0, size});
 }
 
-/* Backward of silu_mul: x [rows, 2 size], grad [rows, size] to out [rows, 2 size]. */
-void silu_mul_backward(const scalar_t *x, const scalar_t *grad, scalar_t *out, int64_t rows, int64_t size,
-                       int64_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < rows; n++) {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        const scalar_t *a = x + 2 * n * size;
-        scalar_t *to = out + 2 * n * size;
+typedef struct {
+    const scalar_t *x, *grad;
+    scalar_t *out;
+    int64_t rows, size;
+} SiluMulBackward;
+
+static void silu_mul_backward_share(void *argument, Thread thread) {
+    const SiluMulBackward *call = argument;
+    const scalar_t *grad = call->grad;
+    int64_t size = call->size;
+    Range own = split(call->rows, thread);
+    for (int64_t n = own.begin; n < own.end; n++) {
+        const scalar_t *a = call->x + 2 * n * size;
+        scalar_t *to = call->out + 2 * n * size;
         for (int64_t i = 0; i < size; i++) {
             float g = to_float(a[i]), d = to_float(grad[n * size + i]), sigmoid = 1.0f / (1.0f + fast_exp(-g));
             to[i] = from_float(d * to_float(a[size + i]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
             to[size + i] = from_float(d * g * sigmoid);
         }
     }
+}
+
+/* Backward of silu_mul: x [rows, 2 size], grad [rows, size] to out [rows, 2 size]. */
+void silu_mul_backward(const scalar_t *x, const scalar_t *grad, scalar_t *out, int64_t rows, int64_t size,
+                       int64_t threads) {
+    parallel(threads, silu_mul_backward_share, &(SiluMulBackward){x, grad, out, rows, size});
 }
 
 #endif

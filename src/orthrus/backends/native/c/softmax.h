@@ -5,8 +5,9 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "float_state.h"
 #include "simd.h"
+#include "team.h"
+#include "threads.h"
 
 /* x becomes exp(x - max); returns their sum. The size is a multiple of LANES. */
 static inline float softmax_exp(float *x, int64_t size, float *max) {
@@ -22,12 +23,18 @@ static inline float softmax_exp(float *x, int64_t size, float *max) {
     return sum;
 }
 
-/* out[n] = the largest probability of softmax(x[n]), x [rows, size]. */
-void top1_probability(const scalar_t *x, float *out, int64_t rows, int64_t size, int64_t threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t n = 0; n < rows; n++) {
-        SCOPED_FLOAT_STATE caller = set_default_float_state();
-        const scalar_t *row = x + n * size;
+typedef struct {
+    const scalar_t *x;
+    float *out;
+    int64_t rows, size;
+} Top1Call;
+
+static void top1_probability_share(void *argument, Thread thread) {
+    const Top1Call *call = argument;
+    int64_t size = call->size;
+    Range own = split(call->rows, thread);
+    for (int64_t n = own.begin; n < own.end; n++) {
+        const scalar_t *row = call->x + n * size;
         float max = -INFINITY, sum = 0;
         int64_t i = 0;
 #ifdef HAVE_AVX512
@@ -43,8 +50,13 @@ void top1_probability(const scalar_t *x, float *out, int64_t rows, int64_t size,
         sum = _mm512_reduce_add_ps(sums);
 #endif
         for (; i < size; i++) sum += fast_exp(to_float(row[i]) - max);
-        out[n] = 1.0f / sum;
+        call->out[n] = 1.0f / sum;
     }
+}
+
+/* out[n] = the largest probability of softmax(x[n]), x [rows, size]. */
+void top1_probability(const scalar_t *x, float *out, int64_t rows, int64_t size, int64_t threads) {
+    parallel(threads, top1_probability_share, &(Top1Call){x, out, rows, size});
 }
 
 #endif

@@ -3,9 +3,6 @@
 #define ORTHRUS_THREADS_H
 
 #include <stdint.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "simd.h"
 
@@ -17,14 +14,6 @@ typedef struct {
 typedef struct {
     int64_t begin, end;
 } Range;
-
-static inline Thread this_thread(void) {
-#ifdef _OPENMP
-    return (Thread){omp_get_thread_num(), omp_get_num_threads()};
-#else
-    return (Thread){0, 1};
-#endif
-}
 
 /* The thread's share of `count` items. */
 static inline Range split(int64_t count, Thread thread) {
