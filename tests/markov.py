@@ -17,6 +17,7 @@ from orthrus.backends.torch import TorchKernels
 from orthrus.cache import KVCache
 from orthrus.config import DecoderConfig, DiffusionConfig, RopeConfig
 from orthrus.decoding.sequence import Sequence
+from orthrus.model.draft_head import DraftHead
 from orthrus.runner.executor import DiffusionResult, JointResult
 
 ROUNDING = 1e-6
@@ -25,14 +26,19 @@ ROUNDING = 1e-6
 
 class MarkovRunner:
     """A runner whose AR view follows a chain (weights of the next token, given the last one) and whose diffusion view
-    follows a drafter (weights by the root and how many tokens after it)."""
+    follows a drafter (weights by the root and how many tokens after it). head: whether a draft head with random weights
+    corrects the drafter by the token before."""
 
     device, max_rows, kernels, ragged, exact, page_bytes = torch.device("cpu"), 512, TorchKernels(), True, True, 1
 
-    def __init__(self, drafter, trained_rows, chain):
+    def __init__(self, drafter, trained_rows, chain, *, head=False):
         self._drafter, self._chain = drafter, chain
         self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
-        self.decoder = SimpleNamespace(draft_head=None, draft_temperatures=lambda: [1.0] * trained_rows)
+        self.decoder = SimpleNamespace(
+            draft_head=random_head(trained_rows) if head else None,
+            embedding=torch.eye(3),
+            draft_temperatures=lambda: [1.0] * trained_rows,
+        )
 
     def new_cache(self, pages):
         config = DecoderConfig("markov", 2, 2, 2, 1, 1, 1, 2, 1e-5, (RopeConfig((1.0,)),), 512)
@@ -45,23 +51,28 @@ class MarkovRunner:
         del width, tables
         drawn = [[_logits(self._drafter(root, j)) for j in range(rows)] for root in roots if root is not None]
         logits = torch.stack([torch.stack(block) for block in drawn])
-        return DiffusionResult(logits, logits)
+        return DiffusionResult(logits, logits.clamp(min=-4.0))
 
     def ar_and_diffuse(self, rows, block_roots, width, tables, *, parents=None, logit_rows, eager_logits=False):
-        """The hidden states of a block are its logits, with `eager_logits` and without. A row depends on its token
-        alone, whatever its parent is."""
+        """The rows of a block are its logits, with `eager_logits` and without. An AR row depends on its token alone,
+        whatever its parent is."""
         del eager_logits, parents
         inputs = [[own[row] for row in asked] for own, asked in zip(rows, logit_rows, strict=True)]
         roots = [[own[row] for row in chosen] for own, chosen in zip(rows, block_roots, strict=True)]
         logits = [torch.stack([_logits(self._chain[token]) for token in own]) for own in inputs]
-        blocks = [self.diffuse_rows(own, width, tables, rows=width).logits if own else None for own in roots]
-        return JointResult(logits, blocks, blocks)
+        blocks = [self.diffuse_rows(own, width, tables, rows=width) if own else (None, None) for own in roots]
+        return JointResult(logits, *(list(part) for part in zip(*blocks, strict=True)))
 
     def draft_logits(self, hidden):
         return hidden
 
-    def top1_probability(self, logits):
-        return self.kernels.top1_probability(logits)
+
+def random_head(rows):
+    """A draft head over three hidden units and three tokens that changes probabilities by half and more."""
+    head, generator = DraftHead(3, 16, rows, torch.float32, torch.device("cpu")), torch.Generator().manual_seed(0)
+    for parameter in head.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    return head
 
 
 def _logits(weights):

@@ -273,8 +273,8 @@ class DecodingConfig:
     """The cycle, its verification rule, and `width`, the rows per diffusion block (None: the block size).
 
     `candidates` limits the number of blocks of a one-pass cycle (None: one for the anchor and one per draft).
-    `tree_nodes` is the most drafts of a cycle, a tree (0: a chain; None: `auto` plans it). `batch_size` is the most
-    sequences in a pass, `row_budget` the most rows while prompts are prefilled beside decoding sequences.
+    `tree_nodes` is the most drafts of a cycle, a tree (0: a chain; None: as many as in a chain, or as `auto` plans).
+    `batch_size` is the most sequences in a pass, `row_budget` the most rows while prompts are prefilled beside others.
     """
 
     cycle: str = "auto"

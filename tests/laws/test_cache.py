@@ -17,7 +17,7 @@ from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Sequence
 from orthrus.model import families
-from orthrus.runner.draft_tree import draft_tree
+from orthrus.runner.draft_tree import BlockRows
 
 pytestmark = pytest.mark.parametrize("family", families.names())
 
@@ -94,7 +94,7 @@ def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
 def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
     runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
-    config = DecodingConfig(cycle="two-pass", tree_nodes=nodes)
+    config = DecodingConfig(cycle="two-pass", tree_nodes=nodes or 0)
     kept = [s.kept for s in generate(runner, [request], config, tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     position, replayed = len(request.prompt), []
@@ -108,7 +108,7 @@ def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
         run = next((n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(7, len(truth)))
         if nodes is not None:
             temperatures = runner.decoder.draft_temperatures()
-            tree = Draft.tree(*draft_tree(runner, logits, None, temperatures, nodes))
+            tree = Draft.tree(*BlockRows.of(runner, None).tree(logits, temperatures, nodes))
             run = max(len(path) for path in tree.paths if path == truth[: len(path)])
         replayed.append(run)
         position += run + 1
@@ -121,7 +121,7 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
     """With all blocks at full width, the drafts of a cycle are those of the block rooted at the last accepted token."""
     params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
     runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
-    kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="one-pass"), tiny.LIMITS)]
+    kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="one-pass", tree_nodes=0), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     length, root, replayed = len(request.prompt) + 1, len(request.prompt) - 1, []
     while length < len(text):

@@ -13,9 +13,13 @@ import torch
 from orthrus.backends.draft_tree import HeadInputs
 from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
+from orthrus.config import SamplingParams
+from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.rules import Proposal, rejection
+from orthrus.decoding.sampling import Sampler
 from orthrus.file_cache import cache_directory
 from orthrus.model.draft_head import CANDIDATES, DraftHead, typical_inverse_temperature
-from orthrus.runner.draft_tree import draft_tree
+from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 from orthrus.training.blocks import Blocks
 from orthrus.training.draft_head import calibrate, corrections, head_rows
@@ -76,6 +80,41 @@ def test_a_tree_holds_the_likeliest_paths_in_order(nodes, with_head, known):
         assert confidence == pytest.approx(expected[path] / expected.get(path[:-1], 1.0), rel=1e-4)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("with_head", [False, True])
+def test_a_chain_takes_the_likeliest_candidate_after_its_last_token(with_head, known):
+    logits, inputs = block(3, known=known)
+    inputs, temperatures = inputs if with_head else None, [0.6, 1.0, 1.3]
+    chain = TorchKernels().draft_tree(logits, temperatures, None, inputs)
+    expected, path = path_probabilities(logits, temperatures, inputs), ()
+    for _ in range(3):
+        after = {own[-1]: p for own, p in expected.items() if own[:-1] == path}
+        path = (*path, max(after, key=after.get))
+    assert (tuple(chain.tokens), chain.parents) == (path, [-1, 0, 1])
+    assert math.prod(chain.confidence) == pytest.approx(expected[path], rel=1e-4)
+
+
+@pytest.mark.parametrize("nodes", [None, 6])
+@pytest.mark.parametrize("known", [False, True])
+def test_rejection_draws_from_what_the_head_makes_of_each_row(known, nodes):
+    """q is the distribution of a row over the whole vocabulary, after the token drawn before it."""
+    logits, inputs = block(3, known=known)
+    sampler = Sampler(SamplingParams(temperature=0.7, seed=5), AddressedNoise(5, 0), (), frozenset(), V)
+    (draft,) = rejection.propose(
+        [Proposal(sampler, logits, 9, 16, [1.0] * 3, nodes, BlockRows(TorchKernels(), inputs))]
+    )
+    assert draft.depth > 1
+    for path, q in zip(draft.paths[1:], draft.q, strict=True):
+        row = len(path) - 1
+        expected, before = logits[row].double().clone(), path[-2] if row else inputs.first_token
+        if before is not None:
+            chosen, at = logits[row].topk(CANDIDATES).indices, row + known
+            context = inputs.head.context(inputs.hidden_SD[at][None], inputs.hidden_SD[at - 1][None])
+            direction = inputs.head.direction(context, inputs.embedding_VD[before][None])[0]
+            expected[chosen] += (inputs.embedding_VD[chosen] @ direction).double()
+        torch.testing.assert_close(q.double(), (expected / 0.7).softmax(0), atol=1e-5, rtol=1e-3)
+
+
 def implementations(dtype):
     """The reference and the C kernels, where there are any."""
     return [own for own in (TorchKernels(), native.load(tiny.DTYPES[dtype], cache_directory())) if own is not None]
@@ -92,17 +131,20 @@ def distinct(rows, vocabulary, generator):
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("with_head", [False, True])
 @pytest.mark.parametrize(("dtype", "kind"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")])
-@pytest.mark.parametrize(("rows", "vocabulary", "nodes"), [(1, 17, 3), (4, 1000, 1), (8, 3001, 16), (8, 257, 70)])
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "nodes"), [(1, 17, 3), (4, 1000, 1), (8, 3001, 16), (8, 257, 70), (8, 700, None)]
+)
 def test_every_implementation_chooses_the_same_tree(rows, vocabulary, nodes, dtype, kind, with_head, known):
     """Also where the logits are fp32 and the model is not."""
-    generator = torch.Generator().manual_seed(rows + nodes)
+    generator = torch.Generator().manual_seed(rows + (nodes or 0))
     logits = distinct(rows, vocabulary, generator).to(tiny.DTYPES[kind])
     shapes = (vocabulary, D), (rows + known, D)
     embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
     inputs = HeadInputs(head(rows, dtype), embedding, hidden, 7 if known else None) if with_head else None
     temperatures = (0.5 + torch.rand(rows, generator=generator)).tolist()
     expected, *others = (own.draft_tree(logits, temperatures, nodes, inputs) for own in implementations(dtype))
-    assert len(expected.tokens) == min(nodes, sum(CANDIDATES**depth for depth in range(1, rows + 1)))
+    most = rows if nodes is None else nodes
+    assert len(expected.tokens) == min(most, sum(CANDIDATES**depth for depth in range(1, rows + 1)))
     for tree in others:
         assert (tree.tokens, tree.parents) == (expected.tokens, expected.parents)
         assert tree.confidence == pytest.approx(expected.confidence, rel=1e-4 if dtype == "fp32" else 0.05)
@@ -116,6 +158,7 @@ def test_rows_without_finite_logits_end_a_tree(kernels):
     assert len(tree.tokens) == 5 + 5 * 2
     assert len(set(zip(tree.tokens, tree.parents, strict=True))) == 15
     assert kernels.draft_tree(logits[2:], [1.0], 8).tokens == []
+    assert kernels.draft_tree(logits, [1.0] * 3, None).parents == [-1, 0]
     logits[0, 0] = torch.inf
     assert kernels.draft_tree(logits, [1.0] * 3, 1).tokens == [0]
 
@@ -157,7 +200,7 @@ def test_the_head_in_training_is_the_head_in_decoding(family):
         logits, hidden = (part[0] for part in runner.diffuse_rows([int(tokens[root])], 8, table, rows=7))
         for row in range(1, 7):
             first, states = int(tokens[root + row]), hidden[row - 1 : row + 1]
-            tree = draft_tree(runner, logits[row : row + 1], states, [1.0], CANDIDATES, first_token=first)
+            tree = BlockRows.of(runner, states, first).tree(logits[row : row + 1], [1.0], CANDIDATES)
             found = dict(zip(tree.tokens, tree.confidence, strict=True))
             assert found == pytest.approx(dict(zip(*next(expected), strict=True)), rel=1e-3, abs=1e-5)
 

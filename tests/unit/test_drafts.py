@@ -9,10 +9,11 @@ import pytest
 import tiny
 import torch
 
-from orthrus.decoding.draft_tree import candidates, chain, grow
+from orthrus.decoding.draft_tree import grow
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.planning.choice import choose_roots, count_offered
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
+from orthrus.runner.draft_tree import BlockRows
 
 TREE = Draft.tree([5, 6, 5, 7, 8], [-1, 0, 1, 0, -1], [0.9, 0.8, 0.5, 0.1, 0.05])
 
@@ -58,11 +59,11 @@ def _paths(length):
 def test_a_chain_holds_the_best_token_of_each_row_up_to_the_first_without_any():
     scores = torch.randn(4, tiny.VOCAB)
     scores[3] = torch.nan
-    tokens, parents, confidence = chain(scores, [0.5, 1.0, 2.0, 1.0])
+    tokens, parents, confidence = BlockRows.independent().tree(scores, [0.5, 1.0, 2.0, 1.0], None)
     assert tokens == scores[:3].argmax(dim=-1).tolist()
     assert parents == [-1, 0, 1]
     assert confidence[0] == pytest.approx(float((scores[0] / 0.5).softmax(0).max()), rel=1e-4)
-    assert candidates(scores, [1.0] * 4)[3] == []
+    assert BlockRows.independent().after([1, 2, 3], scores[3:], 1.0).tokens == []
 
 
 def test_nodes_are_verified_while_they_are_worth_their_rows():

@@ -47,9 +47,10 @@ class HeadInputs:
 
 
 def draft_tree(
-    logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+    logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
 ) -> DraftTree:
-    """The `nodes` likeliest nodes, or fewer where the rows have fewer.
+    """The `nodes` likeliest nodes, or fewer where the rows have fewer. None: a chain, in which the likeliest candidate
+    of each row follows that of the row before it, up to the first row without any.
 
     The probabilities of row r are the softmax of its logits over `temperatures[r]`; a head changes the logits of the
     candidates.
@@ -85,7 +86,7 @@ def _corrections(inputs: HeadInputs, tokens_RC: Tensor) -> Tensor:
     return corrections
 
 
-def _best_first(log_p: list[list[list[float]]], candidates: list[list[int]], nodes: int) -> DraftTree:
+def _best_first(log_p: list[list[list[float]]], candidates: list[list[int]], nodes: int | None) -> DraftTree:
     """Take the likeliest node that is left, and add its children to those that are left. Of equals, the first added.
 
     log_p[r][p][c]: of candidate c of row r after candidate p of the row before; of any, where there is one p only.
@@ -97,14 +98,15 @@ def _best_first(log_p: list[list[list[float]]], candidates: list[list[int]], nod
     def add_children(parent: int, row: int, before: int, path: float) -> None:
         nonlocal added
         of_row = log_p[row][before if before < len(log_p[row]) else 0]
+        likeliest = max((own for own in of_row if own > -torch.inf), default=0.0)
         for choice, own in enumerate(of_row):
-            if own > -torch.inf:
+            if own > -torch.inf and (nodes is not None or choice == of_row.index(likeliest)):
                 heapq.heappush(left, (-(path + own), added, parent, row, choice, own))
             added += 1
 
     if log_p:
         add_children(-1, 0, 0, 0.0)
-    while left and len(tree.tokens) < nodes:
+    while left and (nodes is None or len(tree.tokens) < nodes):
         negative, _, parent, row, choice, own = heapq.heappop(left)
         tree.tokens.append(candidates[row][choice])
         tree.parents.append(parent)

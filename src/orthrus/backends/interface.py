@@ -210,6 +210,6 @@ class Kernels(ABC):
 
     @abstractmethod
     def draft_tree(
-        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
     ) -> DraftTree:
         """See `draft_tree.draft_tree`."""

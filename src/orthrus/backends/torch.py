@@ -117,7 +117,7 @@ class TorchKernels(Kernels):
         return (logits_RV.amax(dim=-1) - logits_RV.logsumexp(dim=-1)).exp()
 
     def draft_tree(
-        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
     ) -> DraftTree:
         """The reference implementation."""
         return draft_tree(logits_RV, temperatures, nodes, inputs)

@@ -55,10 +55,12 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
 
 
 def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_new_tokens: int = 128) -> Acceptance:
-    """Greedy two-pass acceptance of a view in training, on prompts given as tokens."""
+    """Greedy acceptance of chains from a view in training, on prompts given as tokens."""
     model = Model(checkpoint, inference_copy(checkpoint.decoder))
     asked = [TaskPrompt(str(n), "held out", prompt) for n, prompt in enumerate(prompts)]
-    options: Options = {"max_new_tokens": max_new_tokens, "cycle": "two-pass", "batch_size": 8, "seed": 0}
+    options: Options = {
+        "max_new_tokens": max_new_tokens, "cycle": "two-pass", "tree_nodes": 0, "batch_size": 8, "seed": 0
+    }  # fmt: skip
     return acceptance("held out", [statistics for _, statistics in decode(model, asked, options)])
 
 

@@ -1,95 +1,229 @@
-"""Replay: the cycles that decoding a known text takes, computed from which rows of the block at every root are right.
+"""Replay: the cycles that decoding a known text takes, computed from the drafts at every root of the text.
 
-Two-pass goes from root s to s + 1 + run_0(s), with a chain as with a tree of drafts. One-pass uses the block rooted at
-the last accepted draft that has a block. The replay is greedy, at full width, without re-drafting and prompt lookup; a
-run with these settings takes exactly the replayed cycles.
+A text is decoded once, plainly. The blocks at all its roots are computed in wide passes, many at a time. Then each
+setting (chain or tree, with or without the draft head, two-pass or one-pass) is replayed: a two-pass cycle drafts from
+the block at its anchor; a one-pass cycle from the block rooted at the last accepted draft that has one.
+
+A run with the same settings takes exactly the replayed cycles, under the rule `exact`, at full width, without prompt
+lookup: a row of a block has the same bits whatever else is in its pass, where attention is ragged. With kernels that
+take a mask, a draft may differ where two logits are nearly equal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-from orthrus.api import Model
+import torch
+from torch import Tensor
+
+from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
+from orthrus.cache import BlockTable
+from orthrus.decoding.cycles import Drafting
+from orthrus.decoding.cycles import one_pass as one_pass_cycle
 from orthrus.decoding.drafts import Draft
-from orthrus.decoding.sampling import best
-from orthrus.runner.draft_tree import draft_tree
+from orthrus.decoding.plan import PassPlan
+from orthrus.decoding.propose import EAGER_LOGITS, Block, drafts_from_blocks
+from orthrus.decoding.rules import Proposal, exact
+from orthrus.decoding.sequence import Request
+from orthrus.decoding.sequence import Sequence as Decoded
+from orthrus.decoding.statistics import Statistics
+from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.layout import chunks
+from orthrus.runner.runner import Runner
 
-CANDIDATES = (1, 2, 3, 4)
+CANDIDATES = (1, 2, 4)
+"""The most blocks of the one-pass cycles that are replayed."""
 TREES = (4, 8, 16, 32)
-"""The sizes of the trees that are replayed, in nodes."""
+"""The sizes of the trees of two-pass cycles that are replayed, in nodes; one-pass cycles are with ONE_PASS_NODES."""
+ONE_PASS_NODES = 8
+ROWS = 128
+"""Rows of blocks per pass."""
+
+
+class Way(NamedTuple):
+    """How drafts are chosen: by a chain or by trees, and by the draft head or by independent rows."""
+
+    chain: bool
+    head: bool
+
+
+class Reached(NamedTuple):
+    """The drafts at one root: the nodes that the text goes through, and how deep the tree of the first n nodes is, for
+    every n."""
+
+    path: list[int]
+    depths: list[int]
+
+    @staticmethod
+    def of(draft: Draft, truth: Sequence[int]) -> Reached:
+        """truth: the tokens of the text after the root."""
+        depths, path, node = [0], list[int](), -1
+        for parent in draft.parents:
+            depths.append(max(depths[-1], len(draft.paths[parent + 1]) + 1))
+        for token in truth:
+            node = draft.children.get(node, {}).get(token, -1)
+            if node < 0:
+                break
+            path.append(node)
+        return Reached(path, depths)
+
+    def first(self, nodes: int | None) -> tuple[int, int, int]:
+        """Of the tree of the first `nodes` nodes, or of all: how many it has, how many are accepted, and its depth."""
+        offered = len(self.depths) - 1 if nodes is None else min(nodes, len(self.depths) - 1)
+        return offered, sum(node < offered for node in self.path), self.depths[offered]
 
 
 @dataclass(frozen=True)
 class Text:
-    """A greedy answer: number of prompt tokens, number of answer tokens, the right rows of the block per root, and per
-    root how many drafts of a tree are accepted, by its number of nodes."""
+    """A known answer, and the model that gave it. `request.prompt` and `tokens` are prompt and answer."""
 
-    prompt: int
-    tokens: int
-    right: list[list[bool]]
-    trees: list[dict[int, int]]
+    model: Model
+    request: Request
+    tokens: list[int]
+    seed: int
 
-    def run(self, root: int, start: int) -> int:
-        """Number of consecutive right rows of the block at `root`, starting with row `start`."""
-        rows = self.right[root - self.prompt + 1][start:]
-        return rows.index(False) if False in rows else len(rows)
+    @cached_property
+    def whole(self) -> list[int]:
+        """Prompt and answer."""
+        return [*self.request.prompt, *self.tokens]
 
-    def two_pass(self, nodes: int | None = None) -> list[int]:
-        """Accepted drafts of every two-pass cycle, with trees of `nodes` nodes or (None) chains."""
-        length, accepted = self.prompt + 1, []
-        while length < self.prompt + self.tokens:
-            root = length - 1
-            accepted.append(self.run(root, 0) if nodes is None else self.trees[root - self.prompt + 1][nodes])
-            length += accepted[-1] + 1
-        return accepted
+    @property
+    def first_root(self) -> int:
+        """The position of the last token of the prompt; the first anchor follows it."""
+        return len(self.request.prompt) - 1
 
-    def one_pass(self, candidates: int | None = None) -> list[int]:
-        """Accepted drafts of every one-pass cycle with blocks for `candidates` accept counts (None: for all)."""
-        length, root, accepted = self.prompt + 1, self.prompt - 1, []
-        while length < self.prompt + self.tokens:
-            count = self.run(root, length - 1 - root)
-            accepted.append(count)
-            root = length - 1 + (count if candidates is None else min(count, candidates - 1))
-            length += count + 1
-        return accepted
+    def until(self, length: int) -> Decoded:
+        """The sequence when it had `length` tokens."""
+        made = Decoded(0, self.request, self.model.limits)
+        made.tokens = self.whole[len(self.request.prompt) : length]
+        return made
+
+    @cached_property
+    def blocks_WD(self) -> Tensor:
+        """The final hidden states [roots, width, D] of the blocks beside AR rows, at all roots from `first_root` on."""
+        return _blocks(self)
 
 
-def texts(model: Model, prompt: TaskPrompt, max_new_tokens: int) -> Text:
-    """Decode a prompt by plain decoding, then draft from every root of its answer, the last root first."""
-    runner = model.runner
+def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterator[tuple[TaskPrompt, Text]]:
+    """Decode prompts plainly, yielding each with its answer as it finishes."""
+    requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
+    for step in model.run(requests, model.decoding_config({**options, "cycle": "ar"})):
+        done = step.sequence
+        if done.finish_reason is not None:
+            yield prompts[done.index], Text(model, done.request, list(done.tokens), done.seed)
+
+
+def two_pass_drafts(text: Text, ways: Sequence[Way], nodes: int, width: int) -> dict[Way, list[Reached]]:
+    """The drafts of two-pass cycles at every anchor of a text: trees of at most `nodes` nodes, or chains."""
+    runner, whole, (table,) = text.model.runner, text.whole, _prefilled(text, len(text.whole) - 1)
     assert runner.diffusion is not None
-    (request,) = exactness.requests(model, [prompt.prompt], {"max_new_tokens": max_new_tokens, "seed": 0})
-    (done,) = [
-        step.sequence
-        for step in model.run([request], model.decoding_config({"cycle": "ar"}))
-        if step.sequence.finish_reason is not None
-    ]
-    whole, length = [*request.prompt, *done.tokens], len(request.prompt)
-    (table,) = runner.new_tables(1, len(whole))
-    for chunk in chunks(whole, runner.max_rows):
-        runner.ar([chunk], [table], logit_rows=[])
+    rows = min(width, runner.diffusion.trained_rows)
+    runners = {way: runner if way.head else without_head(runner) for way in ways}
+    sampler = text.until(text.first_root + 1).sampler
+    found: dict[Way, list[Reached]] = {way: [] for way in ways}
+    for roots in chunks(range(text.first_root + 1, len(whole) - 1), max(1, ROWS // width)):
+        result = runner.diffuse_at([[(whole[root], root) for root in roots]], width, [table], rows=rows)
+        for way, own in runners.items():
+            temperatures, most = own.decoder.draft_temperatures()[:rows], None if way.chain else nodes
+            drafts = exact.propose([
+                Proposal(sampler, logits_RV, root + 1, 2 * root, temperatures, most, BlockRows.of(own, hidden_RD))
+                for root, logits_RV, hidden_RD in zip(roots, result.logits, result.hidden, strict=True)
+            ])  # fmt: skip
+            truths = (whole[root + 1 : root + 1 + rows] for root in roots)
+            found[way] += [Reached.of(*pair) for pair in zip(drafts, truths, strict=True)]
+    return found
+
+
+def two_pass(text: Text, drafts: Sequence[Reached], nodes: int | None, width: int) -> Statistics:
+    """What two-pass cycles do with the first `nodes` nodes of these drafts (None: all)."""
+    statistics = Statistics(generated=1, passes=1)
+    while statistics.generated < len(text.tokens):
+        offered, accepted, depth = drafts[statistics.generated - 1].first(nodes)
+        plan = PassPlan(offered=offered, kind="two-pass", width=width, drafting_rows=width)
+        _count(statistics, plan, accepted, depth, len(text.tokens))
+    return statistics
+
+
+def one_pass(text: Text, way: Way, nodes: int, candidates: int | None = None) -> Statistics:
+    """What one-pass cycles do, with at most `candidates` blocks of full width each (None: one for every draft)."""
+    runner = text.model.runner if way.head else without_head(text.model.runner)
+    statistics, prompt, width = Statistics(generated=1, passes=1), text.first_root + 1, text.blocks_WD.shape[1]
+    drafting, root, blocks = Drafting(width, candidates, None if way.chain else nodes), text.first_root, 1
+    while statistics.generated < len(text.tokens):
+        sequence, hidden_WD = text.until(prompt + statistics.generated), text.blocks_WD[root - text.first_root]
+        eager = blocks * width <= EAGER_LOGITS
+        block = Block(runner.logits(hidden_WD) if eager else hidden_WD, hidden_WD, root)
+        (draft,) = drafts_from_blocks(runner, [sequence], [block], exact, drafting.nodes, eager_logits=eager)
+        sequence.ahead = draft
+        (plan,) = one_pass_cycle.propose(runner, [sequence], drafting, exact)
+        reached = Reached.of(draft, text.whole[sequence.length :][:width])
+        _, accepted, depth = reached.first(None)
+        chosen = plan.block_for(reached.path)
+        assert chosen is not None, "the anchor has a block"
+        root, blocks = sequence.length - 1 + chosen[1], plan.blocks
+        _count(statistics, plan, accepted, depth, len(text.tokens))
+    return statistics
+
+
+def every_setting(text: Text) -> Iterator[tuple[str, Statistics]]:
+    """What every kind of cycle does with a text, by name: chains first."""
+    diffusion, has_head = text.model.runner.diffusion, text.model.decoder.draft_head is not None
+    assert diffusion is not None
+    ways = [Way(chain, head) for head in ([True, False] if has_head else [False]) for chain in (True, False)]
+    drafts = two_pass_drafts(text, ways, max(TREES), diffusion.block_size)
+    for way in ways:
+        suffix = ", no head" if has_head and not way.head else ""
+        for nodes in (None,) if way.chain else TREES:
+            shape = f"trees of {nodes}" if nodes else "chains"
+            yield f"two-pass, {shape}{suffix}", two_pass(text, drafts[way], nodes, diffusion.block_size)
+        for candidates in (*CANDIDATES, None):
+            shape = "chains" if way.chain else f"trees of {ONE_PASS_NODES}"
+            most = "all" if candidates is None else candidates
+            yield (
+                f"one-pass, {shape}, {most} candidates{suffix}",
+                one_pass(text, way, ONE_PASS_NODES, candidates),
+            )
+
+
+def without_head(runner: Runner) -> Runner:
+    """The same runner without the draft head."""
+    other, decoder = copy(runner), copy(runner.decoder)
+    decoder._modules = {name: module for name, module in decoder._modules.items() if name != "draft_head"}
+    decoder.draft_head = None
+    other.decoder = decoder
+    return other
+
+
+def _count(statistics: Statistics, plan: PassPlan, accepted: int, depth: int, tokens: int) -> None:
+    """Count one cycle of an answer of so many tokens, as `Sequence.append` does."""
+    left = tokens - statistics.generated
+    statistics.count_passes(plan)
+    statistics.count_cycle(plan.kind, min(depth, accepted) if accepted == left else depth, accepted)
+    statistics.generated += min(accepted + 1, left)
+
+
+def _prefilled(text: Text, length: int) -> list[BlockTable]:
+    """The table of a sequence whose first `length` tokens are cached, with room for the whole text."""
+    runner = text.model.runner
+    (table,) = tables = runner.new_tables(1, len(text.whole))
+    for chunk in chunks(text.whole[:length], runner.max_rows):
+        runner.ar([chunk], tables, logit_rows=[])
         table.commit(table.length + len(chunk))
-    width, rows = runner.diffusion.block_size, runner.diffusion.trained_rows
-    right, trees = [], []
-    temperatures = runner.decoder.draft_temperatures()[:rows]
-    for root in reversed(range(length - 1, len(whole) - 1)):
-        table.commit(root)
-        (logits_RV,), (hidden_RD,) = runner.diffuse_rows([whole[root]], width, [table], rows=rows)
-        drafts, truth = best(logits_RV), whole[root + 1 :]
-        right.append([drafted == token for drafted, token in zip(drafts, truth, strict=False)])
-        tree = Draft.tree(*draft_tree(runner, logits_RV, hidden_RD, temperatures, max(TREES)))
-        trees.append({nodes: _accepted(tree.first(nodes), truth) for nodes in TREES})
-    return Text(length, len(done.tokens), right[::-1], trees[::-1])
+    return tables
 
 
-def _accepted(tree: Draft, truth: list[int]) -> int:
-    """How many drafts of a tree are accepted where `truth` follows the root."""
-    return max(len(path) for path in tree.paths if path == truth[: len(path)])
-
-
-def tpf(replayed: list[Text], accepted: list[list[int]], passes_per_cycle: int) -> float:
-    """Tokens per pass over all texts, with the prefill counted as one pass."""
-    return sum(text.tokens for text in replayed) / sum(1 + passes_per_cycle * len(cycles) for cycles in accepted)
+def _blocks(text: Text) -> Tensor:
+    """See `Text.blocks_WD`: AR rows and blocks of the whole answer, some roots per pass."""
+    runner, first, (table,) = text.model.runner, text.first_root, _prefilled(text, text.first_root)
+    assert runner.diffusion is not None
+    width, found = runner.diffusion.block_size, []
+    for rows in chunks(text.whole[first:], max(1, ROWS // width)):
+        found += runner.ar_and_diffuse([rows], [range(len(rows))], width, [table], logit_rows=[[]]).hidden
+        table.commit(table.length + len(rows))
+    return torch.cat(found)

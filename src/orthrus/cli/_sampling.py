@@ -92,7 +92,8 @@ ExplainOption = Annotated[
 NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
 WidthOption = Annotated[int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size")]
 TreeNodesOption = Annotated[
-    int | None, typer.Option(help="Drafts verified per pass, as a tree; 0: a chain.", show_default="0; auto plans it")
+    int | None,
+    typer.Option(help="Drafts verified per pass, as a tree; 0: a chain.", show_default="as in a chain; auto plans it"),
 ]
 BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded together in one batch.")]
 ThreadsOption = Annotated[

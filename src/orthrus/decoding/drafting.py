@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orthrus.config import DecodingConfig
+from orthrus.config import DecodingConfig, DiffusionConfig
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.planning.account import MAX_LOOKUP_DRAFTS
 from orthrus.decoding.planning.cost_model import CostModel
@@ -20,9 +20,18 @@ def workspace_positions(runner: Runner, config: DecodingConfig) -> int:
     if config.cycle == "auto":
         drafts, blocks = max(width, config.tree_nodes or max(NODES)) + MAX_LOOKUP_DRAFTS, MAX_BLOCKS
     else:
-        drafts = config.tree_nodes or width
+        drafts = _tree_nodes(runner.diffusion, config) or width
         blocks = min(drafts + 1, config.candidates or drafts + 1)
     return runner.workspace_positions(drafts, blocks, width)
+
+
+def _tree_nodes(diffusion: DiffusionConfig, config: DecodingConfig) -> int | None:
+    """The most nodes of the trees of a fixed cycle, None for chains; by default as many as a chain would have, which
+    take as long to verify. The first row of a block beside AR rows predicts no draft."""
+    if config.tree_nodes is not None:
+        return config.tree_nodes or None
+    rows = min(config.width or diffusion.block_size, diffusion.trained_rows)
+    return max(1, rows - (config.cycle == "one-pass"))
 
 
 def drafting_of(runner: Runner, config: DecodingConfig, costs: CostModel | None) -> Drafting:
@@ -42,7 +51,7 @@ def drafting_of(runner: Runner, config: DecodingConfig, costs: CostModel | None)
         raise ValueError(f"width {config.width} is beyond the block size {block} of this checkpoint")
     width = config.width or block
     if config.cycle != "auto":
-        return Drafting(width, config.candidates, config.tree_nodes or None)
+        return Drafting(width, config.candidates, _tree_nodes(runner.diffusion, config))
     alone = config.rule == "rejection"
     planner = Planner(runner.diffusion, width, costs or measure(runner), alone=alone)
     nodes = planner.nodes if config.tree_nodes is None else config.tree_nodes or None

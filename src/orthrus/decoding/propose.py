@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from orthrus.decoding.draft_tree import Tree, TreeOf, chain
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.rules import Proposal, Rule
 from orthrus.decoding.sampling import best
 from orthrus.decoding.sequence import Sequence
-from orthrus.runner.draft_tree import draft_tree
+from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 
 EAGER_LOGITS = 32
@@ -37,7 +36,7 @@ def draft_pass(
     drafting = [s for s, wants in zip(batch, wanted, strict=True) if wants]
     proposals = [
         Proposal(
-            s.sampler, logits_RV, s.length, 2 * (s.length - 1), temperatures, nodes, _tree_of(runner, nodes, hidden_RD)
+            s.sampler, logits_RV, s.length, 2 * (s.length - 1), temperatures, nodes, BlockRows.of(runner, hidden_RD)
         )
         for s, logits_RV, hidden_RD in zip(drafting, result.logits, result.hidden, strict=True)
     ]
@@ -78,9 +77,9 @@ def drafts_from_blocks(
     proposals = []
     for s, rows_RV, block, start in zip(batch, logits, blocks, starts, strict=True):
         if len(rows_RV) > 1:
-            tree_of = _tree_of(runner, nodes, block.hidden_WD[start - 1 : trained], s.anchor)
-            own = temperatures[start : start + len(rows_RV) - 1]
-            proposals.append(Proposal(s.sampler, rows_RV[1:], s.length, 2 * block.root + 1, own, nodes, tree_of))
+            own = BlockRows.of(runner, block.hidden_WD[start - 1 : trained], s.anchor)
+            of_rows = temperatures[start : start + len(rows_RV) - 1]
+            proposals.append(Proposal(s.sampler, rows_RV[1:], s.length, 2 * block.root + 1, of_rows, nodes, own))
     drawn = iter(rule.propose(proposals))
     drafts = []
     for s, rows_RV, start in zip(batch, logits, starts, strict=True):
@@ -91,14 +90,3 @@ def drafts_from_blocks(
         draft = next(drawn)
         drafts.append(replace(draft, kinds=[kind] * len(draft.tokens), start=start))
     return drafts
-
-
-def _tree_of(runner: Runner, nodes: int | None, hidden_SD: Tensor, first_token: int | None = None) -> TreeOf:
-    """How trees of one block are chosen; see `runner.draft_tree`."""
-    if nodes is None:
-        return chain
-
-    def tree_of(scores_RV: Tensor, temperatures_R: Seq[float]) -> Tree:
-        return draft_tree(runner, scores_RV, hidden_SD, temperatures_R, nodes, first_token=first_token)
-
-    return tree_of

@@ -130,10 +130,8 @@ class Runner:
     @property
     def linear_kernels(self) -> list[str]:
         """The kernels of the linear maps that an AR pass runs, by name."""
-        linears = self.decoder.linears().items()
-        return sorted(
-            {getattr(linear, "name", "torch linear") for name, linear in linears if ".diffusion." not in name}
-        )
+        ar = [linear for name, linear in self.decoder.linears().items() if ".diffusion." not in name]
+        return sorted({getattr(linear, "name", "torch linear") for linear in ar})
 
     @property
     def draft_bytes(self) -> int:
@@ -205,11 +203,18 @@ class Runner:
         self, roots: Sequence[int | None], width: int, tables: Sequence[BlockTable], *, rows: int
     ) -> DiffusionResult:
         """The same with the hidden states of these rows, from which a draft head goes on."""
-        lengths = [table.length for table in tables]
-        starts = [block_starts(length, 1, width)[0] for length in lengths]
+        own = [[] if root is None else [(root, t.length)] for root, t in zip(roots, tables, strict=True)]
+        return self.diffuse_at(own, width, tables, rows=rows)
+
+    @torch.inference_mode()
+    def diffuse_at(
+        self, roots: Sequence[Sequence[tuple[int, int]]], width: int, tables: Sequence[BlockTable], *, rows: int
+    ) -> DiffusionResult:
+        """The same for any number of roots per sequence, each a token and its position, at most the cached length: a
+        block attends to the keys before its root."""
         blocks = [
-            [] if root is None else [Root(root, length, start)]
-            for root, length, start in zip(roots, lengths, starts, strict=True)
+            [Root(*root, start) for root, start in zip(own, block_starts(t.length, len(own), width), strict=True)]
+            for own, t in zip(roots, tables, strict=True)
         ]
         count = sum(len(own) for own in blocks)
         if count == 0:
@@ -267,8 +272,8 @@ class Runner:
         hidden_ND = result.hidden[ar_logits:]
         rows_of_blocks = [result.logits[ar_logits:] if eager_logits else hidden_ND, hidden_ND]
         blocks, hidden = (rows.view(sum(counts), width, rows.shape[1]).split(counts) for rows in rows_of_blocks)
-        logits_NV = result.logits[:ar_logits]
-        return JointResult(list(logits_NV.split([len(own) for own in asked])), list(blocks), list(hidden))
+        logits = result.logits[:ar_logits].split([len(own) for own in asked])
+        return JointResult(list(logits), list(blocks), list(hidden))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The head over final hidden states: logits [N, V]."""
@@ -277,10 +282,6 @@ class Runner:
     def draft_logits(self, hidden_ND: Tensor) -> Tensor:
         """The same for drafts, with low-precision weights if there are any."""
         return self._head(self.draft_weights.head or self.decoder.head, hidden_ND)
-
-    def top1_probability(self, logits_RV: Tensor) -> Tensor:
-        """The largest probability of each row [R], fp32."""
-        return self.kernels.top1_probability(logits_RV)
 
     def _head(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
         with denormals_kept():

@@ -199,21 +199,22 @@ class NativeKernels(TorchKernels):
         return out_R
 
     def draft_tree(
-        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int, inputs: HeadInputs | None = None
+        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
     ) -> DraftTree:
         """See `Kernels`. Hidden sizes that are no multiple of the lanes take the reference implementation."""
         if inputs is not None and inputs.hidden_SD.shape[1] % LANES:
             return super().draft_tree(logits_RV, temperatures, nodes, inputs)
         logits_RV = logits_RV.contiguous()
         rows, vocabulary = logits_RV.shape
+        count = rows if nodes is None else nodes
         fp32, over = logits_RV.dtype == torch.float32, (ctypes.c_float * rows)(*temperatures)
         states = None if inputs is None else inputs.hidden_SD.contiguous()
         first = -1 if inputs is None or inputs.first_token is None else inputs.first_token
         block = structs.DraftBlock(
             logits_RV.data_ptr(), None if states is None else states.data_ptr(), ctypes.addressof(over), rows,
-            vocabulary, fp32, first, nodes,
+            vocabulary, fp32, first, count, nodes is None,
         )  # fmt: skip
-        tokens, parents, confidence = (_INTEGER * nodes)(), (_INTEGER * nodes)(), (_FLOAT * nodes)()
+        tokens, parents, confidence = (_INTEGER * count)(), (_INTEGER * count)(), (_FLOAT * count)()
         head = None if inputs is None else _draft_head(inputs)
         taken = self._draft_tree(block, head, tokens, parents, confidence, torch.get_num_threads())
         if taken < 0:

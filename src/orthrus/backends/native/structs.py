@@ -204,7 +204,7 @@ class DraftBlock(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("logits", "hidden_states", "temperatures")),
-        *((name, _INTEGER) for name in ("rows", "vocabulary", "fp32", "first_token", "nodes")),
+        *((name, _INTEGER) for name in ("rows", "vocabulary", "fp32", "first_token", "nodes", "chain")),
     )
 
 

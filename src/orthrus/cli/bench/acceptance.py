@@ -58,9 +58,12 @@ def command(
     allow_other_backbone: AllowOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
 ) -> None:
-    """Measure accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals."""
-    from orthrus.bench import measure, provenance, tasks
-    from orthrus.decoding.statistics import Statistics
+    """Measure accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals.
+
+    Every text is decoded once and replayed with every setting, which is exact under the rule `exact`. A model with a
+    draft head is measured without it too.
+    """
+    from orthrus.bench import acceptance, provenance, tasks
 
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
@@ -68,18 +71,12 @@ def command(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
         "batch_size": batch_size, "rule": rule,
     }  # fmt: skip
+    settings = acceptance.settings(loaded, tree_nodes or SIZES, options)
+    measured = acceptance.replayed if rule == "exact" else acceptance.decoded
     rows = []
     for name, asked in prompts.items():
-        for nodes in tree_nodes or SIZES:
-            drafts = f"tree of {nodes}" if nodes else "chain"
-            parts: dict[str, list[Statistics]] = {}
-            decoded = measure.decode(loaded, asked, {**options, "tree_nodes": nodes or None})
-            for prompt, statistics in progress(decoded, f"{name}, {drafts}", len(asked)):
-                parts.setdefault(prompt.part, []).append(statistics)
-            rows += [measure.acceptance(part, runs, drafts) for part, runs in sorted(parts.items())]
-            if len(parts) > 1:
-                every = [statistics for runs in parts.values() for statistics in runs]
-                rows.append(measure.acceptance(f"{name}, all", every, drafts))
+        runs = progress(measured(loaded, asked, options, settings), name, len(asked) * len(settings))
+        rows += acceptance.by_part(name, runs, settings)
     if as_json:
         print(
             json.dumps({"acceptance": [asdict(row) for row in rows], "provenance": provenance.of_run(loaded)}, indent=2)
@@ -103,7 +100,7 @@ def _print(rows: list[Acceptance], view: str) -> None:
         table.add_column(
             column, justify="left" if column in ("part", "drafts", "accepted at offset 1, 2, ...") else "right"
         )
-    for row in sorted(rows, key=lambda row: [other.part for other in rows].index(row.part)):
+    for row in rows:
         table.add_row(
             row.part, row.drafts, str(row.prompts), str(row.generated),
             f"{row.acceptance_length:.2f} ({row.interval[0]:.2f}-{row.interval[1]:.2f})",

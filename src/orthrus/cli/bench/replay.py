@@ -22,7 +22,7 @@ from orthrus.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    pass
+    from orthrus.decoding.statistics import Statistics
 
 
 def command(
@@ -37,26 +37,28 @@ def command(
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """Compute tokens per pass of two-pass cycles, by size of tree, and of one-pass cycles, by candidates, on known
-    answers."""
+    """Compute tokens per pass on known answers: of two-pass cycles by size of tree, and of one-pass cycles by most
+    blocks per pass, with chains and with trees. A model with a draft head is replayed without it too."""
     from orthrus.bench import replay as replays
     from orthrus.bench import tasks
+    from orthrus.bench.measure import acceptance
 
     prompts = tasks.load(task, limit)
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     if loaded.decoder.diffusion is None:
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
-    texts = [replays.texts(loaded, prompt, max_new_tokens) for prompt in progress(prompts, task, len(prompts))]
-    replayed = [("two-pass", [text.two_pass() for text in texts], 2)]
-    replayed += [(f"two-pass, trees of {n}", [t.two_pass(n) for t in texts], 2) for n in replays.TREES]
-    replayed += [(f"one-pass, {n} candidates", [t.one_pass(n) for t in texts], 1) for n in replays.CANDIDATES]
-    replayed.append(("one-pass, all candidates", [text.one_pass() for text in texts], 1))
-    table = Table(title=f"{task}, {len(texts)} prompts, greedy, full width: replayed")
-    for column in ("", "A", "TPF", "x two-pass"):
+    texts = replays.decode(loaded, prompts, {"max_new_tokens": max_new_tokens, "seed": 0, "batch_size": 8})
+    runs: dict[str, list[Statistics]] = {}
+    for _, text in progress(texts, task, len(prompts)):
+        for name, statistics in replays.every_setting(text):
+            runs.setdefault(name, []).append(statistics)
+    table = Table(title=f"{task}, {len(prompts)} prompts, greedy, full width: replayed")
+    for column in ("", "A", "TPF", "x two-pass", "rows per pass"):
         table.add_column(column, justify="right" if column else "left")
-    base = replays.tpf(texts, replayed[0][1], 2)
-    for name, accepted, passes in replayed:
-        cycles, reached = sum(map(len, accepted)), replays.tpf(texts, accepted, passes)
-        mean = sum(map(sum, accepted)) / max(1, cycles)
-        table.add_row(name, f"{mean:.2f}", f"{reached:.2f}", f"{reached / base:.2f}")
+    pooled = {name: acceptance(name, own) for name, own in runs.items()}
+    base = next(iter(pooled.values())).tpf
+    for name, row in pooled.items():
+        table.add_row(
+            name, f"{row.acceptance_length:.2f}", f"{row.tpf:.2f}", f"{row.tpf / base:.2f}", f"{row.rows_per_pass:.1f}"
+        )
     Console(highlight=False).print(table)

@@ -14,7 +14,7 @@ from torch import Tensor
 from orthrus.decoding.planning.cost_model import CostModel, table
 from orthrus.decoding.propose import EAGER_LOGITS
 from orthrus.decoding.sampling import best
-from orthrus.runner.draft_tree import draft_tree
+from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -103,7 +103,7 @@ class _Passes:
             self._choose(logits, hidden)  # as for a batch of blocks
 
     def _choose(self, logits_RV: Tensor, hidden_RD: Tensor) -> None:
-        draft_tree(self._runner, logits_RV, hidden_RD, [1.0] * len(logits_RV), TREE_NODES)
+        BlockRows.of(self._runner, hidden_RD).tree(logits_RV, [1.0] * len(logits_RV), TREE_NODES)
 
     def _joint(self, blocks: int) -> None:
         runner, eager = self._runner, blocks * self.width <= EAGER_LOGITS

@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
 from torch import Tensor
 
-from orthrus.decoding.draft_tree import TreeOf, chain
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.sampling import Sampler
+from orthrus.runner.draft_tree import BlockRows
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Proposal:
 
     `block` identifies the draft block in the address of its noise: 2 * root position for a block of a diffusion pass,
     2 * root position + 1 for a block that shared an AR pass, because both may exist at one root. temperatures_R: those
-    that calibrate the rows. nodes: the most nodes of the tree; None for a chain. tree_of: chooses a tree that no
-    constraint restricts.
+    that calibrate the rows. nodes: the most nodes of the tree; None for a chain. rows: chooses drafts by their scores.
     """
 
     sampler: Sampler
@@ -35,7 +34,7 @@ class Proposal:
     block: int
     temperatures_R: Sequence[float]
     nodes: int | None = None
-    tree_of: TreeOf = chain
+    rows: BlockRows = field(default_factory=BlockRows.independent)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     for proposal, scores_RV in zip(proposals, scores, strict=True):
         grammar, temperatures = proposal.sampler.grammar, proposal.temperatures_R
         tree = (
-            proposal.tree_of(scores_RV, temperatures)
+            proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
             if grammar is None
-            else constrained_tree(scores_RV, temperatures, proposal.nodes, grammar)
+            else constrained_tree(proposal.rows, scores_RV, temperatures, proposal.nodes, grammar)
         )
         drafts.append(Draft.tree(*tree))
     return drafts

@@ -46,10 +46,9 @@ def verify(checks: Sequence[Check]) -> list[Verdict]:
 def _draft(proposal: Proposal, scores_RV: Tensor) -> Draft:
     """Draw the nodes of a tree in order. A node is left out where its siblings have taken all that q allows, where a
     constraint ends the answer before it, or where its parent was left out."""
-    noise, temperature = proposal.sampler.noise, proposal.sampler.params.temperature
-    rows = _Rows(proposal, scores_RV / temperature)
-    ones = [1.0] * len(scores_RV)
-    _, shape, confidence = proposal.tree_of(rows.scores_RV, ones)
+    noise, rows = proposal.sampler.noise, _Rows(proposal, scores_RV)
+    temperatures = [rows.temperature] * len(scores_RV)
+    _, shape, confidence = proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
     draft, numbers = Draft(), {-1: -1}
     for node, (place, sure) in enumerate(zip(shape, confidence, strict=True)):
         parent = numbers.get(place)
@@ -67,14 +66,29 @@ def _draft(proposal: Proposal, scores_RV: Tensor) -> Draft:
 
 
 class _Rows:
-    """The distributions from which the children of a path are drawn: those of the rows of a block."""
+    """The distributions from which the children of a path are drawn: those of the rows of a block, in which the draft
+    head corrects the candidates by the token drawn before them."""
 
     def __init__(self, proposal: Proposal, scores_RV: Tensor) -> None:
-        self._proposal, self.scores_RV = proposal, scores_RV
+        self._proposal, self._scores_RV = proposal, scores_RV
+        self.temperature = proposal.sampler.params.temperature
         self._known: dict[int, Tensor] = {}
 
     def after(self, path: Sequence[int]) -> Tensor | None:
         """q [V] after a path of drafts; None where a constraint lets nothing follow."""
+        q_V, rows = self._independent(path), self._proposal.rows
+        if q_V is None or not rows.follows(path):
+            return q_V
+        found = rows.after(path, q_V.log()[None] * self.temperature, self.temperature)
+        corrected_V = q_V.clone()
+        corrected_V[found.tokens] = 0.0
+        rest = float(corrected_V.sum())
+        corrected_V *= max(0.0, 1.0 - sum(found.confidence)) / rest if rest > 0 else 0.0
+        corrected_V[found.tokens] = torch.tensor(found.confidence, device=q_V.device)
+        return corrected_V / corrected_V.sum() if found.tokens else q_V
+
+    def _independent(self, path: Sequence[int]) -> Tensor | None:
+        """The same without the draft head."""
         sampler, row = self._proposal.sampler, len(path)
         if sampler.grammar is not None:
             if not sampler.grammar.goes_on(path):
@@ -83,7 +97,7 @@ class _Rows:
             (q,) = distributions([RowRequest(sampler, logits_1V, self._proposal.position, [path])])
             return q(0)
         if row not in self._known:
-            self._known[row] = softmax(self.scores_RV[row])
+            self._known[row] = softmax(self._scores_RV[row] / self.temperature)
         return self._known[row]
 
 

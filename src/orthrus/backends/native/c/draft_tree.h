@@ -19,12 +19,12 @@ enum { CANDIDATES = 8, SCANNED = 16 * LANES };
 
 /* logits [rows, vocabulary], fp32 if `fp32`, else scalars; temperatures [rows]. hidden_states [.., hidden]: those of the
  * rows, after those of the row before the first where `first_token`, the token before the first row, is known (not -1).
- * nodes: the most that are taken. */
+ * nodes: the most that are taken. chain: whether a node has one child at most. */
 typedef struct {
     const void *logits;
     const scalar_t *hidden_states;
     const float *temperatures;
-    int64_t rows, vocabulary, fp32, first_token, nodes;
+    int64_t rows, vocabulary, fp32, first_token, nodes, chain;
 } DraftBlock;
 
 /* The tokens of the largest logits of a row, and max and the sum of exp((x - max) / temperature) of all its logits. */
@@ -152,13 +152,16 @@ static const float *row_log_p(TreeSearch *search, int64_t index, int64_t before,
     return log_p;
 }
 
-/* Adds the candidates of a row after the candidate `before` of the row before it. */
+/* Adds the candidates of a row after the candidate `before` of the row before it: all, or in a chain the likeliest. */
 static void add_children(TreeSearch *search, int64_t parent, int64_t row, int64_t before, double path) {
     if (row >= search->block->rows) return;
     int64_t token = row > 0 ? search->rows[row - 1].tokens[before] : search->block->first_token;
     const float *log_p = row_log_p(search, row, before, token);
-    for (int64_t c = 0; c < search->rows[row].count; c++)
-        if (log_p[c] > -INFINITY) /* not NaN, which damaged weights give */
+    int64_t count = search->rows[row].count, best = -1;
+    for (int64_t c = 0; c < count; c++)
+        if (log_p[c] > (best < 0 ? -INFINITY : log_p[best])) best = c;
+    for (int64_t c = 0; c < count; c++)
+        if (log_p[c] > -INFINITY && (c == best || !search->block->chain)) /* not NaN, which damaged weights give */
             search->options[search->num_options++] = (Option){path + log_p[c], log_p[c], parent, row, c};
 }
 
