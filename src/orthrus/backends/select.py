@@ -49,6 +49,8 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
                 f"{error}. Passes run on torch's kernels: the same tokens, several times slower", error.output
             )
     if device.type == "cuda":
+        # sums of partial results in bf16 lose bits, and whether cuBLAS splits a sum depends on the number of rows
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         with suppress(ImportError):  # torch comes with Triton where it comes with CUDA
             from orthrus.backends.triton.kernels import TritonKernels
 
@@ -159,9 +161,13 @@ def choose_attention(
     lacking = set(ATTENTION_FEATURES).intersection(kernels.lacking(config))
     if kernels.supports_ragged_attention(config.head_dim) and not lacking:
         attend = masked(kernels)
-        rule = probe.row_rule(attend, 1)
-        if rule.exact and rule.multiple == 1:
-            return AttentionChoice(attend, rule, probe.key_multiple(attend), single_row=True, ragged=True)
+        try:
+            rule = probe.row_rule(attend, 1)
+            if rule.exact and rule.multiple == 1:
+                return AttentionChoice(attend, rule, probe.key_multiple(attend), single_row=True, ragged=True)
+            kernels.notice = f"the attention of {kernels.name} does not keep its bits here: torch's runs"
+        except RuntimeError as error:
+            kernels.notice = f"{error}: torch's attention runs"
     if device.type == "cpu" and config.attention_soft_cap is None:
         try:
             choice = AttentionChoice(

@@ -25,18 +25,23 @@ MAX_GRAPH_ROWS, MAX_GRAPHS = 128, 128
 Capture = Callable[[Callable[[], PassResult]], tuple[PassResult, Callable[[], None]]]
 
 
-def capture_on_cuda() -> Capture:
+def capture_on_cuda(device: torch.device) -> Capture:
     """Capture work as CUDA graphs that share one memory pool. A capture returns the results and a replay function."""
     pool = torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
+        with torch.cuda.device(device):
+            return captured(work)
+
+    def captured(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             work()  # compiles kernels that are not compiled yet, which is not allowed during capture
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # other threads may allocate memory or wait for the device meanwhile
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = work()
         return results, graph.replay
 

@@ -97,7 +97,7 @@ class Runner:
                 for draft_only in (False, True)
             }
         if self.decoder.device.type == "cuda" and self.attention.ragged and self.config.experts is None:
-            graphs = CUDAGraphs(eager, capture_on_cuda())
+            graphs = CUDAGraphs(eager, capture_on_cuda(self.decoder.device))
             return {False: graphs, True: graphs}
         return {False: eager, True: eager}
 

@@ -2,6 +2,9 @@
 
 Attention reads keys in chunks whose borders depend on the position alone, and merges the chunks in order. A key that a
 row does not attend to has weight zero.
+
+Sizes and integer tensors that differ from pass to pass are not specialised on: a variant per alignment and per size
+would be compiled during decoding, and its code might round differently.
 """
 
 import triton
@@ -29,7 +32,7 @@ def clamp(x, LIMIT: tl.constexpr):
     return tl.minimum(tl.maximum(x, -LIMIT), LIMIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mapping", "N"])
 def rope_and_cache_write_head(
     qkv, q_norm, k_norm, cos, sin, mapping, q, keys, values, N, H, G, per_head, eps,
     E: tl.constexpr, NORM: tl.constexpr, LIMIT: tl.constexpr,
@@ -42,7 +45,9 @@ def rope_and_cache_write_head(
     row, partner = tl.load(x + e).to(tl.float32), tl.load(x + other).to(tl.float32)
     slot = tl.load(mapping + N + n) * E
     if head >= H + G:
-        tl.store(values + slot + (head - H - G) * per_head + e, clamp(row, LIMIT).to(values.dtype.element_ty))
+        tl.store(
+            values + slot + (head - H - G).to(tl.int64) * per_head + e, clamp(row, LIMIT).to(values.dtype.element_ty)
+        )
     else:
         if NORM:
             weight = q_norm if head < H else k_norm
@@ -53,7 +58,9 @@ def rope_and_cache_write_head(
         if head < H:
             tl.store(q + (tl.load(mapping + n) * H + head) * E + e, rotated.to(q.dtype.element_ty))
         else:
-            tl.store(keys + slot + (head - H) * per_head + e, clamp(rotated, LIMIT).to(keys.dtype.element_ty))
+            tl.store(
+                keys + slot + (head - H).to(tl.int64) * per_head + e, clamp(rotated, LIMIT).to(keys.dtype.element_ty)
+            )
 
 
 @triton.jit
@@ -103,7 +110,9 @@ def attend_chunk(
     return sums, top, total
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["segments", "all_kv_lens", "tables", "columns", "row_paths", "paths", "path_columns", "tiles"]
+)
 def attend_segment(
     q, keys, values, segments, all_kv_lens, tables, columns, row_paths, paths, path_columns, out, all_sums, all_tops,
     all_totals, tiles, H, per_head, scale, GROUP: tl.constexpr, ROWS: tl.constexpr, E: tl.constexpr,
@@ -119,7 +128,8 @@ def attend_segment(
     query = (tl.load(segment) + row) * H + g * GROUP + lane % GROUP
     rows_q = tl.load(q + query[:, None] * E + e[None, :], valid[:, None], 0.0)
     kv_lens = tl.load(all_kv_lens + tl.load(segment) + row, valid, 0).to(tl.int32)
-    pages, k, v = tables + tl.load(segment + 2) * columns, keys + g * per_head, values + g * per_head
+    pages, per_group = tables + tl.load(segment + 2) * columns, g.to(tl.int64) * per_head
+    k, v = keys + per_group, values + per_group
     begin, end, longest = tl.load(segment + 3).to(tl.int32), tl.load(segment + 4).to(tl.int32), tl.max(kv_lens, 0)
     own, path, path_start = tl.where(valid, end, 0), paths, longest
     if TREE:
@@ -171,10 +181,10 @@ def merge_chunks(sums, top, total, more, high, added):
     return sums * keep + more * add, higher, total * keep + added * add
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def merge_row(all_sums, all_tops, all_totals, out, count, E: tl.constexpr):
     """Merge the chunks of one head of one row, in order."""
-    n, e = tl.program_id(0), tl.arange(0, E)
+    n, e = tl.program_id(0).to(tl.int64), tl.arange(0, E)
     at = n * count
     sums, top, total = tl.zeros((E,), tl.float32), tl.full((1,), float("-inf"), tl.float32), tl.zeros((1,), tl.float32)
     for chunk in range(count):
@@ -185,3 +195,24 @@ def merge_row(all_sums, all_tops, all_totals, out, count, E: tl.constexpr):
         )
         sums, top, total = merge_chunks(sums, top, total, more, high, added)
     tl.store(out + n * E + e, (sums / total).to(out.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["N"])
+def linear_tile(
+    x, weight, bias, out, N, O, I, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """One tile of y = x W^T + b. The sum over the inputs runs in one order, whatever tile a row is in. Tiles of the same
+    weights are neighbours, so that they read them from memory once."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o, i = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
+    x_at, weight_at = x + n[:, None] * I + i[None, :], weight + o[None, :].to(tl.int64) * I + i[:, None]
+    sums = tl.zeros((ROWS, OUTPUTS), tl.float32)
+    for start in range(0, I, INPUTS):
+        left = I - start
+        x_tile = tl.load(x_at + start, (n[:, None] < N) & (i[None, :] < left), 0.0)
+        weights = tl.load(weight_at + start, (o[None, :] < O) & (i[:, None] < left), 0.0)
+        sums = tl.dot(x_tile, weights, sums, input_precision="ieee")
+    if BIAS:
+        sums += tl.load(bias + o, o < O, 0.0).to(tl.float32)[None, :]
+    at = out + n[:, None].to(tl.int64) * O + o[None, :]
+    tl.store(at, sums.to(out.dtype.element_ty), (n[:, None] < N) & (o[None, :] < O))

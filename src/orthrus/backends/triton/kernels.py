@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from orthrus.backends.interface import CACHE_LIMIT, LinearForm
+from orthrus.backends.interface import CACHE_LIMIT, ExecutableLinear, LinearForm
 from orthrus.backends.linears import Int8Linear
 from orthrus.backends.torch import TorchKernels
 from orthrus.backends.triton import device
@@ -26,8 +27,53 @@ QUERIES = 32
 """Query rows per program: rows of a segment times query heads per key/value head. It is fixed, for equal bits."""
 KEYS, CHUNK = 64, 256
 """Keys per step, and keys per chunk."""
+WIDE_KEY = 256
+"""Bytes of a key up to which the keys of two steps fit into the shared memory of any GPU (99 KB)."""
 MAX_SPLIT_QUERIES = 64
 """Query rows of a segment up to which its chunks of keys run in separate programs and are merged by another kernel."""
+SMALL_TILE, LARGE_TILE = 16, 32
+"""Rows per program of a linear map. With 64, Triton would use other matrix instructions on some GPUs, and other bits."""
+FEW_OUTPUTS = 4096
+"""Linear maps with at most this many outputs get narrow tiles: enough programs to keep all multiprocessors busy."""
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, stages: int = 3) -> None:
+    """Launch a kernel on the device of its first argument. Multiplications and additions are not fused: each kernel
+    might fuse them otherwise, and round otherwise.
+
+    Raises RuntimeError if the kernel cannot be compiled for this GPU, or needs more shared memory than it has.
+    """
+    with torch.cuda.device_of(arguments[0]):
+        try:
+            kernel[grid](*arguments, num_stages=stages, enable_fp_fusion=False)
+        except triton.TritonError as error:
+            raise RuntimeError(f"Triton cannot run {kernel.__name__} here: {error}") from error
+
+
+class TileLinear(ExecutableLinear):
+    """A linear map in tiles of fixed sizes: each row is summed in one order, whatever the number of rows. Libraries
+    choose another algorithm, which rounds differently, by the number of rows."""
+
+    name = "Triton, fixed tiles"
+    min_multiple = 1
+
+    def __init__(self, plain: Linear) -> None:
+        if plain.dtype.itemsize != 2:
+            raise RuntimeError("there are no matrix instructions for this type that round as fp32 does")
+        super().__init__(plain, plain.weight.nbytes)
+        self._weight_OI = plain.weight.detach().contiguous()
+
+    def run(self, x_NI: Tensor) -> Tensor:
+        """See `ExecutableLinear`."""
+        (N, I), O = x_NI.shape, self.shape[0]
+        out_NO = x_NI.new_empty(N, O)
+        rows = SMALL_TILE if N <= SMALL_TILE else LARGE_TILE
+        outputs, inputs = (16, 256) if O <= FEW_OUTPUTS else (32, 128)
+        launch(
+            device.linear_tile, (triton.cdiv(N, rows), triton.cdiv(O, outputs)), x_NI, self._weight_OI, self.bias,
+            out_NO, N, O, I, rows, outputs, inputs, self.bias is not None, stages=4,
+        )  # fmt: skip
+        return out_NO
 
 
 class IntegerLinear(Int8Linear):
@@ -57,8 +103,13 @@ class TritonKernels(TorchKernels):
         """See `Kernels`."""
         return list(config.features)
 
-    def quantised(self, plain: Linear) -> Iterator[LinearForm]:
+    def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """See `Kernels`, as for all below."""
+        yield partial(TileLinear, plain)
+        yield from super().packed(plain)
+
+    def quantised(self, plain: Linear) -> Iterator[LinearForm]:
+        """See `Kernels`."""
         if plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
             yield partial(IntegerLinear, plain)
         yield from super().quantised(plain)
@@ -78,7 +129,8 @@ class TritonKernels(TorchKernels):
     def _norm(self, x_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
         out_ND, (N, D) = torch.empty_like(x_ND), x_ND.shape
         added = x_ND if delta_ND is None else delta_ND
-        device.norm_row[(N,)](x_ND, added, weight_D, out_ND, D, eps, triton.next_power_of_2(D), delta_ND is not None)
+        size = triton.next_power_of_2(D)
+        launch(device.norm_row, (N,), x_ND, added, weight_D, out_ND, D, eps, size, delta_ND is not None)
         return out_ND
 
     def rope_and_cache_write(
@@ -90,15 +142,15 @@ class TritonKernels(TorchKernels):
         values_GSE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
-        if norms and mapping.norm_offset:
-            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         G, slots, E = keys_GSE.shape
+        if (norms and mapping.norm_offset) or E != triton.next_power_of_2(E):
+            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = norms or (qkv_NF, qkv_NF)
-        device.rope_and_cache_write_head[(N, H + 2 * G)](
-            qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_2N, q, keys_GSE, values_GSE, N, H, G,
+        launch(
+            device.rope_and_cache_write_head, (N, H + 2 * G), qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_2N, q, keys_GSE, values_GSE, N, H, G,
             slots * E, mapping.norm_eps, E, norms is not None, CACHE_LIMIT,
         )  # fmt: skip
         return q
@@ -109,7 +161,7 @@ class TritonKernels(TorchKernels):
             return super().gate(gate_up_NF, activation)
         N, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(N, size)
-        device.silu_mul[(N, triton.cdiv(size, 1024))](gate_up_NF, out, size, 1024)
+        launch(device.silu_mul, (N, triton.cdiv(size, 1024)), gate_up_NF, out, size, 1024)
         return out
 
     def supports_ragged_attention(self, head_dim: int) -> bool:
@@ -130,11 +182,12 @@ class TritonKernels(TorchKernels):
         )  # and one more chunk, for the own keys of a segment
         shape = (N * H, chunks + 1) if split else (1, 1)
         sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
-        device.attend_segment[(len(metadata.segments) * tiles, G, chunks + 1)](
-            q_NHE, keys_GSE, values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], row_paths, paths,
+        stages = 2 if E * q_NHE.element_size() <= WIDE_KEY else 1
+        launch(
+            device.attend_segment, (len(metadata.segments) * tiles, G, chunks + 1), q_NHE, keys_GSE, values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], row_paths, paths,
             paths.shape[1], out, sums, tops, totals, tiles, H, slots * E, E**-0.5, group, tile_rows, E, QUERIES, KEYS,
-            CHUNK, PAGE, split, tree,
+            CHUNK, PAGE, split, tree, stages=stages,
         )  # fmt: skip
         if split:
-            device.merge_row[(N * H,)](sums, tops, totals, out, chunks + 1, E)
+            launch(device.merge_row, (N * H,), sums, tops, totals, out, chunks + 1, E)
         return out.view(N, H * E)
