@@ -58,6 +58,24 @@ def test_the_int8_linear_map_equals_the_reference_exactly(precision, bias):
         assert torch.equal(fast(x[:count]), slow(x)[:count])
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_linear_map_in_tiles_equals_the_reference_in_any_company(bias):
+    """In fp16: the interpreter computes bf16 products as integers. There is no form for fp32."""
+    plain = Linear(72, 40, bias=bias, dtype=torch.float16, device=torch.device("cpu"))
+    plain.weight.copy_(torch.randn(40, 72) / 8)
+    if bias:
+        plain.bias.copy_(torch.randn(40))
+    linear, x = gpu.TileLinear(plain), torch.randn(37, 72).half()
+    assert next(TRITON.packed(plain)).func is gpu.TileLinear
+    y = linear(x)
+    torch.testing.assert_close(y.float(), torch.nn.functional.linear(*(t.float() for t in (x, plain.weight)),
+                               plain.bias.float() if bias else None), atol=2e-3, rtol=2e-3)  # fmt: skip
+    for rows in (slice(0, 1), slice(3, 20), slice(36, 37)):
+        assert torch.equal(linear(x[rows]), y[rows])
+    with pytest.raises(RuntimeError, match="no matrix instructions"):
+        gpu.TileLinear(Linear(72, 40, bias=bias, dtype=torch.float32, device=torch.device("cpu")))
+
+
 @pytest.mark.parametrize("with_norms", [True, False])
 def test_rope_and_cache_write_equal_the_reference(precision, with_norms):
     H, G, E, N = 4, 2, 16, 5

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from orthrus import torch_threads
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
-from orthrus.bench.peers import gguf, transformers, workers
+from orthrus.bench.peers import transformers, workers
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request
 from orthrus.file_cache import cache_directory
@@ -68,8 +69,8 @@ def _peer(name: str) -> Any:
 
 
 def environment(peer: str) -> Path:
-    """The Python of a peer's virtual environment, or ours if the peer has no requirements."""
-    if not _peer(peer).REQUIREMENTS:
+    """The Python of a peer's virtual environment, or ours if the peer has no requirements or is installed here."""
+    if not _peer(peer).REQUIREMENTS or find_spec(peer) is not None:
         return Path(sys.executable)
     return cache_directory() / "peers" / peer / "bin" / "python"
 
@@ -94,7 +95,7 @@ def install(peer: str) -> None:
 class Worker:
     """A peer in its own process. Raises RuntimeError, with the end of its stderr, if it cannot start."""
 
-    def __init__(self, variant: str, weights: dict[str, str], threads: int) -> None:
+    def __init__(self, variant: str, weights: dict[str, str], threads: int, device: str = "cpu") -> None:
         peer = variants()[variant]
         script = Path(workers.__path__[0]) / "_worker.py"
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
@@ -104,7 +105,7 @@ class Worker:
             text=True, env=own | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
         options = _peer(peer).VARIANTS[variant]
-        self._ask({"peer": peer, "options": options, "weights": weights, "threads": threads})
+        self._ask({"peer": peer, "options": options, "weights": weights, "threads": threads, "device": device})
 
     def __enter__(self) -> Worker:
         return self
@@ -144,6 +145,8 @@ def weights_for(model: Model, chosen: Iterable[str]) -> dict[str, str]:
             transformers.load(model).save_pretrained(directory)
         paths["directory"] = str(directory)
     if "llama_cpp" in peers:
+        from orthrus.bench.peers import gguf  # needs the package gguf
+
         paths |= gguf.files(model.checkpoint.backbone.id, folder)
     return paths
 
@@ -158,14 +161,14 @@ def measure(
     """Decode every prompt with every system. The order of the systems rotates from prompt to prompt."""
     requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
     stops, absent = sorted(model.limits.end_token_ids), {}
-    weights, threads = weights_for(model, chosen), torch.get_num_threads()
+    weights, threads, device = weights_for(model, chosen), torch.get_num_threads(), str(model.decoder.device)
     with ExitStack() as stack:
         systems: dict[str, Callable[[Request], tuple[list[int], float]]] = {
             f"orthrus {cycle}": _ours(model, options, cycle) for cycle in OURS
         }
         for variant in chosen:
             try:
-                worker = stack.enter_context(Worker(variant, weights, threads))
+                worker = stack.enter_context(Worker(variant, weights, threads, device))
                 systems[variant] = partial(worker.generate, stops=stops)
                 systems[variant](requests[0])  # warm-up
             except (OSError, RuntimeError) as error:

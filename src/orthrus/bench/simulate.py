@@ -46,7 +46,7 @@ def costs_of(shape: str, device: Device) -> CostModel:
     """The cost table of a Qwen3 shape in bf16. Raises ValueError for an unknown shape."""
     if shape not in QWEN3:
         raise ValueError(f"there is no shape {shape!r}; shapes: {', '.join(QWEN3)}")
-    hidden, inner, layers, heads = QWEN3[shape]
+    hidden, inner, layers, heads, *_ = QWEN3[shape]
     attention = layers * hidden * 128 * (2 * heads + 2 * 8)
     weights = attention + layers * 3 * hidden * inner + 151936 * hidden
     rows = [(n, max(2 * weights / device.bytes_per_second, 2 * weights * n / device.flops_per_second)) for n in ROWS]

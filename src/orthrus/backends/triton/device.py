@@ -199,20 +199,21 @@ def merge_row(all_sums, all_tops, all_totals, out, count, E: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N"])
 def linear_tile(
-    x, weight, bias, out, N, O, I, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, BIAS: tl.constexpr,
+    x, weight, bias, out, N, outs, ins, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y = x W^T + b. The sum over the inputs runs in one order, whatever tile a row is in. Tiles of the same
-    weights are neighbours, so that they read them from memory once."""
+    """One tile of y = x W^T + b. A row is summed in one order, whatever tile it is in. Tiles of the same weights are
+    neighbours, so that they read them from memory once."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o, i = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, INPUTS)
-    x_at, weight_at = x + n[:, None] * I + i[None, :], weight + o[None, :].to(tl.int64) * I + i[:, None]
+    x_at, weight_at = x + n[:, None] * ins + i[None, :], weight + o[None, :].to(tl.int64) * ins + i[:, None]
     sums = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for start in range(0, I, INPUTS):
-        left = I - start
+    for start in range(0, ins, INPUTS):
+        left = ins - start
         x_tile = tl.load(x_at + start, (n[:, None] < N) & (i[None, :] < left), 0.0)
-        weights = tl.load(weight_at + start, (o[None, :] < O) & (i[:, None] < left), 0.0)
+        weights = tl.load(weight_at + start, (o[None, :] < outs) & (i[:, None] < left), 0.0)
         sums = tl.dot(x_tile, weights, sums, input_precision="ieee")
     if BIAS:
-        sums += tl.load(bias + o, o < O, 0.0).to(tl.float32)[None, :]
-    at = out + n[:, None].to(tl.int64) * O + o[None, :]
-    tl.store(at, sums.to(out.dtype.element_ty), (n[:, None] < N) & (o[None, :] < O))
+        sums += tl.load(bias + o, o < outs, 0.0).to(tl.float32)[None, :]
+    at = out + n[:, None].to(tl.int64) * outs + o[None, :]
+    tl.store(at, sums.to(out.dtype.element_ty), (n[:, None] < N) & (o[None, :] < outs))

@@ -32,9 +32,10 @@ WIDE_KEY = 256
 MAX_SPLIT_QUERIES = 64
 """Query rows of a segment up to which its chunks of keys run in separate programs and are merged by another kernel."""
 SMALL_TILE, LARGE_TILE = 16, 32
-"""Rows per program of a linear map. With 64, Triton would use other matrix instructions on some GPUs, and other bits."""
-FEW_OUTPUTS = 4096
-"""Linear maps with at most this many outputs get narrow tiles: enough programs to keep all multiprocessors busy."""
+"""Rows per program of a linear map. With 64, some GPUs would run other instructions, which may round differently."""
+TILES, FEW_OUTPUTS = ((16, 256), (32, 128)), 4096
+"""Outputs per program of a linear map, and inputs per step: of maps with at most 4096 outputs, for which there would be
+too few programs with wider tiles, and of others."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, stages: int = 3) -> None:
@@ -65,13 +66,13 @@ class TileLinear(ExecutableLinear):
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
-        (N, I), O = x_NI.shape, self.shape[0]
-        out_NO = x_NI.new_empty(N, O)
+        N, outputs = len(x_NI), self.shape[0]
+        out_NO = x_NI.new_empty(N, outputs)
         rows = SMALL_TILE if N <= SMALL_TILE else LARGE_TILE
-        outputs, inputs = (16, 256) if O <= FEW_OUTPUTS else (32, 128)
+        width, depth = TILES[outputs > FEW_OUTPUTS]
         launch(
-            device.linear_tile, (triton.cdiv(N, rows), triton.cdiv(O, outputs)), x_NI, self._weight_OI, self.bias,
-            out_NO, N, O, I, rows, outputs, inputs, self.bias is not None, stages=4,
+            device.linear_tile, (triton.cdiv(N, rows), triton.cdiv(outputs, width)), x_NI, self._weight_OI, self.bias,
+            out_NO, N, *self.shape, rows, width, depth, self.bias is not None, stages=4,
         )  # fmt: skip
         return out_NO
 
@@ -143,14 +144,15 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         """See `Kernels`."""
         G, slots, E = keys_GSE.shape
-        if (norms and mapping.norm_offset) or E != triton.next_power_of_2(E):
+        if (norms and mapping.norm_offset) or triton.next_power_of_2(E) != E:
             return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
         H = qkv_NF.shape[1] // E - 2 * G
         q = qkv_NF.new_empty(B, A, H, E) if mapping.full else qkv_NF.new_zeros(B, A, H, E)
         q_norm, k_norm = norms or (qkv_NF, qkv_NF)
         launch(
-            device.rope_and_cache_write_head, (N, H + 2 * G), qkv_NF, q_norm, k_norm, mapping.cos, mapping.sin, mapping.table_2N, q, keys_GSE, values_GSE, N, H, G,
+            device.rope_and_cache_write_head, (N, H + 2 * G), qkv_NF, q_norm,
+            k_norm, mapping.cos, mapping.sin, mapping.table_2N, q, keys_GSE, values_GSE, N, H, G,
             slots * E, mapping.norm_eps, E, norms is not None, CACHE_LIMIT,
         )  # fmt: skip
         return q
@@ -184,7 +186,8 @@ class TritonKernels(TorchKernels):
         sums, tops, totals = (q_NHE.new_empty(*shape, n, dtype=torch.float32) for n in (E, 1, 1))
         stages = 2 if E * q_NHE.element_size() <= WIDE_KEY else 1
         launch(
-            device.attend_segment, (len(metadata.segments) * tiles, G, chunks + 1), q_NHE, keys_GSE, values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], row_paths, paths,
+            device.attend_segment, (len(metadata.segments) * tiles, G, chunks + 1), q_NHE, keys_GSE,
+            values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], row_paths, paths,
             paths.shape[1], out, sums, tops, totals, tiles, H, slots * E, E**-0.5, group, tile_rows, E, QUERIES, KEYS,
             CHUNK, PAGE, split, tree, stages=stages,
         )  # fmt: skip

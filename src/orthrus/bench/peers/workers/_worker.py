@@ -19,7 +19,7 @@ def main() -> None:
     assert spec is not None and spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    generate = module.load(asked["weights"], asked["options"], asked["threads"])
+    generate = module.load(asked["weights"], asked["options"], asked["threads"], asked["device"])
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -13,8 +13,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CONTEXT = 4096
 
 
-def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Callable[..., list[int]]:
-    """Greedy decoding of a GGUF file."""
+def load(weights: dict[str, str], options: dict[str, Any], threads: int, device: str) -> Callable[..., list[int]]:
+    """Greedy decoding of a GGUF file, on the CPU."""
+    del device
     from llama_cpp import Llama
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 

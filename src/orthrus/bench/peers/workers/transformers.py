@@ -12,21 +12,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Callable[..., list[int]]:
+def load(weights: dict[str, str], options: dict[str, Any], threads: int, device: str) -> Callable[..., list[int]]:
     """Greedy decoding of the backbone in `directory`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(weights["directory"], dtype=getattr(torch, options["dtype"]))
-    model.eval()
+    model.eval().to(device)
     more = {"prompt_lookup_num_tokens": options["lookup"]} if "lookup" in options else {}
     if options.get("compiled"):
         model.generation_config.cache_implementation = "static"
         model.forward = torch.compile(model.forward, dynamic=True)
 
     def generate(tokens: list[int], count: int, stops: list[int]) -> list[int]:
-        prompt = torch.tensor([tokens])
+        prompt = torch.tensor([tokens], device=device)
         with torch.inference_mode():
             out = model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False,

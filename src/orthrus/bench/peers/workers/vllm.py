@@ -1,4 +1,4 @@
-"""vLLM on the CPU, plain and with n-gram drafts."""
+"""vLLM, plain and with n-gram drafts."""
 
 import os
 from collections.abc import Callable
@@ -14,14 +14,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CONTEXT = 4096
 
 
-def load(weights: dict[str, str], options: dict[str, Any], threads: int) -> Callable[..., list[int]]:
+def load(weights: dict[str, str], options: dict[str, Any], threads: int, device: str) -> Callable[..., list[int]]:
     """Greedy decoding of the backbone in `directory`."""
     del threads  # set by OMP_NUM_THREADS
-    os.environ |= {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if device == "cpu":
+        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     from vllm import LLM, SamplingParams
 
     model: Any = LLM(
