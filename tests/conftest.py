@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config, items):
     """Keep the suite within its time: leave out cases of products that need not run whole."""
     if config.getoption("--full"):
         return
-    left_out = _repeated_for_families(items) | _beyond_pairs(items)
+    left_out = _repeated_for_families(items) | _beyond_pairs(items) | _beyond_samples(items)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
@@ -86,6 +86,16 @@ def _beyond_pairs(items):
             missing -= pairs[best]
         left_out |= set(cases) - chosen
     return left_out
+
+
+def _beyond_samples(items):
+    """Cases of tests marked `sampled(n)`, but for one in n. Of a product of parameters, each value keeps some case
+    where n and the number of values have no common divisor."""
+    groups = {}
+    for item in items:
+        if marker := item.get_closest_marker("sampled"):
+            groups.setdefault((item.function, *marker.args), []).append(item)
+    return {item for (_, share), cases in groups.items() for n, item in enumerate(cases) if (n + 1) % share}
 
 
 def _without_features():

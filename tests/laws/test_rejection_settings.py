@@ -122,12 +122,14 @@ def check(probabilities, run, params, ends):
 CASES = [(settings, run) for run in RUNS for settings in (("temperature", "all") if RUNS[run].head else SETTINGS)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("settings", "run"), CASES)
 def test_every_outcome_has_its_target_probability_with_every_setting(monkeypatch, settings, run):
     params, ends = SamplingParams(**{"temperature": 1.0, **SETTINGS[settings]}), ENDS.get(settings, frozenset())
     check(outcomes(monkeypatch, run, params, ends=ends), run, params, ends)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("run", list(RUNS))
 def test_stop_tokens_of_a_request_only_cut_texts(monkeypatch, run):
     params, stops = SamplingParams(temperature=0.9, presence_penalty=0.5), frozenset([1])
@@ -137,6 +139,7 @@ def test_stop_tokens_of_a_request_only_cut_texts(monkeypatch, run):
 SAMPLES = 2000
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("run", list(RUNS))
 def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run):
     """Chi-square over fixed seeds: detects addresses that share a value, and values that depend on each other."""
