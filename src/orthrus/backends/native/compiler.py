@@ -23,7 +23,7 @@ FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 DEFINES = {"float32": "FLOAT32", "bfloat16": "BFLOAT16"}
 USUAL = ("cc", "gcc", "clang")
 """The compilers that are looked for, in this order, where $CC is not set."""
-SECONDS_TO_COMPILE = 120
+SECONDS_TO_COMPILE = 300
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +72,12 @@ def _checksum_file(library: Path) -> Path:
     return library.with_suffix(".sha256")
 
 
-def compile_library(compiler: Sequence[str], flags: Sequence[str], dtype: str, target: Path) -> None:
+def compile_library(compiler: Sequence[str], dtype: str, target: Path) -> None:
     """Compile the library and its checksum, and move both to their names only when they are complete.
 
     Raises UnavailableError and OSError.
     """
-    words = [*compiler, *flags, f"-D{DEFINES[dtype]}"]
+    words = [*compiler, f"-D{DEFINES[dtype]}"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         built = Path(directory) / target.name

@@ -1,20 +1,31 @@
-"""The levels of processors for which libraries are compiled ahead, and which of them this processor runs."""
+"""The levels of processors for which libraries are compiled ahead, and which of them this processor runs.
+
+The names of features are those of Linux.
+"""
 
 from __future__ import annotations
 
 import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+SYSCTL = "/usr/sbin/sysctl"
+OF_APPLE = {
+    "AdvSIMD": "asimd", "FEAT_LSE": "atomics", "FEAT_DotProd": "asimddp", "FEAT_BF16": "bf16", "FEAT_I8MM": "i8mm",
+}  # fmt: skip
+"""The features of Apple's processors, by the names in `hw.optional`."""
+MACHINES = {"arm64": "aarch64"}
+"""The names of architectures under macOS."""
 
 
 @dataclass(frozen=True)
 class Level:
     """Code for all processors of an architecture that have some features.
 
-    machine: `platform.machine()`. flags: what the compiler is given. features: what `/proc/cpuinfo` of a processor
-    lists if it runs this code.
+    machine: `platform.machine()` under Linux. flags: what the compiler is given. features: what `/proc/cpuinfo` of a
+    processor lists if it runs this code.
     """
 
     name: str
@@ -37,8 +48,9 @@ LEVELS = (
 
 
 def of_architecture() -> list[Level]:
-    """The levels of the architecture of this machine; none but on Linux, which lists the features of its processor."""
-    return [level for level in LEVELS if platform.system() == "Linux" and level.machine == platform.machine()]
+    """The levels of the architecture of this machine; none on a system for which no libraries are built."""
+    machine = platform.machine() if platform.system() == "Linux" else MACHINES.get(platform.machine(), "")
+    return [level for level in LEVELS if platform.system() in ("Linux", "Darwin") and level.machine == machine]
 
 
 def runnable(features: frozenset[str]) -> list[Level]:
@@ -48,6 +60,8 @@ def runnable(features: frozenset[str]) -> list[Level]:
 
 def processor_features() -> frozenset[str]:
     """The features of this processor; empty where the system does not list them."""
+    if platform.system() == "Darwin":
+        return _features_of_apple()
     return frozenset(features_line().partition(":")[2].split())
 
 
@@ -58,3 +72,13 @@ def features_line() -> str:
         return next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _features_of_apple() -> frozenset[str]:
+    try:
+        command = [SYSCTL, "hw.optional"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return frozenset()
+    present = {line.split(":")[0].rpartition(".")[2] for line in listed.splitlines() if line.endswith(": 1")}
+    return frozenset(ours for theirs, ours in OF_APPLE.items() if theirs in present)

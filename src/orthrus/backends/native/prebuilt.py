@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,18 +41,29 @@ def find(dtype: str, features: frozenset[str], directory: Path) -> Path | None:
     return None
 
 
-def build(warn: Callable[[str], None], directory: Path) -> list[Path]:
-    """Compile the libraries of this architecture that are missing, and remove those of other sources.
+def compiler_here(level: Level) -> list[str]:
+    """The compiler of this machine, for a level. Raises UnavailableError where there is none."""
+    return [*compiler.command(), *_flags(level)]
 
-    Returns all that are there. What cannot be compiled is left out, and `warn` gets one line that says why.
+
+def build(
+    warn: Callable[[str], None],
+    directory: Path,
+    asked: Sequence[Level],
+    compiler_for: Callable[[Level], list[str]] = compiler_here,
+) -> list[Path]:
+    """Compile the libraries of some levels that are missing, and remove those of other sources.
+
+    Returns those of `asked` that are there. What cannot be compiled is left out, and `warn` gets one line that says
+    why.
     """
-    asked = [(level, dtype) for level in levels.of_architecture() for dtype in compiler.DEFINES]
-    wanted = {_library(level, dtype, directory): (level, dtype) for level, dtype in asked}
-    _remove_others(directory, {library.stem for library in wanted})
+    current = [_library(level, dtype, directory) for level in levels.LEVELS for dtype in compiler.DEFINES]
+    _remove_others(directory, {library.stem for library in current})
+    wanted = {_library(level, dtype, directory): (level, dtype) for level in asked for dtype in compiler.DEFINES}
     missing = {library: own for library, own in wanted.items() if not compiler.is_intact(library)}
     if missing:
         try:
-            compile_one = partial(_compile, compiler.command())
+            compile_one = partial(_compile, {level.name: compiler_for(level) for level in asked})
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 failed = list(filter(None, pool.map(compile_one, missing, *zip(*missing.values(), strict=True))))
         except compiler.UnavailableError as error:
@@ -85,10 +96,10 @@ def _flags(level: Level) -> tuple[str, ...]:
     return (*compiler.FLAGS, *shlex.split(level.flags))
 
 
-def _compile(words: list[str], library: Path, level: Level, dtype: str) -> str | None:
+def _compile(compilers: dict[str, list[str]], library: Path, level: Level, dtype: str) -> str | None:
     """Compile one library. Returns why it cannot be, in one line."""
     try:
-        compiler.compile_library(words, _flags(level), dtype, library)
+        compiler.compile_library(compilers[level.name], dtype, library)
     except (compiler.UnavailableError, OSError) as error:
         return f"{level.name}, {dtype}: {error}"
     return None
