@@ -70,6 +70,7 @@ def native(model):
     return isinstance(model.runner.kernels, NativeKernels)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{}, {"dtype": "float32"}, {"quantize": "int8"}, {"low_precision_drafts": False}])
 @pytest.mark.parametrize("family", families.names())
 def test_a_runner_from_the_cache_has_the_same_bits_and_findings(family, options, tmp_path, packing):
