@@ -109,7 +109,7 @@ class NativeForward:
 
 def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) -> bool:
     """Whether every kernel of a packed decoder has its place in `NativeForward`."""
-    if not isinstance(kernels, NativeKernels) or not kernels.library.has_forward() or not attention.ragged:
+    if not isinstance(kernels, NativeKernels) or not attention.ragged:
         return False
     if kernels.lacking(decoder.config):
         return False

@@ -15,7 +15,7 @@ from orthrus.runner.memory import available_bytes
 from orthrus.runner.runner import Runner
 
 SLOW_INT8 = (
-    "there are no fast int8 kernels here (they need a C compiler and AVX-512 VNNI): the reference implementation runs,"
+    "there are no fast int8 kernels here (they need a C compiler): the reference implementation runs,"
     " several times slower than bfloat16. Leave --quantize int8 (quantize=) out for speed."
 )
 

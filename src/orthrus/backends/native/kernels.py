@@ -36,7 +36,7 @@ from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
 
-Kernel = Callable[..., Any] | None
+Kernel = Callable[..., Any]
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _WEIGHTS, _QUANTIZED = ctypes.POINTER(structs.LinearWeights), ctypes.POINTER(structs.QuantizedRows)
 _CACHE, _METADATA = ctypes.POINTER(structs.KVCache), ctypes.POINTER(structs.AttentionMetadata)
@@ -62,22 +62,14 @@ class NativeKernels(TorchKernels):
         block, head = ctypes.POINTER(structs.DraftBlock), ctypes.POINTER(structs.DraftHead)
         self._draft_tree = _bound(library.draft_tree, block, head, *(_POINTER,) * 3, _INTEGER, gives=_INTEGER)
         self._k_interleave = _bound(library.k_interleave, _INTEGER, gives=_INTEGER)
-        self._linear: Kernel = None
-        self._attention: Kernel = None
-        self._linear_dequant: Kernel = None
-        self._linear_int8: Kernel = None
-        self._linear_w4a8: Kernel = None
+        self._attention = _bound(library.attention, *(_POINTER,) * 2, _INTEGER, _CACHE, _METADATA, _INTEGER)
         linear = (_POINTER, _WEIGHTS, _POINTER, _INTEGER)
-        if self._k_interleave(GROUP):
-            self._linear = _bound(library.linear, *linear, _INTEGER)
-        if library.has_attention():
-            self._attention = _bound(library.attention, *(_POINTER,) * 2, _INTEGER, _CACHE, _METADATA, _INTEGER)
+        self._linear = _bound(library.linear, *linear, _INTEGER)
+        self._linear_int8 = _bound(library.linear_int8, *linear, _QUANTIZED, _INTEGER)
+        self._linear_w4a8 = _bound(library.linear_w4a8, *linear, _QUANTIZED, _INTEGER)
+        self._linear_dequant: Kernel | None = None
         if library.has_linear_dequant():
             self._linear_dequant = _bound(library.linear_dequant, *linear, _POINTER, _INTEGER)
-        if library.has_linear_int8():
-            self._linear_int8 = _bound(library.linear_int8, *linear, _QUANTIZED, _INTEGER)
-        if library.has_linear_w4a8():
-            self._linear_w4a8 = _bound(library.linear_w4a8, *linear, _QUANTIZED, _INTEGER)
 
     @classmethod
     def lacking(cls, config: DecoderConfig) -> list[str]:
@@ -85,24 +77,24 @@ class NativeKernels(TorchKernels):
         return [feature for feature in config.features if feature == "experts"]
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
-        """The products of `native.c` first, where the processor has them and the shape divides, then torch's."""
+        """The products of `native.c` first, where the shape divides, then torch's."""
         interleave = self._k_interleave(plain.shape[1])
         stored = plain.group_quantized
         if self._linear_dequant and stored is not None and _in_panels(plain.shape, stored):
             yield partial(DequantLinear, plain, self._linear_dequant, interleave, self._packer)
         form = TiledLinear if plain.dtype == torch.bfloat16 else PanelLinear
-        if self._linear and interleave and plain.shape[0] % form.outputs == 0:
+        if interleave and plain.shape[0] % form.outputs == 0:
             yield partial(form, plain, self._linear, interleave, self._packer)
         yield from super().packed(plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
-        """Int8, or four bits for the view, where the processor has the instructions and the shape is a multiple of the
-        panel. None on AMX for weights that are group-quantised already: reading a copy takes longer than it saves."""
+        """Int8, or four bits for the view, where the shape is a multiple of the panel. None on AMX for weights that are
+        group-quantised already: reading a copy takes longer than it saves."""
         stored, on_tiles = plain.group_quantized, self._k_interleave(plain.shape[1]) == PAIR
         if not view and stored is not None and on_tiles and _in_panels(plain.shape, stored):
             return None
         quantized = in_groups_of_four_bits(stored)
-        if view and stored is None and self._linear_w4a8 and _in_panels(plain.shape):
+        if view and stored is None and _in_panels(plain.shape):
             quantized = GroupQuantized.rounded(plain.weight.detach())
         form = self._grouped(plain, quantized) or self._int8(plain)
         if form is None:
@@ -111,13 +103,13 @@ class NativeKernels(TorchKernels):
         made.rule = RowRule(1, MAX_ROWS)
         return made
 
-    def kernel_of(self, form: type[ExecutableLinear]) -> Kernel:
+    def kernel_of(self, form: type[ExecutableLinear]) -> Kernel | None:
         """The function that runs a form of `native.linears`."""
         own = {DequantLinear: self._linear_dequant, NativeInt8Linear: self._linear_int8}
         return self._linear_w4a8 if form is NativeGroupedLinear else own.get(form, self._linear)
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
-        """The product of `native.c` first, where the processor has it and the shape divides."""
+        """The product of `native.c` first, where the shape divides."""
         grouped = in_groups_of_four_bits(plain.group_quantized)
         form = self._grouped(plain, grouped) if grouped else self._int8(plain)
         if form is not None:
@@ -125,12 +117,12 @@ class NativeKernels(TorchKernels):
         yield from super().quantised(plain)
 
     def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
-        if self._linear_w4a8 is None or quantized is None or not _in_panels(plain.shape):
+        if quantized is None or not _in_panels(plain.shape):
             return None
         return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._packer)
 
     def _int8(self, plain: Linear) -> LinearForm | None:
-        if self._linear_int8 is None or any(size % TILE_OUTPUTS for size in plain.shape):
+        if any(size % TILE_OUTPUTS for size in plain.shape):
             return None
         return partial(NativeInt8Linear, plain, self._linear_int8, self._packer)
 
@@ -176,12 +168,12 @@ class NativeKernels(TorchKernels):
 
     def supports_ragged_attention(self, head_dim: int) -> bool:
         """See `Kernels`."""
-        return self._attention is not None and head_dim % LANES == 0
+        return head_dim % LANES == 0
 
     def attend(self, q_NHE: Tensor, keys_GSE: Tensor, values_GSE: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `Kernels`."""
         N, H, E = q_NHE.shape
-        assert self._attention is not None and q_NHE.is_contiguous()
+        assert q_NHE.is_contiguous()
         out, segments, tables = torch.empty_like(q_NHE), metadata.segments, metadata.block_tables
         attended = structs.AttentionMetadata(
             segments.data_ptr(), len(segments), metadata.kv_lens.data_ptr(), tables.data_ptr(), tables.shape[1],

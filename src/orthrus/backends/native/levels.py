@@ -34,15 +34,20 @@ class Level:
     features: str
 
 
-V4 = (
-    "abm avx avx2 avx512bw avx512cd avx512dq avx512f avx512vl bmi1 bmi2 cx16 f16c fma lahf_lm movbe popcnt sse4_1"
-    " sse4_2 ssse3 xsave"
-)
+V3 = "abm avx avx2 bmi1 bmi2 cx16 f16c fma lahf_lm movbe popcnt sse4_1 sse4_2 ssse3 xsave"
+V4 = f"{V3} avx512bw avx512cd avx512dq avx512f avx512vl"
 V4_BF16 = ("-march=x86-64-v4 -mavx512vnni -mavx512bf16", f"{V4} avx512_vnni avx512_bf16")
 AMX = ("-mamx-tile -mamx-int8 -mamx-bf16", "amx_tile amx_int8 amx_bf16")
 LEVELS = (
     Level("x86-64-amx", "x86_64", f"{V4_BF16[0]} {AMX[0]}", f"{V4_BF16[1]} {AMX[1]}"),
     Level("x86-64-v4-bf16", "x86_64", *V4_BF16),
+    Level("x86-64-v4-vnni", "x86_64", "-march=x86-64-v4 -mavx512vnni", f"{V4} avx512_vnni"),
+    Level("x86-64-v4", "x86_64", "-march=x86-64-v4", V4),
+    Level("x86-64-v3-vnni", "x86_64", "-march=x86-64-v3 -mavxvnni", f"{V3} avx_vnni"),
+    Level("x86-64-v3", "x86_64", "-march=x86-64-v3", V3),
+    Level("armv8.6-a", "aarch64", "-march=armv8.6-a", "asimd asimddp bf16 i8mm"),
+    Level("armv8.2-a-dotprod", "aarch64", "-march=armv8.2-a+dotprod", "asimd asimddp atomics"),
+    Level("armv8-a", "aarch64", "-march=armv8-a", "asimd"),
 )
 """Best first. Code of a level asks the operating system for tiles and does without them where it refuses."""
 

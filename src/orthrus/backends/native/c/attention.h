@@ -20,12 +20,9 @@
 #include "team.h"
 #include "threads.h"
 
-#ifdef HAVE_ATTENTION
 _Static_assert(PAGE % KEY_CHUNK == 0, "a chunk of keys must lie in one page");
 /* The most rows of a segment that attend together. */
 enum { ATTENTION_MAX_ROWS = 32 };
-
-int has_attention(void) { return 1; }
 
 /* Query rows of one segment and one kv head: `rows` rows of the pass, `heads` apart in q and out, with `group` heads each. */
 typedef struct {
@@ -53,7 +50,7 @@ static void finish_rows(const QueryRows *in, const AttentionScratch *scratch, in
         scalar_t *to = in->out + r / in->group * in->stride + r % in->group * size;
         const float *sums = scratch->sums + r * size;
         for (int64_t i = 0; i < size; i += LANES)
-            store_lanes(to + i, _mm512_div_ps(_mm512_loadu_ps(sums + i), _mm512_set1_ps(scratch->denominator[r])));
+            store_lanes(to + i, f32_div(f32_load(sums + i), f32_set1(scratch->denominator[r])));
     }
 }
 
@@ -154,8 +151,5 @@ void attention(const scalar_t *q, scalar_t *out, int64_t heads, const KVCache *c
                int64_t threads) {
     parallel(threads, attention_call_share, &(AttentionCall){q, out, heads, cache, metadata});
 }
-#else
-int has_attention(void) { return 0; }
-#endif
 
 #endif

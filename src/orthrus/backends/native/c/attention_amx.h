@@ -11,7 +11,7 @@
 #include "pack.h"
 #include "simd.h"
 
-#if defined(HAVE_AMX) && defined(HAVE_BF16_DOT)
+#if defined(HAVE_AMX) && defined(BFLOAT16)
 #define HAVE_ATTENTION_AMX
 /* Whether heads of this size go by tiles. */
 static inline int attention_on_tiles(int64_t size) { return use_amx && size % 32 == 0; }

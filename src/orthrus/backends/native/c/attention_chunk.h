@@ -13,20 +13,23 @@
 #include "pack.h"
 #include "simd.h"
 
-#ifdef HAVE_ATTENTION
 /* The scores of a chunk on vectors. Few sums at a time would wait for one another. */
 static void qk_scores_vector(const AttentionScratch *scratch, int64_t rows, int64_t panels, int64_t words) {
     for (int64_t r = 0, taken; r < rows; r += taken) {
         int64_t left = rows - r;
-        taken = left > 9 || left == 8 ? 8 : left >= 6 ? 6 : left == 5 ? 3 : left;
-        for (int64_t c = 0; c < panels; c += taken < 6 ? 2 : 1) { /* there is room for a panel too many, which is not read */
+        taken = MAX_SCORE_SUMS == 8 && (left > 9 || left == 8) ? 8 : left >= 6 ? 6 : left == 5 ? 3 : left;
+        for (int64_t c = 0; c < panels; c += taken * 2 <= MAX_SCORE_SUMS ? 2 : 1) { /* there is room for a panel too many, which is not read */
             const int32_t *keys = scratch->packed_keys + 16 * c * words;
             const scalar_t **q = scratch->q + r;
             float *scores = scratch->weights + r * KEY_CHUNK + 16 * c;
             switch (taken) {
+#if SIMD_REGISTERS == 32
             case 8: qk_scores(q, keys, words, scores, 8, 1); break;
-            case 6: qk_scores(q, keys, words, scores, 6, 1); break;
             case 4: qk_scores(q, keys, words, scores, 4, 2); break;
+#else
+            case 4: qk_scores(q, keys, words, scores, 4, 1); break;
+#endif
+            case 6: qk_scores(q, keys, words, scores, 6, 1); break;
             case 3: qk_scores(q, keys, words, scores, 3, 2); break;
             case 2: qk_scores(q, keys, words, scores, 2, 2); break;
             default: qk_scores(q, keys, words, scores, 1, 2);
@@ -39,7 +42,7 @@ static void qk_scores_vector(const AttentionScratch *scratch, int64_t rows, int6
 static void weighted_sum_vector(const AttentionScratch *scratch, int64_t rows, const scalar_t *v, int64_t limit, int64_t size) {
     for (int64_t s = 0; s < size; s += FEATURE_SLICE)
         for (int64_t r = 0, taken; r < rows; r += taken) {
-            taken = rows - r >= 6 ? 6 : rows - r >= 3 ? 3 : 1;
+            taken = rows - r >= MAX_SUM_ROWS ? MAX_SUM_ROWS : rows - r >= 3 ? 3 : 1;
             int64_t count = 0;
             for (int64_t i = r; i < r + taken; i++) count = scratch->visible[i] > count ? scratch->visible[i] : count;
             count = count < limit ? count : limit;
@@ -49,9 +52,11 @@ static void weighted_sum_vector(const AttentionScratch *scratch, int64_t rows, c
                 for (int64_t p = 0; p < size - s; p += LANES)
                     for (int64_t i = 0; i < taken; i++)
                         weighted_sum(weights + i * KEY_CHUNK, rescale + i, v + s + p, count, size, sums + i * size + p, 1, 1);
-            } else if (taken == 6) weighted_sum(weights, rescale, v + s, count, size, sums, 6, 4);
-            else if (taken == 3) weighted_sum(weights, rescale, v + s, count, size, sums, 3, 4);
-            else weighted_sum(weights, rescale, v + s, count, size, sums, 1, 4);
+            } else if (taken == 1) weighted_sum(weights, rescale, v + s, count, size, sums, 1, FEATURE_SLICE / LANES);
+            else
+                for (int64_t p = 0; p < FEATURE_SLICE; p += SUM_VECTORS * LANES)
+                    if (taken == 3) weighted_sum(weights, rescale, v + s + p, count, size, sums + p, 3, SUM_VECTORS);
+                    else weighted_sum(weights, rescale, v + s + p, count, size, sums + p, MAX_SUM_ROWS, SUM_VECTORS);
         }
 }
 
@@ -114,6 +119,5 @@ static void attend_chunk(const AttentionScratch *scratch, int64_t rows, const sc
     softmax_chunk(scratch, rows, padded, how);
     sum_chunk(scratch, rows, v, count, padded, size);
 }
-#endif
 
 #endif

@@ -18,7 +18,6 @@
 #include "pack.h"
 #include "simd.h"
 
-#ifdef HAVE_ATTENTION
 /* Keys that an instruction on vectors sums together. */
 enum { KEYS_PER_SUM = 4 / sizeof(scalar_t) };
 
@@ -108,10 +107,10 @@ static void pack_path(const RowKeys *keys, const TreeChunk *chunk, int64_t row, 
         const scalar_t *v = value_of(keys, row, chunk->first + j), *next = v;
         if (j + 1 < visible) next = value_of(keys, row, chunk->first + j + 1);
         for (int64_t i = 0; i < size; i += 32) {
-            __m512i interleaved[2];
+            i32x16 interleaved[2];
             interleave_pairs(v + i, visible - j, next - v, ~0u, interleaved);
-            _mm512_storeu_si512(pairs + j * size + 2 * i, interleaved[0]);
-            _mm512_storeu_si512(pairs + j * size + 2 * i + 32, interleaved[1]);
+            i32_store(pairs + j * size + 2 * i, interleaved[0]);
+            i32_store(pairs + j * size + 2 * i + 32, interleaved[1]);
         }
     }
 }
@@ -159,6 +158,5 @@ static void attend_tree_chunk(const AttentionScratch *scratch, const RowKeys *ke
 #endif
     sum_tree_vector(scratch, keys, &chunk);
 }
-#endif
 
 #endif

@@ -14,10 +14,10 @@ static inline int64_t next_rows(int64_t left, int64_t max) {
     case n:                                                                                                            \
         kernel(n, __VA_ARGS__);                                                                                        \
         break;
+#define ROWS_CASES_2(...) ROWS_CASE(1, __VA_ARGS__) ROWS_CASE(2, __VA_ARGS__)
+#define ROWS_CASES_3(...) ROWS_CASES_2(__VA_ARGS__) ROWS_CASE(3, __VA_ARGS__)
 #define ROWS_CASES_6(...)                                                                                              \
-    ROWS_CASE(1, __VA_ARGS__)                                                                                          \
-    ROWS_CASE(2, __VA_ARGS__)                                                                                          \
-    ROWS_CASE(3, __VA_ARGS__)                                                                                          \
+    ROWS_CASES_3(__VA_ARGS__)                                                                                          \
     ROWS_CASE(4, __VA_ARGS__)                                                                                          \
     ROWS_CASE(5, __VA_ARGS__)                                                                                          \
     ROWS_CASE(6, __VA_ARGS__)
@@ -35,14 +35,10 @@ static inline int64_t next_rows(int64_t left, int64_t max) {
     ROWS_CASE(15, __VA_ARGS__)                                                                                         \
     ROWS_CASE(16, __VA_ARGS__)
 
-/* DISPATCH_ROWS_n(rows, kernel, arguments..): kernel(rows, arguments..) for 1 to n rows. */
-#define DISPATCH_ROWS_6(rows, ...)                                                                                     \
-    switch (rows) { ROWS_CASES_6(__VA_ARGS__) }
-#define DISPATCH_ROWS_8(rows, ...)                                                                                     \
-    switch (rows) { ROWS_CASES_8(__VA_ARGS__) }
-#define DISPATCH_ROWS_12(rows, ...)                                                                                    \
-    switch (rows) { ROWS_CASES_12(__VA_ARGS__) }
-#define DISPATCH_ROWS_16(rows, ...)                                                                                    \
-    switch (rows) { ROWS_CASES_16(__VA_ARGS__) }
+#define ROWS_CASES(max, ...) ROWS_CASES_##max(__VA_ARGS__)
+
+/* kernel(rows, arguments..) for 1 to `max` rows, a literal. */
+#define DISPATCH_ROWS(max, rows, ...)                                                                                  \
+    switch (rows) { ROWS_CASES(max, __VA_ARGS__) }
 
 #endif

@@ -19,17 +19,17 @@ enum { DOTS = 4 };
 
 /* out[k] = the product of row k of w with x, for DOTS rows of `size` elements. */
 static inline void dots(const scalar_t *w, const scalar_t *x, int64_t size, float *out) {
-#ifdef HAVE_BF16_DOT
-    __m512 sums[DOTS] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+#ifdef BFLOAT16
+    f32x16 sums[DOTS] = {f32_zero(), f32_zero(), f32_zero(), f32_zero()};
     for (int64_t i = 0; i < size; i += 2 * LANES) {
-        __mmask32 inside = size - i < 2 * LANES ? 0xffff : 0xffffffff;
-        __m512bh own = (__m512bh)_mm512_maskz_loadu_epi16(inside, x + i);
+        int64_t words = (size - i) / 2;
+        i32x16 own = i32_load_words(x + i, words);
         for (int k = 0; k < DOTS; k++) {
             prefetch_ahead(w + k * size + i);
-            sums[k] = _mm512_dpbf16_ps(sums[k], (__m512bh)_mm512_maskz_loadu_epi16(inside, w + k * size + i), own);
+            sums[k] = dot_bf16(sums[k], i32_load_words(w + k * size + i, words), own);
         }
     }
-    for (int k = 0; k < DOTS; k++) out[k] = _mm512_reduce_add_ps(sums[k]);
+    for (int k = 0; k < DOTS; k++) out[k] = f32_reduce_add(sums[k]);
 #else
     float lanes[DOTS][LANES] = {{0}};
     for (int64_t i = 0; i < size; i += LANES)

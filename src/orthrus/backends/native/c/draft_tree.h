@@ -72,16 +72,14 @@ static float load_logits(const DraftBlock *block, int64_t start, int64_t count, 
     const scalar_t *scalars = (const scalar_t *)block->logits + start;
     float top = -2 * LARGEST_LOGIT;
     int64_t i = 0;
-#ifdef HAVE_AVX512
-    __m512 low = _mm512_set1_ps(-2 * LARGEST_LOGIT), high = _mm512_set1_ps(LARGEST_LOGIT), tops = low;
+    f32x16 low = f32_set1(-2 * LARGEST_LOGIT), high = f32_set1(LARGEST_LOGIT), tops = low;
     for (; i + LANES <= count; i += LANES) {
-        __m512 x = block->fp32 ? _mm512_loadu_ps(floats + i) : load_lanes(scalars + i);
-        x = _mm512_min_ps(_mm512_max_ps(x, low), high); /* of NaN and `low`, `low` */
-        tops = _mm512_max_ps(tops, x);
-        _mm512_storeu_ps(part + i, x);
+        f32x16 x = block->fp32 ? f32_load(floats + i) : load_lanes(scalars + i);
+        x = f32_min(f32_max(x, low), high); /* of NaN and `low`, `low` */
+        tops = f32_max(tops, x);
+        f32_store(part + i, x);
     }
-    top = _mm512_reduce_max_ps(tops);
-#endif
+    top = f32_reduce_max(tops);
     for (; i < count; i++) {
         float x = block->fp32 ? floats[i] : to_float(scalars[i]);
         part[i] = x > -2 * LARGEST_LOGIT ? x < LARGEST_LOGIT ? x : LARGEST_LOGIT : -2 * LARGEST_LOGIT;
@@ -94,19 +92,12 @@ static float load_logits(const DraftBlock *block, int64_t start, int64_t count, 
 /* The sum of exp((x - max) * inverse), without groups of lanes in which all terms are negligible. */
 static float sum_exp(const float *part, float max, float inverse) {
     float sum = 0;
-#ifdef HAVE_AVX512
-    __m512 sums = _mm512_setzero_ps(), over = _mm512_set1_ps(inverse), least = _mm512_set1_ps(NEGLIGIBLE);
+    f32x16 sums = f32_zero(), over = f32_set1(inverse), least = f32_set1(NEGLIGIBLE);
     for (int64_t i = 0; i < SCANNED; i += LANES) {
-        __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(part + i), _mm512_set1_ps(max)), over);
-        if (_mm512_cmp_ps_mask(x, least, _CMP_GT_OQ)) sums = _mm512_add_ps(sums, fast_exp_lanes(x));
+        f32x16 x = f32_mul(f32_sub(f32_load(part + i), f32_set1(max)), over);
+        if (f32_any_greater(x, least)) sums = f32_add(sums, fast_exp_lanes(x));
     }
-    sum = _mm512_reduce_add_ps(sums);
-#else
-    float lanes[LANES] = {0};
-    for (int64_t i = 0; i < SCANNED; i += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += fast_exp((part[i + l] - max) * inverse);
-    for (int l = 0; l < LANES; l++) sum += lanes[l];
-#endif
+    sum = f32_reduce_add(sums);
     return sum;
 }
 

@@ -18,6 +18,18 @@ static inline FloatState set_default_float_state(void) {
 }
 
 static inline void restore_float_state(const FloatState *before) { _mm_setcsr(*before); }
+#elif defined(__aarch64__)
+#include <stdint.h>
+
+typedef uint64_t FloatState; /* FPCR: zero is the default state */
+
+static inline FloatState set_default_float_state(void) {
+    FloatState before;
+    __asm__ volatile("mrs %0, fpcr\n\tmsr fpcr, xzr" : "=&r"(before));
+    return before;
+}
+
+static inline void restore_float_state(const FloatState *before) { __asm__ volatile("msr fpcr, %0" : : "r"(*before)); }
 #else
 typedef int FloatState;
 

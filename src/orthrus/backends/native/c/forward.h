@@ -17,9 +17,6 @@
 #include "team.h"
 #include "threads.h"
 
-#ifdef HAVE_FORWARD
-
-int has_forward(void) { return 1; }
 
 static int64_t longest_row(const ModelWeights *model) {
     int64_t heads = model->heads * model->head_dim;
@@ -258,8 +255,5 @@ void forward(const ModelWeights *model, const ForwardBatch *batch, scalar_t *hid
     ForwardCall call = {model, batch, &space, hidden, logits, phase_seconds, {0}};
     parallel(threads, forward_share, &call);
 }
-#else
-int has_forward(void) { return 0; }
-#endif
 
 #endif

@@ -14,14 +14,12 @@
 #include "simd.h"
 #include "threads.h"
 
-#if defined(HAVE_GEMM) && defined(HAVE_VNNI)
-#define HAVE_FORWARD
 
 static inline int reads_int8(const LinearWeights *w) { return w->format == FORMAT_INT8 || w->format == FORMAT_W4A8; }
 
 /* Scalars of scratch memory that a thread needs for the products of a depth. */
 static inline int64_t linear_scratch_scalars(int64_t depth) {
-#ifdef HAVE_BF16_DOT
+#ifdef BFLOAT16
     return dequant_scratch_scalars(depth);
 #else
     return 0 * depth;
@@ -44,7 +42,7 @@ static void linear_range(const LinearWeights *w, const scalar_t *x, QuantizedRow
     if (w->format == FORMAT_PLAIN) gemm(x, w, y, rows, range);
     else if (w->format == FORMAT_INT8) gemm_int8(quantized, w, y, rows, range);
     else if (w->format == FORMAT_W4A8) gemm_w4a8(quantized, w, y, rows, range);
-#ifdef HAVE_BF16_DOT
+#ifdef BFLOAT16
     else linear_dequant_range(x, w, y, rows, range, (scalar_t *)scratch);
 #endif
 }
@@ -65,6 +63,5 @@ static void gate_up_share(const LinearWeights *w, const scalar_t *x, QuantizedRo
         else gelu_mul_row(x, gated + n * size, size, gates);
     }
 }
-#endif
 
 #endif

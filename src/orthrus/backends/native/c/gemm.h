@@ -12,8 +12,5 @@
 #include "simd.h"
 #include "threads.h"
 
-#if defined(HAVE_BF16_DOT) || (!defined(BFLOAT16) && defined(__AVX512F__))
-#define HAVE_GEMM
-#endif
 
 #endif

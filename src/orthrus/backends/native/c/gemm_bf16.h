@@ -10,9 +10,17 @@
 #include "simd.h"
 #include "threads.h"
 
-#ifdef HAVE_BF16_DOT
-/* Inputs of an output that lie next to each other in the weights, without tiles; the most rows whose sums fit in registers. */
-enum { DOT_INPUTS = 8, GEMM_MAX_ROWS = 6 };
+#ifdef BFLOAT16
+/* Inputs of an output that lie next to each other in the weights, without tiles. */
+enum { DOT_INPUTS = 8 };
+/* The most rows, and vectors of sums, that fit in registers. */
+#if SIMD_REGISTERS == 32
+#define GEMM_MAX_ROWS 6
+enum { GEMM_SUMS = 24 };
+#else
+#define GEMM_MAX_ROWS 3
+enum { GEMM_SUMS = 6 };
+#endif
 
 /* What to prefetch during a product: so many bytes per step, from there on. */
 typedef struct {
@@ -21,36 +29,45 @@ typedef struct {
 } Prefetch;
 
 /* sums[q]: four partial sums of each of the outputs q, q + 4, q + 8, q + 12. All sixteen outputs to y. */
-ALWAYS_INLINE void store_partial_sums(const __m512 *sums, const scalar_t *bias, scalar_t *y) {
-    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sums[0], sums[1]), _mm512_unpackhi_ps(sums[0], sums[1]));
-    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(sums[2], sums[3]), _mm512_unpackhi_ps(sums[2], sums[3]));
-    __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
-    a = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), b = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-    store_outputs(_mm512_add_ps(a, b), bias, y);
+ALWAYS_INLINE void store_partial_sums(const f32x16 *sums, const scalar_t *bias, scalar_t *y) {
+    f32x16 a = f32_add(f32_unpack_low(sums[0], sums[1]), f32_unpack_high(sums[0], sums[1]));
+    f32x16 b = f32_add(f32_unpack_low(sums[2], sums[3]), f32_unpack_high(sums[2], sums[3]));
+    store_outputs(f32_add(f32_unpack_low_pairs(a, b), f32_unpack_high_pairs(a, b)), bias, y);
 }
 
 /* Eight inputs of a row, for each of the four outputs in a vector of weights. */
-static inline __m512bh broadcast_inputs(const scalar_t *x) {
-    return (__m512bh)_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)x));
+static inline i32x16 broadcast_inputs(const scalar_t *x) { return i32_repeat4(x); }
+
+/* `rows` rows by `quads` vectors of weights in every DOT_INPUTS inputs, the outputs of one panel or of half of one. */
+ALWAYS_INLINE void sum_quads(const int rows, const int quads, const scalar_t *x, const scalar_t *w, Prefetch ahead,
+                             int64_t depth, f32x16 (*sums)[4]) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int q = 0; q < quads; q++) sums[r][q] = f32_zero();
+    for (int64_t k = 0; k < depth; k += DOT_INPUTS, w += DOT_INPUTS * LANES, ahead.from += ahead.step_bytes) {
+        if (rows > 1) /* the hardware prefetcher keeps up with one row */
+            for (int64_t l = 0; l < ahead.step_bytes; l += 64) prefetch(ahead.from + l);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            i32x16 inputs = broadcast_inputs(x + r * depth + k);
+#pragma GCC unroll 4
+            for (int q = 0; q < quads; q++)
+                sums[r][q] = dot_bf16(sums[r][q], inputs, i32_load(w + 4 * DOT_INPUTS * q));
+        }
+    }
 }
 
 /* `rows` rows by one panel of 16 outputs. */
 ALWAYS_INLINE void gemm_rows(const int rows, const scalar_t *x, const scalar_t *w, Prefetch ahead, const scalar_t *bias,
                              scalar_t *y, int64_t depth, int64_t outputs) {
-    __m512 sums[GEMM_MAX_ROWS][4];
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) sums[r][q] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < depth; k += DOT_INPUTS, w += DOT_INPUTS * LANES, ahead.from += ahead.step_bytes) {
-        if (rows > 1) /* the hardware prefetcher keeps up with one row */
-            for (int64_t l = 0; l < ahead.step_bytes; l += 64) _mm_prefetch(ahead.from + l, _MM_HINT_T0);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
-            __m512bh inputs = broadcast_inputs(x + r * depth + k);
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; q++)
-                sums[r][q] = _mm512_dpbf16_ps(sums[r][q], inputs, (__m512bh)_mm512_loadu_si512(w + 4 * DOT_INPUTS * q));
+    f32x16 sums[GEMM_MAX_ROWS][4];
+    if (4 * rows <= GEMM_SUMS) sum_quads(rows, 4, x, w, ahead, depth, sums);
+    else {
+        f32x16 half[GEMM_MAX_ROWS][4];
+        for (int first = 0; first < 4; first += 2, ahead.step_bytes = 0) {
+            sum_quads(rows, 2, x, w + 4 * DOT_INPUTS * first, ahead, depth, half);
+            for (int r = 0; r < rows; r++) sums[r][first] = half[r][0], sums[r][first + 1] = half[r][1];
         }
     }
 #pragma GCC unroll 6
@@ -62,7 +79,7 @@ static void gemm_panel(const scalar_t *x, const scalar_t *w, Prefetch ahead, con
                        int64_t depth, int64_t outputs) {
     for (int64_t r = 0, taken; r < rows; r += taken, ahead.step_bytes = 0) {
         taken = next_rows(rows - r, GEMM_MAX_ROWS);
-        DISPATCH_ROWS_6(taken, gemm_rows, x + r * depth, w, ahead, bias, y + r * outputs, depth, outputs)
+        DISPATCH_ROWS(GEMM_MAX_ROWS, taken, gemm_rows, x + r * depth, w, ahead, bias, y + r * outputs, depth, outputs)
     }
 }
 
@@ -79,7 +96,7 @@ static void gemm_amx(const scalar_t *x, const LinearWeights *w, scalar_t *y, int
             amx_panels_bf16((const char *)(x + r * depth), weights, second, taken, depth * (int64_t)sizeof(scalar_t), sums);
             for (int64_t i = 0; i < taken; i++)
                 for (int64_t p = 0; p < (second ? 2 : 1); p++) {
-                    __m512 found = _mm512_load_ps(sums[i / TILE_ROWS][p][i % TILE_ROWS]);
+                    f32x16 found = _mm512_load_ps(sums[i / TILE_ROWS][p][i % TILE_ROWS]);
                     store_outputs(found, bias_at(w, out + p * LANES), y + (r + i) * w->outputs + out + p * LANES);
                 }
         }

@@ -9,7 +9,9 @@
 #define ORTHRUS_GEMM_DEQUANT_H
 
 #include <stdint.h>
+#include <string.h>
 
+#include "dequantize.h"
 #include "dispatch.h"
 #include "gemm.h"
 #include "gemm_dequant_amx.h"
@@ -20,100 +22,56 @@
 #include "simd.h"
 #include "threads.h"
 
-#if defined(HAVE_BF16_DOT) && defined(HAVE_AVX512)
+#ifdef BFLOAT16
 
-/* Bytes of 32 inputs of a panel of 16 outputs, their share of a super-block included. */
-static inline int64_t stored_group_bytes(int64_t format) {
-    if (format == FORMAT_PLAIN) return GROUP_WEIGHTS * (int64_t)sizeof(scalar_t);
-    return is_k_quant(format) ? super_block_bytes(format) / SUPER_BLOCK_GROUPS : group_bytes(format);
+/* The inputs of a few rows in the order and type in which products that expand weights in registers read them, for every vector
+ * of weights of eight inputs: the inputs four times, because broadcasting takes a shuffle on Zen 4, or, without dot products
+ * of bf16, four even and four odd inputs in fp32. */
+#ifdef HAVE_BF16_DOT
+typedef i32x16 ExpandedWeights;
+#define EXPAND_WEIGHTS dequantize_quad
+
+ALWAYS_INLINE void repeat_eight(const scalar_t *x, scalar_t *to) { i32_store(to, broadcast_inputs(x)); }
+
+ALWAYS_INLINE f32x16 add_eight(f32x16 sums, const scalar_t *repeated, ExpandedWeights w) {
+    return dot_bf16(sums, i32_load(repeated), w);
+}
+#else
+typedef WeightPairs ExpandedWeights;
+#define EXPAND_WEIGHTS dequantize_pairs
+
+ALWAYS_INLINE void repeat_eight(const scalar_t *x, scalar_t *to) {
+    float inputs[DOT_INPUTS];
+    for (int i = 0; i < DOT_INPUTS; i++) inputs[i / 2 + i % 2 * (DOT_INPUTS / 2)] = to_float(x[i]);
+    memcpy(to, inputs, sizeof inputs);
 }
 
-/* The codes of the inputs `k` to `k` + 31 of a panel of 16 outputs, and their scales and minima. */
-ALWAYS_INLINE const char *load_group(const int64_t format, const char *panel, int64_t k, GroupScales *scales) {
-    const char *group = panel + k / GROUP * stored_group_bytes(format);
-    prefetch_group(group, stored_group_bytes(format));
-    if (is_k_quant(format)) {
-        int64_t g = k % SUPER_BLOCK / GROUP;
-        const char *super_block = panel + k / SUPER_BLOCK * super_block_bytes(format);
-        load_k_scales(format, super_block, g, scales);
-        group = super_block + K_HEADER_BYTES + g * k_codes_bytes(format);
-    } else load_group_scales(format, group, scales);
-    return group;
+ALWAYS_INLINE f32x16 add_eight(f32x16 sums, const scalar_t *repeated, ExpandedWeights w) {
+    const float *inputs = (const float *)repeated;
+    return f32_fma(f32_repeat4(inputs + 4), w.odd, f32_fma(f32_repeat4(inputs), w.even, sums));
 }
+#endif
 
-/* The weights of four outputs, 4 apart, by 32 inputs: w[c] has the inputs 8 c to 8 c + 7. */
-ALWAYS_INLINE void dequantize_quad(const int64_t format, const char *group, const GroupScales *by, int q, __m512bh *w) {
-    if (format == FORMAT_Q5_K || format == FORMAT_Q6_K) dequantize_k_quad(format, group, by, q, w);
-    else if (format != FORMAT_Q8) { /* at four bits a group has at most sixteen different values per output: look them up */
-        const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const __m512i code_mask = _mm512_set1_epi16(15);
-        const int64_t one = 0x10001000100010; /* four words of 16 */
-        const __m512i output = _mm512_set_epi64(3 * one, 3 * one, 2 * one, 2 * one, one, one, 0, 0);
-        __m512 values[4];
-#pragma GCC unroll 4
-        for (int l = 0; l < 4; l++)
-            values[l] = _mm512_fmadd_ps(codes, broadcast(by->scale + 4 * l + q), broadcast(by->min + 4 * l + q));
-        __m512i low = (__m512i)_mm512_cvtne2ps_pbh(values[1], values[0]);
-        __m512i high = (__m512i)_mm512_cvtne2ps_pbh(values[3], values[2]);
-        __m512i packed = _mm512_loadu_si512(group + 64 * q);
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) {
-            __m512i index = _mm512_ternarylogic_epi32(c ? _mm512_srli_epi16(packed, 4 * c) : packed, code_mask, output, 0xEA);
-            w[c] = (__m512bh)_mm512_permutex2var_epi16(low, index, high);
-        }
-    } else {
-        __m512 all = _mm512_loadu_ps(by->scale);
-        __m512i half = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4);
-        __m512 low = _mm512_permutexvar_ps(_mm512_add_epi32(half, _mm512_set1_epi32(q)), all);
-        __m512 high = _mm512_permutexvar_ps(_mm512_add_epi32(half, _mm512_set1_epi32(q + 8)), all);
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) {
-            const __m128i *codes = (const __m128i *)(group + 32 * (4 * c + q));
-            __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(codes)));
-            __m512 b = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(codes + 1)));
-            w[c] = _mm512_cvtne2ps_pbh(_mm512_mul_ps(b, high), _mm512_mul_ps(a, low));
-        }
-    }
-}
-
-/* A panel of 16 outputs, expanded to the order of gemm_bf16.h. */
-ALWAYS_INLINE void dequantize_panel(const int64_t format, const char *w, int64_t depth, scalar_t *expanded) {
-    for (int64_t k = 0; k < depth; k += GROUP) {
-        GroupScales scales;
-        const char *codes = load_group(format, w, k, &scales);
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) {
-            __m512bh weights[4];
-            dequantize_quad(format, codes, &scales, q, weights);
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; c++)
-                _mm512_storeu_si512(expanded + (k + DOT_INPUTS * c) * LANES + 4 * DOT_INPUTS * q, (__m512i)weights[c]);
-        }
-    }
-}
-
-/* `rows` rows by one panel of 16 outputs, expanded in registers. `repeated` has every eight inputs of a row four times. */
+/* `rows` rows by one panel of 16 outputs, expanded in registers. `repeated`: see above. */
 ALWAYS_INLINE void gemm_dequant_rows(const int rows, const int64_t format, const scalar_t *repeated, const char *w,
                                      const scalar_t *bias, scalar_t *y, int64_t depth, int64_t outputs) {
-    __m512 sums[GEMM_MAX_ROWS][4];
+    f32x16 sums[GEMM_MAX_ROWS][4];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) sums[r][q] = _mm512_setzero_ps();
+        for (int q = 0; q < 4; q++) sums[r][q] = f32_zero();
     for (int64_t k = 0; k < depth; k += GROUP) {
         GroupScales scales;
         const char *codes = load_group(format, w, k, &scales);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++) {
-            __m512bh weights[4];
-            dequantize_quad(format, codes, &scales, q, weights);
+            ExpandedWeights weights[4];
+            EXPAND_WEIGHTS(format, codes, &scales, q, weights);
 #pragma GCC unroll 4
             for (int c = 0; c < 4; c++)
 #pragma GCC unroll 6
-                for (int r = 0; r < rows; r++) {
-                    __m512i inputs = _mm512_loadu_si512(repeated + 4 * (r * depth + k + DOT_INPUTS * c));
-                    sums[r][q] = _mm512_dpbf16_ps(sums[r][q], (__m512bh)inputs, weights[c]);
-                }
+                for (int r = 0; r < rows; r++)
+                    sums[r][q] = add_eight(sums[r][q], repeated + 4 * (r * depth + k + DOT_INPUTS * c), weights[c]);
         }
     }
 #pragma GCC unroll 6
@@ -134,7 +92,7 @@ ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, c
         gemm_panel(x, scratch, next_panel, bias, y, rows, depth, outputs);
         return;
     }
-    DISPATCH_ROWS_6(rows, gemm_dequant_rows, format, scratch, panel, bias, y, depth, outputs)
+    DISPATCH_ROWS(GEMM_MAX_ROWS, rows, gemm_dequant_rows, format, scratch, panel, bias, y, depth, outputs)
 }
 
 #ifdef HAVE_AMX
@@ -160,12 +118,10 @@ static void gemm_dequant_k_amx(const scalar_t *x, const LinearWeights *w, scalar
 }
 #endif
 
-/* For a few rows without tiles: repeats every eight inputs four times, once for all outputs, because broadcasting takes a
- * shuffle on Zen 4. */
+/* For a few rows without tiles, once for all outputs. */
 static void repeat_inputs(const scalar_t *x, int64_t rows, int64_t depth, scalar_t *scratch) {
     if (use_amx || rows > GEMM_MAX_ROWS) return;
-    for (int64_t i = 0; i < rows * depth; i += DOT_INPUTS)
-        _mm512_storeu_si512(scratch + 4 * i, (__m512i)broadcast_inputs(x + i));
+    for (int64_t i = 0; i < rows * depth; i += DOT_INPUTS) repeat_eight(x + i, scratch + 4 * i);
 }
 
 /* The outputs in `range` of y = x w^T + bias, after repeat_inputs. */

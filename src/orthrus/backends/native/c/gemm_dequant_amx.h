@@ -15,7 +15,7 @@
 #include "simd.h"
 #include "threads.h"
 
-#if defined(HAVE_AMX) && defined(HAVE_BF16_DOT)
+#if defined(HAVE_AMX) && defined(BFLOAT16)
 enum { TRANSPOSED_MAX_ROWS = 128 };
 
 /* 32 inputs of an output have at most sixteen different values: they are computed, then looked up. */

@@ -1,4 +1,4 @@
-/* Products in fp32, by fused multiply-adds (AVX-512). */
+/* Products in fp32, by fused multiply-adds. */
 #ifndef ORTHRUS_GEMM_F32_H
 #define ORTHRUS_GEMM_F32_H
 
@@ -9,32 +9,37 @@
 #include "simd.h"
 #include "threads.h"
 
-#if !defined(BFLOAT16) && defined(__AVX512F__)
+#ifndef BFLOAT16
 /* Outputs of a panel; the most rows whose sums fit in registers. */
-enum { GEMM_PANEL = 2 * LANES, GEMM_MAX_ROWS = 12 };
+enum { GEMM_PANEL = 2 * LANES };
+#if SIMD_REGISTERS == 32
+#define GEMM_MAX_ROWS 12
+#else
+#define GEMM_MAX_ROWS 3
+#endif
 
 /* `rows` rows by one panel of 32 outputs. */
 ALWAYS_INLINE void gemm_rows(const int rows, const float *x, const float *w, const float *bias, float *y, int64_t depth,
                              int64_t outputs) {
-    __m512 low[GEMM_MAX_ROWS], high[GEMM_MAX_ROWS];
+    f32x16 low[GEMM_MAX_ROWS], high[GEMM_MAX_ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_ps();
+    for (int r = 0; r < rows; r++) low[r] = high[r] = f32_zero();
     for (int64_t k = 0; k < depth; k++, w += GEMM_PANEL) {
         if (rows > 1) prefetch_ahead(w), prefetch_ahead(w + LANES);
-        __m512 w_low = _mm512_loadu_ps(w), w_high = _mm512_loadu_ps(w + LANES);
+        f32x16 w_low = f32_load(w), w_high = f32_load(w + LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
-            __m512 value = _mm512_set1_ps(x[r * depth + k]);
-            low[r] = _mm512_fmadd_ps(value, w_low, low[r]);
-            high[r] = _mm512_fmadd_ps(value, w_high, high[r]);
+            f32x16 value = f32_set1(x[r * depth + k]);
+            low[r] = f32_fma(value, w_low, low[r]);
+            high[r] = f32_fma(value, w_high, high[r]);
         }
     }
-    __m512 b_low = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
-    __m512 b_high = bias ? _mm512_loadu_ps(bias + LANES) : _mm512_setzero_ps();
+    f32x16 b_low = bias ? f32_load(bias) : f32_zero();
+    f32x16 b_high = bias ? f32_load(bias + LANES) : f32_zero();
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
-        _mm512_storeu_ps(y + r * outputs, _mm512_add_ps(low[r], b_low));
-        _mm512_storeu_ps(y + r * outputs + LANES, _mm512_add_ps(high[r], b_high));
+        f32_store(y + r * outputs, f32_add(low[r], b_low));
+        f32_store(y + r * outputs + LANES, f32_add(high[r], b_high));
     }
 }
 
@@ -48,7 +53,7 @@ static void gemm(const float *x, const LinearWeights *w, float *y, int64_t rows,
         const float *panel = (const float *)w->weight + out * depth, *bias = bias_at(w, out);
         for (int64_t r = 0, taken; r < rows; r += taken) {
             taken = next_rows(rows - r, GEMM_MAX_ROWS);
-            DISPATCH_ROWS_12(taken, gemm_rows, x + r * depth, panel, bias, y + r * outputs + out, depth, outputs)
+            DISPATCH_ROWS(GEMM_MAX_ROWS, taken, gemm_rows, x + r * depth, panel, bias, y + r * outputs + out, depth, outputs)
         }
     }
 }

@@ -14,17 +14,18 @@
 #include "team.h"
 #include "threads.h"
 
-#ifdef HAVE_VNNI
 /* The most rows whose sums fit in registers. */
-enum { INT8_MAX_ROWS = 8 };
-
-int has_linear_int8(void) { return 1; }
+#if SIMD_REGISTERS == 32
+#define INT8_MAX_ROWS 8
+#else
+#define INT8_MAX_ROWS 2
+#endif
 
 /* The epilogue: sixteen integer sums of a row for the outputs from `output` on. */
-static inline void store_int8_outputs(__m512i sums, const LinearWeights *w, int64_t output, float row_scale, scalar_t *y) {
+static inline void store_int8_outputs(i32x16 sums, const LinearWeights *w, int64_t output, float row_scale, scalar_t *y) {
     const scalar_t *bias = bias_at(w, output);
-    __m512 values = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_loadu_si512(w->shifts + output)));
-    values = _mm512_mul_ps(values, _mm512_mul_ps(_mm512_loadu_ps(w->scales + output), _mm512_set1_ps(row_scale)));
+    f32x16 values = i32_to_f32(i32_sub(sums, i32_load(w->shifts + output)));
+    values = f32_mul(values, f32_mul(f32_load(w->scales + output), f32_set1(row_scale)));
     store_outputs(values, bias, y);
 }
 
@@ -33,19 +34,19 @@ ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearW
                                   scalar_t *y) {
     int64_t depth = w->inputs, outputs = w->outputs;
     const int8_t *panel = (const int8_t *)w->weight + output * depth;
-    __m512i low[INT8_MAX_ROWS], high[INT8_MAX_ROWS];
+    i32x16 low[INT8_MAX_ROWS], high[INT8_MAX_ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_si512();
+    for (int r = 0; r < rows; r++) low[r] = high[r] = i32_zero();
     for (int64_t k = 0; k < depth; k += 4, panel += 4 * LANES) {
         if (rows > 1) prefetch_ahead(panel), prefetch_ahead(panel + second);
-        __m512i w_low = _mm512_loadu_si512(panel), w_high = _mm512_loadu_si512(panel + second);
+        i32x16 w_low = i32_load(panel), w_high = i32_load(panel + second);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             int32_t four;
             memcpy(&four, x.codes + r * depth + k, 4);
-            __m512i codes = _mm512_set1_epi32(four);
-            low[r] = _mm512_dpbusd_epi32(low[r], codes, w_low);
-            high[r] = _mm512_dpbusd_epi32(high[r], codes, w_high);
+            i32x16 codes = i32_set1(four);
+            low[r] = dot_i8(low[r], codes, w_low);
+            high[r] = dot_i8(high[r], codes, w_high);
         }
     }
 #pragma GCC unroll 16
@@ -69,7 +70,7 @@ static void gemm_int8_amx(QuantizedRows x, const LinearWeights *w, scalar_t *y, 
             amx_panels_int8((const char *)x.codes + r * depth, weights, second, taken, depth, sums);
             for (int64_t i = 0; i < taken; i++)
                 for (int64_t p = 0; p < (second ? 2 : 1); p++) {
-                    __m512i found = _mm512_load_si512(sums[i / TILE_ROWS][p][i % TILE_ROWS]);
+                    i32x16 found = _mm512_load_si512(sums[i / TILE_ROWS][p][i % TILE_ROWS]);
                     int64_t at = out + p * LANES;
                     store_int8_outputs(found, w, at, x.scales[r + i], y + (r + i) * w->outputs + at);
                 }
@@ -92,7 +93,7 @@ static void gemm_int8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int6
         int64_t second = out + LANES < range.end ? LANES * depth : 0;
         for (int64_t r = 0, taken; r < rows; r += taken) {
             taken = next_rows(rows - r, INT8_MAX_ROWS);
-            DISPATCH_ROWS_8(taken, gemm_int8_rows, rows_from(x, r, depth), w, out, second, y + r * w->outputs)
+            DISPATCH_ROWS(INT8_MAX_ROWS, taken, gemm_int8_rows, rows_from(x, r, depth), w, out, second, y + r * w->outputs)
         }
     }
 }
@@ -116,8 +117,5 @@ void linear_int8(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t
     quantize_rows_int8(x, *quantized, rows, w->inputs);
     parallel(threads, linear_int8_share, &(Int8Call){*quantized, w, y, rows});
 }
-#else
-int has_linear_int8(void) { return 0; }
-#endif
 
 #endif

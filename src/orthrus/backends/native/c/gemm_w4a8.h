@@ -17,57 +17,70 @@
 #include "team.h"
 #include "threads.h"
 
-#ifdef HAVE_VNNI
-/* The most rows whose sums fit in registers, and the most that run on vectors where there are tiles: the sums are exact, so
- * both give the same bits. */
-enum { W4A8_MAX_ROWS = 6, W4A8_VECTOR_ROWS = 4 };
+/* The most rows, and the panels at a time, whose sums within a group fit in registers. */
+#if SIMD_REGISTERS == 32
+#define W4A8_MAX_ROWS 6
+enum { W4A8_PANELS = 2 };
+#else
+#define W4A8_MAX_ROWS 3
+enum { W4A8_PANELS = 1 };
+#endif
+/* The most rows that run on vectors where there are tiles: the sums are exact, so both give the same bits. */
+enum { W4A8_VECTOR_ROWS = 4 };
 
-int has_linear_w4a8(void) { return GROUP; }
+/* Adds the inputs from `k` on of a group of W4A8_PANELS panels, from panel `first` on of the two whose sums are in `total`. */
+ALWAYS_INLINE void add_w4a8_group(const int rows, QuantizedRows x, int64_t k, int64_t depth, const char *group,
+                                  const int first, f32x16 (*total)[2]) {
+    i32x16 part[W4A8_MAX_ROWS][W4A8_PANELS];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int p = 0; p < W4A8_PANELS; p++) part[r][p] = i32_zero();
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++)
+#pragma GCC unroll 2
+        for (int p = 0; p < W4A8_PANELS; p++) {
+            i32x16 packed = i32_load(group + p * Q4_BYTES + 64 * t);
+            i32x16 low = low_nibbles(packed), high = high_nibbles(packed);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
+                int32_t fours[2];
+                memcpy(fours, x.codes + r * depth + k + 8 * t, 8);
+                part[r][p] = dot_u4(part[r][p], low, i32_set1(fours[0]));
+                part[r][p] = dot_u4(part[r][p], high, i32_set1(fours[1]));
+            }
+        }
+#pragma GCC unroll 2
+    for (int p = 0; p < W4A8_PANELS; p++) {
+        f32x16 scale = q4_scales(group + p * Q4_BYTES), min = q4_mins(group + p * Q4_BYTES);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            f32x16 *to = &total[r][first + p];
+            *to = f32_fma(i32_to_f32(u4_sums(part[r][p])), scale, *to);
+            *to = f32_fma(f32_broadcast(x.sums + (r * depth + k) / GROUP), min, *to);
+        }
+    }
+}
 
 /* `rows` rows by 32 outputs from `output` on. */
 ALWAYS_INLINE void gemm_w4a8_rows(const int rows, QuantizedRows x, const LinearWeights *w, int64_t output, scalar_t *y) {
-    const __m512i code_mask = _mm512_set1_epi8(15);
     int64_t depth = w->inputs, outputs = w->outputs;
     const char *panels = (const char *)w->weight + output * depth / GROUP_WEIGHTS * Q4_BYTES;
-    __m512 total[W4A8_MAX_ROWS][2];
+    f32x16 total[W4A8_MAX_ROWS][2];
 #pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) total[r][0] = total[r][1] = _mm512_setzero_ps();
+    for (int r = 0; r < rows; r++) total[r][0] = total[r][1] = f32_zero();
     for (int64_t k = 0; k < depth; k += GROUP, panels += 2 * Q4_BYTES) {
-        __m512i part[W4A8_MAX_ROWS][2];
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) part[r][0] = part[r][1] = _mm512_setzero_si512();
         prefetch_group(panels, 2 * Q4_BYTES);
-#pragma GCC unroll 4
-        for (int t = 0; t < 4; t++)
 #pragma GCC unroll 2
-            for (int p = 0; p < 2; p++) {
-                __m512i packed = _mm512_loadu_si512(panels + p * Q4_BYTES + 64 * t);
-                __m512i low = _mm512_and_si512(packed, code_mask);
-                __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), code_mask);
-#pragma GCC unroll 6
-                for (int r = 0; r < rows; r++) {
-                    int32_t fours[2];
-                    memcpy(fours, x.codes + r * depth + k + 8 * t, 8);
-                    part[r][p] = _mm512_dpbusd_epi32(part[r][p], low, _mm512_set1_epi32(fours[0]));
-                    part[r][p] = _mm512_dpbusd_epi32(part[r][p], high, _mm512_set1_epi32(fours[1]));
-                }
-            }
-#pragma GCC unroll 2
-        for (int p = 0; p < 2; p++) {
-            __m512 scale = q4_scales(panels + p * Q4_BYTES), min = q4_mins(panels + p * Q4_BYTES);
-#pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                total[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(part[r][p]), scale, total[r][p]);
-                total[r][p] = _mm512_fmadd_ps(broadcast(x.sums + (r * depth + k) / GROUP), min, total[r][p]);
-            }
-        }
+        for (int first = 0; first < 2; first += W4A8_PANELS)
+            add_w4a8_group(rows, x, k, depth, panels + first * Q4_BYTES, first, total);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
         for (int p = 0; p < 2; p++) {
             int64_t at = output + p * LANES;
-            store_outputs(_mm512_mul_ps(total[r][p], _mm512_set1_ps(x.scales[r])), bias_at(w, at), y + r * outputs + at);
+            store_outputs(f32_mul(total[r][p], f32_set1(x.scales[r])), bias_at(w, at), y + r * outputs + at);
         }
 }
 
@@ -83,7 +96,7 @@ static void gemm_w4a8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int6
     for (int64_t out = range.begin; out < range.end; out += 2 * LANES)
         for (int64_t r = 0, taken; r < rows; r += taken) {
             taken = next_rows(rows - r, W4A8_MAX_ROWS);
-            DISPATCH_ROWS_6(taken, gemm_w4a8_rows, rows_from(x, r, w->inputs), w, out, y + r * w->outputs)
+            DISPATCH_ROWS(W4A8_MAX_ROWS, taken, gemm_w4a8_rows, rows_from(x, r, w->inputs), w, out, y + r * w->outputs)
         }
 }
 
@@ -106,8 +119,5 @@ void linear_w4a8(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t
     quantize_rows_groups(x, *quantized, rows, w->inputs);
     parallel(threads, linear_w4a8_share, &(W4A8Call){*quantized, w, y, rows});
 }
-#else
-int has_linear_w4a8(void) { return 0; }
-#endif
 
 #endif

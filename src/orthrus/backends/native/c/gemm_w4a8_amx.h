@@ -13,7 +13,7 @@
 #include "simd.h"
 #include "threads.h"
 
-#if defined(HAVE_AMX) && defined(HAVE_VNNI)
+#ifdef HAVE_AMX
 /* Groups in flight: while group g is multiplied, g + 2 is unpacked and g - 2 is added, because a load right after the store
  * of what it reads would wait for it. */
 enum { STAGES = 4 };
@@ -136,7 +136,7 @@ static void gemm_w4a8_amx(QuantizedRows x, const LinearWeights *w, scalar_t *y, 
             if (configured != taken) configure_group_tiles(configured = taken);
             for (int64_t p = 0; p < 2; p++) {
                 QuantizedRows from = rows_from(x, r, w->inputs);
-                DISPATCH_ROWS_16(taken, gemm_w4a8_amx_rows, from, w, out + p * LANES, y + r * w->outputs)
+                DISPATCH_ROWS(16, taken, gemm_w4a8_amx_rows, from, w, out + p * LANES, y + r * w->outputs)
             }
         }
     _tile_release();

@@ -15,17 +15,16 @@ enum { Q4_BYTES = GROUP_WEIGHTS / 2 + 4 * LANES, Q8_BYTES = GROUP_WEIGHTS + 2 * 
 
 static inline int64_t group_bytes(int64_t format) { return format == FORMAT_Q8 ? Q8_BYTES : Q4_BYTES; }
 
-#ifdef HAVE_AVX512
-static inline __m512 q4_scales(const char *group) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(group + Q4_BYTES) - 2));
+static inline f32x16 q4_scales(const char *group) {
+    return load_f16(group + Q4_BYTES - 4 * LANES);
 }
 
-static inline __m512 q4_mins(const char *group) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(group + Q4_BYTES) - 1));
+static inline f32x16 q4_mins(const char *group) {
+    return load_f16(group + Q4_BYTES - 2 * LANES);
 }
 
-static inline __m512 q8_scales(const char *group) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(group + Q8_BYTES) - 1));
+static inline f32x16 q8_scales(const char *group) {
+    return load_f16(group + Q8_BYTES - 2 * LANES);
 }
 
 static inline void prefetch_group(const char *group, int64_t bytes) {
@@ -43,11 +42,10 @@ typedef struct {
 
 static inline void load_group_scales(int64_t format, const char *group, GroupScales *to) {
     if (format == FORMAT_Q4) {
-        _mm512_storeu_ps(to->scale, q4_scales(group));
-        _mm512_storeu_ps(to->min, q4_mins(group));
-    } else _mm512_storeu_ps(to->scale, q8_scales(group));
+        f32_store(to->scale, q4_scales(group));
+        f32_store(to->min, q4_mins(group));
+    } else f32_store(to->scale, q8_scales(group));
     __asm__("" : "+m"(*to)); /* otherwise the compiler keeps them in registers */
 }
-#endif
 
 #endif

@@ -26,7 +26,6 @@ int has_amx(void) { return use_amx = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM
 int has_amx(void) { return 0; }
 #endif
 
-#ifdef HAVE_GEMM
 /* See gemm_bf16.h and gemm_f32.h. */
 int64_t k_interleave(int64_t depth) { return interleave_of(depth); }
 
@@ -46,8 +45,5 @@ static void linear_call_share(void *argument, Thread thread) {
 void linear(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, int64_t threads) {
     parallel(threads, linear_call_share, &(LinearCall){x, w, y, rows});
 }
-#else
-int64_t k_interleave(int64_t depth) { return 0 * depth; }
-#endif
 
 #endif

@@ -12,7 +12,7 @@
 #include "team.h"
 #include "threads.h"
 
-#ifdef HAVE_LINEAR_DEQUANT
+#ifdef BFLOAT16
 
 int has_linear_dequant(void) { return GROUP; }
 

@@ -11,8 +11,7 @@
 #include "simd.h"
 #include "threads.h"
 
-#if defined(HAVE_BF16_DOT) && defined(HAVE_AVX512)
-#define HAVE_LINEAR_DEQUANT
+#ifdef BFLOAT16
 
 /* Scalars of scratch memory that a thread needs: an expanded panel of 32 outputs and four tiles. */
 static inline int64_t dequant_scratch_scalars(int64_t depth) { return 2 * LANES * depth + 4 * GROUP_WEIGHTS; }

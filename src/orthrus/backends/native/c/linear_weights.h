@@ -43,11 +43,9 @@ typedef struct {
 
 static inline const scalar_t *bias_at(const LinearWeights *w, int64_t output) { return w->bias ? w->bias + output : 0; }
 
-#ifdef HAVE_AVX512
 /* The epilogue of a product: sixteen sums, plus the bias where there is one, to y. */
-static inline void store_outputs(__m512 sums, const scalar_t *bias, scalar_t *y) {
-    store_lanes(y, bias ? _mm512_add_ps(sums, load_lanes(bias)) : sums);
+static inline void store_outputs(f32x16 sums, const scalar_t *bias, scalar_t *y) {
+    store_lanes(y, bias ? f32_add(sums, load_lanes(bias)) : sums);
 }
-#endif
 
 #endif

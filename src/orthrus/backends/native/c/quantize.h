@@ -14,23 +14,20 @@ typedef struct {
     float *scales, *sums;
 } QuantizedRows;
 
-enum { INT8_SHIFT = 128 };
-
 static inline QuantizedRows rows_from(QuantizedRows x, int64_t row, int64_t depth) {
     return (QuantizedRows){x.codes + row * depth, x.scales + row, x.sums ? x.sums + row * depth / GROUP : 0};
 }
 
-#ifdef HAVE_VNNI
 /* One row to unsigned codes around INT8_SHIFT; returns its scale. `depth` is a multiple of LANES. */
 static float quantize_row_int8(const scalar_t *x, uint8_t *codes, int64_t depth) {
-    __m512 tops = _mm512_setzero_ps();
-    for (int64_t i = 0; i < depth; i += LANES) tops = _mm512_max_ps(tops, _mm512_abs_ps(load_lanes(x + i)));
-    float max = _mm512_reduce_max_ps(tops);
-    __m512 inverse = _mm512_set1_ps(max > 0 ? 127.0f / max : 0.0f);
+    f32x16 tops = f32_zero();
+    for (int64_t i = 0; i < depth; i += LANES) tops = f32_max(tops, f32_abs(load_lanes(x + i)));
+    float max = f32_reduce_max(tops);
+    f32x16 inverse = f32_set1(max > 0 ? 127.0f / max : 0.0f);
     for (int64_t i = 0; i < depth; i += LANES) {
-        __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(load_lanes(x + i), inverse));
-        __m512i shifted = _mm512_add_epi32(rounded, _mm512_set1_epi32(INT8_SHIFT));
-        _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(shifted));
+        i32x16 rounded = f32_to_i32(f32_mul(load_lanes(x + i), inverse));
+        i32x16 shifted = i32_add(rounded, i32_set1(INT8_SHIFT));
+        i32_store_bytes(codes + i, shifted);
     }
     return max / 127.0f;
 }
@@ -38,13 +35,7 @@ static float quantize_row_int8(const scalar_t *x, uint8_t *codes, int64_t depth)
 /* One row to signed codes, and the sum of each group of them; returns its scale. */
 static float quantize_row_groups(const scalar_t *x, uint8_t *codes, float *sums, int64_t depth) {
     float scale = quantize_row_int8(x, codes, depth);
-    const __m256i ones = _mm256_set1_epi8(1), shift = _mm256_set1_epi8((char)INT8_SHIFT);
-    for (int64_t i = 0; i < depth; i += GROUP) {
-        __m256i *at = (__m256i *)(codes + i), signed_codes = _mm256_xor_si256(_mm256_loadu_si256(at), shift);
-        _mm256_storeu_si256(at, signed_codes);
-        __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, signed_codes);
-        sums[i / GROUP] = (float)_mm512_reduce_add_epi32(_mm512_zextsi256_si512(fours));
-    }
+    for (int64_t i = 0; i < depth; i += GROUP) sums[i / GROUP] = (float)make_signed(codes + i);
     return scale;
 }
 
@@ -56,6 +47,5 @@ static void quantize_rows_groups(const scalar_t *x, QuantizedRows to, int64_t ro
     for (int64_t r = 0; r < rows; r++)
         to.scales[r] = quantize_row_groups(x + r * depth, to.codes + r * depth, to.sums + r * depth / GROUP, depth);
 }
-#endif
 
 #endif

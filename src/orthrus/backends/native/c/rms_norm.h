@@ -14,11 +14,9 @@
 static inline float inverse_rms(const scalar_t *x, int64_t size, float eps) {
     float lanes[LANES] = {0};
     int64_t i = 0;
-#ifdef HAVE_AVX512
-    __m512 sums = _mm512_setzero_ps();
-    for (; i + LANES <= size; i += LANES) sums = _mm512_add_ps(sums, _mm512_mul_ps(load_lanes(x + i), load_lanes(x + i)));
-    _mm512_storeu_ps(lanes, sums);
-#endif
+    f32x16 sums = f32_zero();
+    for (; i + LANES <= size; i += LANES) sums = f32_add(sums, f32_mul(load_lanes(x + i), load_lanes(x + i)));
+    f32_store(lanes, sums);
     for (; i + LANES <= size; i += LANES)
         for (int l = 0; l < LANES; l++) lanes[l] += to_float(x[i + l]) * to_float(x[i + l]);
     for (int l = 0; i + l < size; l++) lanes[l] += to_float(x[i + l]) * to_float(x[i + l]);
@@ -30,9 +28,7 @@ static inline float inverse_rms(const scalar_t *x, int64_t size, float eps) {
 /* x += delta */
 static inline void add_row(scalar_t *x, const scalar_t *delta, int64_t size) {
     int64_t i = 0;
-#ifdef HAVE_AVX512
-    for (; i + LANES <= size; i += LANES) store_lanes(x + i, _mm512_add_ps(load_lanes(x + i), load_lanes(delta + i)));
-#endif
+    for (; i + LANES <= size; i += LANES) store_lanes(x + i, f32_add(load_lanes(x + i), load_lanes(delta + i)));
     for (; i < size; i++) x[i] = from_float(to_float(x[i]) + to_float(delta[i]));
 }
 
@@ -40,12 +36,10 @@ static inline void add_row(scalar_t *x, const scalar_t *delta, int64_t size) {
 static inline void scale_row(const scalar_t *x, float factor, const scalar_t *weight, float offset, scalar_t *out,
                              int64_t size) {
     int64_t i = 0;
-#ifdef HAVE_AVX512
     for (; i + LANES <= size; i += LANES) {
-        __m512 by = _mm512_add_ps(load_lanes(weight + i), _mm512_set1_ps(offset));
-        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(factor)), by));
+        f32x16 by = f32_add(load_lanes(weight + i), f32_set1(offset));
+        store_lanes(out + i, f32_mul(f32_mul(load_lanes(x + i), f32_set1(factor)), by));
     }
-#endif
     for (; i < size; i++) out[i] = from_float(to_float(x[i]) * factor * (to_float(weight[i]) + offset));
 }
 

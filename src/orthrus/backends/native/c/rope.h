@@ -28,18 +28,14 @@ static inline float clamp_finite(float x) {
     return x < CACHE_LIMIT ? x : CACHE_LIMIT;
 }
 
-#ifdef HAVE_AVX512
-static inline __m512 clamp_finite_lanes(__m512 x) { /* of a comparison with NaN, the result is the second operand */
-    return _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-CACHE_LIMIT)), _mm512_set1_ps(CACHE_LIMIT));
+static inline f32x16 clamp_finite_lanes(f32x16 x) { /* of a comparison with NaN, the result is the second operand */
+    return f32_min(f32_max(x, f32_set1(-CACHE_LIMIT)), f32_set1(CACHE_LIMIT));
 }
-#endif
 
 /* out = clamp(x) */
 static inline void copy_finite(const scalar_t *x, scalar_t *out, int64_t size) {
     int64_t i = 0;
-#ifdef HAVE_AVX512
     for (; i + LANES <= size; i += LANES) store_lanes(out + i, clamp_finite_lanes(load_lanes(x + i)));
-#endif
     for (; i < size; i++) out[i] = from_float(clamp_finite(to_float(x[i])));
 }
 
@@ -49,20 +45,18 @@ static inline void rope_head(const scalar_t *x, const scalar_t *norm, const floa
     int64_t half = size / 2;
     float inverse = norm ? inverse_rms(x, size, rope->eps) : 1.0f, offset = rope->norm_offset;
     int64_t i = 0;
-#ifdef HAVE_AVX512
     for (; i + LANES <= half; i += LANES) {
-        __m512 a = _mm512_mul_ps(load_lanes(x + i), _mm512_set1_ps(inverse));
-        __m512 b = _mm512_mul_ps(load_lanes(x + i + half), _mm512_set1_ps(inverse));
+        f32x16 a = f32_mul(load_lanes(x + i), f32_set1(inverse));
+        f32x16 b = f32_mul(load_lanes(x + i + half), f32_set1(inverse));
         if (norm) {
-            a = _mm512_mul_ps(a, _mm512_add_ps(load_lanes(norm + i), _mm512_set1_ps(offset)));
-            b = _mm512_mul_ps(b, _mm512_add_ps(load_lanes(norm + i + half), _mm512_set1_ps(offset)));
+            a = f32_mul(a, f32_add(load_lanes(norm + i), f32_set1(offset)));
+            b = f32_mul(b, f32_add(load_lanes(norm + i + half), f32_set1(offset)));
         }
-        __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
-        __m512 c2 = _mm512_loadu_ps(cos + i + half), s2 = _mm512_loadu_ps(sin + i + half);
-        store_lanes(out + i, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s))));
-        store_lanes(out + i + half, clamp_finite_lanes(_mm512_add_ps(_mm512_mul_ps(b, c2), _mm512_mul_ps(a, s2))));
+        f32x16 c = f32_load(cos + i), s = f32_load(sin + i);
+        f32x16 c2 = f32_load(cos + i + half), s2 = f32_load(sin + i + half);
+        store_lanes(out + i, clamp_finite_lanes(f32_add(f32_mul(a, c), f32_mul(b, s))));
+        store_lanes(out + i + half, clamp_finite_lanes(f32_add(f32_mul(b, c2), f32_mul(a, s2))));
     }
-#endif
     for (; i < half; i++) {
         float a = to_float(x[i]) * inverse, b = to_float(x[i + half]) * inverse;
         if (norm) a *= to_float(norm[i]) + offset, b *= to_float(norm[i + half]) + offset;

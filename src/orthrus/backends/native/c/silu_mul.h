@@ -12,15 +12,11 @@
 /* out[i] = silu(x[i]) * x[size + i] for i in `range`. */
 static inline void silu_mul_row(const scalar_t *x, scalar_t *out, int64_t size, Range range) {
     int64_t i = range.begin;
-#ifdef HAVE_AVX512
     for (; i + LANES <= range.end; i += LANES) {
-        __m512 g = load_lanes(x + i), up = load_lanes(x + size + i);
-        __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), fast_exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), g)));
-        __m512 r = _mm512_rcp14_ps(d); /* 1 / d, accurate to a unit or two after one Newton step */
-        r = _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));
-        store_lanes(out + i, _mm512_mul_ps(_mm512_mul_ps(g, r), up));
+        f32x16 g = load_lanes(x + i), up = load_lanes(x + size + i);
+        f32x16 d = f32_add(f32_set1(1.0f), fast_exp_lanes(f32_sub(f32_zero(), g)));
+        store_lanes(out + i, f32_mul(f32_mul(g, f32_reciprocal(d)), up));
     }
-#endif
     for (; i < range.end; i++) {
         float g = to_float(x[i]);
         out[i] = from_float(g / (1.0f + fast_exp(-g)) * to_float(x[size + i]));
@@ -31,14 +27,12 @@ static inline void silu_mul_row(const scalar_t *x, scalar_t *out, int64_t size, 
 static inline void gelu_mul_row(const scalar_t *x, scalar_t *out, int64_t size, Range range) {
     const float linear = 1.5957691216f, cubic = 0.0713548162f; /* 2 sqrt(2 / pi), and 0.044715 times that */
     int64_t i = range.begin;
-#ifdef HAVE_AVX512
     for (; i + LANES <= range.end; i += LANES) {
-        __m512 g = load_lanes(x + i), up = load_lanes(x + size + i), square = _mm512_mul_ps(g, g);
-        __m512 slope = _mm512_add_ps(_mm512_set1_ps(linear), _mm512_mul_ps(_mm512_set1_ps(cubic), square));
-        __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), fast_exp_lanes(_mm512_mul_ps(g, slope)));
-        store_lanes(out + i, _mm512_mul_ps(_mm512_sub_ps(g, _mm512_div_ps(g, d)), up));
+        f32x16 g = load_lanes(x + i), up = load_lanes(x + size + i), square = f32_mul(g, g);
+        f32x16 slope = f32_add(f32_set1(linear), f32_mul(f32_set1(cubic), square));
+        f32x16 d = f32_add(f32_set1(1.0f), fast_exp_lanes(f32_mul(g, slope)));
+        store_lanes(out + i, f32_mul(f32_sub(g, f32_div(g, d)), up));
     }
-#endif
     for (; i < range.end; i++) {
         float g = to_float(x[i]);
         out[i] = from_float((g - g / (1.0f + fast_exp(g * (linear + cubic * g * g)))) * to_float(x[size + i]));

@@ -4,22 +4,47 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum { LANES = 16 };
 
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-#define HAVE_AVX512
+/* f32x16, i32x16: sixteen lanes of fp32 or of integers, in as many registers as they take. Every level has the same
+ * operations with the same bits, except for the instructions on bf16 and the reciprocal of AVX-512:
+ *
+ * f32_fma(a, b, c)        a b + c, f32_fnma(a, b, c) c - a b, rounded once
+ * f32_max, f32_min        the second operand where one is NaN
+ * f32_round, f32_scale    to the nearest integer, ties to even; a 2^whole
+ * f32_reciprocal          1 / a, accurate to two units in the last place
+ * f32_reduce_add, _max    over all lanes: those 8 apart first, then 4, 2 and 1
+ * lanes_between           the lanes i to i + 15 from `first` to below `stop`; f32_keep(mask, a): others become 0;
+ *                         f32_mask_max(mask, a, b): others stay a
+ * i32_load_words          8 words if `count` < 16, then zeros, else 16
+ * i32_repeat4, f32_repeat4  four words in every quarter; f32_quarters: a float in every quarter
+ * f32_unpack_low, _high   of every quarter the first, or last, two floats of a and b in turn; _pairs: of pairs of floats
+ * low_nibbles             the lower half of every byte, in bytes; high_nibbles: the upper one
+ * dot_bf16                sums + the products of pairs of bf16 in every word
+ * dot_i8                  sums + the products of four codes around INT8_SHIFT by four signed bytes in every word, exact
+ * dot_u4, u4_sums         the same with values from 0 to 15 by signed codes: u4_sums of at most 8 calls
+ * make_signed             subtracts INT8_SHIFT from 32 codes in memory and returns their sum
+ * transpose_4x4           four rows of words; out[j stride + i] = rows[i][j]
+ * interleave_i16          16 numbers of 16 bits of each of two arrays, in turn
+ *
+ * SIMD_REGISTERS is the number of such vectors that fit in registers. ORTHRUS_PLAIN_C chooses the level without
+ * intrinsics. */
+#if defined(ORTHRUS_PLAIN_C)
+#include "simd_plain.h"
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "simd_avx2.h"
+#elif defined(__aarch64__)
+#include "simd_neon.h"
+#else
+#include "simd_plain.h"
 #endif
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define HAVE_VNNI
-#endif
-#if defined(BFLOAT16) && defined(__AVX512BF16__)
-#define HAVE_BF16_DOT
+#if !defined(SIMD_AVX512) || !defined(HAVE_BF16_DOT)
+#include "simd_bf16.h"
 #endif
 
 #ifdef BFLOAT16
@@ -63,60 +88,45 @@ static inline float fast_exp(float x) {
     return p * scale;
 }
 
-#if defined(__AVX512F__)
 /* Weights are read from memory once and in order. The more arithmetic per weight, the less far the hardware prefetcher
  * looks ahead. */
 enum { PREFETCH_BYTES = 4096 };
 
-static inline void prefetch_ahead(const void *weights) {
-    _mm_prefetch((const char *)weights + PREFETCH_BYTES, _MM_HINT_T0);
-}
+static inline void prefetch(const void *address) { __builtin_prefetch(address, 0, 3); }
 
-/* One float in all lanes, by a load alone: the code for `_mm512_set1_ps` takes a shuffle as well on Zen 4. */
-static inline __m512 broadcast(const float *x) {
-    __m512i lanes;
-    __asm__("vpbroadcastd %1, %0" : "=v"(lanes) : "m"(*x));
-    return _mm512_castsi512_ps(lanes);
-}
-#endif
+static inline void prefetch_ahead(const void *weights) { prefetch((const char *)weights + PREFETCH_BYTES); }
 
-#ifdef HAVE_AVX512
 /* Sixteen scalars. */
-static inline __m512 load_lanes(const scalar_t *x) {
+static inline f32x16 load_lanes(const scalar_t *x) {
 #ifdef BFLOAT16
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
+    return load_bf16(x);
 #else
-    return _mm512_loadu_ps(x);
+    return f32_load(x);
 #endif
 }
 
-static inline void store_lanes(scalar_t *y, __m512 values) {
-#if defined(HAVE_BF16_DOT)
-    _mm256_storeu_si256((__m256i *)y, (__m256i)_mm512_cvtneps_pbh(values));
-#elif defined(BFLOAT16)
-    __m512i bits = _mm512_castps_si512(values), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    _mm256_storeu_si256((__m256i *)y, _mm512_cvtepi32_epi16(bits));
+static inline void store_lanes(scalar_t *y, f32x16 values) {
+#ifdef BFLOAT16
+    store_bf16(y, values);
 #else
-    _mm512_storeu_ps(y, values);
+    f32_store(y, values);
 #endif
 }
 
 /* exp of sixteen lanes, for x up to 80. */
-static inline __m512 fast_exp_lanes(__m512 x) {
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(80.0f));
-    __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fmadd_ps(whole, _mm512_set1_ps(2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, whole);
+static inline f32x16 fast_exp_lanes(f32x16 x) {
+    x = f32_min(f32_max(x, f32_set1(-87.0f)), f32_set1(80.0f));
+    f32x16 whole = f32_round(f32_mul(x, f32_set1(1.44269504f)));
+    f32x16 r = f32_fnma(whole, f32_set1(0.693359375f), x);
+    r = f32_fma(whole, f32_set1(2.12194440e-4f), r);
+    f32x16 p = f32_set1(1.9875691500e-4f);
+    p = f32_fma(p, r, f32_set1(1.3981999507e-3f));
+    p = f32_fma(p, r, f32_set1(8.3334519073e-3f));
+    p = f32_fma(p, r, f32_set1(4.1665795894e-2f));
+    p = f32_fma(p, r, f32_set1(1.6666665459e-1f));
+    p = f32_fma(p, r, f32_set1(5.0000001201e-1f));
+    p = f32_fma(f32_mul(p, r), r, f32_add(r, f32_set1(1.0f)));
+    return f32_scale(p, whole);
 }
-#endif
 
 #endif

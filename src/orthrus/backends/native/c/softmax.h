@@ -37,18 +37,14 @@ static void top1_probability_share(void *argument, Thread thread) {
         const scalar_t *row = call->x + n * size;
         float max = -INFINITY, sum = 0;
         int64_t i = 0;
-#ifdef HAVE_AVX512
-        __m512 tops = _mm512_set1_ps(max), sums = _mm512_setzero_ps();
-        for (; i + LANES <= size; i += LANES) tops = _mm512_max_ps(tops, load_lanes(row + i));
-        max = _mm512_reduce_max_ps(tops);
-#endif
+        f32x16 tops = f32_set1(max), sums = f32_zero();
+        for (; i + LANES <= size; i += LANES) tops = f32_max(tops, load_lanes(row + i));
+        max = f32_reduce_max(tops);
         for (; i < size; i++) max = to_float(row[i]) > max ? to_float(row[i]) : max;
         i = 0;
-#ifdef HAVE_AVX512
         for (; i + LANES <= size; i += LANES)
-            sums = _mm512_add_ps(sums, fast_exp_lanes(_mm512_sub_ps(load_lanes(row + i), _mm512_set1_ps(max))));
-        sum = _mm512_reduce_add_ps(sums);
-#endif
+            sums = f32_add(sums, fast_exp_lanes(f32_sub(load_lanes(row + i), f32_set1(max))));
+        sum = f32_reduce_add(sums);
         for (; i < size; i++) sum += fast_exp(to_float(row[i]) - max);
         call->out[n] = 1.0f / sum;
     }
