@@ -55,12 +55,20 @@ def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
     train = f"train -o run --data data --model {bare} --steps 4 --validate-every 2 {TOY}"
     code, out, err = run(train)
     assert code == 0, err
-    assert "held-out prompts decode with A" in err
+    assert "held-out records decode with A" in err
     assert "the adapter is run/best" in out
-    code, _, err = run(f"export -o whole --model {bare} --adapter run/best --dtype float32")
+    head = f"train -o head --data data --model {bare} --warm-start run/best --head-only --epochs 2 {TOY}"
+    code, out, err = run(head)
+    assert code == 0, err
+    assert "the rows of all blocks are computed once" in err
+    assert err.count("held-out records replay trees of 8 with A") == 2
+    code, out, err = run(f"{head.replace('-o head', '-o head2')} --no-keep-rows")
+    assert code == 0, err
+    assert [(tmp_path / name / "rows").exists() for name in ("head", "head2")] == [True, False]
+    code, _, err = run(f"export -o whole --model {bare} --adapter head/best --dtype float32")
     assert code == 0, err
     texts = []
-    for how in ("--model whole", f"--model {bare} --adapter run/best", f"--model {bare}"):
+    for how in ("--model whole", f"--model {bare} --adapter head/best", f"--model {bare}"):
         code, out, err = run(f"generate hello {how} --max-new-tokens 20 --json --dtype float32")
         assert code == 0, err
         texts.append(json.loads(out)["tokens"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import tiny
@@ -18,12 +17,8 @@ from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Proposal, rejection
 from orthrus.decoding.sampling import Sampler
 from orthrus.file_cache import cache_directory
-from orthrus.model.draft_head import CANDIDATES, DraftHead, typical_inverse_temperature
+from orthrus.model.draft_head import CANDIDATES, DraftHead
 from orthrus.runner.draft_tree import BlockRows
-from orthrus.runner.runner import Runner
-from orthrus.training.blocks import Blocks
-from orthrus.training.draft_head import calibrate, corrections, head_rows
-from orthrus.training.step import states_of
 
 D, V, UNITS = 64, 100, 32
 
@@ -171,53 +166,3 @@ def test_a_damaged_head_leaves_the_first_row(kernels, value):
     tree = kernels.draft_tree(logits, [1.0] * 3, 20, inputs)
     assert tree.parents[:CANDIDATES] == [-1] * CANDIDATES
     assert all(0 <= confidence <= 1 for confidence in tree.confidence)
-
-
-def with_head(family):
-    """A tiny decoder with a random draft head."""
-    made = tiny.decoder(family)
-    own = made.set_draft_head(UNITS)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in own.parameters():
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
-    return made
-
-
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])
-def test_the_head_in_training_is_the_head_in_decoding(family):
-    """The probabilities of the candidates of a row, given the token before it, at the same root."""
-    trained, runner = with_head(family), Runner.prepare(with_head(family), implementations("fp32")[-1])
-    tokens, roots = torch.tensor(tiny.request(40).prompt), [9, 20, 30]
-    blocks = Blocks(tokens, (0,), torch.tensor(roots), torch.tensor([40] * 3), 8, 7)
-    states = states_of(trained, blocks)
-    rows = head_rows(trained, states)
-    logits_NX = torch.cat((rows.logits_NC + corrections(trained, rows), rows.rest_N[:, None]), dim=-1)
-    expected = iter(zip(rows.candidates_NC.tolist(), logits_NX.softmax(-1)[:, :-1].tolist(), strict=True))
-    for root in roots:
-        table = runner.new_tables()
-        tiny.ar(runner, tokens[None, :root], table, rows=[])
-        table[0].commit(root)
-        logits, hidden = (part[0] for part in runner.diffuse_rows([int(tokens[root])], 8, table, rows=7))
-        for row in range(1, 7):
-            first, states = int(tokens[root + row]), hidden[row - 1 : row + 1]
-            tree = BlockRows.of(runner, states, first).tree(logits[row : row + 1], [1.0], CANDIDATES)
-            found = dict(zip(tree.tokens, tree.confidence, strict=True))
-            assert found == pytest.approx(dict(zip(*next(expected), strict=True)), rel=1e-3, abs=1e-5)
-
-
-def test_a_calibration_finds_the_temperature_of_the_ar_view():
-    """Where a view is the AR view with other logits, its inverse temperature makes the share of hits its confidence."""
-    decoder = with_head("qwen3")
-    with torch.no_grad():
-        decoder.draft_head.output.zero_()
-    tokens = torch.tensor(tiny.request(40).prompt)
-    blocks = Blocks(tokens, (0,), torch.tensor([9, 20, 30]), torch.tensor([40] * 3), 8, 7)
-    states = states_of(decoder, blocks)
-    calibrate(decoder, [states])
-    found = decoder.draft_head.inverse_temperatures.tolist()
-    assert all(0.25 <= value <= 4 for value in found)
-    calibrate(decoder, [replace(states, hidden_SKD=states.hidden_SKD * 2)])
-    for before, after in zip(found, decoder.draft_head.inverse_temperatures.tolist(), strict=True):
-        assert after == pytest.approx(max(before / 2, 0.25), rel=0.2)
-    calibrate(decoder, [])
-    assert decoder.draft_temperatures() == pytest.approx([1 / typical_inverse_temperature(row) for row in range(7)])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from test_training_run import config, train
+from test_training_run import config, corpus, train, trainer_of
 
 from orthrus.checkpoint import draft_head, export, hub
+from orthrus.training import head_task
 from orthrus.training.metrics import read
+from orthrus.training.packing import Packing
 
 HEAD = {"head_units": 16, "head_learning_rate": 3e-2}
 
@@ -58,7 +61,57 @@ def test_a_head_alone_lowers_its_loss_and_changes_nothing_else(bare, jsonl, tmp_
     )
     inverse = made.checkpoint.decoder.draft_head.inverse_temperatures
     assert len(set(inverse.tolist())) > 1
-    assert all(0.25 <= value <= 4 for value in inverse.tolist())
+    assert all(0.6 <= value <= 2.7 for value in inverse.tolist())
+
+
+def test_the_rows_of_a_frozen_view_are_computed_once(bare, jsonl, tmp_path, monkeypatch):
+    """Also where the run is killed meanwhile, and the steps that follow have the same bits."""
+    calls, original = [], head_task.head_rows
+
+    def counted(*arguments):
+        calls.append(arguments[1].blocks.tokens_T.tolist())
+        return original(*arguments)
+
+    monkeypatch.setattr(head_task, "head_rows", counted)
+    settings = {"head_only": True, **HEAD}
+    whole = train(bare, jsonl, tmp_path / "whole", steps=40, **settings)
+    files, packing = tmp_path / "whole" / "rows", Packing(corpus(jsonl).documents, config())
+    assert len(calls) == len({str(tokens) for tokens in calls})
+    assert len(calls) == packing.texts_per_epoch() + (files / "held-out" / "done").stat().st_size
+    assert whole.rows_on_disk == sum(
+        path.stat().st_size for path in files.glob("*/*") if path.name not in ("rows.json", "done")
+    )
+    assert Path(files / "train" / "counts_S").stat().st_size == 4 * packing.blocks_per_epoch()
+    made, count = trainer_of(bare, jsonl, tmp_path / "parts", steps=40, **settings), len(calls)
+    for done, _ in made.prepare():
+        if done == 3:
+            break
+    again = train(bare, jsonl, tmp_path / "parts", steps=40, **settings)
+    assert len(calls) == 2 * count
+    assert_same(parameters(whole, "draft_head."), parameters(again, "draft_head."))
+
+
+def test_stopping_while_rows_are_computed_takes_no_step(bare, jsonl, tmp_path):
+    made = trainer_of(bare, jsonl, tmp_path / "run", head_only=True, **HEAD)
+    made.stop()
+    assert list(made.run()) == []
+    assert made.done == 0
+    assert train(bare, jsonl, tmp_path / "run", head_only=True, **HEAD).done == 6
+
+
+def test_rows_of_something_else_are_refused(bare, jsonl, tmp_path):
+    train(bare, jsonl, tmp_path / "run", head_only=True, **HEAD)
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match="rows of another view, other texts or other settings"):
+        train(bare, jsonl, tmp_path / "run", head_only=True, roots=5, **HEAD)
+
+
+def test_an_epoch_takes_every_block_once(bare, jsonl, tmp_path):
+    made = trainer_of(bare, jsonl, tmp_path / "run", head_only=True, roots=7, **HEAD)
+    task, count = made._task, made._task.blocks
+    taken = [block for number in range(count) for block in task.batch(number)["blocks"]]
+    assert len(taken) == 7 * count
+    assert all(taken.count(block) == 7 for block in range(count))
 
 
 def test_a_head_round_trips_with_its_adapter_and_its_checkpoint(bare, jsonl, tmp_path):
@@ -110,6 +163,7 @@ def test_a_head_that_does_not_belong_to_its_config_is_refused(bare, jsonl, tmp_p
     [
         ({"head_units": 15}, "multiple of 16"), ({"head_units": -16}, "multiple of 16"),
         ({"head_only": True}, "nothing is left to train"),
+        ({"head_units": 16, "trained_rows": 1}, "only one row is trained"),
         ({"head_units": 16, "head_learning_rate": 0.0}, "head_learning_rate"),
     ],
 )  # fmt: skip

@@ -65,7 +65,7 @@ def draft_tree(
     rests = rest_R[:, None, None].expand(-1, corrected.shape[1], 1)
     log_p = corrected - torch.cat((corrected, rests), dim=-1).logsumexp(-1, keepdim=True)
     log_p = log_p.masked_fill((top_RC < -LARGEST)[:, None], -torch.inf)
-    return _best_first(log_p.tolist(), tokens_RC.tolist(), nodes)
+    return best_first(log_p.tolist(), tokens_RC.tolist(), nodes)
 
 
 def _corrections(inputs: HeadInputs, tokens_RC: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _corrections(inputs: HeadInputs, tokens_RC: Tensor) -> Tensor:
     return corrections
 
 
-def _best_first(log_p: list[list[list[float]]], candidates: list[list[int]], nodes: int | None) -> DraftTree:
+def best_first(log_p: list[list[list[float]]], candidates: list[list[int]], nodes: int | None) -> DraftTree:
     """Take the likeliest node that is left, and add its children to those that are left. Of equals, the first added.
 
     log_p[r][p][c]: of candidate c of row r after candidate p of the row before; of any, where there is one p only.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, quiet, stderr
+from orthrus.cli._training import follow, print_estimate, print_text
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
@@ -20,12 +19,10 @@ if TYPE_CHECKING:
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
     from orthrus.training.packing import Packing
-    from orthrus.training.trainer import Progress as Step
-    from orthrus.training.trainer import Trainer, Validation
+    from orthrus.training.tasks import Validation
     from orthrus.training.world import World
 
-STYLES = {"other": "dim", "target": "green", "root": "bold cyan", "root and target": "bold cyan underline"}
-
+EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 8, 500
 
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes the run.")
@@ -45,13 +42,29 @@ MaskTokenOption = Annotated[
     str | None,
     typer.Option(help="Mask token, as text or id; it must never occur in chat.", show_default="the view's own"),
 ]
+
+
+def _known_objective(name: str) -> str:
+    from orthrus.training import objectives
+
+    objectives.load(name)
+    return name
+
+
 ObjectiveOption = Annotated[
-    str, typer.Option(help="kl: forward KL from the AR view. cross-entropy: the tokens of the text.")
+    str,
+    typer.Option(
+        help="kl: forward KL from the AR view. cross-entropy: the tokens of the text.", callback=_known_objective
+    ),
 ]
 DecayOption = Annotated[
     float, typer.Option(help="Loss weight of a row relative to the row before it; 0.6 favours the first drafts.")
 ]
-StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="two epochs", min=1)]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(help="Times that all texts are used.", show_default=f"2, with --head-only {HEAD_EPOCHS}", min=1),
+]
+StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="--epochs", min=1)]
 SequenceLengthOption = Annotated[int, typer.Option(help="Tokens per packed text.")]
 RootsOption = Annotated[int, typer.Option(help="Blocks in each packed text.")]
 SequencesOption = Annotated[
@@ -71,10 +84,17 @@ HeadUnitsOption = Annotated[
 HeadOnlyOption = Annotated[
     bool, typer.Option("--head-only", help="Train the draft head alone, on the view of --warm-start as it is.")
 ]
+KeepRowsOption = Annotated[
+    bool,
+    typer.Option(help="Keep the rows that --head-only computes once, in the directory of the run, after its end."),
+]
 HeadRateOption = Annotated[float, typer.Option(help="Peak learning rate of the draft head.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the data order and the choice of roots.")]
-HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation by decoding.")]
-ValidateEveryOption = Annotated[int, typer.Option(help="Steps between validations.")]
+HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation and calibration.")]
+ValidateEveryOption = Annotated[
+    int | None,
+    typer.Option(help="Steps between validations.", show_default=f"{VALIDATE_EVERY}, with --head-only an epoch", min=1),
+]
 SaveEveryOption = Annotated[int, typer.Option(help="Steps between saved states.")]
 EstimateOption = Annotated[
     bool, typer.Option("--estimate", help="Print parameters, memory and FLOPs of a step, then exit.")
@@ -94,6 +114,7 @@ def command(
     mask_token: MaskTokenOption = None,
     objective: ObjectiveOption = "kl",
     offset_decay: DecayOption = 1.0,
+    epochs: EpochsOption = None,
     steps: StepsOption = None,
     sequence_length: SequenceLengthOption = 2048,
     roots: RootsOption = 256,
@@ -106,9 +127,10 @@ def command(
     head_units: HeadUnitsOption = None,
     head_only: HeadOnlyOption = False,
     head_learning_rate: HeadRateOption = 3e-3,
+    keep_rows: KeepRowsOption = True,
     seed: SeedOption = 0,
     held_out: HeldOutOption = 32,
-    validate_every: ValidateEveryOption = 500,
+    validate_every: ValidateEveryOption = None,
     save_every: SaveEveryOption = 100,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
@@ -119,13 +141,11 @@ def command(
     """Train the diffusion view of a frozen backbone, and its draft head.
 
     Ctrl-C and SIGTERM finish the step, save and exit; the same command resumes the run, with bit-identical results.
-    `best/` in the output is the adapter with the highest acceptance length on the held-out prompts.
+    `best/` in the output is the adapter with the highest acceptance length on the held-out records.
     """
-    from orthrus.training import objectives
     from orthrus.training.config import TrainConfig
     from orthrus.training.packing import Packing
 
-    objectives.load(objective)
     loaded = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
     decoder = _give_view(model, loaded, block_size, mask_token, last_row=train_last_row)
     view = decoder.diffusion
@@ -133,17 +153,29 @@ def command(
     config = TrainConfig(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-        validate_every, save_every, _units(decoder, head_units), head_only, head_learning_rate,
+        validate_every or VALIDATE_EVERY, save_every, _units(decoder, head_units), head_only, head_learning_rate,
     )  # fmt: skip
     if loaded is None:
-        _print_estimate(decoder, config)
+        print_estimate(decoder, config)
         return
     corpus = _corpus(data, loaded, config)
     packing = Packing(corpus.documents, config)
     if inspect:
-        _print_text(packing, loaded.tokenizer.decode)
+        print_text(packing, loaded.tokenizer.decode)
         return
-    _train(loaded, replace(config, steps=steps or max(1, 2 * packing.texts_per_epoch() // sequences)), corpus, output)
+    _train(loaded, _scheduled(config, packing, epochs, steps, validate_every), corpus, output, keep_rows=keep_rows)
+
+
+def _scheduled(
+    config: TrainConfig, packing: Packing, epochs: int | None, steps: int | None, validate_every: int | None
+) -> TrainConfig:
+    """The config with the steps of its epochs, unless they are given, and with the default of the validations."""
+    texts = packing.blocks_per_epoch() / config.roots if config.head_only else packing.texts_per_epoch()
+    epoch, default = texts / config.sequences, HEAD_EPOCHS if config.head_only else EPOCHS
+    every = max(1, int(epoch)) if config.head_only else VALIDATE_EVERY
+    return replace(
+        config, steps=steps or max(1, int((epochs or default) * epoch)), validate_every=validate_every or every
+    )
 
 
 def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:
@@ -193,11 +225,14 @@ def _give_view(
     return decoder.set_view(DiffusionConfig(rows, 0, rows if last_row else rows - 1))
 
 
-def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path) -> None:
+def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, *, keep_rows: bool) -> None:
+    from orthrus.training.trainer import ROWS
     from orthrus.training.world import World
 
     world = World()
     code = _run(checkpoint, config, corpus, output, world)
+    if world.rank == 0 and not code and not keep_rows:
+        shutil.rmtree(output / ROWS, ignore_errors=True)
     world.end(code)
     if code:
         raise typer.Exit(code)
@@ -214,7 +249,7 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
                 signal.signal(name, lambda *_: trainer.stop())
             if trainer.done:
                 stderr.print(f"resumed after step {trainer.done} of {config.steps}")
-            _follow(trainer, config, show=world.rank == 0)
+            follow(trainer, config, show=world.rank == 0)
     except TrainingFailedError as error:
         stderr.print(f"orthrus: {error}", markup=False, style="red")
         return 1
@@ -225,75 +260,14 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
         )
         return 130
     if world.rank == 0:
-        print(f"done: best A {trainer.best:.2f} on the held-out prompts; the adapter is {output / 'best'}")
+        print(f"done: best A {trainer.best:.2f} on the held-out records; the adapter is {output / 'best'}")
     return 0
-
-
-def _follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=stderr, transient=True, disable=not show, speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=config.steps, completed=trainer.done)
-        for step in trainer.run():
-            shares = " ".join(f"{share:.2f}" for share in step.agreement[:8])
-            speed = step.rows / step.seconds
-            bar.update(
-                task, completed=step.step, description=f"loss {step.loss:.3f}  agreement {shares}  {speed:.0f} rows/s"
-            )
-            if step.validation is not None and show:
-                _print_validation(bar.console, step)
-
-
-def _print_validation(console: Console, step: Step) -> None:
-    assert step.validation is not None
-    offsets = " ".join(f"{share:.2f}" for share in step.validation.by_offset)
-    console.print(
-        f"step {step.step}, {step.rows_total / 1e3:.0f}k rows: loss {step.loss:.3f}, held-out prompts decode with"
-        f" A {step.validation.acceptance_length:.3f}, TPF {step.validation.tpf:.3f}, accepted by offset {offsets}",
-        soft_wrap=True,
-    )
 
 
 def _validate(checkpoint: Checkpoint, corpus: Corpus) -> Validation:
     """Decode the held-out prompts by two-pass cycles with a copy of the model that is prepared for inference."""
     from orthrus.bench import measure
-    from orthrus.training.trainer import Validation
+    from orthrus.training.tasks import Validation
 
     acceptance = measure.held_out_acceptance(checkpoint, [document.prompt for document in corpus.held_out])
     return Validation(acceptance.acceptance_length, acceptance.tpf, acceptance.by_offset)
-
-
-def _print_estimate(decoder: Decoder, config: TrainConfig) -> None:
-    from orthrus.training.estimate import estimate
-
-    e = estimate(decoder, config)
-    console, gigabyte = Console(highlight=False), 2**30
-    total = e.weight_bytes + e.optimiser_bytes + e.activation_bytes
-    console.print(f"parameters: {e.trained / 1e6:.1f} M trained, {e.frozen / 1e6:.1f} M frozen")
-    console.print(
-        f"memory: {total / gigabyte:.2f} GiB (weights {e.weight_bytes / gigabyte:.2f}, gradients and moments"
-        f" {e.optimiser_bytes / gigabyte:.2f}, activations of a packed text up to {e.activation_bytes / gigabyte:.2f})"
-    )
-    console.print(f"a step: {e.flops / 1e12:.2f} TFLOP for {e.rows} supervised rows at most")
-
-
-def _print_text(packing: Packing, decode: Any) -> None:
-    from orthrus.training.inspect import block_rows, words
-
-    blocks, console = packing.blocks(0), Console(highlight=False)
-    text = Text()
-    for word in words(blocks, decode):
-        if word.begins:
-            text.append("\n--- document ---\n", style="magenta")
-        shown = f"[{word.text}]" if "root" in word.role and console.color_system is None else word.text
-        text.append(shown, style=STYLES[word.role])
-    console.print(text)
-    console.print(
-        f"\n{len(blocks.tokens_T)} tokens, {len(blocks.starts)} documents, {len(blocks.roots_S)} blocks of"
-        f" {blocks.block_size} rows; [bold cyan]roots[/]{' in brackets' if console.color_system is None else ''},"
-        f" [green]targets[/], [dim]other tokens[/]. The first block, row by row (input -> target):"
-    )
-    for row, (held, target) in enumerate(block_rows(blocks, 0, decode)):
-        console.print(f"  {row}: {held!r} -> {target!r}", markup=False)

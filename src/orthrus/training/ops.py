@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -17,9 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from orthrus.backends.native import build, compiler, structs
 from orthrus.file_cache import cache_directory
+from orthrus.model.draft_head import CANDIDATES
 from orthrus.model.rope import rotate
 
 LANES = 16
+LEAST_REST = 1e-7
+"""The least share of the tokens that are no candidates in the sum over all: differences below it are rounding."""
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +85,19 @@ class Ops:
         losses_N = (p * (log_p - log_q)).sum(-1)
         return losses_N, log_q.exp_().sub_(p)
 
+    def candidates(self, logits_NV: Tensor, inverses: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens of the largest logits of each row [N, C], these logits [N, C], and, for each inverse temperature,
+        the log of the sum of exp(inverse * logit) over all other tokens [N, I]. Its share of the sum over all tokens is
+        at least `LEAST_REST`. fp32."""
+        others_NV = logits_NV.float()
+        top_NC, tokens_NC = others_NV.topk(CANDIDATES)
+        others_NV = others_NV.scatter(1, tokens_NC, -torch.inf)
+        rests = []
+        for inverse in inverses:
+            rest_N, own_N = ((inverse * part).logsumexp(-1) for part in (others_NV, top_NC))
+            rests.append(rest_N.maximum(rest_N.logaddexp(own_N) + math.log(LEAST_REST)))
+        return tokens_NC, top_NC, torch.stack(rests, dim=-1)
+
 
 def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
     """x / rms(x) * (weight + offset) over D; with an offset in fp32, as in decoding."""
@@ -138,6 +156,17 @@ class NativeOps(Ops):
         losses_N = student_NV.new_empty(len(student_NV), dtype=torch.float32)
         _call(self.library.forward_kl, student_NV, teacher_NV.contiguous(), losses_N, *student_NV.shape)
         return losses_N, student_NV
+
+    def candidates(self, logits_NV: Tensor, inverses: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Ops`."""
+        logits_NV, rows = logits_NV.contiguous(), len(logits_NV)
+        over = torch.tensor(inverses, dtype=torch.float32)
+        tokens_NC = torch.empty(rows, CANDIDATES, dtype=torch.int64)
+        top_NC, rests_NI = torch.empty(rows, CANDIDATES), torch.empty(rows, len(over))
+        fp32 = logits_NV.dtype == torch.float32
+        block = structs.DraftBlock(logits_NV.data_ptr(), None, None, rows, logits_NV.shape[1], fp32)
+        _call(self.library.row_candidates, ctypes.byref(block), over, len(over), tokens_NC, top_NC, rests_NI)
+        return tokens_NC, top_NC, rests_NI
 
 
 @cache

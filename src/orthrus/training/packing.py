@@ -10,6 +10,7 @@ import random
 from bisect import bisect_right
 
 import torch
+from torch import Tensor
 
 from orthrus.training.anchors import choose
 from orthrus.training.blocks import Blocks
@@ -52,6 +53,10 @@ class Packing:
         self.documents(0)
         return len(self._epochs[0])
 
+    def blocks_per_epoch(self) -> int:
+        """The number of blocks in the first epoch."""
+        return sum(len(self.blocks(n).roots_S) for n in range(self.texts_per_epoch()))
+
     def _pack(self, epoch: int) -> list[list[int]]:
         """Distribute shuffled documents over texts: each goes into the current text if it fits, otherwise a new one."""
         order = list(range(len(self._documents)))
@@ -66,6 +71,11 @@ class Packing:
             texts[-1].append(n)
             free -= length
         return texts
+
+
+def permutation(seed: int, epoch: int, count: int) -> Tensor:
+    """The order in which an epoch takes `count` things."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(_seed(seed, "rows", epoch)))
 
 
 def _seed(*parts: object) -> int:

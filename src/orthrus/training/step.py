@@ -11,7 +11,7 @@ Shapes: T tokens of the packed text, S roots, K block, N = S * K rows; the rest 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,11 +22,11 @@ from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer, View
 from orthrus.training.attention import BlockAttention, Scores, causal_attention
 from orthrus.training.blocks import Blocks
-from orthrus.training.draft_head import States, head_rows
 from orthrus.training.draft_head import head_loss as draft_head_loss
 from orthrus.training.objectives import Objective
 from orthrus.training.ops import Ops, rms_norm
 from orthrus.training.ops import load as load_ops
+from orthrus.training.rows import HeadRows, States, head_rows
 from orthrus.training.vocabulary import Head, VocabularyLoss
 
 
@@ -79,19 +79,15 @@ def step(
     )
     head_loss = None
     if decoder.draft_head is not None and decoder.draft_head.bias.requires_grad:
-        rows = head_rows(decoder, replace(states, hidden_SKD=hidden_SKD.detach()))
-        head_loss, _ = draft_head_loss(decoder, rows, decay**rows.offsets_N)
-    rows_M, agreed_M = _counts(blocks, offsets_N, agreed_N)
+        head_loss, _, _ = draft_head_loss(decoder, head_rows(decoder, states, ops=ops), decay)
+    rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)
 
 
-def head_step(decoder: Decoder, blocks: Blocks, ops: Ops | None = None, *, decay: float = 1.0) -> Outcome:
+def head_step(decoder: Decoder, rows: HeadRows, *, decay: float = 1.0) -> Outcome:
     """The same for the draft head alone, on a frozen view: its loss, the rows that it corrects, and its agreement."""
-    ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
-    with torch.no_grad():
-        rows = head_rows(decoder, states_of(decoder, blocks, ops))
-    loss, agreed_N = draft_head_loss(decoder, rows, decay**rows.offsets_N)
-    rows_M, agreed_M = _counts(blocks, rows.offsets_N, agreed_N)
+    loss, offsets_N, agreed_N = draft_head_loss(decoder, rows, decay)
+    rows_M, agreed_M = _counts(rows.chosen_SM.shape[1], offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, loss)
 
 
@@ -104,9 +100,9 @@ def states_of(decoder: Decoder, blocks: Blocks, ops: Ops | None = None) -> State
     return States(blocks, hidden_ND.unflatten(0, (-1, blocks.block_size)), teacher_TD)
 
 
-def _counts(blocks: Blocks, offsets_N: Tensor, agreed_N: Tensor) -> Tensor:
+def _counts(trained_rows: int, offsets_N: Tensor, agreed_N: Tensor) -> Tensor:
     """Rows per offset, and those that agree: [2, M]."""
-    counts = torch.zeros(2, blocks.trained_rows, device=offsets_N.device)
+    counts = torch.zeros(2, trained_rows, device=offsets_N.device)
     counts[0].index_add_(0, offsets_N, torch.ones_like(agreed_N, dtype=torch.float32))
     counts[1].index_add_(0, offsets_N, agreed_N.float())
     return counts

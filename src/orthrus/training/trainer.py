@@ -21,35 +21,24 @@ from torch.optim import AdamW
 from orthrus.checkpoint.export import export_adapter
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.file_cache import save_json, write_atomically
-from orthrus.training import objectives, state
-from orthrus.training.blocks import Blocks
+from orthrus.training import state
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
-from orthrus.training.draft_head import calibrate
+from orthrus.training.head_task import HeadTask
 from orthrus.training.metrics import Metrics
-from orthrus.training.packing import Packing
 from orthrus.training.parameters import frozen_digest, of_head, prepare_head, trainable
-from orthrus.training.step import Outcome, head_step, states_of, step
+from orthrus.training.tasks import Task, Validation, ViewTask
 from orthrus.training.world import World
 
 EXPLOSION_FACTOR = 10.0
 """A loss that exceeds the lowest so far by this factor stops the run."""
 RUN = "run.json"
-CALIBRATION_ROOTS = 64
-"""Blocks per held-out text from which the draft head is calibrated."""
+ROWS = "rows"
+"""The directory of the rows that a run of the draft head alone computes once."""
 
 
 class TrainingFailedError(RuntimeError):
     """Training cannot continue: the loss or gradient is not finite, the loss exploded, or a frozen weight changed."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The result of decoding the held-out prompts: A, tokens per pass, and the acceptance rate per offset."""
-
-    acceptance_length: float
-    tpf: float
-    by_offset: list[float]
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ class Trainer:
     """Trains the diffusion view of an unprepared checkpoint in place and writes its results into `directory`.
 
     These are `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, and the adapters
-    `best/` (highest A) and `last/`.
+    `best/` (highest A) and `last/`. rows_on_disk: the bytes of the rows that it computes once, in `rows/`.
     """
 
     def __init__(
@@ -84,11 +73,9 @@ class Trainer:
         world: World | None = None,
     ) -> None:  # fmt: skip
         self.checkpoint, self.config, self.directory = checkpoint, config, directory
-        self._corpus, self._validate, self._world = corpus, validate, world or World()
+        self._corpus, self._world = corpus, world or World()
         if config.sequences % self._world.size:
             raise ValueError(f"sequences must be a multiple of {self._world.size} processes, not {config.sequences}")
-        self._objective = objectives.load(config.objective)
-        self._packing = Packing(corpus.documents, config)
         if config.head_units:
             prepare_head(checkpoint.decoder, config.head_units, config.seed)
         self._parameters = trainable(checkpoint.decoder, view=not config.head_only, head=bool(config.head_units))
@@ -98,6 +85,11 @@ class Trainer:
             weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
         self._frozen = frozen_digest(checkpoint.decoder)
+        self._task: Task = ViewTask(checkpoint, config, corpus, validate)
+        self.rows_on_disk = 0
+        if config.head_only:
+            head = HeadTask(checkpoint.decoder, config, corpus, self._frozen, directory / ROWS, self._world)
+            self._task, self.rows_on_disk = head, head.bytes
         self._stop = False
         self.done = self.rows_total = 0
         self.best: float | None = None
@@ -113,8 +105,18 @@ class Trainer:
         """Request the run to end after the current step, with its state saved."""
         self._stop = True
 
+    def prepare(self) -> Iterator[tuple[int, int]]:
+        """Compute what steps need before the first of them, or go on with it: see `Task.prepare`. Ends early after
+        `stop`."""
+        for done in self._task.prepare():
+            yield done
+            if self._stop:
+                break
+
     def run(self) -> Iterator[Progress]:
         """Run the remaining steps and save the state. Raises TrainingFailedError; the last saved state stays intact."""
+        for _ in self.prepare():
+            pass
         # every process asks all others at each step, since signals reach them at different steps
         while self.done < self.config.steps and not self._world.any(flag=self._stop):
             progress = self._step()
@@ -135,7 +137,7 @@ class Trainer:
             counters = {"done": self.done, "rows_total": self.rows_total, "best": self.best}
             counters["calm"] = self._lowest_loss  # the name in state files of earlier versions
             state.save(self.directory, self._parameters, self._optimiser, counters)
-            self._calibrate()
+            self._task.calibrate()
             self._save_adapter("last")
 
     def _step(self) -> Progress:
@@ -147,9 +149,9 @@ class Trainer:
         self._optimiser.zero_grad()
         totals = torch.zeros(2 * config.trained_rows + 2, device=self.checkpoint.decoder.device)
         for number in range(world.rank, config.sequences, world.size):
-            blocks = self._packing.blocks(self.done * config.sequences + number)
-            outcome = self._outcome(blocks)
-            self._check(outcome.loss.detach(), blocks)
+            batch = self.done * config.sequences + number
+            outcome = self._task.outcome(batch)
+            self._check(outcome.loss.detach(), batch)
             (outcome.total / config.sequences).backward()
             losses = torch.stack((outcome.loss, outcome.head_loss or outcome.loss * 0)).detach()
             totals += torch.cat((losses / config.sequences, outcome.rows_M, outcome.agreed_M))
@@ -160,7 +162,7 @@ class Trainer:
         norms = [torch.nn.utils.clip_grad_norm_(g["params"], config.clip) for g in self._optimiser.param_groups]
         norm = torch.stack(norms).max()
         if not torch.isfinite(norm):
-            self._fail(f"the gradient is not finite at step {self.done + 1}", blocks)
+            self._fail(f"the gradient is not finite at step {self.done + 1}", batch)
         self._optimiser.step()
         self.done += 1
         self.rows_total += int(rows_M.sum())
@@ -171,47 +173,31 @@ class Trainer:
             head_loss if config.head_units else None,
         )  # fmt: skip
 
-    def _outcome(self, blocks: Blocks) -> Outcome:
-        decoder, decay = self.checkpoint.decoder, self.config.offset_decay
-        if self.config.head_only:
-            return head_step(decoder, blocks, decay=decay)
-        return step(decoder, blocks, self._objective, decay=decay)
-
-    def _check(self, loss: Tensor, blocks: Blocks) -> None:
+    def _check(self, loss: Tensor, batch: int) -> None:
         if not torch.isfinite(loss):
-            self._fail(f"the loss is {float(loss)} at step {self.done + 1}", blocks)
+            self._fail(f"the loss is {float(loss)} at step {self.done + 1}", batch)
         if self._lowest_loss is not None and float(loss) > EXPLOSION_FACTOR * max(self._lowest_loss, 0.1):
-            self._fail(f"the loss exploded to {float(loss):.3g} at step {self.done + 1}", blocks)
+            self._fail(f"the loss exploded to {float(loss):.3g} at step {self.done + 1}", batch)
 
-    def _fail(self, what: str, blocks: Blocks) -> None:
+    def _fail(self, what: str, batch: int) -> None:
         name = f"failed-step-{self.done + 1}.json"
-        batch = {"what": what, "starts": blocks.starts, "block_size": blocks.block_size}
-        batch |= {k: getattr(blocks, k).tolist() for k in ("tokens_T", "roots_S", "ends_S")}
-        write_atomically(self.directory, {name: lambda path: save_json(path, batch)})
+        content = {"what": what, **self._task.batch(batch)}
+        write_atomically(self.directory, {name: lambda path: save_json(path, content)})
         raise TrainingFailedError(
             f"{what}; its batch is in {self.directory / name}. The state of the last save is intact: look at the data,"
             " or start again with --warm-start and a lower --learning-rate"
         )
 
     def _validated(self) -> Validation:
-        """Decode the held-out prompts; save the adapter if it is the best so far."""
+        """Decode the held-out records; save the adapter if it is the best so far."""
         if frozen_digest(self.checkpoint.decoder) != self._frozen:
             raise TrainingFailedError("a frozen weight of the backbone has changed; this is a bug in the trainer")
-        self._calibrate()
-        validation = self._validate()
+        self._task.calibrate()
+        validation = self._task.validate()
         if self.best is None or validation.acceptance_length > self.best:
             self.best = validation.acceptance_length
             self._save_adapter("best", validation)
         return validation
-
-    def _calibrate(self) -> None:
-        """Calibrate the draft head on the held-out records."""
-        decoder = self.checkpoint.decoder
-        if self.config.head_units:
-            packing = Packing(self._corpus.held_out, replace(self.config, roots=CALIBRATION_ROOTS))
-            texts = (packing.blocks(n).to(decoder.device) for n in range(min(packing.texts_per_epoch(), 4)))
-            with torch.no_grad():
-                calibrate(decoder, (states_of(decoder, blocks) for blocks in texts))
 
     def _save_adapter(self, name: str, validation: Validation | None = None) -> None:
         if self._world.rank == 0:

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "draft_head.h"
 #include "float_state.h"
@@ -101,8 +102,8 @@ static float sum_exp(const float *part, float max, float inverse) {
     return sum;
 }
 
-static void scan_row(const DraftBlock *block, int64_t index, RowCandidates *row) {
-    float part[SCANNED], inverse = 1.0f / block->temperatures[index];
+static void scan_row(const DraftBlock *block, int64_t index, float inverse, RowCandidates *row) {
+    float part[SCANNED];
     *row = (RowCandidates){.max = -2 * LARGEST_LOGIT};
     for (int64_t start = 0; start < block->vocabulary; start += SCANNED) {
         int64_t left = block->vocabulary - start, count = left < SCANNED ? left : SCANNED;
@@ -211,7 +212,8 @@ static void scan_share(void *argument, Thread thread) {
     TreeSearch *search = argument;
     Range rows = split(search->block->rows, thread);
     if (search->head) contexts(search, split(search->head->units / DOTS, thread));
-    for (int64_t row = rows.begin; row < rows.end; row++) scan_row(search->block, row, search->rows + row);
+    for (int64_t row = rows.begin; row < rows.end; row++)
+        scan_row(search->block, row, 1.0f / search->block->temperatures[row], search->rows + row);
 }
 
 /* Writes tokens, parents and confidence of at most block->nodes nodes. Returns their number, -1 without memory. head may be

@@ -16,6 +16,7 @@
 #include "pack_int8.h"
 #include "rms_norm.h"
 #include "rope.h"
+#include "row_candidates.h"
 #include "silu_mul.h"
 #include "softmax.h"
 #include "struct_sizes.h"

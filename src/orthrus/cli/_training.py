@@ -1,0 +1,92 @@
+"""What `orthrus train` prints: the progress of a run, validations, estimates, and packed texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from orthrus.cli._shared import stderr
+
+if TYPE_CHECKING:
+    from orthrus.model.decoder import Decoder
+    from orthrus.training.config import TrainConfig
+    from orthrus.training.packing import Packing
+    from orthrus.training.trainer import Progress as Step
+    from orthrus.training.trainer import Trainer
+
+STYLES = {"other": "dim", "target": "green", "root": "bold cyan", "root and target": "bold cyan underline"}
+
+
+def follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
+    """Run a trainer to its end, and show its progress."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=stderr, transient=True, disable=not show, speed_estimate_period=600) as bar:
+        if trainer.rows_on_disk and show:
+            bar.console.print(
+                f"the rows of all blocks are computed once; they take {trainer.rows_on_disk / 1e9:.2f} GB"
+            )
+        task = bar.add_task("rows of texts", total=None)
+        for done, total in trainer.prepare():
+            bar.update(task, completed=done, total=total)
+        bar.remove_task(task)
+        task = bar.add_task("", total=config.steps, completed=trainer.done)
+        for step in trainer.run():
+            shares = " ".join(f"{share:.2f}" for share in step.agreement[:8])
+            speed = step.rows / step.seconds
+            bar.update(
+                task, completed=step.step, description=f"loss {step.loss:.3f}  agreement {shares}  {speed:.0f} rows/s"
+            )
+            if step.validation is not None and show:
+                _print_validation(bar.console, step, "replay trees of 8" if config.head_only else "decode")
+
+
+def _print_validation(console: Console, step: Step, how: str) -> None:
+    assert step.validation is not None
+    offsets = " ".join(f"{share:.2f}" for share in step.validation.by_offset)
+    console.print(
+        f"step {step.step}, {step.rows_total / 1e3:.0f}k rows: loss {step.loss:.3f}, held-out records {how} with"
+        f" A {step.validation.acceptance_length:.3f}, TPF {step.validation.tpf:.3f}, accepted by offset {offsets}",
+        soft_wrap=True,
+    )
+
+
+def print_estimate(decoder: Decoder, config: TrainConfig) -> None:
+    """Print what a step needs."""
+    from orthrus.training.estimate import estimate
+
+    e = estimate(decoder, config)
+    console, gigabyte = Console(highlight=False), 2**30
+    total = e.weight_bytes + e.optimiser_bytes + e.activation_bytes
+    console.print(f"parameters: {e.trained / 1e6:.1f} M trained, {e.frozen / 1e6:.1f} M frozen")
+    console.print(
+        f"memory: {total / gigabyte:.2f} GiB (weights {e.weight_bytes / gigabyte:.2f}, gradients and moments"
+        f" {e.optimiser_bytes / gigabyte:.2f}, activations of a packed text up to {e.activation_bytes / gigabyte:.2f})"
+    )
+    console.print(f"a step: {e.flops / 1e12:.2f} TFLOP for {e.rows} supervised rows at most")
+
+
+def print_text(packing: Packing, decode: Any) -> None:
+    """Print the first packed text with its roots and targets."""
+    from orthrus.training.inspect import block_rows, words
+
+    blocks, console = packing.blocks(0), Console(highlight=False)
+    text = Text()
+    for word in words(blocks, decode):
+        if word.begins:
+            text.append("\n--- document ---\n", style="magenta")
+        shown = f"[{word.text}]" if "root" in word.role and console.color_system is None else word.text
+        text.append(shown, style=STYLES[word.role])
+    console.print(text)
+    console.print(
+        f"\n{len(blocks.tokens_T)} tokens, {len(blocks.starts)} documents, {len(blocks.roots_S)} blocks of"
+        f" {blocks.block_size} rows; [bold cyan]roots[/]{' in brackets' if console.color_system is None else ''},"
+        f" [green]targets[/], [dim]other tokens[/]. The first block, row by row (input -> target):"
+    )
+    for row, (held, target) in enumerate(block_rows(blocks, 0, decode)):
+        console.print(f"  {row}: {held!r} -> {target!r}", markup=False)

@@ -1,0 +1,224 @@
+"""Laws for the training of draft heads: its rows, its calibration and its replay equal those of decoding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import reference
+import tiny
+import torch
+
+from orthrus.backends.native import kernels as native
+from orthrus.decoding.drafts import Draft
+from orthrus.file_cache import cache_directory
+from orthrus.model.draft_head import CANDIDATES, typical_inverse_temperature
+from orthrus.runner.draft_tree import BlockRows
+from orthrus.runner.runner import Runner
+from orthrus.training import ops
+from orthrus.training.blocks import Blocks
+from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate, corrections, fitted, nearest_inverse
+from orthrus.training.replay import accepted_drafts
+from orthrus.training.rows import head_rows, joined
+from orthrus.training.step import states_of
+
+UNITS, K, M, NODES = 32, 8, 7, 40
+OPS = {"reference": ops.Ops, "native": lambda: ops.load(torch.float32, torch.device("cpu"))}
+
+
+def with_head(family):
+    """A tiny decoder with a random draft head."""
+    made = tiny.decoder(family)
+    own = made.set_draft_head(UNITS)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in own.named_parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        if name == "inverse_temperatures":
+            parameter.data.copy_(torch.tensor(INVERSE_TEMPERATURES)[torch.arange(2, 2 + M)])
+    return made
+
+
+def prepared(family):
+    return Runner.prepare(with_head(family), native.load(torch.float32, cache_directory()))
+
+
+def greedy_texts(runner):
+    """Prompts with their greedy answers, and where these begin."""
+    for length, new in ((11, 24), (5, 30), (8, 2)):
+        asked = tiny.request(length, new, seed=length)
+        yield [*asked.prompt, *tiny.oracle(runner, asked).tokens], length
+
+
+def every_root(texts):
+    """The blocks at all roots of all answers, in one packed text."""
+    starts, roots, ends, tokens = [], [], [], []
+    for text, begin in texts:
+        start = len(tokens)
+        starts.append(start)
+        tokens += text
+        roots += range(start + begin - 1, len(tokens) - 1)
+        ends += [len(tokens)] * (len(text) - begin)
+    return Blocks(torch.tensor(tokens), tuple(starts), torch.tensor(roots), torch.tensor(ends), K, M)
+
+
+def rows_of(decoder, blocks, **options):
+    return head_rows(decoder, states_of(decoder, blocks), INVERSE_TEMPERATURES, **options)
+
+
+@pytest.mark.parametrize("how", list(OPS))
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_rows_equal_the_reference(family, how):
+    """Every field, from the full distributions of the reference implementation."""
+    decoder, tokens = with_head(family), torch.tensor(tiny.request(40).prompt)
+    roots, ends = [3, 9, 30, 36], [40, 12, 40, 38]
+    blocks = Blocks(tokens, (0,), torch.tensor(roots), torch.tensor(ends), K, M)
+    rows = rows_of(decoder, blocks, ops=OPS[how]())
+    teacher_TV = reference.forward(decoder, tokens).detach()
+    for block, (root, end) in enumerate(zip(roots, ends, strict=True)):
+        logits_RV = reference.forward(decoder, tokens, root=root, block=K).detach()
+        count = min(M, end - root - 1)
+        assert int(rows.counts_S[block]) == count
+        assert rows.text_SL[block, : count + 1].tolist() == tokens[root : root + count + 1].tolist()
+        for row in range(count):
+            top, logits, teacher = logits_RV[row].topk(CANDIDATES), logits_RV[row], teacher_TV[root + row]
+            assert rows.candidates_SMC[block, row].tolist() == top.indices.tolist()
+            torch.testing.assert_close(rows.logits_SMC[block, row], top.values, atol=1e-4, rtol=1e-4)
+            others = logits.scatter(0, top.indices, -torch.inf)
+            rests = [float((inverse * others).logsumexp(0)) for inverse in INVERSE_TEMPERATURES]
+            assert rows.rests_SMI[block, row].tolist() == pytest.approx(rests, abs=1e-3)
+            shares = teacher.softmax(-1)[top.indices].tolist()
+            assert rows.teacher_SMC[block, row].tolist() == pytest.approx(shares, abs=1e-4)
+            assert int(rows.chosen_SM[block, row]) == int(teacher.argmax())
+            assert float(rows.chosen_logits_SM[block, row]) == pytest.approx(float(logits[teacher.argmax()]), abs=1e-4)
+        assert not rows.hidden_SMD[block, count:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_candidates_of_the_kernel_are_those_of_torch(dtype):
+    logits_NV = (torch.randn(5, 1003, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
+    logits_NV[0, 17] = 60.0  # leaves nothing for the others
+    native_ops = ops.load(dtype, torch.device("cpu"))
+    inverses = (0.6, 1.0, 2.5)
+    (tokens, top, rests), (like_tokens, like_top, like_rests) = (
+        own.candidates(logits_NV, inverses) for own in (native_ops, ops.Ops())
+    )
+    assert torch.equal(top, like_top)
+    if dtype == torch.float32:  # equal logits, of which bfloat16 has many, may stand in another order
+        assert torch.equal(tokens, like_tokens)
+    for number, inverse in enumerate(inverses):
+        total = like_rests[:, number].logaddexp((inverse * top).logsumexp(-1))
+        shares = [(own[:, number] - total).exp() for own in (rests, like_rests)]
+        torch.testing.assert_close(*shares, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])
+def test_the_head_in_training_is_the_head_in_decoding(family):
+    """The probabilities of the candidates of a row, given the token before it, at the same root."""
+    trained, runner = with_head(family), prepared(family)
+    tokens, roots = torch.tensor(tiny.request(40).prompt), [9, 20, 30]
+    blocks = Blocks(tokens, (0,), torch.tensor(roots), torch.tensor([40] * 3), K, M)
+    rows = head_rows(trained, states_of(trained, blocks))
+    blocks_N, offsets_N = torch.arange(3).repeat_interleave(M - 1), torch.arange(1, M).repeat(3)
+    logits_NC = rows.logits_SMC[blocks_N, offsets_N] + corrections(trained, rows, blocks_N, offsets_N)
+    shares_NX = torch.cat((logits_NC, rows.rests_SMI[blocks_N, offsets_N]), dim=-1).softmax(-1)
+    candidates_NC = rows.candidates_SMC[blocks_N, offsets_N]
+    expected = iter(zip(candidates_NC.tolist(), shares_NX[:, :-1].tolist(), strict=True))
+    for root in roots:
+        table = runner.new_tables()
+        tiny.ar(runner, tokens[None, :root], table, rows=[])
+        table[0].commit(root)
+        logits, hidden = (part[0] for part in runner.diffuse_rows([int(tokens[root])], K, table, rows=M))
+        for row in range(1, M):
+            first, states = int(tokens[root + row]), hidden[row - 1 : row + 1]
+            tree = BlockRows.of(runner, states, first).tree(logits[row : row + 1], [1.0], CANDIDATES)
+            found = dict(zip(tree.tokens, tree.confidence, strict=True))
+            assert found == pytest.approx(dict(zip(*next(expected), strict=True)), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_replay_takes_the_cycles_of_decoding(family, headless):
+    """Of each root by the kernels that decode, then of the walk."""
+    trained, runner = with_head(family), prepared(family)
+    if headless:
+        trained.draft_head = runner.decoder.draft_head = None
+    temperatures = [
+        1 / INVERSE_TEMPERATURES[nearest_inverse(1 / temperature)] for temperature in trained.draft_temperatures()
+    ]
+    texts, accepted = list(greedy_texts(runner)), []
+    for text, begin in texts:
+        (table,) = runner.new_tables(1, len(text))
+        runner.ar([text], [table], logit_rows=[])
+        table.commit(len(text))
+        of_root = {}
+        for root in reversed(range(begin, len(text) - 1)):
+            table.commit(root)
+            (logits,), (hidden,) = runner.diffuse_rows([text[root]], K, [table], rows=M)
+            tree = Draft.tree(*BlockRows.of(runner, hidden).tree(logits, temperatures, NODES))
+            truth = text[root + 1 :]
+            of_root[root] = max(len(path) for path in tree.paths if path == truth[: len(path)])
+        root = begin
+        while root < len(text) - 1:
+            accepted.append(of_root[root])
+            root += of_root[root] + 1
+    found = accepted_drafts(trained, rows_of(trained, every_root(texts)), NODES)
+    assert sorted(found) == sorted(accepted)
+    assert len(set(accepted)) > 2, "the drafts are neither all right nor all wrong"
+
+
+def test_a_calibration_finds_the_temperature_of_the_ar_view():
+    """Where the logits of a view are twice as large, its inverse temperatures are half as large."""
+    decoder = with_head("qwen3")
+    with torch.no_grad():
+        decoder.draft_head.output.zero_()
+    blocks = every_root(greedy_texts(prepared("qwen3")))
+    states = states_of(decoder, blocks)
+    found, doubled = (
+        fitted(
+            decoder, head_rows(decoder, replace(states, hidden_SKD=states.hidden_SKD * factor), INVERSE_TEMPERATURES)
+        )
+        for factor in (1, 2)
+    )
+    low, high = INVERSE_TEMPERATURES[0], INVERSE_TEMPERATURES[-1]
+    assert any(low < before < high for before in found)
+    for before, after in zip(found, doubled, strict=True):
+        if before < high:
+            assert after == pytest.approx(max(before / 2, low), rel=0.2)
+    calibrate(decoder, joined([rows_of(decoder, blocks)])[:0])
+    assert decoder.draft_temperatures() == pytest.approx([1 / typical_inverse_temperature(row) for row in range(M)])
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_fitted_temperatures_are_likelier_than_all_others(headless):
+    """By brute force over all of them, on the rows of the first offsets, whose weights do not depend on the others."""
+    decoder = with_head("qwen3")
+    if headless:
+        decoder.draft_head = None
+    rows = rows_of(decoder, every_root(greedy_texts(prepared("qwen3"))))
+    found = fitted(decoder, rows)
+
+    def likelihood(row, inverse, weights):
+        total, shares = 0.0, []
+        for block, weight in enumerate(weights):
+            if row >= int(rows.counts_S[block]):
+                shares.append(0.0)
+                continue
+            at = torch.tensor([block]), torch.tensor([row])
+            logits = rows.logits_SMC[block, row].clone()
+            if row and not headless:
+                logits += corrections(decoder, rows, *at)[0]
+            which = INVERSE_TEMPERATURES.index(inverse)
+            log_z = torch.cat((logits * inverse, rows.rests_SMI[block, row, which : which + 1])).logsumexp(0)
+            by_token = dict(zip(rows.candidates_SMC[block, row].tolist(), logits.tolist(), strict=True))
+            chosen, text = int(rows.chosen_SM[block, row]), int(rows.text_SL[block, row + 1])
+            total += weight * float(by_token.get(chosen, float(rows.chosen_logits_SM[block, row])) * inverse - log_z)
+            shares.append(weight * math.exp(by_token[text] * inverse - float(log_z)) if text in by_token else 0.0)
+        return total, shares
+
+    weights = [1.0] * len(rows)
+    for row in range(3):
+        tried = {inverse: likelihood(row, inverse, weights) for inverse in INVERSE_TEMPERATURES}
+        best = max(tried, key=lambda inverse: tried[inverse][0])
+        assert found[row] == best
+        weights = tried[best][1]
