@@ -39,7 +39,7 @@ gpu:
 	PYTHONPATH=src $(PYTHON) -m orthrus bench gpu $(OPTIONS)
 
 # One wheel per platform, with libraries for all levels of its processors, and a pure-Python one, into dist/.
-WHEELS ?= linux-x86_64 pure
+WHEELS ?= linux-x86_64 linux-aarch64 macos-arm64 pure
 
 wheels: .venv/installed-dev
 	$(BIN)/pip install --quiet 'ziglang>=0.14'

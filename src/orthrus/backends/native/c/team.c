@@ -20,8 +20,8 @@
 /* Bytes of a stack: room for the arrays that kernels keep there; some systems give a thread much less. */
 enum { STACK_BYTES = 8 << 20, CACHE_LINE = 64 };
 
-/* After a region that not all came to, the caller works alone for so many times the patience: 20 ms. */
-enum { ALONE_PATIENCES = 128 };
+/* After so many regions in a row that not all came to, the caller works alone for so many times the patience: 20 ms. */
+enum { LATE_REGIONS = 2, ALONE_PATIENCES = 128 };
 
 /* Three times as long as a thread takes to wake on an idle processor. */
 int64_t team_patience = 150000;
@@ -63,7 +63,7 @@ typedef struct Team {
     _Atomic int64_t running;
     Share *share;
     void *argument;
-    int64_t workers, wanted, count, alone_until;
+    int64_t workers, wanted, count, late, alone_until;
     struct Team *next;
 } Team;
 
@@ -152,7 +152,8 @@ static void run_region(Team *team, Share *share, void *argument) {
     team->share = share, team->argument = argument;
     signal_set(&team->open, closed | (uint32_t)(team->wanted - 1), team->wanted - 1);
     team->count = team->wanted - close_region(team);
-    if (team->count < team->wanted) team->alone_until = nanoseconds() + ALONE_PATIENCES * team_patience;
+    team->late = team->count < team->wanted ? team->late + 1 : 0;
+    if (team->late >= LATE_REGIONS) team->alone_until = nanoseconds() + ALONE_PATIENCES * team_patience;
     atomic_store(&team->running, team->count - 1);
     signal_set(&team->started, closed, team->count - 1);
     run_share(team, 0);
