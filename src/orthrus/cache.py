@@ -114,8 +114,9 @@ class KVCache:
     @torch.inference_mode()
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the keys and values of single slots, all read before the first is written."""
+        from_M, to_M = torch.tensor((sources, targets), device=self.keys.device)
         for stored in (self.keys, self.values):
-            stored[:, :, targets] = stored[:, :, sources]
+            stored.index_copy_(2, to_M, stored.index_select(2, from_M))
 
     @torch.inference_mode()
     def copy_page(self, source: int, target: int) -> None:
@@ -177,7 +178,8 @@ class BlockTable:
         at, stop = self.length, self.length + len(rows)
         if list(rows) != list(range(len(rows))):
             written = self.slots(at, at + rows[-1] + 1)
-            self.cache.copy_slots([written[row] for row in rows], self.slots(at, stop))
+            moved = [place for place, row in enumerate(rows) if place != row]
+            self.cache.copy_slots([written[rows[place]] for place in moved], [written[place] for place in moved])
         self.length = stop
 
     def adopt(self, pages: Sequence[int], length: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -13,6 +15,7 @@ from orthrus.backends.draft_tree import HeadInputs
 from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
 from orthrus.config import SamplingParams
+from orthrus.decoding.draft_tree import constrained_tree
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Proposal, rejection
 from orthrus.decoding.sampling import Sampler
@@ -108,6 +111,19 @@ def test_rejection_draws_from_what_the_head_makes_of_each_row(known, nodes):
             direction = inputs.head.direction(context, inputs.embedding_VD[before][None])[0]
             expected[chosen] += (inputs.embedding_VD[chosen] @ direction).double()
         torch.testing.assert_close(q.double(), (expected / 0.7).softmax(0), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("nodes", [None, 7])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_constraint_that_allows_everything_changes_no_tree(known, nodes):
+    """Trees under a constraint are grown by a search of their own, in which the draft head corrects each row too."""
+    logits, inputs = block(3, known=known)
+    rows, temperatures = BlockRows(TorchKernels(), inputs), [0.6, 1.0, 1.3]
+    free = SimpleNamespace(goes_on=lambda path: True, mask=lambda: np.ones(V, dtype=np.bool_))
+    tokens, parents, confidence = constrained_tree(rows, logits, temperatures, nodes, free)
+    expected = rows.tree(logits, temperatures, nodes)
+    assert (tokens, parents) == (expected.tokens, expected.parents)
+    assert confidence == pytest.approx(expected.confidence, rel=1e-4)
 
 
 def implementations(dtype):

@@ -69,11 +69,11 @@ class Account:
         if drawn:
             looked_up = Draft.chain(tokens, [confidence] * len(tokens), "lookup")
             draft = max(draft, looked_up, key=lambda one: sum(probabilities(one)))
-        else:
-            draft = draft.branched(tokens, confidence, "lookup")
-            reached = probabilities(draft)
-            draft = draft.in_order(sorted(range(len(reached)), key=lambda node: -reached[node]))
-        return Candidate(sequence, self, draft, probabilities(draft), drafting_rows)
+            return Candidate(sequence, self, draft, probabilities(draft), drafting_rows)
+        draft = draft.branched(tokens, confidence, "lookup")
+        reached = probabilities(draft)
+        order = sorted(range(len(reached)), key=lambda node: -reached[node])
+        return Candidate(sequence, self, draft.in_order(order), [reached[node] for node in order], drafting_rows)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
+from math import inf
 
 End = tuple[float, int]
 
@@ -39,13 +41,8 @@ def choose_roots(ends: list[list[End]], values: list[float], cost: Callable[[int
     values: of a block of each sequence, in tokens. cost: of a pass with so many blocks, in tokens.
     """
     worth = sorted((-end * values[slot], slot, end, node) for slot, own in enumerate(ends) for end, node in own)
-    total, best, chosen = 0.0, -cost(0), 0
-    for count, (negative, *_) in enumerate(worth, start=1):
-        total -= negative
-        if total - cost(count) > best:
-            best, chosen = total - cost(count), count
     roots: list[list[End]] = [[] for _ in ends]
-    for _, slot, end, node in worth[:chosen]:
+    for _, slot, end, node in worth[: _best_count([-negative for negative, *_ in worth], cost)]:
         roots[slot].append((end, node))
     return roots
 
@@ -54,9 +51,15 @@ def choose_refreshed(gains: list[float], rate: float, cost: Callable[[int], floa
     """Which sequences take part in a diffusion pass first: those with the largest gains, as many as maximise the total
     gain within the budget. gains: in tokens."""
     order = sorted(range(len(gains)), key=lambda slot: -gains[slot])
-    total, best, chosen = 0.0, 0.0, 0
-    for count, slot in enumerate(order, start=1):
-        total += gains[slot]
-        if total - rate * cost(count) > best and cost(count) <= allowance:
-            best, chosen = total - rate * cost(count), count
-    return [slot in order[:chosen] for slot in range(len(gains))]
+
+    def tokens(count: int) -> float:
+        return (rate * cost(count) if cost(count) <= allowance else inf) if count else 0.0
+
+    chosen = order[: _best_count([gains[slot] for slot in order], tokens)]
+    return [slot in chosen for slot in range(len(gains))]
+
+
+def _best_count(values: list[float], cost: Callable[[int], float]) -> int:
+    """How many of these values to take, in order, so that their sum less the cost of so many is largest."""
+    sums = [0.0, *accumulate(values)]
+    return max(range(len(sums)), key=lambda count: sums[count] - cost(count))

@@ -9,15 +9,11 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 DISTURBED = 0.15
 """The relative spread above which a table counts as disturbed by other programs. Measured: 0.01 to 0.06 on a quiet
 machine; 0.23 to 0.35 beside five busy processes on two cores, where passes seemed five times slower."""
 Table = tuple[tuple[int, float], ...]
 """(rows, seconds) in ascending order of rows."""
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -70,23 +66,11 @@ class CostModel:
         """A diffusion pass over a block of `width` rows for each of `batch` sequences."""
         return _interpolate(self.drafting, batch * width) + batch * (self.key + self.row_key * (width - 1)) * context
 
-    def ar_and_diffuse(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
-        """A pass over `rows` AR rows and `blocks` blocks per sequence; without blocks it is an AR pass."""
-        return self.ragged(batch, batch * rows, batch * blocks, width, context)
-
     def ragged(self, batch: int, rows: int, blocks: int, width: int, context: float) -> float:
-        """The same for a batch that has `rows` AR rows and `blocks` blocks in total."""
+        """A pass over `rows` AR rows and `blocks` blocks of a batch in total; without blocks it is an AR pass."""
         block_seconds = self.block_overhead + blocks * self.block if blocks else 0.0
         keys = self.key * batch + self.block_key * blocks + self.row_key * (rows - batch + blocks * (width - 1))
         return _interpolate(self.rows, rows + blocks * width) + block_seconds + keys * context
-
-    def grid(self, batch: int, rows: int, blocks: int, width: int, context: float) -> Array:
-        """[blocks, rows]: `ar_and_diffuse` for 1 to `rows` rows and 0 to `blocks` - 1 blocks per sequence."""
-        rows_R, blocks_J1 = batch * np.arange(1, rows + 1), batch * np.arange(blocks)[:, None]
-        block_seconds = np.where(blocks_J1 > 0, self.block_overhead + blocks_J1 * self.block, 0.0)
-        passes = _interpolate_all(self.rows, rows_R + blocks_J1 * width)
-        further_rows = self.row_key * (rows_R - batch + blocks_J1 * (width - 1))
-        return passes + block_seconds + (self.key * batch + self.block_key * blocks_J1 + further_rows) * context
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """The seconds of all cycles of one sequence; `shapes` counts them by shape, as in `Statistics`."""
@@ -96,7 +80,7 @@ class CostModel:
         """The seconds of one cycle of this shape at batch size 1."""
         kind, drafts, blocks, width = shape
         drafting = self.diffuse(1, width, context) if kind == "two-pass" else 0.0
-        return drafting + self.ar_and_diffuse(1, 1 + drafts, blocks, width, context)
+        return drafting + self.ragged(1, 1 + drafts, blocks, width, context)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of a JSON file, which `CostModel.of` reads."""
@@ -138,10 +122,3 @@ def _interpolate(table: Table, rows: int) -> float:
             return fast + (slow - fast) * (rows - low) / (high - low)
         low, fast = high, slow
     return fast * rows / low
-
-
-def _interpolate_all(table: Table, rows: NDArray[np.int64]) -> Array:
-    """`_interpolate` for an array of row counts."""
-    counts, seconds = np.array(table).T
-    rate = (seconds[-1] - seconds[-2]) / (counts[-1] - counts[-2]) if len(table) > 1 else seconds[0] / counts[0]
-    return np.interp(rows, counts, seconds) + rate * np.maximum(rows - counts[-1], 0)

@@ -128,6 +128,6 @@ def _fitted(passes: _Passes, typical: dict[Any, float], spread: float) -> CostMo
     plain = table(counts, [without_keys(count, count) for count in counts])
     drafting = table(DRAFT_ROWS, [without_keys(f"draft {count}", count) + DRAFT_OVERHEAD for count in DRAFT_ROWS])
     bare = CostModel(plain, drafting, 0.0, 0.0, key, key, row_key)
-    extra = {n: typical[f"blocks {n}"] - bare.ar_and_diffuse(1, 4, n, width, short) for n in (1, 2, 3)}
+    extra = {n: typical[f"blocks {n}"] - bare.ragged(1, 4, n, width, short) for n in (1, 2, 3)}
     block = max(0.0, (extra[3] - extra[1]) / 2)
     return CostModel(plain, drafting, DRAFT_OVERHEAD + max(0.0, extra[1] - block), block, key, key, row_key, spread)

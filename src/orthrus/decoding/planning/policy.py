@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from orthrus.decoding.planning.cost_model import Array, CostModel
+from orthrus.decoding.planning.cost_model import CostModel
 
+Array = NDArray[np.float64]
 NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """The numbers of nodes for which yields are kept."""
 MAX_BLOCKS = 4
@@ -94,7 +96,9 @@ def solve(
     cost of a pass. context: cached tokens per sequence. blocks: the most blocks beside AR rows. refreshes: whether
     there are diffusion passes.
     """
-    seconds_NJ = costs.grid(sharers, max(NODES) + 1, blocks + 1, width, context)[:, NODES].T / sharers
+    counts = [(sharers * (1 + nodes), sharers * own) for nodes in NODES for own in range(blocks + 1)]
+    seconds = [costs.ragged(sharers, rows, own, width, context) / sharers for rows, own in counts]
+    seconds_NJ = np.array(seconds).reshape(len(NODES), blocks + 1)
     drafting = costs.diffuse(sharers, width, context) / sharers
     plain, keep = float(seconds_NJ[0, 0]), 1 - RESTART
     covered = keep * beside.covered[:, : blocks + 1]
