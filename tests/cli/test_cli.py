@@ -174,7 +174,23 @@ def test_info_and_doctor(run, model, bare):
     assert code == 0
     assert report["bfloat16"]["exact"]
     assert report["float32"]["exact"]
-    assert "bits" in run("doctor", "--model", model, "--dtype", "bfloat16")[1]
+    assert report["float32"]["expected"]["plain"] > 0
+    assert report["float32"]["expected"]["auto"] is None  # there was no validation
+
+
+def test_doctor_says_in_ten_lines_what_runs_how_fast(run, model, bare):
+    code, out, _ = run("doctor", "--model", model)
+    lines = out.splitlines()
+    assert (code, len(lines)) == (0, 10)
+    names = [line[:10].strip() for line in lines]
+    assert [name for name in names if name] == ["machine", "model", "bfloat16", "float32", "faster", "more"]
+    assert sum("bits hold: output is bit-identical" in line for line in lines) == 2
+    assert sum("tok/s plain (an estimate)" in line for line in lines) == 2
+    out = run("doctor", "--model", bare, "--dtype", "float32")[1]
+    assert "no estimate of the speed without a diffusion view" in out
+    assert "a diffusion view (--adapter, or `orthrus train`): without one only plain decoding runs" in out
+    assert "pad rows to" not in out
+    assert "pad rows to" in run("doctor", "--model", bare, "--dtype", "float32", "--verbose")[1]
 
 
 def test_doctor_compiles_for_this_processor_and_says_which_library_runs(run, model, tmp_path, monkeypatch):
@@ -189,7 +205,7 @@ def test_doctor_compiles_for_this_processor_and_says_which_library_runs(run, mod
     assert code == 0
     assert report["library"].startswith(f"compiled on this machine, -march=native: {tmp_path}")
     assert [row["rows"] for row in report["compiled"]] in ([1, 16], [])
-    out = run(*options, "--compile")[1]
+    out = run(*options, "--compile", "--verbose")[1]
     assert "library: compiled on this machine" in out
     assert ("compiled here: " if report["compiled"] else "no library built ahead") in out
 
@@ -208,7 +224,7 @@ def test_info_and_doctor_say_what_runs_on_the_reference(run, model, tmp_path):
     assert record["reference runs in place of native C"] == "experts"
     assert record.get("reference runs in place of Triton", "sliding window, experts") == "sliding window, experts"
     assert "features" not in json.loads(run("info", model, "--json")[1])
-    code, out, _ = run("doctor", "--model", path, "--dtype", "float32")
+    code, out, _ = run("doctor", "--model", path, "--dtype", "float32", "--verbose")
     assert code == 0
     if "native C" in out:
         assert "experts: the reference implementation runs" in out

@@ -93,7 +93,7 @@ def test_doctor_shows_the_output_of_the_compiler_and_generate_its_first_error(ru
     fake.chmod(0o755)
     monkeypatch.setenv("CC", str(fake))
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
-    code, out, _ = run("doctor", "--model", checkpoint, "--dtype", "float32")
+    code, out, _ = run("doctor", "--model", checkpoint, "--dtype", "float32", "--verbose")
     assert code == 0
     assert "the C compiler failed: native.c:1: error: no." in out
     assert "first line\nnative.c:1: error: no" in out

@@ -176,16 +176,16 @@ def test_what_is_cut_off_by_the_time_of_the_call_runs_again_in_the_next(tmp_path
 
 def test_the_command_runs_a_part_and_writes_table_and_advice(tmp_path, settings):
     command = [sys.executable, "-m", "orthrus", "bench", "gpu", "--dry-run", "--output", str(tmp_path / "out")]
-    options = ["--parts", "prefill-1.7b", "--model", settings.model]
+    options = ["--parts", "vllm", "--model", settings.model]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "A dry run: its figures mean nothing." in done.stdout
-    status = json.loads((tmp_path / "out" / "prefill-1.7b.json").read_text())["status"]
+    status = json.loads((tmp_path / "out" / "vllm.json").read_text())["status"]
     assert status in ("done", "absent")
-    assert f"| prefill-1.7b | {status} |" in done.stdout
+    assert f"| vllm | {status} |" in done.stdout
     assert "not measured yet: laws, passes-1.7b, decoding" in done.stdout
     whole = json.loads((tmp_path / "out" / summary.ALL).read_text())
-    assert set(whole["parts"]) == {"prefill-1.7b"}
+    assert set(whole["parts"]) == {"vllm"}
 
 
 def test_what_a_summary_says_of_parts_that_did_not_end_well():

@@ -69,8 +69,8 @@ CacheOption = Annotated[
     bool,
     typer.Option(
         "--cache/--no-cache",
-        help="Keep packed weights and the findings of the probes on disk, and start from them. `orthrus doctor` says"
-        " where, how much, and what bounds it.",
+        help="Keep packed weights and the findings of the probes on disk, and start from them. `orthrus doctor"
+        " --verbose` says where, how much, and what bounds it.",
     ),
 ]
 stderr = Console(stderr=True, highlight=False)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli import _doctor
 from orthrus.cli._plan import print_costs
 from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, QuantizeOption, load_model, status
 
@@ -36,10 +37,14 @@ def command(
             "--compile", help="First compile the C kernels for this processor, and compare them with those built ahead."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print every kernel and probe, versions and files.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
-    """Report versions, device, threads, the kernels in use, and which invariance probes hold; exit code 1 if one fails.
+    """Report what this machine has, which kernels run, which bits hold, and how fast; exit code 1 if a probe fails.
 
+    Speeds are estimates: passes are timed once per machine, and the acceptance is that of the adapter's validation.
     A probe runs a kernel at the shapes of the model with different numbers of rows, offsets, masked keys and batch
     neighbours, and compares bits. `pad rows to` and `max rows` (JSON: `pad to`, `at most`) are the least restrictive
     layout of rows for which the bits were equal.
@@ -50,6 +55,8 @@ def command(
         loaded = load_model(model, adapter, precision, device, quantize=quantize, cache=False)
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
+        report[precision.value]["expected"] = _doctor.expected(loaded)
+        report[precision.value]["faster"] = _doctor.hints(loaded, report[precision.value])
         if compiled is not None:
             report[precision.value]["compiled"] = _compared(loaded, precision, compiled)
         if calibrate and loaded.decoder.diffusion is not None:
@@ -57,7 +64,9 @@ def command(
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        _print(Console(highlight=False), report)
+        console = Console(highlight=False)
+        _doctor.print_summary(console, report, model)
+        _print(console, report, verbose=verbose)
     if not all(part["exact"] for name, part in report.items() if name != "machine"):
         raise typer.Exit(1)
 
@@ -103,6 +112,7 @@ def _probes(model: Model) -> dict[str, Any]:
         **_rule(runner.attention.rule),
     }
     return {
+        "model": _described(model),
         "exact": runner.exact,
         "keys rounded to": runner.attention.key_multiple,
         "between products": runner.kernels.name,
@@ -113,6 +123,12 @@ def _probes(model: Model) -> dict[str, Any]:
         "left to the reference": runner.kernels.lacking(runner.config),
         "kernels": {**kernels, "attention": attention},
     }
+
+
+def _described(model: Model) -> str:
+    config, view = model.decoder.config, model.decoder.diffusion
+    drafts = f"{model.checkpoint.view}, blocks of {view.block_size}" if view else "none"
+    return f"{config.family}, {config.layers} layers, hidden size {config.hidden_size}; diffusion view: {drafts}"
 
 
 def _library(kernels: Any) -> str | None:
@@ -132,45 +148,47 @@ def _cost(model: Model) -> list[dict[str, Any]]:
     return [exactness_cost(model, context) for context in (100, 200, 450)]
 
 
-def _print(console: Console, report: dict[str, Any]) -> None:
+def _print(console: Console, report: dict[str, Any], *, verbose: bool) -> None:
+    """What was asked for beside the summary, and with `verbose` all details."""
     from orthrus.decoding.planning.cost_model import CostModel
 
-    machine = report.pop("machine")
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), "\n")
+    if verbose:
+        machine = report["machine"]
+        console.print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None))
     for dtype, part in report.items():
-        table = Table(title=f"{dtype}: matrix products and attention", title_justify="left")
-        for column in ("shape", "kernel", "pad rows to", "max rows", "bits equal"):
-            table.add_column(column)
-        for label, row in part["kernels"].items():
-            held = "[green]yes[/]" if row["bits hold"] else "[red]NO[/]"
-            table.add_row(label.replace("[", r"\["), row["kernel"], str(row["pad to"]), str(row["at most"]), held)
-        console.print(table)
-        console.print(
-            f"elementwise kernels: {part['between products']}; keys padded to a multiple of {part['keys rounded to']}"
-        )
-        if part["library"]:
-            console.print(f"library: {part['library']}", soft_wrap=True, markup=False)
+        if dtype == "machine":
+            continue
+        if verbose:
+            _print_kernels(console, dtype, part)
         _print_compared(console, part.get("compiled"))
-        for note in filter(None, (part["notice"], part["compiler"])):
-            console.print(note, style="yellow", markup=False)
-        for feature in part["left to the reference"]:
-            console.print(f"{feature}: the reference implementation runs", style="yellow", markup=False)
-        verdict = (
-            "output is bit-identical to plain decoding"
-            if part["exact"]
-            else "no row layout gives identical bits on this machine"
-        )
-        console.print(f"{dtype}: {verdict}", style="bold green" if part["exact"] else "bold red")
         for c in part.get("cost", ()):
             low, high = c["ratio_quartiles"]
             console.print(
-                f"cost of exactness at {c['context']} tokens of context: {c['ratio']:.3f} x a pass without the exact"
-                f" row layout ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']} interleaved"
-                f" runs, quartiles of the ratio {low:.3f} to {high:.3f})"
+                f"{dtype}: cost of exactness at {c['context']} tokens of context: {c['ratio']:.3f} x a pass without the"
+                f" exact row layout ({c['exact_ms']:.2f} against {c['plain_ms']:.2f} ms, medians of n = {c['n']}"
+                f" interleaved runs, quartiles of the ratio {low:.3f} to {high:.3f})"
             )
         if "passes" in part:
             print_costs(console, CostModel.of(part["passes"]))
-        console.print()
+
+
+def _print_kernels(console: Console, dtype: str, part: dict[str, Any]) -> None:
+    table = Table(title=f"\n{dtype}: matrix products and attention", title_justify="left")
+    for column in ("shape", "kernel", "pad rows to", "max rows", "bits equal"):
+        table.add_column(column)
+    for label, row in part["kernels"].items():
+        held = "[green]yes[/]" if row["bits hold"] else "[red]NO[/]"
+        table.add_row(label.replace("[", r"\["), row["kernel"], str(row["pad to"]), str(row["at most"]), held)
+    console.print(table)
+    console.print(
+        f"elementwise kernels: {part['between products']}; keys padded to a multiple of {part['keys rounded to']}"
+    )
+    if part["library"]:
+        console.print(f"library: {part['library']}", soft_wrap=True, markup=False)
+    for note in filter(None, (part["notice"], part["compiler"])):
+        console.print(note, style="yellow", markup=False)
+    for feature in part["left to the reference"]:
+        console.print(f"{feature}: the reference implementation runs", style="yellow", markup=False)
 
 
 def _print_compared(console: Console, compared: list[dict[str, Any]] | None) -> None:
