@@ -1,0 +1,142 @@
+"""Images of calls of every family of kernels, on random values: see `native_image`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gguf
+import k_blocks
+import torch
+from native_image import NULL, Image, Place
+from torch import Tensor
+
+from orthrus.backends.native import linears, structs
+from orthrus.quantization import GroupQuantized, from_rows
+
+OUTPUTS, INPUTS, SIZE, HEADS, KV_HEADS = 64, 256, 64, 6, 2
+ROWS = (1, 2, 5, 7)
+
+
+def image(dtype: torch.dtype) -> Image:
+    """One image with all calls."""
+    torch.manual_seed(0)
+    made = Image()
+    random = partial(_random, made, dtype)
+    _elementwise(made, random, dtype)
+    _attention(made, random, dtype)
+    _linear(made, dtype)
+    _draft_tree(made, random)
+    if dtype == torch.bfloat16:
+        _dequant(made, dtype)
+    return made
+
+
+def _random(made: Image, dtype: torch.dtype, *shape: int) -> Place:
+    return made.put(torch.randn(*shape).to(dtype))
+
+
+def _elementwise(made: Image, random: partial[Place], dtype: torch.dtype) -> None:
+    for size in (INPUTS, 37):
+        out = made.empty((5, size), dtype, f"norm {size}")
+        made.call("rms_norm", random(5, size), random(5, size), random(size), out, 5, size, 1e-5, 0.5)
+        for name in ("silu_mul", "gelu_mul"):
+            made.call(name, random(3, 2 * size), made.empty((3, size), dtype, f"{name} {size}"), 3, size)
+        made.call("top1_probability", random(3, size), made.empty((3,), torch.float32, f"top {size}"), 3, size, 1)
+
+
+def _attention(made: Image, random: partial[Place], dtype: torch.dtype) -> None:
+    rows, slots = 7, 768
+    cache = made.struct(
+        structs.KVCache(random(KV_HEADS, slots, SIZE), random(KV_HEADS, slots, SIZE), KV_HEADS, SIZE, slots * SIZE)
+    )
+    angles = torch.rand(rows, SIZE) * 6
+    rope = structs.RopeParams(
+        random(SIZE), random(SIZE), made.put(angles.cos()), made.put(angles.sin()), None, 1e-6, 0.25
+    )
+    mapping = made.put(torch.stack((torch.arange(rows), torch.arange(300, 300 + rows))))
+    q = made.empty((rows, HEADS, SIZE), dtype, "q")
+    qkv = random(rows, (HEADS + 2 * KV_HEADS) * SIZE)
+    made.call("rope_and_cache_write", qkv, q, HEADS, made.struct(rope), mapping, cache, rows)
+    tree = (
+        made.put(torch.tensor([-1, -1, 0, 0, 1, 1, 1])),
+        made.put(torch.tensor([[301, 301, 303], [301, 302, 304]])),
+        3,
+    )
+    for name, count, paths in (("chain", rows, (None, None, 0)), ("one row", 1, (None, None, 0)), ("tree", rows, tree)):
+        segments, tables = made.put(torch.tensor([[0, count, 0, 0, 0]])), made.put(torch.tensor([[0, 1, 2]]))
+        lens = [301, 301, 303, 303, 303, 303, 303] if name == "tree" else range(298, 298 + count)
+        metadata = structs.AttentionMetadata(
+            segments,
+            1,
+            made.put(torch.tensor(list(lens))),
+            tables,
+            3,
+            None,
+            0.0,
+            4.0 if name == "chain" else 0.0,
+            *paths,
+        )
+        out = made.empty((count, HEADS, SIZE), dtype, f"attention {name}")
+        made.call("attention", q, out, HEADS, cache, made.struct(metadata), 1)
+
+
+def _weights(made: Image, packed: Tensor, dtype: torch.dtype, form: int, scales: Place | None = None,
+             shifts: Place | None = None) -> Place:  # fmt: skip
+    bias = made.put(torch.randn(OUTPUTS).to(dtype))
+    fields = made.put(packed), bias, scales, shifts, None, INPUTS, OUTPUTS, form
+    return made.struct(structs.LinearWeights(*fields))
+
+
+def _quantized(made: Image, rows: int) -> Place:
+    room = made.empty((rows, INPUTS), torch.uint8), made.empty((rows,), torch.float32)
+    return made.struct(structs.QuantizedRows(*room, made.empty((rows, INPUTS // 32), torch.float32)))
+
+
+def _linear(made: Image, dtype: torch.dtype) -> None:
+    """The same rows in calls of several sizes: results are sliced from one input."""
+    weight = torch.randn(OUTPUTS, INPUTS) / 16
+    x = torch.randn(max(ROWS), INPUTS).to(dtype)
+    plain = (
+        linears.TiledLinear.pack(weight.to(dtype), 8)
+        if dtype == torch.bfloat16
+        else linears.PanelLinear.pack(weight, 1)
+    )
+    codes, scales = made.empty((OUTPUTS, INPUTS), torch.int8, "codes"), made.empty((OUTPUTS,), torch.float32, "scales")
+    shifts = made.empty((OUTPUTS,), torch.int32)
+    made.call("pack_int8", made.put(weight.to(dtype)), codes, scales, shifts, OUTPUTS, INPUTS, 1)
+    int8 = made.struct(structs.LinearWeights(codes, None, scales, shifts, None, INPUTS, OUTPUTS, linears.INT8))
+    groups = GroupQuantized.rounded(weight).packed_for_w4a8()
+    maps = {
+        "linear": _weights(made, plain, dtype, linears.PLAIN),
+        "linear_int8": int8,
+        "linear_w4a8": _weights(made, groups, dtype, linears.W4A8),
+    }
+    for name, own in maps.items():
+        for rows in ROWS:
+            out = made.empty((rows, OUTPUTS), dtype, f"{name} {rows}")
+            scratch = () if name == "linear" else (_quantized(made, rows),)
+            made.call(name, made.put(x[:rows]), own, out, rows, *scratch, 1)
+
+
+def _dequant(made: Image, dtype: torch.dtype) -> None:
+    x = torch.randn(max(ROWS), INPUTS).to(dtype)
+    for kind, form in linears.FORMATS.items():
+        if kind == "Q4_0":
+            continue  # the format of Q4_1
+        weight = torch.randn(OUTPUTS, INPUTS).numpy() / 16
+        rows_of_bytes = k_blocks.quantize(weight, gguf.GGMLQuantizationType[kind])
+        quantized = from_rows(kind, torch.from_numpy(rows_of_bytes))
+        own = _weights(made, quantized.packed_for_dots(), dtype, form)
+        for rows in ROWS:
+            out = made.empty((rows, OUTPUTS), dtype, f"{kind} {rows}")
+            scratch = made.empty((32 * INPUTS + 4 * 512,), dtype)
+            made.call("linear_dequant", made.put(x[:rows]), own, out, rows, scratch, 1)
+
+
+def _draft_tree(made: Image, random: partial[Place]) -> None:
+    vocabulary, nodes = 500, 8
+    over = made.put(torch.ones(3))
+    block = structs.DraftBlock(random(3, vocabulary), None, over, 3, vocabulary, 0, -1, nodes)
+    tokens, parents = (made.empty((nodes,), torch.int64, name) for name in ("tokens", "parents"))
+    confidence = made.empty((nodes,), torch.float32, "confidence")
+    made.call("draft_tree", made.struct(block), NULL, tokens, parents, confidence, 1)

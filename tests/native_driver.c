@@ -1,0 +1,68 @@
+/* Calls kernels on a memory image and writes the image back: see native_image.py. Little-endian 64-bit machines only.
+ *
+ * image: number of calls, of pointers, of bytes; the places of the pointers in the bytes, which hold places in them or -1 for
+ * null; calls; bytes. Names of functions are those of KERNELS, a macro of the compiler's command line. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int64_t Kernel(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, float);
+
+/* `pointers` has a bit for every argument that is a place in the bytes. */
+typedef struct {
+    char name[40];
+    int64_t arguments[8], pointers;
+    float floats[2];
+} Call;
+
+#define KERNEL(name) extern Kernel name;
+KERNELS
+#undef KERNEL
+
+static const struct {
+    const char *name;
+    Kernel *kernel;
+} kernels[] = {
+#define KERNEL(own) {#own, own},
+    KERNELS
+};
+
+static void *read_all(FILE *file, int64_t bytes) {
+    void *memory = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    if (!memory || fread(memory, 1, bytes, file) != (size_t)bytes) exit(2);
+    return memory;
+}
+
+static void run(const Call *call, char *bytes) {
+    int64_t a[8];
+    for (int i = 0; i < 8; i++) {
+        int pointer = call->pointers >> i & 1;
+        a[i] = !pointer ? call->arguments[i] : call->arguments[i] < 0 ? 0 : (int64_t)(bytes + call->arguments[i]);
+    }
+    for (size_t k = 0; k < sizeof kernels / sizeof *kernels; k++)
+        if (!strcmp(call->name, kernels[k].name)) {
+            kernels[k].kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], call->floats[0], call->floats[1]);
+            return;
+        }
+    fprintf(stderr, "no kernel %s\n", call->name);
+    exit(3);
+}
+
+int main(int count, char **names) {
+    FILE *in = count == 3 ? fopen(names[1], "rb") : 0, *out = count == 3 ? fopen(names[2], "wb") : 0;
+    if (!in || !out) return 1;
+    int64_t *sizes = read_all(in, 24), *places = read_all(in, 8 * sizes[1]);
+    Call *calls = read_all(in, sizes[0] * (int64_t)sizeof(Call));
+    char *bytes = read_all(in, sizes[2]);
+    for (int64_t i = 0; i < sizes[1]; i++) {
+        int64_t *pointer = (int64_t *)(bytes + places[i]);
+        *pointer = *pointer < 0 ? 0 : (int64_t)(bytes + *pointer);
+    }
+    for (int64_t i = 0; i < sizes[0]; i++) run(calls + i, bytes);
+    for (int64_t i = 0; i < sizes[1]; i++) {
+        int64_t *pointer = (int64_t *)(bytes + places[i]);
+        *pointer = *pointer ? *pointer - (int64_t)bytes : -1;
+    }
+    return fwrite(bytes, 1, sizes[2], out) != (size_t)sizes[2] || fclose(out);
+}
