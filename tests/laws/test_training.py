@@ -44,6 +44,18 @@ def trainable(family):
     return made
 
 
+REFERENCES = {
+    "cross-entropy": lambda log_q, log_p, target: -log_q[target],
+    "kl": lambda log_q, log_p, target: (log_p.exp() * (log_p - log_q)).sum(),
+    "total-variation": lambda log_q, log_p, target: (log_p.exp() - log_q.exp()).abs().sum() / 2,
+}
+"""Of one row, by objective."""
+
+
+def test_every_objective_has_a_reference():
+    assert objectives.names() == sorted(REFERENCES)
+
+
 def plain_loss(decoder, blocks, objective, decay):
     """The reference loss: autograd over the reference forward pass, one document and one block at a time."""
     losses, weights = [], []
@@ -53,7 +65,7 @@ def plain_loss(decoder, blocks, objective, decay):
             rows = reference.forward(decoder, tokens, root=root, block=blocks.block_size)
             for row, position in enumerate(range(root, min(root + blocks.trained_rows, end - 1))):
                 log_q, log_p, target = rows[row].log_softmax(-1), teacher[position], int(tokens[position + 1])
-                losses.append(-log_q[target] if objective == "cross-entropy" else (log_p.exp() * (log_p - log_q)).sum())
+                losses.append(REFERENCES[objective](log_q, log_p, target))
                 weights.append(decay**row)
     return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
 
@@ -158,5 +170,5 @@ def test_impossible_blocks_are_refused():
         Blocks(tokens, (0,), one, torch.tensor([24]), 8, 7)
     with pytest.raises(ValueError, match="ascend"):
         Blocks(tokens, (0,), torch.tensor([5, 3]), torch.tensor([9, 9]), 8, 7)
-    with pytest.raises(ValueError, match="cross-entropy, kl"):
+    with pytest.raises(ValueError, match="cross-entropy, kl, total-variation"):
         objectives.load("mse")

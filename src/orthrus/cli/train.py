@@ -54,7 +54,9 @@ def _known_objective(name: str) -> str:
 ObjectiveOption = Annotated[
     str,
     typer.Option(
-        help="kl: forward KL from the AR view. cross-entropy: the tokens of the text.", callback=_known_objective
+        help="kl: forward KL from the AR view. cross-entropy: the tokens of the text. total-variation: the share of"
+        " drafts that `rejection` rejects.",
+        callback=_known_objective,
     ),
 ]
 DecayOption = Annotated[
