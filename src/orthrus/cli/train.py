@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orthrus.training.tasks import Validation
     from orthrus.training.world import World
 
-EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 8, 500
+EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 4, 500
 
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes the run.")
