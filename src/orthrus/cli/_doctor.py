@@ -66,8 +66,9 @@ def print_summary(console: Console, report: dict[str, Any], model: str) -> None:
     first = next(iter(parts.values()))
     _line(console, "model", f"{model}: {first['model']}")
     for name, part in parts.items():
-        kernels = sorted({row["kernel"] for row in part["kernels"].values()})
-        _line(console, name, f"{part['between products']}: {', '.join(kernels)}")
+        library = part["between products"]
+        kernels = sorted({row["kernel"].removeprefix(f"{library}, ") for row in part["kernels"].values()})
+        _line(console, name, f"{library} kernels: {'; '.join(kernels)}")
         held = "bits hold: output is bit-identical to plain decoding"
         lost = "NO layout of rows gives identical bits: tokens may differ from plain decoding"
         _line(console, "", held if part["exact"] else lost, "green" if part["exact"] else "bold red")
