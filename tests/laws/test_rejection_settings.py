@@ -139,17 +139,27 @@ def test_stop_tokens_of_a_request_only_cut_texts(monkeypatch, run):
 SAMPLES = 2000
 
 
+FILTERED = {
+    "top-k": {"temperature": 1.4, "top_k": 2, "repetition_penalty": 1.2},
+    "top-p": {"temperature": 0.9, "top_p": 0.9, "frequency_penalty": 0.4},
+}
+DRAWN = [(run, {"presence_penalty": 0.5}, 3) for run in RUNS]
+DRAWN += [
+    (run, FILTERED[name], 4) for run, name in itertools.product(("looked up", "two-pass tree with head"), FILTERED)
+]
+
+
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("run", list(RUNS))
-def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run):
+@pytest.mark.parametrize(("run", "settings", "tokens"), DRAWN)
+def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run, settings, tokens):
     """Chi-square over fixed seeds: detects addresses that share a value, and values that depend on each other."""
-    params, prompt = SamplingParams(temperature=0.8, presence_penalty=0.5), RUNS[run].prompt
+    params, prompt = SamplingParams(**{"temperature": 0.8, **settings}), RUNS[run].prompt
     requests = [
-        Request(prompt, replace(params, seed=number // 2, sample_index=number % 2), StopConditions(3))
+        Request(prompt, replace(params, seed=number // 2, sample_index=number % 2), StopConditions(tokens))
         for number in range(SAMPLES)
     ]
     texts = [tuple(sequence.tokens) for sequence in RUNS[run].decode(monkeypatch, requests, batch=16)]
-    expected = target_texts(CHAIN, params, prompt, 3, frozenset())
+    expected = target_texts(CHAIN, params, prompt, tokens, frozenset())
     assert set(texts) <= set(expected)
     cells = [(texts.count(text), SAMPLES * share) for text, share in expected.items()]
     rare = [cell for cell in cells if cell[1] < 5]
