@@ -259,7 +259,7 @@ def test_measuring_costs_is_reported_while_it_runs(run, path, monkeypatch):
 
 
 def test_help_shows_defaults(run):
-    for verb, default in (("generate", "(torch's)"), ("verify", "(three tasks)"), ("train", "(two epochs)")):
+    for verb, default in (("generate", "(torch's)"), ("verify", "(three tasks)"), ("train", "(2, with --head-only 4)")):
         out = run(verb, "--help")[1]
         assert default in " ".join(out.replace("│", " ").split())
 

@@ -56,7 +56,8 @@ _load = api.load
 TOY = {
     "distill": "--count 10 --max-new-tokens 40 --max-prompt-tokens 120 --batch-size 10",
     "serve": "--port 0",
-    "train": "--steps 2 --validate-every 2 --held-out 1 --roots 8 --sequences 1 --sequence-length 256",
+    "train": "--steps 2 --validate-every 2 --held-out 1 --roots 8 --sequences 1 --sequence-length 256"
+    " --head-learning-rate 1e-4",
     "verify": "--max-new-tokens 8",
     "bench compare": "--max-new-tokens 8",
     "bench train-step": "--roots 4",
