@@ -175,7 +175,7 @@ def test_a_thousand_requests_leave_nothing_behind():
         engine._drafting.planner._first_policies.clear()  # one per load that it has met, whatever the requests
         gc.collect()
         held.append(len(gc.get_objects()))
-    # By then the prefix index holds as many pages as there are. 500 requests follow; other threads keep an object or two.
+    # By then the prefix index is full. 500 requests follow; other threads keep an object or two.
     assert held[-1] <= held[4] + 5, held
 
 

@@ -99,9 +99,9 @@ class Headline:
 
 
 HEADLINES = (
-    Headline("A, accepted drafts per two-pass cycle", "acceptance", lambda r: f"{r['acceptance_length']:.2f}",
-             "tree of 8"),
-    Headline("tokens per forward pass, two-pass", "acceptance", lambda r: f"{r['tpf']:.2f}", "tree of 8"),
+    Headline("A, accepted drafts per two-pass cycle, trees of 8", "acceptance",
+             lambda r: f"{r['acceptance_length']:.2f}", "tree of 8"),
+    Headline("tokens per forward pass, two-pass, trees of 8", "acceptance", lambda r: f"{r['tpf']:.2f}", "tree of 8"),
     Headline("speed-up of `auto` over plain decoding", "speed",
              lambda r: _spread(r["over_plain"], r["over_plain_quartiles"]), "auto"),
     Headline("tokens/s, Orthrus `auto`", "sides", lambda r: f"{r['speed']:.0f}", "orthrus auto"),
