@@ -1,6 +1,6 @@
 """What a run trains. A task knows the loss of a micro-batch, how the result is calibrated, and how good it is.
 
-The first of them is here: the diffusion view, with its draft head beside it. A micro-batch is a pure function of its
+This file has the task of the diffusion view, with its draft head beside it. A micro-batch is a pure function of its
 number and the seed.
 """
 
