@@ -150,8 +150,11 @@ def test_no_plain_weight_of_a_packed_map_stays(tmp_path):
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_dropped_model_frees_its_weights(cache, tmp_path):
-    """Counted twice, so that what stays for good (the library, the template) is there before."""
-    tiny.save_checkpoint(tmp_path, hidden_size=512, intermediate_size=2048, head_dim=64)
+    """Counted twice, so that what stays for good (the library, the template) is there before.
+
+    Stacks of threads that other tests began, 8 MB each, may come and go meanwhile.
+    """
+    tiny.save_checkpoint(tmp_path, hidden_size=512, intermediate_size=4096, head_dim=64)
 
     def mapped():
         gc.collect()
@@ -166,6 +169,6 @@ def test_a_dropped_model_frees_its_weights(cache, tmp_path):
         del model
         sizes.append((during, mapped()))
         assert [part() for part in parts] == [None] * 4
-    weights = 2 * 3 * 3 * 512 * 2048  # bytes of the MLPs
+    weights = 2 * 3 * 3 * 512 * 4096  # bytes of the MLPs
     assert sizes[2][0] - sizes[2][1] > weights / 2
-    assert abs(sizes[2][1] - sizes[1][1]) < weights / 4
+    assert sizes[2][1] - sizes[1][1] < weights / 2
