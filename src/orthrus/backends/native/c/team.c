@@ -21,10 +21,10 @@
 enum { STACK_BYTES = 8 << 20, CACHE_LINE = 64 };
 
 /* After so many regions in a row that not all came to, the caller works alone for so many times the patience: 20 ms. */
-enum { LATE_REGIONS = 2, ALONE_PATIENCES = 128 };
+enum { LATE_REGIONS = 2, ALONE_PATIENCES = 25 };
 
-/* Three times as long as a thread takes to wake on an idle processor. */
-int64_t team_patience = 150000;
+/* Far longer than a thread takes to wake on an idle processor, which is 50 us, since a long pass done alone costs more. */
+int64_t team_patience = 800000;
 
 #if defined(__linux__)
 void sleep_while_equal(_Atomic uint32_t *value, uint32_t old) {
