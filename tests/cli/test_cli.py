@@ -13,7 +13,9 @@ import pytest
 import tiny
 
 import orthrus
+from orthrus.backends.native import levels
 from orthrus.bench import distribution, measure, tasks
+from orthrus.cli import commands
 from orthrus.decoding.planning.cost_model import CostModel
 
 
@@ -153,6 +155,13 @@ def test_bad_input_is_answered_in_one_message(run, model, arguments, message):
     assert out == ""
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_refuses_a_level_of_processors_that_does_not_exist(run, monkeypatch, command):
+    monkeypatch.setenv(levels.MARCH, "foo")
+    code, out, err = run(command)
+    assert code == 2 and out == "" and "ORTHRUS_MARCH='foo'" in err and "native" in err
 
 
 def test_bad_standard_input(run, model):

@@ -14,11 +14,11 @@ import torch
 
 import orthrus
 from orthrus.backends import select
-from orthrus.backends.native import build, compiler
+from orthrus.backends.native import compiler, levels
 from orthrus.backends.native import kernels as native
 from orthrus.file_cache import cache_directory
 
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", build.MARCH: "x86-64-v3"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", levels.MARCH: "x86-64-v3"}
 DEMO = """
 import logging, orthrus
 logging.basicConfig(format="log: %(message)s")
@@ -109,7 +109,7 @@ def test_a_damaged_library_is_compiled_again_with_one_message(tmp_path, caplog, 
         pytest.skip("no C compiler on this machine")
     compiled = []
     monkeypatch.setattr(compiler, "_failed_build", lambda _, made: compiled.append(shutil.copy(usual.path, made)))
-    monkeypatch.setenv(build.MARCH, "native")  # else one that was built ahead may run
+    monkeypatch.setenv(levels.MARCH, "native")  # else one that was built ahead may run
     assert native.load(torch.float32, tmp_path) is not None
     assert len(compiled) == 1
     (built,) = tmp_path.glob("native-*.so")
@@ -134,7 +134,7 @@ def test_a_damaged_library_is_compiled_again_with_one_message(tmp_path, caplog, 
 
 
 def test_a_cache_that_cannot_be_written_leaves_the_torch_kernels(tmp_path, monkeypatch):
-    monkeypatch.setenv(build.MARCH, "native")
+    monkeypatch.setenv(levels.MARCH, "native")
     blocked = Path(tmp_path / "file")
     blocked.write_text("")
     kernels = select.fastest(torch.float32, torch.device("cpu"), blocked / "cache")

@@ -13,7 +13,7 @@ import native_image
 import pytest
 import torch
 
-from orthrus.backends.native import build, compiler
+from orthrus.backends.native import build, compiler, levels
 from orthrus.file_cache import cache_directory
 
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
@@ -37,7 +37,7 @@ def rows_are_independent(results):
 def test_kernels_on_aarch64_have_the_bits_of_avx2(level, tmp_path, monkeypatch):
     dtype = "bfloat16"
     image = native_cases.image(getattr(torch, dtype))
-    monkeypatch.setenv(build.MARCH, "x86-64-v3")
+    monkeypatch.setenv(levels.MARCH, "x86-64-v3")
     library = build._compiled(dtype, cache_directory())
     linked = [str(library), f"-Wl,-rpath,{library.parent}"]
     here = native_image.link(compiler.command(), image, linked, tmp_path / "here")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthrus.backends.native import build, compiler
+from orthrus.backends.native import build, compiler, levels
 from orthrus.file_cache import cache_directory
 
 LAWS = ("test_kernels.py", "test_k_quants.py")
 CHOSEN = "(every_row and 9) or (linear_forms and 96) or (int8_forms and 96) or (kept and Q4_1 and 576) or whole_pass"
-MARCH = "x86-64-v3"
+LEVEL = "x86-64-v3"
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or not torch.cpu._is_avx2_supported(), reason="this processor has no AVX2"
 )
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 def library(dtype, monkeypatch):
     """The path of the kernels for AVX2, kept as users' are."""
-    monkeypatch.setenv(build.MARCH, MARCH)
+    monkeypatch.setenv(levels.MARCH, LEVEL)
     try:
         return build._compiled(dtype, cache_directory())
     except compiler.UnavailableError as error:
@@ -50,6 +50,6 @@ def test_the_laws_of_kernels_hold_on_avx2(laws, monkeypatch):
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", CHOSEN]
     process = subprocess.run(
         [*words, str(Path(__file__).with_name(laws))], capture_output=True, text=True, check=False,
-        env={**os.environ, build.MARCH: MARCH},
+        env={**os.environ, levels.MARCH: LEVEL},
     )  # fmt: skip
     assert process.returncode == 0, process.stdout[-3000:]  # 5 where no law was chosen

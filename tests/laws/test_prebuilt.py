@@ -31,7 +31,7 @@ printf 'made by a fake\\0libc.so.6\\0GLIBC_2.17\\0' > "$2"
 def _on_this_architecture(monkeypatch):
     monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(levels.platform, "system", lambda: "Linux")
-    for name in ("CC", build.MARCH):
+    for name in ("CC", levels.MARCH):
         monkeypatch.delenv(name, raising=False)
     build._chosen.cache_clear()
     yield
@@ -88,7 +88,7 @@ def name_of(library):
 )
 @pytest.mark.parametrize("dtype", list(compiler.DEFINES))
 def test_the_best_level_that_the_processor_runs_is_found(libraries, dtype, features, found):
-    library = prebuilt.find(dtype, features, libraries)
+    library = prebuilt.find(dtype, levels.runnable(features), libraries)
     assert name_of(library) == found
     assert found is None or dtype in library.name
 
@@ -101,10 +101,10 @@ def test_a_better_level_needs_all_features_of_the_worse():
 def test_no_level_is_run_on_another_architecture_or_system(libraries, monkeypatch):
     every = frozenset().union(*FEATURES.values())
     monkeypatch.setattr(levels.platform, "machine", lambda: "riscv64")
-    assert prebuilt.find("bfloat16", every, libraries) is None
+    assert prebuilt.find("bfloat16", levels.runnable(every), libraries) is None
     monkeypatch.setattr(levels.platform, "machine", lambda: "AMD64")
     monkeypatch.setattr(levels.platform, "system", lambda: "Windows")
-    assert prebuilt.find("bfloat16", every, libraries) is None
+    assert prebuilt.find("bfloat16", levels.runnable(every), libraries) is None
 
 
 def test_features_are_read_from_cpuinfo(tmp_path, monkeypatch):
@@ -148,25 +148,25 @@ def test_the_flags_of_a_level_in_the_words_of_zig(flags, processor):
 
 @pytest.mark.parametrize("damage", ["truncated", "no checksum", "checksum of another"])
 def test_a_damaged_library_is_passed_over_with_a_warning(libraries, caplog, damage):
-    best = prebuilt.find("bfloat16", FEATURES[BEST], libraries)
+    best = prebuilt.find("bfloat16", levels.runnable(FEATURES[BEST]), libraries)
     if damage == "truncated":
         best.write_bytes(best.read_bytes()[:5])
     elif damage == "no checksum":
         best.with_suffix(".sha256").unlink()
     else:
         best.with_suffix(".sha256").write_text("0" * 64)
-    assert name_of(prebuilt.find("bfloat16", FEATURES[BEST], libraries)) == SECOND
+    assert name_of(prebuilt.find("bfloat16", levels.runnable(FEATURES[BEST]), libraries)) == SECOND
     assert [record.message for record in caplog.records] == [
         f"{best} is damaged: its checksum differs; install the package again"
     ]
 
 
 def test_a_library_of_other_sources_is_not_found_and_goes_at_the_next_build(libraries, fake, tmp_path, monkeypatch):
-    old = prebuilt.find("float32", FEATURES[BEST], libraries)
+    old = prebuilt.find("float32", levels.runnable(FEATURES[BEST]), libraries)
     changed = shutil.copytree(compiler.SOURCES, tmp_path / "c")
     (changed / "amx.h").write_text("/* changed */")
     monkeypatch.setattr(compiler, "SOURCES", changed)
-    assert prebuilt.find("float32", FEATURES[BEST], libraries) is None
+    assert prebuilt.find("float32", levels.runnable(FEATURES[BEST]), libraries) is None
     monkeypatch.setenv("CC", str(fake))
     built = prebuilt.build(pytest.fail, libraries, levels.of_architecture())
     assert old not in built and not old.exists() and not old.with_suffix(".sha256").exists()
@@ -229,14 +229,34 @@ def test_what_was_compiled_for_this_machine_comes_first_and_a_process_keeps_its_
     assert build._chosen("float32", cache, build._asked()) == compiled
 
 
-@pytest.mark.parametrize("name", ["CC", build.MARCH])
+@pytest.mark.parametrize("name", ["CC", levels.MARCH])
 def test_a_compiler_or_a_processor_that_is_asked_for_is_compiled_for(
     libraries, usual_compiler, tmp_path, monkeypatch, name
 ):
     monkeypatch.setattr(levels, "processor_features", lambda: FEATURES[BEST])
-    monkeypatch.setenv(name, str(usual_compiler) if name == "CC" else "x86-64-v3")
+    monkeypatch.setenv(name, str(usual_compiler) if name == "CC" else levels.NATIVE)
     assert build.ready("bfloat16", tmp_path / "cache") is None
     assert build._chosen("bfloat16", tmp_path / "cache", build._asked()).parent == tmp_path / "cache"
+
+
+def test_the_library_of_the_level_that_is_asked_for_is_the_only_one(libraries, usual_compiler, tmp_path, monkeypatch):
+    monkeypatch.setattr(levels, "processor_features", lambda: FEATURES[BEST])
+    monkeypatch.setenv(levels.MARCH, "x86-64-v4")
+    library = build.ready("bfloat16", tmp_path / "cache")
+    assert name_of(library) == "x86-64-v4"
+    library.unlink()
+    assert build.ready("bfloat16", tmp_path / "cache") is None
+    compiled = build._chosen("bfloat16", tmp_path / "cache", build._asked())
+    assert compiled.parent == tmp_path / "cache" and "-march=x86-64-v4" in build.origin(compiled)
+
+
+@pytest.mark.parametrize("name", ["foo", "x86-64-v4-bf16", "armv8-a"])
+def test_a_level_that_this_processor_does_not_run_is_refused_by_name(libraries, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(levels, "processor_features", lambda: FEATURES["x86-64-v4"])
+    monkeypatch.setenv(levels.MARCH, name)
+    message = f"ORTHRUS_MARCH='{name}' .* use native, x86-64-v4, x86-64-v3$"
+    with pytest.raises(ValueError, match=message):
+        select.fastest(torch.float32, torch.device("cpu"), tmp_path)
 
 
 def test_one_that_cannot_be_loaded_is_compiled_for(libraries, tmp_path, monkeypatch, caplog):
@@ -250,7 +270,7 @@ def test_one_that_cannot_be_loaded_is_compiled_for(libraries, tmp_path, monkeypa
 
 def test_without_a_compiler_and_a_cache_the_built_library_runs(tmp_path, monkeypatch):
     """The library of this checkout, if it was installed: it loads and has the structs of this version."""
-    if prebuilt.find("float32", levels.processor_features(), prebuilt.LIBRARIES) is None:
+    if prebuilt.find("float32", levels.runnable(levels.processor_features()), prebuilt.LIBRARIES) is None:
         pytest.skip("no library was built ahead for this processor")
     monkeypatch.setenv("PATH", "")
     blocked = tmp_path / "file"

@@ -7,6 +7,7 @@ its module is imported.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from orthrus import torch_threads
+from orthrus.backends.native import levels
 
 
 def commands() -> list[str]:
@@ -54,6 +56,8 @@ def main() -> None:
     available = commands()
     named = [argument for argument in sys.argv[1:2] if argument in available]
     try:
+        if os.environ.get(levels.MARCH):
+            levels.asked()
         build(named or available)()
     except ValueError as error:
         _fail(str(error), 2)

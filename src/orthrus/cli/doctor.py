@@ -88,7 +88,8 @@ def _compared(model: Model, precision: Dtype, compiled: Path) -> list[dict[str, 
     from orthrus.backends.native import levels, prebuilt
     from orthrus.bench import libraries
 
-    ahead = prebuilt.find(precision.value, levels.processor_features(), prebuilt.LIBRARIES)
+    usable = levels.runnable(levels.processor_features())
+    ahead = prebuilt.find(precision.value, usable, prebuilt.LIBRARIES)
     return libraries.compare(model.runner, ahead, compiled) if ahead else []
 
 

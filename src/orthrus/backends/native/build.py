@@ -1,7 +1,8 @@
 """Chooses the library of C kernels that this process uses, and compiles it on first use where none is ready.
 
 In order of preference: the one that was compiled on this machine for its processor, the best of those that came with
-the package (`prebuilt`), and a new one, compiled into the user's cache. $CC or $ORTHRUS_MARCH asks for compiling.
+the package (`prebuilt`), and a new one, compiled into the user's cache. $CC asks for compiling, and so does
+$ORTHRUS_MARCH if it is `native`. If it names a level, only the library of that level is used: built ahead or compiled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import logging
 import os
 import platform
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,14 +24,14 @@ from orthrus.backends.native.compiler import UnavailableError
 if TYPE_CHECKING:
     import torch
 
-MARCH = "ORTHRUS_MARCH"
-"""Environment variable: the value of the compiler's -march option, `native` by default."""
-
 log = logging.getLogger(__name__)
 
 
 def library(dtype: torch.dtype, cache_directory: Path) -> ctypes.CDLL:
-    """The kernels of `c/` for `dtype`, which are the same ones throughout a process. Raises UnavailableError."""
+    """The kernels of `c/` for `dtype`, which are the same ones throughout a process.
+
+    Raises UnavailableError, and ValueError where $ORTHRUS_MARCH names no level.
+    """
     name = str(dtype).removeprefix("torch.")
     try:
         chosen = _chosen(name, cache_directory, _asked())
@@ -58,7 +60,7 @@ def load(path: Path) -> ctypes.CDLL:
 
 def compile_ahead(dtype: str, cache_directory: Path) -> None:
     """Compile the library if need be, for a thread that runs while others import torch and read files."""
-    with suppress(UnavailableError, OSError):  # `library` finds the same error and reports it
+    with suppress(UnavailableError, OSError, ValueError):  # `library` finds the same error and reports it
         _chosen(dtype, cache_directory, _asked())
 
 
@@ -74,26 +76,28 @@ def compile_here(dtype: str, cache_directory: Path) -> Path:
 
 def ready(dtype: str, cache_directory: Path) -> Path | None:
     """The library that would be used without compiling anything; None where there is none."""
-    if any(_asked()):
+    if os.environ.get("CC") or os.environ.get(levels.MARCH) == levels.NATIVE:
         with suppress(UnavailableError):
             path = _target(dtype, cache_directory, compiler.command())
             return path if compiler.is_intact(path) else None
         return None
     here = [_target(dtype, cache_directory, [name]) for name in compiler.USUAL]
     compiled = next(filter(compiler.is_intact, here), None)
-    return compiled or prebuilt.find(dtype, levels.processor_features(), prebuilt.LIBRARIES)
+    level = levels.asked()
+    usable = levels.runnable(levels.processor_features()) if level is None else [level]
+    return compiled or prebuilt.find(dtype, usable, prebuilt.LIBRARIES)
 
 
 def origin(path: Path) -> str:
     """How a library came to be, for people."""
     if path.parent == prebuilt.LIBRARIES:
         return f"built ahead, {path.stem.rsplit('-', 2)[0]}"
-    return f"compiled on this machine, -march={os.environ.get(MARCH) or 'native'}"
+    return f"compiled on this machine, {shlex.join(_flags()[len(compiler.FLAGS) :])}"
 
 
 def _asked() -> tuple[str, ...]:
-    """What the user set of the variables that ask for compiling."""
-    return tuple(os.environ.get(name, "") for name in ("CC", MARCH))
+    """What the user set of the variables that decide which library it is."""
+    return tuple(os.environ.get(name, "") for name in ("CC", levels.MARCH))
 
 
 @cache
@@ -130,7 +134,8 @@ def _target(dtype: str, cache_directory: Path, words: list[str]) -> Path:
 
 
 def _flags() -> tuple[str, ...]:
-    return (*compiler.FLAGS, f"-march={os.environ.get(MARCH) or 'native'}")
+    level = levels.asked()
+    return (*compiler.FLAGS, *(shlex.split(level.flags) if level else (f"-march={levels.NATIVE}",)))
 
 
 @contextmanager

@@ -1,15 +1,18 @@
-"""The levels of processors for which libraries are compiled ahead, and which of them this processor runs.
+"""The levels of processors for which libraries are compiled ahead, and which of them this process runs.
 
 The names of features are those of Linux.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+MARCH, NATIVE = "ORTHRUS_MARCH", "native"
+"""Environment variable: the name of the level to use, or `native`: compile for all that this processor has."""
 CPUINFO = Path("/proc/cpuinfo")
 SYSCTL = "/usr/sbin/sysctl"
 OF_APPLE = {
@@ -61,6 +64,15 @@ def of_architecture() -> list[Level]:
 def runnable(features: frozenset[str]) -> list[Level]:
     """The levels that a processor of this architecture with `features` runs, best first."""
     return [level for level in of_architecture() if features.issuperset(level.features.split())]
+
+
+def asked() -> Level | None:
+    """The level that $ORTHRUS_MARCH names, if it names one. Raises ValueError where this processor does not run it."""
+    name = os.environ.get(MARCH) or NATIVE
+    here = {NATIVE: None, **{level.name: level for level in runnable(processor_features())}}
+    if name not in here:
+        raise ValueError(f"{MARCH}={name!r} is no level of processors that this one runs: use {', '.join(here)}")
+    return here[name]
 
 
 def processor_features() -> frozenset[str]:

@@ -27,12 +27,12 @@ GLIBC = {b"libc.so.6", b"libm.so.6", b"libpthread.so.0"}
 log = logging.getLogger(__name__)
 
 
-def find(dtype: str, features: frozenset[str], directory: Path) -> Path | None:
-    """The library of the best level that a processor with `features` runs; None where there is none.
+def find(dtype: str, usable: Iterable[Level], directory: Path) -> Path | None:
+    """The library of the first of these levels that has one; None where there is none.
 
     A damaged one is passed over with a warning.
     """
-    for level in levels.runnable(features):
+    for level in usable:
         library = _library(level, dtype, directory)
         if compiler.is_intact(library):
             return library
