@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(config, items):
     """Keep the suite within its time: leave out cases of products that need not run whole."""
     if config.getoption("--full"):
         return
-    left_out = _repeated_for_families(items) | _beyond_pairs(items) | _beyond_samples(items)
+    left_out = {item for item in items if item.get_closest_marker("full")}
+    left_out |= _repeated_for_families(items) | _beyond_pairs(items) | _beyond_samples(items)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]

@@ -6,11 +6,13 @@ import functools
 import json
 import random
 from dataclasses import replace
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from orthrus.backends import select
 from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import export, published
 from orthrus.checkpoint.hub import copy_projections
@@ -121,7 +123,23 @@ def runner(family="qwen3", dtype="fp32", block=8, prepared=True, kernels="native
             for linear in (layer.diffusion.qkv, layer.diffusion.o):
                 linear.weight.copy_(GroupQuantized.rounded(linear.weight).values())
     fast = native.load(DTYPES[dtype], cache_directory()) if kernels.startswith("native") else None
-    return Runner.prepare(made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision"))
+    with mock.patch("orthrus.runner.runner.choose_attention", choose_attention):
+        return Runner.prepare(
+            made, fast, int8=kernels.endswith("int8"), low_precision=kernels.endswith("low precision")
+        )
+
+
+_choices = {}
+
+
+def choose_attention(config, dtype, device, kernels):
+    """As the product's, but probed once for models of one shape: in most of them that takes longer than a test."""
+    shape = config.heads, config.kv_heads, config.head_dim, config.attention_scale, config.attention_soft_cap
+    features = tuple(config.features), config.windows != (None,)
+    key = shape, features, dtype, device, type(kernels), torch.get_num_threads()
+    if key not in _choices:
+        _choices[key] = select.choose_attention(config, dtype, device, kernels)
+    return _choices[key]
 
 
 def ar(made, tokens, tables, rows=None):

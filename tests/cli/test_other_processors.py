@@ -39,11 +39,11 @@ print("notice:", model.runner.kernels.notice)
 """
 
 
-def demo(tmp_path, **environment):
+def demo(cache, **environment):
     """Load the demo model in its own process, and compare its cycles with plain decoding."""
     process = subprocess.run(
         [sys.executable, "-c", DEMO],
-        env={**os.environ, "ORTHRUS_CACHE": str(tmp_path), **environment},
+        env={**os.environ, "ORTHRUS_CACHE": str(cache), **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -54,8 +54,8 @@ def demo(tmp_path, **environment):
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx2_supported(), reason="this processor has no AVX2")
-def test_the_demo_runs_on_avx2(tmp_path):
-    output, _ = demo(tmp_path, **AVX2)
+def test_the_demo_runs_on_avx2():
+    output, _ = demo(cache_directory(), **AVX2)
     assert output.startswith("native C {'native C, ") and "oneDNN" not in output and "notice: None" in output
 
 

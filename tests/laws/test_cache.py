@@ -75,6 +75,7 @@ def test_tokens_do_not_depend_on_neighbours_or_their_order(family, dtype, cycle)
         assert [done[order.index(n)] for n in range(6)] == alone
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("cycle", ["one-pass", "two-pass", "auto"])
 def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
     """In fp32, where diffusion rows differ between batches by rounding only."""
@@ -89,6 +90,7 @@ def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("nodes", [None, 8])
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
@@ -116,6 +118,7 @@ def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
     assert sum(replayed), "the drafts of the tiny model are never accepted, so this test checks nothing"
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_one_pass_cycles_equal_their_replay(family, temperature):
     """With all blocks at full width, the drafts of a cycle are those of the block rooted at the last accepted token."""
@@ -140,6 +143,7 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
     assert sum(replayed), "the drafts of the tiny model are never accepted, so this test checks nothing"
 
 
+@pytest.mark.sampled(2)
 def test_extra_memory_of_drafting_does_not_grow_with_context(family):
     runner, extra = tiny.runner(family, "fp32", 8, prepared=False), {}
     for context in (612, 1636):  # both need more than one block of keys, and end at the same offset in a block

@@ -35,26 +35,33 @@ AXES = {
 }
 
 
+def product(axes):
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
 def pairwise(axes):
     """A small set of cases in which every pair of values of two axes occurs (greedy, deterministic)."""
-    names, bits = list(axes), {}
-    for a, b in itertools.combinations(names, 2):
-        for pair in itertools.product(axes[a], axes[b]):
-            bits[a, b, *pair] = 1 << len(bits)
-    product = [dict(zip(names, values, strict=True)) for values in itertools.product(*axes.values())]
-    pairs = [sum(bits[a, b, case[a], case[b]] for a, b in itertools.combinations(names, 2)) for case in product]
-    wanted, chosen = (1 << len(bits)) - 1, []
-    while wanted:
-        best = max(range(len(product)), key=lambda n: (pairs[n] & wanted).bit_count())
-        chosen.append(product[best])
-        wanted &= ~pairs[best]
+    longest_first = sorted(axes, key=lambda name: -len(axes[name]))
+    missing = {
+        frozenset({(a, x), (b, y)}): None
+        for a, b in itertools.combinations(longest_first, 2)
+        for x, y in itertools.product(axes[a], axes[b])
+    }
+    chosen = []
+    while missing:
+        case = dict(next(iter(missing)))
+        for name in (name for name in longest_first if name not in case):
+            known = list(case.items())
+            case[name] = max(axes[name], key=lambda x: sum(frozenset({(name, x), pair}) in missing for pair in known))
+        chosen.append({name: case[name] for name in axes})
+        for pair in itertools.combinations(case.items(), 2):
+            missing.pop(frozenset(pair), None)
     return chosen
 
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
-        full = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
-        cases = full if metafunc.config.getoption("--full") else pairwise(AXES)
+        cases = product(AXES) if metafunc.config.getoption("--full") else pairwise(AXES)
         metafunc.parametrize("case", cases, ids=lambda case: "-".join(map(str, case.values())))
 
 

@@ -20,8 +20,14 @@ from orthrus.runner import prepare
 
 PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_bench") for prompt in tasks.load(name, 4)]
 
+DTYPES = ["float32", "bfloat16"]
+IN_FULL = {
+    name: [pytest.param(dtype, marks=pytest.mark.full if dtype == name else ()) for dtype in DTYPES] for name in DTYPES
+}
+"""The parameters where that dtype is left to `--full`: the other shows as much."""
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+
+@pytest.fixture(scope="module", params=DTYPES)
 def model(request):
     return orthrus.load("smollm2-demo", dtype=request.param)
 
@@ -33,11 +39,11 @@ def _some(request):
 
 
 def test_every_cycle_equals_the_oracle_in_tokens_and_logits(model, some, pytestconfig):
+    """In float32, which takes several times as long, fewer cases without `--full`."""
     assert model.runner.exact
-    slow = model.decoder.dtype.itemsize == 4
-    short = slow and not pytestconfig.getoption("--full")
-    prompts = [p.prompt for p in some(10 if slow else 5)]
-    for temperature in (0.0, 0.8):
+    short = model.decoder.dtype.itemsize == 4 and not pytestconfig.getoption("--full")
+    prompts = [p.prompt for p in some(20 if short else 10)]
+    for temperature in (0.8,) if short else (0.0, 0.8):
         options = {"max_new_tokens": 12 if short else 24, "temperature": temperature, "seed": 7}
         requests = exactness.requests(model, prompts, options)
         bits, truths = exactness.Bits(), []
@@ -73,8 +79,9 @@ def test_group_quantized_weights_give_the_bits_of_expanded_weights(model):
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize("model", IN_FULL["bfloat16"], indirect=True)
 def test_greedy_tokens_equal_those_of_transformers(model, some):
-    prompts = some(7)
+    prompts = some(10)
     comparison, _ = peer.compare(model, prompts, {"max_new_tokens": 24}, iter)
     if model.decoder.dtype.itemsize == 4:
         assert comparison.divergences == []
@@ -83,11 +90,11 @@ def test_greedy_tokens_equal_those_of_transformers(model, some):
         assert all(d.logit_gap is None or abs(d.logit_gap) < 1 for d in comparison.divergences)
 
 
+@pytest.mark.parametrize("model", ["float32"], indirect=True)
 def test_a_long_answer_equals_the_argmax_of_transformers(model):
     """An oracle that shares nothing but the weights: every token must be the argmax of the logits that `transformers`
-    gives after the tokens before it, in one forward pass without a cache."""
-    if model.decoder.dtype.itemsize != 4:
-        pytest.skip("two implementations round bfloat16 differently")
+    gives after the tokens before it, in one forward pass without a cache. Two implementations round bfloat16
+    differently."""
     prompt = model.prompt_tokens("Explain step by step how a bill becomes a law, in detail.", {})
     request = Request(prompt, stop=StopConditions(max_new_tokens=300))
     steps = generate(model.runner, [request], DecodingConfig(), model.limits, model.decode, tiny.COSTS["passes"])
@@ -102,6 +109,7 @@ def test_a_long_answer_equals_the_argmax_of_transformers(model):
         assert best.values[different[0]].diff().abs() < 1e-4
 
 
+@pytest.mark.parametrize("model", IN_FULL["float32"], indirect=True)
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
 def test_cycles_equal_their_replay(model, cycle):
     options, way = {"max_new_tokens": 32}, replay.Way(chain=False, head=True)

@@ -122,7 +122,7 @@ def check(probabilities, run, params, ends):
 CASES = [(settings, run) for run in RUNS for settings in (("temperature", "all") if RUNS[run].head else SETTINGS)]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("settings", "run"), CASES)
 def test_every_outcome_has_its_target_probability_with_every_setting(monkeypatch, settings, run):
     params, ends = SamplingParams(**{"temperature": 1.0, **SETTINGS[settings]}), ENDS.get(settings, frozenset())
@@ -149,7 +149,7 @@ DRAWN += [
 ]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("run", "settings", "tokens"), DRAWN)
 def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run, settings, tokens):
     """Chi-square over fixed seeds: detects addresses that share a value, and values that depend on each other."""
