@@ -93,6 +93,7 @@ def test_rope_and_cache_write_equal_the_reference(precision, with_norms):
         torch.testing.assert_close(ours, theirs, **TOLERANCES[precision])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter computes bf16 products as integers
 @pytest.mark.parametrize(("heads", "kv_heads", "size", "rows"), [(4, 2, 16, 5), (9, 3, 64, 12), (2, 2, 32, 70)])
 def test_ragged_attention_equals_dense_attention(dtype, heads, kv_heads, size, rows):

@@ -56,7 +56,7 @@ def test_trees_at_the_end_of_the_context_and_across_pages(dtype, kernels):
         check_blocks(runner, [length], [bushy(rows)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.full), "bfloat16"])
 def test_trees_of_a_real_model(dtype):
     """Its heads go by matrix tiles, where the processor has them."""
     runner, rng = orthrus.load("smollm2-demo", dtype=dtype).runner, random.Random(0)
