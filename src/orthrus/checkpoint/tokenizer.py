@@ -87,9 +87,7 @@ class TransformersTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `TextTokenizer`."""
-        return self._tokenizer.decode(  # type: ignore[return-value]
-            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> list[int]:
         """See `TextTokenizer`."""

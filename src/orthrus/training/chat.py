@@ -74,4 +74,4 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], rep
             "this tokenizer has no chat template, so assistant turns cannot be located: give the checkpoint a"
             " `chat_template.jinja` (or `chat_template` in tokenizer_config.json)"
         )
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)  # type: ignore[return-value]
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)

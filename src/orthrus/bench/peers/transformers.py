@@ -41,9 +41,7 @@ def generate(peer: PreTrainedModel, request: Request) -> tuple[list[int], float]
     prompt = torch.tensor([request.prompt])
     start = perf_counter()
     with torch.inference_mode():
-        out = peer.generate(  # type: ignore[operator]
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=request.stop.max_new_tokens
-        )
+        out = peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=request.stop.max_new_tokens)
     return out[0, prompt.shape[1] :].tolist(), perf_counter() - start
 
 
