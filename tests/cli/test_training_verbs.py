@@ -7,11 +7,9 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import processes
 import pytest
 import tiny
 import torch
@@ -19,6 +17,7 @@ import torch
 from orthrus.checkpoint import adapter as adapters
 from orthrus.cli import _progress
 from orthrus.tokenization import Tokenization
+from orthrus.training.trainer import Trainer
 
 TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
 
@@ -57,6 +56,7 @@ def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
     assert code == 0, err
     assert "held-out records decode with A" in err
     assert "the adapter is run/best" in out
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     head = f"train -o head --data data --model {bare} --warm-start run/best --head-only --epochs 2 {TOY}"
     code, out, err = run(head)
     assert code == 0, err
@@ -202,23 +202,26 @@ def test_bad_input_is_answered_in_one_message(run, bare, tmp_path, line, message
     assert "Traceback" not in err
 
 
-def test_an_interrupted_run_is_saved_and_resumes(bare, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_is_saved_and_resumes(run, bare, tmp_path, monkeypatch, name):
     record = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]}
     (tmp_path / "d.jsonl").write_text("\n".join([json.dumps(record)] * 9))
-    line = (
-        f"train -o run --data d.jsonl --model {bare} {TOY} --steps 100000 --save-every 100000 --validate-every 100000"
-    )
-    command = [sys.executable, "-m", "orthrus", *shlex.split(line)]
-    for runs, name in enumerate((signal.SIGINT, signal.SIGTERM), 1):
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and len(list(tmp_path.glob("run/tensorboard/events*"))) < runs:
-            time.sleep(0.05)
-        time.sleep(1.5)
-        process.send_signal(name)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "the state is saved, run the same command to resume" in " ".join(err.split())
-    assert "resumed after step" in err
+    line = f"train -o run --data d.jsonl --model {bare} {TOY} --steps 1000 --save-every 1000 --validate-every 1000"
+    honest, taken = Trainer._step, []
+
+    def step(trainer):
+        taken.append(trainer.done)
+        if len(taken) % 3 == 0:
+            os.kill(os.getpid(), getattr(signal, name))
+        return honest(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    for stopped in (3, 6):
+        code, _, err = run(line)
+        assert code == 130
+        assert f"stopped after step {stopped} of 1000; the state is saved, run the same command to resume" in err
+        assert ("resumed after step 3" in err) == (stopped == 6)
+    assert taken == [*range(6)]
     assert (tmp_path / "run" / "last" / "adapter.safetensors").exists()
 
 
@@ -234,31 +237,26 @@ def test_two_processes_do_the_work_of_one_and_resume_with_the_same_bits(run, bar
         for n in range(1, 24)
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(record) for record in records))
-    options = f"{TOY} --sequences 2 --steps 30 --learning-rate 1e-2 --validate-every 1000 --save-every 1000"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "orthrus"]
+    options = f"{TOY} --sequences 2 --steps 12 --learning-rate 1e-2 --validate-every 1000 --save-every 1000"
 
     def line(name):
         return f"train -o {name} --data d.jsonl --model {bare} {options}"
 
-    def start(name):
-        command, environment = [*launcher, *shlex.split(line(name))], os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    def launch(name, stop_at=None):
+        """What torchrun does: both processes, with its variables. One of them gets SIGTERM at a step."""
+        codes = processes.run_ranks(line(name), tmp_path, stop_at=stop_at)
+        return codes, "".join((tmp_path / f"rank-{rank}.txt").read_text() for rank in range(2))
 
     def weights(name):
         stored = adapters.weights(tmp_path / name / "last")
         return {key: stored.tensor(key) for key in stored.names}
 
-    process = start("parts")
-    while process.poll() is None and not list(tmp_path.glob("parts/tensorboard/events*")):
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    codes, err = launch("parts", stop_at=4)
+    assert codes == [130, 130], err
     for name in ("parts", "whole"):
-        process = start(name)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert (name == "parts") == ("resumed after step" in err)
+        codes, err = launch(name)
+        assert codes == [0, 0], err
+        assert ("resumed after step 5 of 12" in err) == (name == "parts")
     code, _, err = run(line("alone"))
     assert code == 0, err
     for name, value in weights("whole").items():

@@ -15,6 +15,7 @@ from orthrus.training import head_task
 from orthrus.training.metrics import read
 from orthrus.training.packing import Packing
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 HEAD = {"head_units": 16, "head_learning_rate": 3e-2}
 
 
