@@ -8,7 +8,7 @@ WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 # Tests start many processes: each would compile the package anew where a shell forbids Python to keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint types laws-full fuzz gpu wheels clean
+.PHONY: demo check test lint types laws-full fuzz sanitize gpu wheels clean
 
 demo: .venv/installed
 	$(BIN)/orthrus demo
@@ -32,6 +32,10 @@ laws-full: .venv/installed-dev
 
 fuzz: .venv/installed-dev
 	$(BIN)/python tests/fuzz/decoding.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
+# Whether the C kernels touch memory that is not theirs, or do what C does not define, on this processor and on AVX2.
+sanitize: .venv/installed-dev
+	$(BIN)/python tests/sanitize.py $(LEVELS)
 
 # With the python3 of the machine, whose torch knows its GPU, and without installing anything. OPTIONS: see `orthrus
 # bench gpu --help`, such as OPTIONS="--minutes 9" or OPTIONS=--dry-run.

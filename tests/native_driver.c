@@ -16,6 +16,14 @@ typedef struct {
     float floats[2];
 } Call;
 
+/* What a commit of a path does to keys or values [planes][slots]: slots from[i] go to to[i], which are before them. */
+static void copy_slots(char *stored, const int64_t *from, const int64_t *to, int64_t count, int64_t planes,
+                       int64_t plane_bytes, int64_t slot_bytes) {
+    for (int64_t p = 0; p < planes; p++)
+        for (int64_t i = 0; i < count; i++)
+            memcpy(stored + p * plane_bytes + to[i] * slot_bytes, stored + p * plane_bytes + from[i] * slot_bytes, slot_bytes);
+}
+
 #define KERNEL(name) extern Kernel name;
 KERNELS
 #undef KERNEL
@@ -25,7 +33,7 @@ static const struct {
     Kernel *kernel;
 } kernels[] = {
 #define KERNEL(own) {#own, own},
-    KERNELS
+    KERNELS {"copy_slots", (Kernel *)copy_slots},
 };
 
 static void *read_all(FILE *file, int64_t bytes) {

@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch import Tensor
 from orthrus.backends.native import compiler
 
 DRIVER = Path(__file__).with_name("native_driver.c")
+OF_DRIVER = {"copy_slots"}
+"""What the driver itself can be asked to do."""
 POINTER = ctypes.c_void_p
 
 
@@ -40,7 +43,7 @@ class Image:
 
     def put(self, tensor: Tensor, result: str = "") -> Place:
         """The place of a copy; a result by its name."""
-        place = self._add(bytes(tensor.contiguous().view(torch.uint8).flatten().tolist()))
+        place = self._add(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         if result:
             self.outputs[result] = place, tensor
         return place
@@ -52,13 +55,34 @@ class Image:
     def struct(self, made: ctypes.Structure) -> Place:
         """The place of a struct whose pointers are places, 0 for null."""
         place = self._add(bytes(made))
-        for name, kind in made._fields_:
-            if kind is POINTER:
-                at = place + getattr(type(made), name).offset
-                self._pointers.append(at)
-                if getattr(made, name) is None:
-                    self._bytes[at : at + 8] = struct.pack("<q", -1)
+        self._note_pointers(made, place)
         return place
+
+    def structs(self, made: ctypes.Array[Any]) -> Place:
+        """The place of an array of them."""
+        place = self._add(bytes(made))
+        for number, own in enumerate(made):
+            self._note_pointers(own, place + number * ctypes.sizeof(own))
+        return place
+
+    def pointers(self, places: Sequence[Place]) -> Place:
+        """The place of an array of pointers."""
+        place = self._add(struct.pack(f"<{len(places)}q", *places))
+        self._pointers += range(place, place + 8 * len(places), 8)
+        return place
+
+    def _note_pointers(self, made: ctypes.Structure, place: int) -> None:
+        for name, kind in made._fields_:
+            at, value = place + getattr(type(made), name).offset, getattr(made, name)
+            if kind is POINTER:
+                self._pointers.append(at)
+                if value is None:
+                    self._bytes[at : at + 8] = struct.pack("<q", NULL)
+            elif isinstance(value, ctypes.Structure):
+                self._note_pointers(value, at)
+            elif isinstance(value, ctypes.Array):
+                for number, own in enumerate(value):
+                    self._note_pointers(own, at + number * ctypes.sizeof(own))
 
     def call(self, name: str, *arguments: Place | int | float) -> None:
         """Call a kernel; floats go to registers of their own."""
@@ -93,18 +117,22 @@ class Image:
         }
 
 
-def compile_kernels(words: Sequence[str], define: str, directory: Path) -> list[str]:
-    """The object files of the kernels. Raises CalledProcessError."""
+def compile_kernels(words: Sequence[str], define: str, directory: Path, optimize: str = "-O0") -> list[str]:
+    """The object files of the kernels, for which optimising takes far longer than a small image gains by it.
+
+    Raises CalledProcessError.
+    """
     made = []
     for unit in compiler.UNITS:
         made.append(str(directory / f"{unit}.o"))
-        _run([*words, *compiler.FLAGS, "-O1", f"-D{define}", "-c", str(compiler.SOURCES / unit), "-o", made[-1]])
+        _run([*words, *compiler.FLAGS, optimize, f"-D{define}", "-c", str(compiler.SOURCES / unit), "-o", made[-1]])
     return made
 
 
-def link(words: Sequence[str], image: Image, kernels: Sequence[str], program: Path) -> Path:
-    """The driver with the kernels of an image, in object files or in a library. Raises CalledProcessError."""
-    names = " ".join(f"KERNEL({name})" for name in sorted(image.names))
+def link(words: Sequence[str], images: Sequence[Image], kernels: Sequence[str], program: Path) -> Path:
+    """The driver with the kernels of images, in object files or in a library. Raises CalledProcessError."""
+    needed = set[str]().union(*(image.names for image in images)) - OF_DRIVER
+    names = " ".join(f"KERNEL({name})" for name in sorted(needed))
     _run([*words, "-O1", "-pthread", f"-DKERNELS={names}", str(DRIVER), *kernels, "-o", str(program), "-lm"])
     return program
 

@@ -1,6 +1,8 @@
-"""On aarch64, in an emulator, kernels have the bits that they have with AVX2, and rows do not depend on one another.
+"""On aarch64, in an emulator, kernels and whole passes have the bits that they have with AVX2, and a greedy answer in
+parallel is that of plain decoding. With BF16 instructions products have bits of their own, and rows keep theirs.
 
-`tests/native_cases.py` has calls of every family of kernels, but for the whole forward, which calls those.
+`tests/native_cases.py` has calls of every family of kernels, `tests/native_recording.py` those of a whole decoding.
+`tests/decode_on_aarch64.py` does the same with the demo model, in minutes.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ import shutil
 
 import native_cases
 import native_image
+import native_recording
 import pytest
+import tiny
 import torch
 
 from orthrus.backends.native import build, compiler, levels
+from orthrus.backends.native import kernels as native
 from orthrus.file_cache import cache_directory
+from orthrus.runner.runner import Runner
 
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-LEVELS = ("armv8-a", "armv8.2-a+dotprod")
+LEVELS = [level for level in levels.LEVELS if level.machine == "aarch64"]
 MAPS = ("linear", "linear_int8", "linear_w4a8", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 pytestmark = [
     pytest.mark.skipif(
@@ -27,24 +33,44 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(name="decoded", scope="module")
+def _decoded():
+    """A decoding by the kernels for AVX2."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(levels.MARCH, "x86-64-v3")
+        kernels = native.load(torch.bfloat16, cache_directory())
+    runner = Runner.prepare(tiny.decoder("qwen3", "bf16"), kernels, low_precision=True)
+    return native_recording.record(runner, tiny.request(20).prompt, 12, threads=2)
+
+
+@pytest.fixture(name="cases", scope="module")
+def _cases(tmp_path_factory):
+    """Calls of kernels, and their results with AVX2."""
+    image, directory = native_cases.image(torch.bfloat16), tmp_path_factory.mktemp("here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(levels.MARCH, "x86-64-v3")
+        library = build._compiled("bfloat16", cache_directory())
+    linked = [str(library), f"-Wl,-rpath,{library.parent}"]
+    here = native_image.link(compiler.command(), [image], linked, directory / "here")
+    return image, native_image.run(image, [str(here)], directory)
+
+
 def rows_are_independent(results):
     """Whether the rows of every map are the same in calls of any number of rows."""
     whole = {name: results[f"{name} {native_cases.ROWS[-1]}"] for name in MAPS if f"{name} 1" in results}
     return all(torch.equal(results[f"{name} {n}"], whole[name][:n]) for name in whole for n in native_cases.ROWS)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_kernels_on_aarch64_have_the_bits_of_avx2(level, tmp_path, monkeypatch):
-    dtype = "bfloat16"
-    image = native_cases.image(getattr(torch, dtype))
-    monkeypatch.setenv(levels.MARCH, "x86-64-v3")
-    library = build._compiled(dtype, cache_directory())
-    linked = [str(library), f"-Wl,-rpath,{library.parent}"]
-    here = native_image.link(compiler.command(), image, linked, tmp_path / "here")
-    expected = native_image.run(image, [str(here)], tmp_path)
-    words = [CROSS, f"-march={level}", "-static"]
-    kernels = native_image.compile_kernels(words, compiler.DEFINES[dtype], tmp_path)
-    there = native_image.link(words, image, kernels, tmp_path / "there")
-    found = native_image.run(image, [EMULATOR, str(there)], tmp_path)
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
-    assert rows_are_independent(expected) and len(found) == len(image.outputs)
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_kernels_and_decoding_on_aarch64_have_the_bits_of_avx2(level, cases, decoded, tmp_path):
+    image, expected = cases
+    words = [CROSS, level.flags, "-static"]
+    kernels = native_image.compile_kernels(words, compiler.DEFINES["bfloat16"], tmp_path)
+    there = native_image.link(words, [image, decoded.image], kernels, tmp_path / "there")
+    found, passes = (native_image.run(own, [EMULATOR, str(there)], tmp_path) for own in (image, decoded.image))
+    assert rows_are_independent(expected) and rows_are_independent(found) and len(found) == len(image.outputs)
+    assert decoded.different(decoded.logits) == [] and decoded.different(passes) == []
+    if "bf16" not in level.features:
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+        assert [name for name in decoded.logits if not torch.equal(passes[name], decoded.logits[name])] == []
+        assert decoded.answer(passes) == decoded.text[-len(decoded.plain) :]

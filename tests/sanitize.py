@@ -1,0 +1,38 @@
+"""Runs the laws of the C kernels with the sanitizers of gcc for addresses and undefined behaviour.
+
+`python tests/sanitize.py [LEVEL...]`: by default for this very processor and for AVX2.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+LAWS = ("kernels", "k_quants", "packing", "tree_kernels", "draft_trees", "head_rows", "team")
+NOT_COMPILED = "no C compiler on this machine"
+"""Why laws are left out, also where the compiler fails."""
+
+
+def main(*levels: str) -> None:
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    environment = {
+        **os.environ, "CC": f"sh {TESTS / 'sanitizing_cc.sh'}", "LD_PRELOAD": runtime.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
+    }  # fmt: skip
+    words = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    for level in levels or ("native", "x86-64-v3"):
+        print(f"{level}:", flush=True)
+        process = subprocess.run(
+            [*words, *(str(TESTS / "laws" / f"test_{law}.py") for law in LAWS)], capture_output=True, text=True,
+            check=False, env={**environment, "ORTHRUS_MARCH": level},
+        )  # fmt: skip
+        print(process.stdout[-6000:], process.stderr[-6000:])
+        if process.returncode or NOT_COMPILED in process.stdout:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
