@@ -43,8 +43,9 @@ class KVCache:
     """
 
     def __init__(self, config: DecoderConfig, pages: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.layers, config.kv_heads, pages * PAGE, config.head_dim)
-        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        shape = (2, config.layers, config.kv_heads, pages * PAGE, config.head_dim)
+        self._stored = _zeros(shape, dtype, device)
+        self.keys, self.values = self._stored
         self.pages, self.page_bytes = pages, page_bytes(config, dtype)
         self._prefixes = PrefixIndex()
         self._free = list(range(pages))  # a heap: the lowest page first, so that a single sequence lies in one piece
@@ -113,17 +114,15 @@ class KVCache:
 
     @torch.inference_mode()
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the keys and values of single slots, all read before the first is written."""
-        from_M, to_M = torch.tensor((sources, targets), device=self.keys.device)
-        for stored in (self.keys, self.values):
-            stored.index_copy_(2, to_M, stored.index_select(2, from_M))
+        """Copy the keys and values of single slots, one after another."""
+        for source, target in zip(sources, targets, strict=True):
+            self._stored[..., target, :] = self._stored[..., source, :]
 
     @torch.inference_mode()
     def copy_page(self, source: int, target: int) -> None:
         """Copy the keys and values of a page."""
-        for stored in (self.keys, self.values):
-            paged = stored.unflatten(2, (self.pages, PAGE))
-            paged[:, :, target] = paged[:, :, source]
+        paged = self._stored.unflatten(-2, (self.pages, PAGE))
+        paged[..., target, :, :] = paged[..., source, :, :]
 
 
 class BlockTable:
@@ -175,12 +174,11 @@ class BlockTable:
 
         Row r was written r positions after the cached ones.
         """
-        at, stop = self.length, self.length + len(rows)
         if list(rows) != list(range(len(rows))):
-            written = self.slots(at, at + rows[-1] + 1)
+            written = self.slots(self.length, self.length + rows[-1] + 1)
             moved = [place for place, row in enumerate(rows) if place != row]
             self.cache.copy_slots([written[rows[place]] for place in moved], [written[place] for place in moved])
-        self.length = stop
+        self.length += len(rows)
 
     def adopt(self, pages: Sequence[int], length: int) -> None:
         """Share the pages of a prefix of `length` positions. Only an empty table can."""

@@ -172,7 +172,6 @@ def test_a_thousand_requests_leave_nothing_behind():
             engine.step()
         assert engine.cache.pages_in_use == 0
         assert engine.cache.available_pages == engine.cache.pages
-        engine._drafting.planner._first_policies.clear()  # one per load that it has met, whatever the requests
         gc.collect()
         held.append(len(gc.get_objects()))
     # By then the prefix index is full. 500 requests follow; other threads keep an object or two.

@@ -1,19 +1,24 @@
 """A performance model of a large GPU, not a measurement: tokens per second by acceptance, block size and batch.
 
 The time of a pass is a roofline: the maximum of the time to read its weights and the time of its GEMMs, plus the time
-to read the KV cache once (AR rows and blocks share one masked attention call). Every draft of a block is accepted with
-the same probability, chosen so that a two-pass cycle with the published block size of 32 accepts A drafts. In a block
-that did not predict the bonus token, that probability is multiplied by `miss_factor`.
+to read the KV cache once (AR rows and blocks share one masked attention call). Drafts are trees. The first candidate of
+every row of a block is right with the same probability, chosen so that a two-pass cycle that verifies a chain of the
+published block size of 32 accepts A drafts; the others are right as often as `RANKS` says. In a block that did not
+predict the bonus token, these probabilities are multiplied by `miss_factor`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, product
 from pathlib import Path
 
 from orthrus.bench.shapes import QWEN3
+from orthrus.bench.simulated_planner import Drafts, tokens_per_second
+from orthrus.decoding.drafts import Draft
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.policy import MAX_BLOCKS, Yield, solve
+from orthrus.decoding.planning.planner import WIDTHS
+from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BLOCK = 32
@@ -31,7 +36,9 @@ class Device:
 @dataclass(frozen=True)
 class Point:
     """Tokens per second of the whole batch at one setting, each with the best number of verified drafts, plain passes
-    included. one_pass: by the most blocks beside the AR rows; planned: the optimum."""
+    included. one_pass: by the most blocks beside the AR rows; planned: the optimum; planner: what the planner reaches,
+    which has to learn what drafts are worth; regret: how far that is below the optimum over all widths up to this one,
+    as a fraction. Both are None where they were not asked for."""
 
     acceptance: float
     width: int
@@ -40,6 +47,8 @@ class Point:
     two_pass: float
     one_pass: dict[str, float]
     planned: float
+    planner: float | None = None
+    regret: float | None = None
 
 
 def costs_of(shape: str, device: Device) -> CostModel:
@@ -65,32 +74,47 @@ def probability_of(acceptance: float) -> float:
 
 
 def simulate(
-    shape: str, device: Device, acceptances: list[float], widths: list[int], batches: list[int], miss_factor: float,
+    costs: CostModel,
+    acceptances: list[float],
+    widths: list[int],
+    batches: list[int],
+    miss_factor: float,
     context: int,
-) -> list[Point]:  # fmt: skip
-    """Simulate all settings. `miss_factor`: see the top of this file."""
-    costs, points = costs_of(shape, device), []
-    for acceptance in acceptances:
+    *,
+    planner_tokens: int = 0,
+) -> list[Point]:
+    """Simulate all settings. miss_factor: see the top of this file. planner_tokens: the tokens of every sequence that
+    the planner decodes; 0 leaves it out."""
+    points = []
+    for acceptance, width, batch in product(acceptances, widths, batches):
         probability = probability_of(acceptance)
-        for width in widths:
-            for batch in batches:
-                fresh, hit = _chain(probability, width), _chain(probability, width - 1)
-                beside = hit.towards(_chain(miss_factor * probability, width - 1), 1 - probability)
 
-                def rate(blocks: int, *, refreshes: bool, drafts: tuple[Yield, Yield] = (fresh, beside)) -> float:
-                    policy = solve(*drafts, width, costs, batch, context, blocks, refreshes=refreshes)  # noqa: B023
-                    return policy.rate
+        def rate(
+            rows: int, blocks: int = MAX_BLOCKS, *, refreshes: bool = True, p: float = probability, B: int = batch
+        ) -> float:
+            own = yields(Drafts([p] * rows, miss_factor, max(NODES)))
+            return solve(*own, rows, costs, B, context, blocks, refreshes=refreshes).rate
 
-                one_pass = {f"{n}": rate(n, refreshes=False) for n in (1, 2, MAX_BLOCKS)}
-                plain = batch / costs.ar(batch, 1, context)
-                two_pass, planned = rate(0, refreshes=True), rate(MAX_BLOCKS, refreshes=True)
-                points.append(Point(acceptance, width, batch, plain, two_pass, one_pass, planned))
+        one_pass = {f"{n}": rate(width, n, refreshes=False) for n in (1, 2, MAX_BLOCKS)}
+        point = Point(
+            acceptance, width, batch, batch / costs.ar(batch, 1, context), rate(width, 0), one_pass, rate(width)
+        )
+        if planner_tokens:
+            drafts = Drafts([probability] * width, miss_factor, max(NODES))
+            reached = tokens_per_second(costs, drafts, batch, context, planner_tokens)
+            optimum = max(rate(rows) for rows in (*WIDTHS, width) if rows <= width)
+            point = replace(point, planner=reached, regret=1 - reached / optimum)
+        points.append(point)
     return points
 
 
-def _chain(probability: float, drafts: int) -> Yield:
-    """The yield of a chain of drafts, each of which is accepted with this probability if those before it are."""
-    return Yield.of(list(range(-1, drafts - 1)), [probability ** (node + 1) for node in range(drafts)])
+def yields(drafts: Drafts) -> tuple[Yield, Yield]:
+    """The average yields of a diffusion pass and of a block beside AR rows whose root ends the accepted path."""
+    width = len(drafts.by_offset)
+    fresh, beside = drafts.tree(0, width, count()), drafts.tree(1, width, count())
+    missed = Draft.tree(beside.tokens, beside.parents, [drafts.miss_factor * own for own in beside.confidence])
+    every, hit, miss = (Yield.of(tree.parents, tree.probabilities) for tree in (fresh, beside, missed))
+    return every, hit.towards(miss, 1 - drafts.by_offset[0])
 
 
 def plot(points: list[Point], title: str, path: Path) -> None:

@@ -86,7 +86,7 @@ class RowRequest:
 def targets(requests: Sequence[RowRequest]) -> list[Callable[[int], int]]:
     """Per request, a function from a row to the AR view's own token after it. Advances no sampler."""
     at_once = iter(_targets_at_once([r for r in requests if not r.in_turn]))
-    return [partial(_target, r) if r.in_turn else next(at_once).__getitem__ for r in requests]
+    return [_target_in_turn(r) if r.in_turn else next(at_once).__getitem__ for r in requests]
 
 
 def distributions(requests: Sequence[RowRequest]) -> list[Callable[[int], Tensor]]:
@@ -111,16 +111,30 @@ def draft_scores(requests: Sequence[RowRequest], *, noise: bool) -> list[Tensor]
 
 def best(logits_NV: Tensor) -> list[int]:
     """The token of each row's largest logit, the first of equals. No row's answer depends on the others."""
-    if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32:
-        return logits_NV.numpy().argmax(axis=-1).tolist()
-    if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.bfloat16:
-        bits_NV = logits_NV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
-        tokens: list[int] = bits_NV.argmax(axis=-1).tolist()
-        return [
-            token if bits_NV[row, token] > 0 else int(logits_NV[row].float().numpy().argmax())
-            for row, token in enumerate(tokens)
-        ]
-    return torch.argmax(logits_NV, dim=-1).tolist()
+    return [*map(_best_of(logits_NV), range(len(logits_NV)))]
+
+
+def _best_of(logits_NV: Tensor) -> Callable[[int], int]:
+    """The function `best` of one row."""
+    if not logits_NV.is_cpu or logits_NV.dtype not in (torch.float32, torch.bfloat16):
+        tokens: list[int] = torch.argmax(logits_NV, dim=-1).tolist()
+        return tokens.__getitem__
+    if logits_NV.dtype == torch.float32:
+        floats_NV = logits_NV.numpy()
+        return lambda row: int(floats_NV[row].argmax())
+    bits_NV = logits_NV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
+
+    def best_of(row: int) -> int:
+        bits_V = bits_NV[row]
+        token = int(bits_V.argmax())
+        return token if bits_V[token] > 0 else int(logits_NV[row].float().numpy().argmax())
+
+    return best_of
+
+
+def _target_in_turn(request: RowRequest) -> Callable[[int], int]:
+    plain = request.params.plain and request.grammar is None
+    return _best_of(request.logits_RV) if plain else partial(_target, request)
 
 
 def _target(request: RowRequest, row: int) -> int:

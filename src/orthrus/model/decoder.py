@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         """Per row of a block, the temperature at which its probabilities are calibrated for greedy decoding: as
         measured with the draft head, else typical ones."""
         if self.draft_head is not None:
-            return self.draft_head.inverse_temperatures.reciprocal().tolist()
+            return [1 / inverse for inverse in self.draft_head.inverse_temperatures.tolist()]
         assert self.diffusion is not None
         return [1 / typical_inverse_temperature(row) for row in range(self.diffusion.trained_rows)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -23,6 +24,19 @@ class JointResult(NamedTuple):
     logits: list[Tensor]
     blocks: list[Tensor]
     hidden: list[Tensor]
+
+    @staticmethod
+    def of(result: PassResult, rows: Sequence[int], blocks: Sequence[int], width: int) -> JointResult:
+        """The result of a pass that computed the logits of so many AR rows per sequence, then those of blocks or not,
+        and the hidden states of so many blocks per sequence."""
+
+        def per_sequence(block_rows: Tensor) -> list[Tensor]:
+            return list(block_rows.view(sum(blocks), width, block_rows.shape[1]).split(list(blocks)))
+
+        count = sum(rows)
+        hidden = per_sequence(result.hidden[count:])
+        of_blocks = per_sequence(result.logits[count:]) if len(result.logits) > count else hidden
+        return JointResult(list(result.logits[:count].split(list(rows))), of_blocks, hidden)
 
 
 class DiffusionResult(NamedTuple):

@@ -7,8 +7,6 @@ kernels set the state of their own threads.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -21,14 +19,14 @@ def flushes_denormals() -> bool:
     return SMALLEST_NORMAL * half == 0.0 or SMALLEST_DENORMAL * one == 0.0
 
 
-@contextmanager
-def denormals_kept() -> Iterator[None]:
-    """Disable flush-to-zero inside the `with` block, and restore the caller's setting after it."""
-    flushed = flushes_denormals()
-    if flushed:
-        torch.set_flush_denormal(False)
-    try:
-        yield
-    finally:
-        if flushed:
+class DenormalsKept:
+    """Disables flush-to-zero inside a `with` block, and restores the caller's setting after it."""
+
+    def __enter__(self) -> None:
+        self._flushed = flushes_denormals()
+        if self._flushed:
+            torch.set_flush_denormal(False)
+
+    def __exit__(self, *_: object) -> None:
+        if self._flushed:
             torch.set_flush_denormal(True)

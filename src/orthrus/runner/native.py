@@ -6,10 +6,10 @@ The eager executor is its reference implementation.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain, count
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, DecoderLayer, Linear
 from orthrus.runner.executor import PassResult
 
-_INTEGER, _INTEGER_BYTES, _POINTER = ctypes.c_int64, 8, ctypes.c_void_p
+_INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 FORMS = (NativeLinear, NativeInt8Linear, NativeGroupedLinear)
 PHASES = ("norms", "qkv", "rope and cache write", "attention", "o", "gate_up", "down", "head")
 """What `NativeForward` measures the time of, in order."""
@@ -88,7 +88,7 @@ class NativeForward:
         rows, threads = sum(view.padded_rows for view in views), torch.get_num_threads()
         counts = len(views), rows, len(batch.logit_rows), batch.num_logits
         keys, values = batch.cache.keys, batch.cache.values
-        cache = cache_of(keys[0], values[0])
+        cache = cache_of(keys, values)
         pass_batch = structs.ForwardBatch(
             ctypes.addressof(views), addresses[-1], *counts, ctypes.addressof(cos), ctypes.addressof(sin), cache,
             keys.stride(0),
@@ -120,34 +120,33 @@ def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) ->
     return forms and decoder.config.intermediate_size % 32 == 0  # threads take both halves of gate_up in whole panels
 
 
-def _integers(lists: Sequence[Sequence[int]]) -> tuple[ctypes.Array[ctypes.c_int64], list[int]]:
-    """Lists of integers one after another, and the address of each."""
-    flat = [*chain.from_iterable(lists)]
-    integers = (_INTEGER * len(flat))(*flat)
-    starts = accumulate((_INTEGER_BYTES * len(values) for values in lists), initial=ctypes.addressof(integers))
+def _integers(lists: Sequence[Sequence[int]]) -> tuple[array[int], list[int]]:
+    """Lists of integers one after another as C reads them, and the address of each."""
+    integers = array("q", [*chain.from_iterable(lists)])
+    starts = accumulate([integers.itemsize * len(values) for values in lists], initial=integers.buffer_info()[0])
     return integers, [*starts][: len(lists)]
 
 
 def _views(
     batch: ForwardBatch, addresses: Sequence[int], config: DecoderConfig
-) -> tuple[ctypes.Array[structs.ViewRows], list[ctypes.Array[Any]]]:
+) -> tuple[ctypes.Array[structs.ViewRows], list[object]]:
     """The rows of each view, with the addresses of `ForwardBatch.integers`; and arrays to keep during the pass."""
     views, (tables, paths) = [], addresses[-3:-1]
-    kept: list[ctypes.Array[Any]] = []
+    kept: list[object] = []
     scores = None, config.attention_scale or 0.0, config.attention_soft_cap or 0.0
     for rows, start in zip(batch.views, count(0, 6), strict=False):
         tokens, mapping, positions, segments, kv_lens, row_paths = addresses[start : start + 6]
         columns = len(batch.block_tables[0])
         trees = (row_paths, paths, len(batch.path_tables[0])) if rows.row_paths else (None, None, 0)
         attention = structs.AttentionMetadata(segments, len(rows.segments), kv_lens, tables, columns, *scores, *trees)
-        sizes, starts = (len(rows.tokens), len(rows.positions)), []
-        for window in config.windows:
-            first = [] if window is None else first_keys(rows.kv_lens, rows.view, window)
-            kept.append((_INTEGER * len(first))(*first))
-            starts.append(ctypes.addressof(kept[-1]) if window is not None else None)
-        kept.append(_pointers(starts))
-        places = tokens, mapping, positions, attention, ctypes.addressof(kept[-1])
-        views.append(structs.ViewRows(structs.VIEWS.index(rows.view), *sizes, *places))
+        starts = [
+            None if window is None else array("q", first_keys(rows.kv_lens, rows.view, window))
+            for window in config.windows
+        ]
+        pointers = _pointers([None if own is None else own.buffer_info()[0] for own in starts])
+        kept += [starts, pointers]
+        sizes, places = (len(rows.tokens), len(rows.positions)), (tokens, mapping, positions, attention)
+        views.append(structs.ViewRows(structs.VIEWS.index(rows.view), *sizes, *places, ctypes.addressof(pointers)))
     return (structs.ViewRows * len(views))(*views), kept
 
 

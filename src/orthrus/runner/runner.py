@@ -30,7 +30,7 @@ from orthrus.runner import native
 from orthrus.runner.cuda_graphs import CUDAGraphs, capture_on_cuda
 from orthrus.runner.eager import EagerExecutor
 from orthrus.runner.executor import DiffusionResult, Executor, JointResult, PassResult
-from orthrus.runner.float_state import denormals_kept
+from orthrus.runner.float_state import DenormalsKept
 from orthrus.runner.layout import BatchLayout, Root, block_starts, forward_batch, place_blocks, workspace_rows
 from orthrus.runner.native import NativeForward
 from orthrus.runner.trees import Parents, path_tables, trees_of
@@ -172,7 +172,6 @@ class Runner:
         """The most positions behind the cached ones that a pass needs: an anchor, drafts, and blocks beside them."""
         return 1 + drafts + workspace_rows(blocks, width) + self.attention.key_multiple
 
-    @torch.inference_mode()
     def ar(
         self,
         rows: Tokens,
@@ -189,7 +188,6 @@ class Runner:
         asked = None if logit_rows is None else [logit_rows] * len(rows)
         return self.ar_and_diffuse(rows, [()] * len(rows), 0, tables, parents=parents, logit_rows=asked).logits
 
-    @torch.inference_mode()
     def diffuse(self, roots: Sequence[int | None], width: int, tables: Sequence[BlockTable], *, rows: int) -> Tensor:
         """Diffusion pass over one block per sequence: its root, then `width` - 1 mask tokens, right after the cache.
 
@@ -198,7 +196,6 @@ class Runner:
         """
         return self.diffuse_rows(roots, width, tables, rows=rows).logits
 
-    @torch.inference_mode()
     def diffuse_rows(
         self, roots: Sequence[int | None], width: int, tables: Sequence[BlockTable], *, rows: int
     ) -> DiffusionResult:
@@ -224,7 +221,7 @@ class Runner:
         views = [self.layout.blocks(blocks, width, tables, self.decoder.mask_token_id)]
         logit_rows = [start * width + row for start in range(count) for row in range(rows)]
         result = self._run(forward_batch(views, tables, span, logit_rows, len(logit_rows)))
-        return DiffusionResult(*(part.unflatten(0, (count, rows)) for part in result))
+        return DiffusionResult(*(part.view(count, rows, part.shape[1]) for part in result))
 
     @torch.inference_mode()
     def ar_and_diffuse(
@@ -255,25 +252,21 @@ class Runner:
         """
         counts, trees = [len(own) for own in block_roots], trees_of(parents, len(rows))
         roots = place_blocks(rows, block_roots, width, tables, trees)
-        ends = [table.length + len(own) for own, table in zip(rows, tables, strict=True)]
-        ends = [own[-1].start + width if own else end for own, end in zip(roots, ends, strict=True)]
+        placed = zip(rows, tables, roots, strict=True)
+        ends = [blocks[-1].start + width if blocks else t.length + len(own) for own, t, blocks in placed]
         span = self._reserve(tables, ends)
         views = [self.layout.ar_rows(rows, tables, trees)]
         if any(counts):
             views.append(self.layout.blocks(roots, width, tables, self.decoder.mask_token_id))
-        starts = accumulate((len(own) for own in rows[:-1]), initial=0)
+        starts = accumulate(map(len, rows[:-1]), initial=0)
         wanted = [range(len(own)) for own in rows] if logit_rows is None else logit_rows
         asked = [[start + row for row in own] for own, start in zip(wanted, starts, strict=True)]
         indices = [row for own in asked for row in own]
         ar_logits, drafted, offset = len(indices), sum(counts) * width, len(views[0].tokens)
         indices += range(offset, offset + drafted)
-        num_logits, paths = len(indices) if eager_logits else ar_logits, path_tables(trees, tables)
-        result = self._run(forward_batch(views, tables, span, indices, num_logits, paths))
-        hidden_ND = result.hidden[ar_logits:]
-        rows_of_blocks = [result.logits[ar_logits:] if eager_logits else hidden_ND, hidden_ND]
-        blocks, hidden = (rows.view(sum(counts), width, rows.shape[1]).split(counts) for rows in rows_of_blocks)
-        logits = result.logits[:ar_logits].split([len(own) for own in asked])
-        return JointResult(list(logits), list(blocks), list(hidden))
+        num_logits = len(indices) if eager_logits else ar_logits
+        result = self._run(forward_batch(views, tables, span, indices, num_logits, path_tables(trees, tables)))
+        return JointResult.of(result, [len(own) for own in asked], counts, width)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The head over final hidden states: logits [N, V]."""
@@ -284,7 +277,7 @@ class Runner:
         return self._head(self.draft_weights.head or self.decoder.head, hidden_ND)
 
     def _head(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
-        with denormals_kept():
+        with DenormalsKept():
             return self.decoder.capped(head(hidden_ND))
 
     def _reserve(self, tables: Sequence[BlockTable], positions: Sequence[int]) -> int:
@@ -296,5 +289,5 @@ class Runner:
         return max(rounded)
 
     def _run(self, batch: ForwardBatch) -> PassResult:
-        with denormals_kept():
+        with DenormalsKept():
             return self._executors[batch.draft_only].run(batch)

@@ -229,11 +229,11 @@ def _draft_head(inputs: HeadInputs) -> structs.DraftHead:
     return structs.DraftHead(*(weight.data_ptr() for weight in weights), embedding.shape[1], head.units)
 
 
-def cache_of(keys_GSE: Tensor, values_GSE: Tensor) -> structs.KVCache:
-    """One layer's cache, dense."""
-    G, slots, E = keys_GSE.shape
-    assert keys_GSE.is_contiguous() and values_GSE.is_contiguous()
-    return structs.KVCache(keys_GSE.data_ptr(), values_GSE.data_ptr(), G, E, slots * E)
+def cache_of(keys: Tensor, values: Tensor) -> structs.KVCache:
+    """The dense cache [.., G, S, E] of one layer, the first if there are several."""
+    G, slots, E = keys.shape[-3:]
+    assert keys.is_contiguous() and values.is_contiguous()
+    return structs.KVCache(keys.data_ptr(), values.data_ptr(), G, E, slots * E)
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-
-if TYPE_CHECKING:
-    pass
 
 
 def command(
@@ -32,6 +29,14 @@ def command(
         float,
         typer.Option(help="Factor on the acceptance probability in a block that did not predict the bonus token."),
     ] = 0.5,
+    planner_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Also let the planner decode, with this many tokens per sequence, and print how far it stays behind"
+            " the optimum.",
+            min=0,
+        ),
+    ] = 0,
     astray: Annotated[float | None, typer.Option(help="Old name of --miss-factor.", hidden=True)] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot speed relative to plain decoding into this PNG.")] = None,
 ) -> None:
@@ -40,17 +45,20 @@ def command(
 
     device = simulated.Device()
     factor = miss_factor if astray is None else astray
+    settings = acceptance or [6, 8, 10, 12], width or [8, 16, 32], batch or [1, 4, 16, 64]
     points = simulated.simulate(
-        shape, device, acceptance or [6, 8, 10, 12], width or [8, 16, 32], batch or [1, 4, 16, 64], factor, context
+        simulated.costs_of(shape, device), *settings, factor, context, planner_tokens=planner_tokens
     )
     title = f"{shape}, {device.name}, {context} tokens of context: tokens per second"
     table = Table(title=title)
-    for column in ("A", "K", "batch", "plain", "two-pass", *[f"one-pass, {n}" for n in points[0].one_pass], "planned"):
+    ones, regret = [f"one-pass, {n}" for n in points[0].one_pass], ["planner", "regret"] if planner_tokens else []
+    for column in ("A", "K", "batch", "plain", "two-pass", *ones, "planned", *regret):
         table.add_column(column, justify="right")
     for p in points:
         ones = [f"{p.one_pass[n]:,.0f}" if n in p.one_pass else "-" for n in points[0].one_pass]
+        own = [] if p.planner is None else [f"{p.planner:,.0f}", f"{p.regret:.1%}"]
         table.add_row(f"{p.acceptance:g}", str(p.width), str(p.batch), f"{p.plain:,.0f}", f"{p.two_pass:,.0f}", *ones,
-                      f"{p.planned:,.0f}")  # fmt: skip
+                      f"{p.planned:,.0f}", *own)  # fmt: skip
     Console(highlight=False).print(table)
     if plot is not None:
         simulated.plot(points, f"{shape}, {device.name}; best block size of each line", plot)

@@ -6,17 +6,14 @@ and by confidence: the estimate is the confidence times the ratio of accepted dr
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from bisect import bisect_left
 
-from orthrus.decoding.drafts import Draft
+from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.planning.policy import Yield
 
-KINDS = ("agrees", "differs", "lookup")
-"""Kinds of drafts, see `Draft`; acceptance is estimated for each."""
-DEFAULT_RATIOS = (1.0, 0.6, 1.0)
-"""The ratio of accepted to expected drafts in the first sequence, by kind."""
-BIN_EDGES = np.array([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+DEFAULT_RATIOS: dict[Kind, float] = {"agrees": 1.0, "differs": 0.6, "lookup": 1.0}
+"""The ratio of accepted to expected drafts in the first sequence, by kind of draft (see `Draft`)."""
+BIN_EDGES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Borders of the bins of confidence."""
 DECAY = 0.97
 """The factor by which each verdict reduces the weight of all earlier ones."""
@@ -28,8 +25,7 @@ SOURCES = ("pass", "beside")
 
 
 class AcceptanceHistory:
-    """Decayed counts of accepted drafts ("hits") and the sum of their confidences ("expected") of one sequence, and
-    the yields of its blocks.
+    """The ratios of accepted to expected drafts of one sequence, and the yields of its blocks.
 
     Only drafts whose parent was accepted count. The prior is the estimates of the sequence `before`, or defaults if
     there is none. `verdicts` counts those on blocks; `observed`: whether it differs from its prior.
@@ -37,8 +33,11 @@ class AcceptanceHistory:
 
     def __init__(self, widths: tuple[int, ...], rows: int, before: AcceptanceHistory | None = None) -> None:
         self._rows = rows
-        self._prior = before.ratios() if before else np.repeat(np.array(DEFAULT_RATIOS)[:, None], len(BIN_EDGES) + 1, 1)
-        self._counts = np.zeros((2, *self._prior.shape))
+        self._ratios: dict[tuple[Kind, int], _Ratio] = {
+            (kind, place): _Ratio(before._ratios[kind, place].value if before else default)
+            for kind, default in DEFAULT_RATIOS.items()
+            for place in range(len(BIN_EDGES) + 1)
+        }
         self._yields = {
             (source, width): _Mean(before.yield_of(source, width) if before else _default(source, width, rows))
             for source in SOURCES
@@ -46,23 +45,16 @@ class AcceptanceHistory:
         }
         self.verdicts, self.observed = 0, False
 
-    def ratios(self) -> NDArray[np.float64]:
-        """[3, bins]: accepted drafts relative to expected ones, by kind and confidence."""
-        hits, expected = self._counts
-        return np.asarray((hits + PRIOR_WEIGHT * self._prior) / (expected + PRIOR_WEIGHT))
-
     def yield_of(self, source: str, width: int) -> Yield:
         """What a block of this width from this source yields on average."""
         return self._yields[source, width].mean
 
     def probabilities(self, draft: Draft) -> list[float]:
         """[m]: the probability of each node to be accepted. Those of siblings exclude one another."""
-        if not draft.tokens:
-            return []
-        ratios = self.ratios()[
-            [KINDS.index(kind) for kind in draft.kinds], np.searchsorted(BIN_EDGES, draft.confidence)
+        given_parent = [
+            self._ratio(kind, confidence).value * confidence
+            for kind, confidence in zip(draft.kinds, draft.confidence, strict=True)
         ]
-        given_parent = (ratios * draft.confidence).tolist()
         totals = [0.0] * (len(given_parent) + 1)
         for own, parent in zip(given_parent, draft.parents, strict=True):
             totals[parent + 1] += own
@@ -76,15 +68,15 @@ class AcceptanceHistory:
         """Count the verdict on a verified draft, of which the nodes of `path` were accepted. stopped: the sequence
         ended with the last of them, so nothing is known about its children."""
         self.observed = True
-        self.verdicts += any(kind != "lookup" for kind in draft.kinds)
-        self._counts *= DECAY
+        self.verdicts += draft.from_block
+        for ratio in self._ratios.values():
+            ratio.hits, ratio.expected = DECAY * ratio.hits, DECAY * ratio.expected
         tried = {-1, *path} if not stopped else {-1, *path[:-1]} if path else set()
-        accepted = set(path)
         for node, parent in enumerate(draft.parents):
             if parent in tried:
-                where = KINDS.index(draft.kinds[node]), int(np.searchsorted(BIN_EDGES, draft.confidence[node]))
-                self._counts[(0, *where)] += node in accepted
-                self._counts[(1, *where)] += draft.confidence[node]
+                ratio = self._ratio(draft.kinds[node], draft.confidence[node])
+                ratio.hits += node in path
+                ratio.expected += draft.confidence[node]
 
     def observe_block(self, source: str, width: int, draft: Draft) -> None:
         """Record what a block yielded: the drafts at hand, as if it had been narrower too."""
@@ -95,6 +87,20 @@ class AcceptanceHistory:
                 deepest = _depth(source, narrower, self._rows)
                 nodes = [node for node, depth in enumerate(depths) if depth <= deepest]
                 mean.add(Yield.of(draft.parents, reached, nodes))
+
+    def _ratio(self, kind: Kind, confidence: float) -> _Ratio:
+        return self._ratios[kind, bisect_left(BIN_EDGES, confidence)]
+
+
+class _Ratio:
+    """Decayed counts of accepted drafts ("hits") and the sum of their confidences ("expected")."""
+
+    def __init__(self, prior: float) -> None:
+        self.prior, self.hits, self.expected = prior, 0.0, 0.0
+
+    @property
+    def value(self) -> float:
+        return (self.hits + PRIOR_WEIGHT * self.prior) / (self.expected + PRIOR_WEIGHT)
 
 
 class _Mean:

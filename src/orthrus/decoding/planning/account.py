@@ -20,22 +20,22 @@ MAX_LOOKUP_DRAFTS = 8
 class Account:
     """What the planner stores for one sequence. All seconds are those of the cost model.
 
-    solved_for: the number of sequences that shared a pass when `policy` was solved, and the verdict count at which it
-    is solved again. spent_seconds: cost of the passes so far. plain_seconds: cost of the same tokens by plain decoding.
-    undrafted_seconds: cost of the plain passes since anything was drafted. unplanned_passes: how many more passes run
-    without planning. skips_planning: whether the next pass is one of them. block_width: rows of the block that made the
-    drafts at hand.
+    policy: for `solved_for` sequences that share a pass; at `solve_at` verdicts it is solved again. spent_seconds: cost
+    of the passes so far. plain_seconds: cost of the same tokens by plain decoding. undrafted_seconds: cost of the plain
+    passes since anything was drafted. passes_to_rest: how many more passes need no plan; rests: whether the next one is
+    such a pass. block_width: rows of the block that made the drafts at hand.
     """
 
     history: AcceptanceHistory
-    policy: Policy
     lookup: PromptLookup = field(default_factory=PromptLookup)
-    solved_for: tuple[int, int] = (0, 0)
+    policy: Policy = field(default_factory=Policy)
+    solved_for: int = 0
+    solve_at: int = 0
     spent_seconds: float = 0.0
     plain_seconds: float = 0.0
     undrafted_seconds: float = 0.0
-    unplanned_passes: int = 0
-    skips_planning: bool = False
+    passes_to_rest: int = 0
+    rests: bool = False
     block_width: int = 0
 
     def read(self, sequence: Sequence) -> None:
@@ -62,6 +62,8 @@ class Account:
         always verified.
         """
         tokens, length = self.lookup.propose(MAX_LOOKUP_DRAFTS)
+        if not tokens and not draft.tokens:
+            return Candidate(sequence, self, draft, [], drafting_rows)
         confidence, probabilities = 0.3 + 0.6 * length / MAX_MATCH, self.history.probabilities
         drawn = any(q is not None for q in draft.q)
         if drawn and sequence.sampler.grammar is not None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from math import inf
+from typing import TypeVar
 
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.drafts import Draft, Verdict
@@ -32,16 +33,16 @@ from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Policy, solve
 from orthrus.decoding.sequence import Sequence
 
+T = TypeVar("T")
 WIDTHS = (3, 4, 6, 8, 16, 32)
 """Block widths to choose from, in rows, besides the maximum width."""
 RESOLVE_EVERY = 16
 """Verdicts on blocks after which the policy of a sequence is solved again; at first, after a quarter of them."""
 ADVANCE_TOKENS = 40
 """Tokens whose probing budget may be spent before they are generated. The total budget stays the same."""
-UNPLANNED_PASSES = 7
-"""Passes without planning after one in which nothing was drafted: planning takes time. They stay plain but for the
-drafts of prompt lookup."""
-PLANNING_SECONDS = 2e-4
+REST = 7
+"""Plain passes without planning after one that drafted nothing, since planning takes time; drafts at hand end them."""
+PLANNING_SECONDS = 5e-5
 """Seconds that planning one cycle takes."""
 LIKELY_ACCEPTED = 3.0
 """Accepted drafts by which the size of trees is bounded: the path probability of the n-th node is at most this / n."""
@@ -70,71 +71,49 @@ class Planner:
         self._widths = (width,) if alone else tuple(sorted({*(w for w in WIDTHS if w < width), width}))
         self._accounts: dict[int, Account] = {}
         self._previous: AcceptanceHistory | None = None
-        self._first_policies: dict[tuple[int, int], Policy] = {}
-        self._unplanned_passes, self._looks_up_only, self._lookup_value = 0, False, 1.0
 
     def first_width(self, context: int, sharers: int = 1) -> int:
         """Rows of the block in the last pass of a prefill beside sharers - 1 sequences; 0 if drafting does not pay."""
-        policy = self._first_policy(sharers, context)
         sharers = 1 if self._alone else sharers
+        policy = self._solve(self._new_history(), sharers, context)
         extra = self.costs.ragged(sharers, sharers, 1, policy.width, context) - self.costs.ar(sharers, 1, context)
         return policy.width if policy.block_value > policy.rate * extra else 0
 
     def begin_pass(self, batch: Seq[Sequence]) -> None:
-        """Update the accounts from the new tokens and the drafts at hand, and solve the policies that are due."""
-        sharers = self._sharers(batch)
-        self._looks_up_only = sharers > 1 and self._unplanned_passes > 0 and not any(s.ahead.tokens for s in batch)
-        self._unplanned_passes -= self._looks_up_only
-        for sequence in batch:
-            account = self._accounts.get(sequence.index)
-            if account is None:
-                first = self._first_policy(sharers, sequence.length)
-                account = self._accounts[sequence.index] = Account(self._new_history(), first)
-                account.lookup.extend(list(sequence.request.prompt))
-            account.read(sequence)
-            drafts_at_hand = bool(sequence.ahead.tokens) or account.lookup.matched
-            account.skips_planning = sharers == 1 and account.unplanned_passes > 0 and not drafts_at_hand
-            account.unplanned_passes -= account.skips_planning
-            if not account.skips_planning and not self._looks_up_only:
-                self._update_policy(sequence, account, sharers)
-        if sharers > 1 and not self._looks_up_only:
-            rates = [self._accounts[s.index].policy.rate for s in batch]
-            self._lookup_value = sum(rates) / sharers * self.costs.row(sharers, batch[0].length)
+        """Update the accounts from the new tokens, and solve the policies that are due."""
+        sharers = 1 if self._alone else _rounded(len(batch))
+        for group in self._groups(batch):
+            accounts = [self._account(sequence) for sequence in group]
+            drafts_at_hand = any(s.ahead.tokens or a.lookup.matched for s, a in zip(group, accounts, strict=True))
+            rests = not drafts_at_hand and all(account.passes_to_rest for account in accounts)
+            for sequence, account in zip(group, accounts, strict=True):
+                account.rests, verdicts = rests, account.history.verdicts
+                account.passes_to_rest -= rests
+                if not rests and (account.solved_for != sharers or verdicts >= account.solve_at):
+                    account.policy = self._solve(account.history, sharers, sequence.length)
+                    account.solved_for = sharers
+                    account.solve_at = verdicts + max(RESOLVE_EVERY // 4, min(verdicts, RESOLVE_EVERY))
 
-    def _update_policy(self, sequence: Sequence, account: Account, sharers: int) -> None:
-        history, (solved_sharers, due), sharers = account.history, account.solved_for, _rounded(sharers)
-        if solved_sharers != sharers or history.verdicts >= due:
-            known = history.verdicts or sharers == 1
-            solved = self._solve(history, sharers, sequence.length) if known else None
-            account.policy = solved or self._first_policy(sharers, sequence.length)
-            account.solved_for = (
-                sharers,
-                history.verdicts + max(RESOLVE_EVERY // 4, min(history.verdicts, RESOLVE_EVERY)),
-            )
+    def _account(self, sequence: Sequence) -> Account:
+        """The account of a sequence, up to its newest token."""
+        account = self._accounts.get(sequence.index)
+        if account is None:
+            account = self._accounts[sequence.index] = Account(self._new_history())
+            account.lookup.extend(sequence.request.prompt)
+        account.read(sequence)
+        return account
 
     def plan(self, batch: Seq[Sequence]) -> list[PassPlan]:
         """The plan of the next pass for each sequence. A query: it changes nothing."""
-        accounts = [self._accounts[sequence.index] for sequence in batch]
-        if self._looks_up_only:
-            return [self._plan_lookup(*pair) for pair in zip(accounts, batch, strict=True)]
-        skipped = [account.skips_planning for account in accounts]
-        candidates = [
-            account.candidate(sequence, sequence.ahead)
-            for account, sequence in zip(accounts, batch, strict=True)
-            if not account.skips_planning
-        ]
-        if self._sharers(batch) > 1:
-            return self._plan_jointly(candidates, refreshed=False)
-        planned = iter([self._plan_jointly([one], refreshed=False)[0] for one in candidates])
-        return [PassPlan(width=self._width) if skips else next(planned) for skips in skipped]
-
-    def _plan_lookup(self, account: Account, sequence: Sequence) -> PassPlan:
-        """Verify what prompt lookup drafts, as far as it is worth its rows; draft nothing."""
-        if not account.lookup.matched:
-            return PassPlan(width=self._width)
-        candidate = account.candidate(sequence, Draft())
-        offered = sum(reached > self._lookup_value for reached in candidate.probabilities)
-        return PassPlan(candidate.draft, offered, (), self._width, "lookup" if offered else "ar")
+        plans = []
+        for group in self._groups(batch):
+            accounts = [self._accounts[sequence.index] for sequence in group]
+            if accounts[0].rests:
+                plans += [PassPlan(width=self._width) for _ in group]
+                continue
+            candidates = [a.candidate(s, s.ahead) for a, s in zip(accounts, group, strict=True)]
+            plans += self._plan_jointly(candidates, refreshed=False)
+        return plans
 
     def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
         """The plan after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one. A query.
@@ -149,48 +128,40 @@ class Planner:
             )
             for sequence, plan, draft in zip(batch, plans, drafts, strict=True)
         ]
-        if self._sharers(batch) > 1:
-            return self._plan_jointly(candidates, refreshed=True)
-        return [
-            self._plan_jointly([candidate], refreshed=True)[0] if plan.refresh else plan
-            for candidate, plan in zip(candidates, plans, strict=True)
-        ]
+        again = [plan for group in self._groups(candidates) for plan in self._plan_jointly(group, refreshed=True)]
+        kept = [self._alone and not plan.refresh for plan in plans]
+        return [plan if keep else new for plan, keep, new in zip(plans, kept, again, strict=True)]
 
     def learn(self, batch: Seq[Sequence], plans: Seq[PassPlan], kept: Seq[Verdict]) -> None:
         """Record the verdicts on the drafts, what the blocks have yielded, and the cost of the pass."""
-        sharers = self._sharers(batch)
-        context = sum(sequence.length for sequence in batch) / len(batch)
-        together = self._seconds(plans, sharers, context) if sharers > 1 else (0.0, 0.0)
-        for sequence, plan, verdict in zip(batch, plans, kept, strict=True):
-            account, stopped = self._accounts[sequence.index], sequence.finish_reason is not None
-            account.observe(plan, verdict, stopped=stopped)
-            plain, seconds = together if sharers > 1 else self._seconds([plan], 1, sequence.length)
-            account.spent_seconds += seconds + (0.0 if self._looks_up_only else PLANNING_SECONDS)
-            account.plain_seconds += len(verdict.tokens) * plain
-            account.undrafted_seconds = 0.0 if plan.roots or plan.drafting_rows else account.undrafted_seconds + plain
-            if sharers == 1 and not account.skips_planning:
-                account.unplanned_passes = 0 if plan.draft.tokens or plan.roots else UNPLANNED_PASSES
-            if stopped and not self._alone and account.history.observed:
-                self._previous = account.history
-                if account.history.verdicts:  # policies do not depend on what prompt lookup has shown
-                    self._first_policies = {}
-        if sharers > 1 and not self._looks_up_only:
-            drafts = any(plan.roots or plan.draft.from_block for plan in plans)
-            self._unplanned_passes = 0 if drafts else UNPLANNED_PASSES
+        for group in self._groups([*zip(batch, plans, kept, strict=True)]):
+            context = sum(sequence.length for sequence, *_ in group) / len(group)
+            plain, seconds = self._seconds([plan for _, plan, _ in group], context)
+            for sequence, plan, verdict in group:
+                account, stopped = self._accounts[sequence.index], sequence.finish_reason is not None
+                account.observe(plan, verdict, stopped=stopped)
+                account.spent_seconds += seconds + (0.0 if account.rests else PLANNING_SECONDS)
+                account.plain_seconds += len(verdict.tokens) * plain
+                drafted = plan.roots or plan.drafting_rows
+                account.undrafted_seconds = 0.0 if drafted else account.undrafted_seconds + plain
+                if not account.rests:
+                    account.passes_to_rest = 0 if drafted or plan.draft.tokens else REST
+                if stopped and not self._alone and account.history.observed:
+                    self._previous = account.history
 
     def use_costs(self, costs: CostModel) -> None:
         """Plan by another cost model from the next pass on."""
-        self.costs, self._first_policies = costs, {}
+        self.costs = costs
         for account in self._accounts.values():
-            account.solved_for = 0, 0
+            account.solved_for = 0
 
     def forget(self, sequence: Sequence) -> None:
         """Drop the account of a sequence that has ended."""
         self._accounts.pop(sequence.index, None)
 
-    def _sharers(self, batch: Seq[Sequence]) -> int:
-        """The number of sequences that share the cost of a pass."""
-        return 1 if self._alone else len(batch)
+    def _groups(self, batch: Seq[T]) -> Seq[Seq[T]]:
+        """What is planned together."""
+        return [[one] for one in batch] if self._alone else [batch]
 
     def _plan_jointly(self, candidates: Seq[Candidate], *, refreshed: bool) -> list[PassPlan]:
         """Plan one pass for all these sequences: the drafts and blocks of each, against the cost of the common pass."""
@@ -230,23 +201,14 @@ class Planner:
             for c, count, own, refresh_own in zip(candidates, offered, roots, refresh, strict=True)
         ]
 
-    def _seconds(self, plans: Seq[PassPlan], sharers: int, context: float) -> tuple[float, float]:
+    def _seconds(self, plans: Seq[PassPlan], context: float) -> tuple[float, float]:
         """A sequence's share of the seconds of a plain pass, and of a pass with these plans."""
         drafting = sum(plan.drafting_rows > 0 for plan in plans)
         rows, blocks = sum(1 + plan.offered for plan in plans), sum(plan.blocks for plan in plans)
         width = max(plan.width for plan in plans)
         cost = self.costs.ragged(len(plans), rows, blocks, width, context)
         cost += self.costs.diffuse(drafting, width, context) if drafting else 0.0
-        return self.costs.ar(sharers, 1, context) / sharers, cost / len(plans)
-
-    def _first_policy(self, sharers: int, context: float) -> Policy:
-        """The policy of a sequence about which nothing is known but what earlier ones have taught."""
-        if self._alone:  # for the exact context, so that earlier sequences have no influence; else a bucket is enough
-            return self._solve(self._new_history(), 1, context)
-        place = _rounded(sharers), 1 << int(context).bit_length()
-        if place not in self._first_policies:
-            self._first_policies[place] = self._solve(self._new_history(), *place)
-        return self._first_policies[place]
+        return self.costs.ar(len(plans), 1, context) / len(plans), cost / len(plans)
 
     def _new_history(self) -> AcceptanceHistory:
         return AcceptanceHistory(self._widths, self._trained, self._previous)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,8 @@ MAX_BLOCKS = 4
 """The most blocks of a sequence beside the AR rows of a pass."""
 RESTART = 0.01
 """The probability, per pass, that the sequence ends."""
-STEPS = 24
-"""Halvings of the interval in which the best rate is looked for."""
+STEPS, TOLERANCE = 24, 1e-6
+"""The most steps of Newton's method, and the gain in tokens at which it ends."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,15 @@ class Yield:
         ends, total = [1.0, *[0.0] * len(parents)], 0.0
         accepted: list[float] = []
         covered: list[list[float]] = []
-        for count in range(max(NODES) + 1):
+        for count, node in enumerate(chosen[: max(NODES)]):
             if count in NODES:
                 accepted.append(total)
                 covered.append(_covered(ends))
-            if count < len(chosen):
-                node = chosen[count]
-                total += probabilities[node]
-                ends[parents[node] + 1] -= probabilities[node]
-                ends[node + 1] = probabilities[node]
-        return Yield(np.array(accepted), np.array(covered))
+            total += probabilities[node]
+            ends[parents[node] + 1] -= probabilities[node]
+            ends[node + 1] = probabilities[node]
+        missing = len(NODES) - len(accepted)
+        return Yield(np.array(accepted + [total] * missing), np.array(covered + [_covered(ends)] * missing))
 
     def towards(self, other: Yield, share: float) -> Yield:
         """The weighted mean of two yields."""
@@ -73,10 +73,10 @@ class Policy:
     """The best policy for blocks of `width` rows: its rate in tokens per second, and values in tokens. block_value: of
     a block whose root is the end of the accepted path. refresh_value: of the drafts of a diffusion pass."""
 
-    rate: float
-    width: int
-    block_value: float
-    refresh_value: float
+    rate: float = 0.0
+    width: int = 0
+    block_value: float = 0.0
+    refresh_value: float = 0.0
 
 
 def solve(
@@ -90,33 +90,56 @@ def solve(
     *,
     refreshes: bool = True,
 ) -> Policy:
-    """The best policy for blocks of one width, by bisection of the rate.
+    """The best policy for blocks of one width.
+
+    What drafting gains is convex in the rate and falls with it, and is 0 at the best rate. So Newton's method, begun at
+    the rate of plain decoding, comes there from below in a few steps.
 
     fresh, beside: the yields of a diffusion pass and of a block beside AR rows. sharers: the sequences that share the
     cost of a pass. context: cached tokens per sequence. blocks: the most blocks beside AR rows. refreshes: whether
     there are diffusion passes.
     """
-    counts = [(sharers * (1 + nodes), sharers * own) for nodes in NODES for own in range(blocks + 1)]
-    seconds = [costs.ragged(sharers, rows, own, width, context) / sharers for rows, own in counts]
-    seconds_NJ = np.array(seconds).reshape(len(NODES), blocks + 1)
-    drafting = costs.diffuse(sharers, width, context) / sharers
-    plain, keep = float(seconds_NJ[0, 0]), 1 - RESTART
-    covered = keep * beside.covered[:, : blocks + 1]
-
-    def values(rate: float) -> tuple[float, float]:
-        gains_NJ = 1 - rate * seconds_NJ
-        block = max(0.0, float(((gains_NJ + beside.accepted[:, None]) / (1 - covered)).max()))
-        drafts = gains_NJ + fresh.accepted[:, None] + keep * fresh.covered[:, : blocks + 1] * block
-        return keep * block, float(drafts.max())
-
-    low, high = 1 / plain, (2 + float(max(fresh.accepted.max(), beside.accepted.max()))) / plain
+    without_keys, per_key = _pass_seconds(costs, sharers, width)
+    seconds_NJ = (without_keys + context * per_key)[:, : blocks + 1]
+    plain, drafting, keep = float(seconds_NJ[0, 0]), costs.diffuse(sharers, width, context) / sharers, 1 - RESTART
+    reuse_NJ = 1 / (1 - keep * beside.covered[:, : blocks + 1])
+    covered_NJ = keep * fresh.covered[:, : blocks + 1]
+    beside_NJ, fresh_N1 = (1 + beside.accepted[:, None]) * reuse_NJ, 1 + fresh.accepted[:, None]
+    per_block_NJ, rate = seconds_NJ * reuse_NJ, 1 / plain
     for _ in range(STEPS):
-        rate = (low + high) / 2
-        block, drafts = values(rate)
-        first_block = 1 - rate * float(seconds_NJ[0, 1]) + block if blocks else 0.0
-        pays = first_block > 0 or (refreshes and drafts > rate * drafting)
-        low, high = (rate, high) if pays else (low, rate)
-    return Policy(low, width, *values(low))
+        block, block_slope = _largest(beside_NJ - rate * per_block_NJ, -per_block_NJ)
+        if block < 0:
+            block, block_slope = 0.0, 0.0
+        drafts, slope = _largest(
+            fresh_N1 - rate * seconds_NJ + covered_NJ * block, covered_NJ * block_slope - seconds_NJ
+        )
+        gains = [(drafts - rate * drafting, slope - drafting)] if refreshes else []
+        if blocks:
+            first = float(seconds_NJ[0, 1])
+            gains.append((1 - rate * first + keep * block, keep * block_slope - first))
+        gain, slope = max(gains)
+        if gain < TOLERANCE:
+            break
+        rate -= gain / slope
+    return Policy(rate, width, keep * block, drafts)
+
+
+def _largest(values: Array, slopes: Array) -> tuple[float, float]:
+    """The largest value, and its slope."""
+    place = values.argmax()
+    return float(values.flat[place]), float(slopes.flat[place])
+
+
+@lru_cache(maxsize=64)
+def _pass_seconds(costs: CostModel, sharers: int, width: int) -> tuple[Array, Array]:
+    """Per sequence, [N, J + 1]: the seconds of passes without context, and those that each cached token adds."""
+    counts = [(sharers * (1 + nodes), sharers * own) for nodes in NODES for own in range(MAX_BLOCKS + 1)]
+    without, with_one = (
+        np.array([costs.ragged(sharers, rows, own, width, context) / sharers for rows, own in counts])
+        for context in (0.0, 1.0)
+    )
+    shape = len(NODES), MAX_BLOCKS + 1
+    return without.reshape(shape), (with_one - without).reshape(shape)
 
 
 def _covered(ends: Sequence[float]) -> list[float]:

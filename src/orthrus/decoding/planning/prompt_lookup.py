@@ -5,6 +5,8 @@ Where the newest tokens of a sequence occurred before, the tokens that followed 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MIN_MATCH = 3
 """Tokens at the end of the text that must occur earlier in it."""
 MAX_MATCH = 16
@@ -19,7 +21,7 @@ class PromptLookup:
         self._after: dict[tuple[int, ...], int] = {}
         self._continuation: int | None = None
 
-    def extend(self, tokens: list[int]) -> None:
+    def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens; each is indexed once."""
         for token in tokens:
             self._tokens.append(token)
