@@ -16,9 +16,9 @@ from orthrus.file_cache import cache_directory
 from orthrus.model.draft_head import CANDIDATES, typical_inverse_temperature
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
-from orthrus.training import ops
+from orthrus.training import objectives, ops
 from orthrus.training.blocks import Blocks
-from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate, corrections, fitted, nearest_inverse
+from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate, corrections, fitted, head_loss, nearest_inverse
 from orthrus.training.replay import accepted_drafts
 from orthrus.training.rows import head_rows, joined
 from orthrus.training.step import states_of
@@ -64,6 +64,50 @@ def every_root(texts):
 
 def rows_of(decoder, blocks, **options):
     return head_rows(decoder, states_of(decoder, blocks), INVERSE_TEMPERATURES, **options)
+
+
+def _cross_entropy(targets_C, q_X):
+    rest = (1 - targets_C.sum()).clamp(min=0)
+    return -(torch.cat((targets_C, rest[None])) * q_X.log()).sum()
+
+
+def _rejected(targets_C, q_X):
+    return 1 - sum(torch.minimum(p, q) for p, q in zip(targets_C, q_X[:-1], strict=True))
+
+
+OUTCOMES = {
+    "cross-entropy": (1.0, _cross_entropy), "kl": (0.2, _cross_entropy), "total-variation": (0.2, _rejected),
+    "expected-prefix": (0.2, _rejected),
+}  # fmt: skip
+"""By objective, the share of the tokens of the text in the targets, and the loss of one row of the head from targets of
+its candidates and its probabilities, that of the rest last; `expected-prefix` also takes the rows before it."""
+
+
+@pytest.mark.parametrize("objective", objectives.names())
+def test_the_loss_of_a_head_and_its_gradient_equal_the_reference(objective):
+    decoder, decay, (share, loss_of) = with_head("qwen3"), 0.7, OUTCOMES[objective]
+    decoder.draft_head.requires_grad_()
+    rows = head_rows(decoder, states_of(decoder, every_root([([*tiny.request(30).prompt], 6)])))
+    losses, weights = [], []
+    for block, count in enumerate(rows.counts_S.tolist()):
+        accepted = 1
+        for row in range(1, count):
+            where = torch.tensor([block]), torch.tensor([row])
+            logits_C = rows.logits_SMC[block, row] + corrections(decoder, rows, *where)[0]
+            q_X = torch.cat((logits_C, rows.rests_SMI[block, row, :1])).softmax(-1)
+            is_text_C = (rows.candidates_SMC[block, row] == rows.text_SL[block, row + 1]).float()
+            loss = loss_of((1 - share) * rows.teacher_SMC[block, row] + share * is_text_C, q_X)
+            accepted = accepted * (1 - loss)
+            losses.append(1 - accepted if objective == "expected-prefix" else loss)
+            weights.append(decay**row)
+    expected = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+    loss, *_ = head_loss(decoder, rows, objectives.load(objective), decay)
+    torch.testing.assert_close(loss, expected)
+    parameters = [p for name, p in decoder.draft_head.named_parameters() if name != "inverse_temperatures"]
+    for one, other in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("how", list(OPS))

@@ -47,9 +47,10 @@ def trainable(family):
 REFERENCES = {
     "cross-entropy": lambda log_q, log_p, target: -log_q[target],
     "kl": lambda log_q, log_p, target: (log_p.exp() * (log_p - log_q)).sum(),
+    "expected-prefix": lambda log_q, log_p, target: 1 - torch.minimum(log_p.exp(), log_q.exp()).sum(),
     "total-variation": lambda log_q, log_p, target: (log_p.exp() - log_q.exp()).abs().sum() / 2,
 }
-"""Of one row, by objective."""
+"""Of one row, by objective; `expected-prefix` also takes the rows before it in its block."""
 
 
 def test_every_objective_has_a_reference():
@@ -62,10 +63,12 @@ def plain_loss(decoder, blocks, objective, decay):
     for tokens, roots in documents(blocks):
         teacher = reference.forward(decoder, tokens).detach().log_softmax(-1)
         for root, end in roots:
-            rows = reference.forward(decoder, tokens, root=root, block=blocks.block_size)
+            rows, accepted = reference.forward(decoder, tokens, root=root, block=blocks.block_size), 1
             for row, position in enumerate(range(root, min(root + blocks.trained_rows, end - 1))):
                 log_q, log_p, target = rows[row].log_softmax(-1), teacher[position], int(tokens[position + 1])
-                losses.append(REFERENCES[objective](log_q, log_p, target))
+                loss = REFERENCES[objective](log_q, log_p, target)
+                accepted = accepted * (1 - loss)
+                losses.append(1 - accepted if objective == "expected-prefix" else loss)
                 weights.append(decay**row)
     return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
 
@@ -170,5 +173,5 @@ def test_impossible_blocks_are_refused():
         Blocks(tokens, (0,), one, torch.tensor([24]), 8, 7)
     with pytest.raises(ValueError, match="ascend"):
         Blocks(tokens, (0,), torch.tensor([5, 3]), torch.tensor([9, 9]), 8, 7)
-    with pytest.raises(ValueError, match="cross-entropy, kl, total-variation"):
+    with pytest.raises(ValueError, match="cross-entropy, expected-prefix, kl, total-variation"):
         objectives.load("mse")

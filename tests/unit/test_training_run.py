@@ -15,12 +15,13 @@ from training_files import conversations, write
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import hub
-from orthrus.training import data, state, tasks
+from orthrus.training import data, objectives, state, tasks
 from orthrus.training.config import TrainConfig
 from orthrus.training.estimate import estimate
 from orthrus.training.inspect import block_rows, words
 from orthrus.training.metrics import read
 from orthrus.training.packing import Packing
+from orthrus.training.step import step
 from orthrus.training.tasks import Validation
 from orthrus.training.trainer import Trainer, TrainingFailedError, rate_at
 
@@ -215,6 +216,17 @@ def test_training_lowers_the_loss_and_changes_only_the_view(bare, jsonl, tmp_pat
     assert warm.diffusion.block_size == 4
 
 
+def test_the_expected_prefix_of_held_out_texts_grows(bare, jsonl, tmp_path):
+    changes = {"objective": "expected-prefix", "steps": 30, "validate_every": 30}
+    held_out = Packing(corpus(jsonl).held_out, config(**changes))
+
+    def prefix(decoder):
+        return 1 - step(decoder, held_out.blocks(0), objectives.load("expected-prefix")).loss.item()
+
+    made = train(bare, jsonl, tmp_path / "run", **changes)
+    assert prefix(made.checkpoint.decoder) > prefix(checkpoint(bare).decoder) + 0.03
+
+
 def test_a_changed_backbone_stops_the_run(bare, jsonl, tmp_path):
     made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
     with torch.no_grad():
@@ -227,12 +239,12 @@ def test_a_changed_backbone_stops_the_run(bare, jsonl, tmp_path):
 def test_a_bad_loss_stops_with_its_batch_saved(bare, jsonl, tmp_path, monkeypatch, value, message):
     original, calls = tasks.step, []
 
-    def step(*arguments, **options):
+    def bad_step(*arguments, **options):
         outcome = original(*arguments, **options)
         calls.append(outcome)
         return outcome if len(calls) < 6 else tasks.replace(outcome, loss=outcome.loss * 0 + value)
 
-    monkeypatch.setattr(tasks, "step", step)
+    monkeypatch.setattr(tasks, "step", bad_step)
     with pytest.raises(TrainingFailedError, match=message):
         train(bare, jsonl, tmp_path / "run")
     batch = json.loads((tmp_path / "run" / "failed-step-3.json").read_text())

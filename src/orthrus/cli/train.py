@@ -55,7 +55,7 @@ ObjectiveOption = Annotated[
     str,
     typer.Option(
         help="kl: forward KL from the AR view. cross-entropy: the tokens of the text. total-variation: the share of"
-        " drafts that `rejection` rejects.",
+        " drafts that `rejection` rejects. expected-prefix: the share it accepts before the first rejected of a block.",
         callback=_known_objective,
     ),
 ]

@@ -14,28 +14,30 @@ from torch import Tensor
 
 from orthrus.model.decoder import Decoder
 from orthrus.model.draft_head import typical_inverse_temperature
+from orthrus.training.objectives import Objective
 from orthrus.training.rows import HeadRows
 
-TOKEN_SHARE = 0.2
-"""The weight of the tokens of the text in the targets; the rest is that of the AR view."""
 INVERSE_TEMPERATURES = tuple(0.6 * 1.13**power for power in range(13))
 """Those that the calibration tries: from 0.6 to 2.6."""
 
 
-def head_loss(decoder: Decoder, rows: HeadRows, decay: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the rows [N] that the head corrects, all with a target but the first of each block: the mean of the
-    cross-entropy in nats, weighted by `decay` per offset; their offsets; and whether the likeliest outcome is that of
-    the target."""
-    blocks_N, offsets_N = rows.inside_SM[:, 1:].nonzero(as_tuple=True)
+def head_loss(
+    decoder: Decoder, rows: HeadRows, objective: Objective, decay: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows [N] that the head corrects, all with a target but the first of each block: the loss of the objective,
+    weighted by `decay` per offset; their offsets; and whether the likeliest outcome is that of the target."""
+    corrected_SM, share = rows.inside_SM[:, 1:], objective.head_token_share
+    blocks_N, offsets_N = corrected_SM.nonzero(as_tuple=True)
     offsets_N = offsets_N + 1
     candidates_NC = rows.candidates_SMC[blocks_N, offsets_N]
     text_N1 = rows.text_SL[blocks_N, offsets_N + 1][:, None]
-    mixed_NC = (1 - TOKEN_SHARE) * rows.teacher_SMC[blocks_N, offsets_N] + TOKEN_SHARE * (text_N1 == candidates_NC)
+    mixed_NC = (1 - share) * rows.teacher_SMC[blocks_N, offsets_N] + share * (text_N1 == candidates_NC)
     targets_NX = torch.cat((mixed_NC, (1 - mixed_NC.sum(-1, keepdim=True)).clamp(min=0)), dim=-1)
     corrected_NC = rows.logits_SMC[blocks_N, offsets_N] + corrections(decoder, rows, blocks_N, offsets_N)
     log_q_NX = torch.cat((corrected_NC, rows.rests_SMI[blocks_N, offsets_N, :1]), dim=-1).log_softmax(-1)
-    losses_N, weights_N = -(targets_NX * log_q_NX).sum(-1), decay**offsets_N
-    return losses_N @ weights_N / weights_N.sum(), offsets_N, log_q_NX.argmax(-1) == targets_NX.argmax(-1)
+    losses_N = objective.outcomes(log_q_NX, targets_NX)
+    loss = objective.over_blocks(losses_N, weights_N=decay**offsets_N, inside_SM=corrected_SM)
+    return loss, offsets_N, log_q_NX.argmax(-1) == targets_NX.argmax(-1)
 
 
 def corrections(decoder: Decoder, rows: HeadRows, blocks_N: Tensor, offsets_N: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from orthrus.model.decoder import Decoder
+from orthrus.training import objectives
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
 from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate
@@ -44,6 +45,7 @@ class HeadTask:
         self, decoder: Decoder, config: TrainConfig, corpus: Corpus, digest: str, directory: Path, world: World
     ) -> None:
         self._decoder, self._config, self._world = decoder, config, world
+        self._objective = objectives.load(config.objective)
         described = {name: getattr(config, name) for name in ("sequence_length", "roots", "seed", "mask_token_id")}
         described |= {"frozen": digest, "data": corpus.digest, "held_out": len(corpus.held_out)}
 
@@ -80,7 +82,7 @@ class HeadTask:
     def outcome(self, number: int) -> Outcome:
         """See `Task`: of as many blocks as a packed text has roots."""
         rows = self._train.files.read(self._chosen(number)).to(self._decoder.device)
-        return head_step(self._decoder, rows, decay=self._config.offset_decay)
+        return head_step(self._decoder, rows, self._objective, decay=self._config.offset_decay)
 
     def batch(self, number: int) -> dict[str, Any]:
         """See `Task`: the blocks, numbered in order of texts and roots, and their tokens."""

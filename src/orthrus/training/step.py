@@ -34,8 +34,8 @@ from orthrus.training.vocabulary import Head, VocabularyLoss
 class Outcome:
     """The result of a step.
 
-    loss: nats per trained row, the mean weighted by offset. rows_M: trained rows per offset. agreed_M: those of them
-    whose argmax equals that of the teacher. head_loss: that of the draft head, if it is trained.
+    loss: that of the objective, weighted by offset. rows_M: trained rows per offset. agreed_M: those of them whose
+    argmax equals that of the teacher. head_loss: that of the draft head, if it is trained.
     """
 
     loss: Tensor
@@ -73,20 +73,20 @@ def step(
         teacher_TD,
         Head(decoder.head.weight, decoder.config.logit_soft_cap),
         targets_N,
-        decay**offsets_N,
+        partial(objective.over_blocks, weights_N=decay**offsets_N, inside_SM=trained_SM),
         blocks.tokens_T,
-        partial(objective, ops=ops),
+        partial(objective.rows, ops=ops),
     )
     head_loss = None
     if decoder.draft_head is not None and decoder.draft_head.bias.requires_grad:
-        head_loss, _, _ = draft_head_loss(decoder, head_rows(decoder, states, ops=ops), decay)
+        head_loss, _, _ = draft_head_loss(decoder, head_rows(decoder, states, ops=ops), objective, decay)
     rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)
 
 
-def head_step(decoder: Decoder, rows: HeadRows, *, decay: float = 1.0) -> Outcome:
+def head_step(decoder: Decoder, rows: HeadRows, objective: Objective, *, decay: float = 1.0) -> Outcome:
     """The same for the draft head alone, on a frozen view: its loss, the rows that it corrects, and its agreement."""
-    loss, offsets_N, agreed_N = draft_head_loss(decoder, rows, decay)
+    loss, offsets_N, agreed_N = draft_head_loss(decoder, rows, objective, decay)
     rows_M, agreed_M = _counts(rows.chosen_SM.shape[1], offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, loss)
 

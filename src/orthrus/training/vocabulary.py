@@ -35,7 +35,7 @@ class Head(NamedTuple):
 
 
 class VocabularyLoss(torch.autograd.Function):
-    """The weighted mean of the objective over rows, and its gradient with respect to their hidden states."""
+    """The loss of all rows, and its gradient with respect to their hidden states."""
 
     @staticmethod
     def forward(
@@ -44,11 +44,14 @@ class VocabularyLoss(torch.autograd.Function):
         teacher_TD: Tensor,
         head: Head,
         targets_N: Tensor,
-        weights_N: Tensor,
+        over_blocks: Callable[[Tensor], Tensor],
         tokens_T: Tensor,
-        objective: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        row_losses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Loss, and which rows agree with the teacher. Rows are sorted by target: each target needs one teacher row."""
+        """Loss, and which rows agree with the teacher. Rows are sorted by target: each target needs one teacher row.
+
+        `row_losses` maps a chunk of rows to losses and their gradients, `over_blocks` the losses of all rows to one.
+        """
         order_N = targets_N.argsort(stable=True)
         distinct_P, which_N = targets_N[order_N].unique_consecutive(return_inverse=True)
         losses, agreed = hidden_ND.new_empty(len(order_N), dtype=torch.float32), order_N.new_empty(len(order_N)).bool()
@@ -65,14 +68,16 @@ class VocabularyLoss(torch.autograd.Function):
                 rows = order_N[here.start + part :][: len(student)]
                 teacher_rows = which_N[here.start + part :][: len(student)] - first
                 agreed[rows] = student.gather(-1, teacher_top1_P[teacher_rows, None])[:, 0] == student.amax(-1)
-                losses[rows], gradient = objective(student, teacher_PV[teacher_rows], tokens_T[targets_N[rows]])
+                losses[rows], gradient = row_losses(student, teacher_PV[teacher_rows], tokens_T[targets_N[rows]])
                 if gradient is not student:
                     student.copy_(gradient)
             gradient_ND[order_N[here]] = head.backward(student_NV, logits_NV)
-        shares_N = weights_N / weights_N.sum()
+        with torch.enable_grad():
+            loss = over_blocks(losses.requires_grad_())
+        (shares_N,) = torch.autograd.grad(loss, losses)
         ctx.save_for_backward(gradient_ND * shares_N[:, None].to(gradient_ND.dtype))
         ctx.mark_non_differentiable(agreed)
-        return losses @ shares_N, agreed
+        return loss.detach(), agreed
 
     @staticmethod
     @once_differentiable

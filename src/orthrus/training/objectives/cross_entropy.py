@@ -6,6 +6,9 @@ from torch import Tensor
 
 from orthrus.training.ops import Ops
 
+HEAD_TOKEN_SHARE = 1.0
+"""The draft head too learns from the tokens of the text alone."""
+
 
 def loss_and_gradient(student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor, ops: Ops) -> tuple[Tensor, Tensor]:
     """-log q(target) per row, and its gradient q - onehot(target)."""

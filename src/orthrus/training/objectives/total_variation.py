@@ -15,3 +15,9 @@ def loss_and_gradient(student_NV: Tensor, teacher_NV: Tensor, targets_N: Tensor,
     losses_N = 1 - torch.minimum(p_NV, q_NV).sum(-1)
     below_NV = (q_NV < p_NV).float()
     return losses_N, q_NV * ((q_NV * below_NV).sum(-1, keepdim=True) - below_NV)
+
+
+def outcome_losses(log_q_NX: Tensor, targets_NX: Tensor) -> Tensor:
+    """The same for the draft head. Its last outcome, the rest of the vocabulary, is taken as rejected: a draft is one
+    of the candidates."""
+    return 1 - torch.minimum(targets_NX, log_q_NX.exp())[:, :-1].sum(-1)
