@@ -41,7 +41,6 @@ def _elementwise(made: Image, random: partial[Place], dtype: torch.dtype) -> Non
         made.call("rms_norm", random(5, size), random(5, size), random(size), out, 5, size, 1e-5, 0.5)
         for name in ("silu_mul", "gelu_mul"):
             made.call(name, random(3, 2 * size), made.empty((3, size), dtype, f"{name} {size}"), 3, size)
-        made.call("top1_probability", random(3, size), made.empty((3,), torch.float32, f"top {size}"), 3, size, 1)
 
 
 def _attention(made: Image, random: partial[Place], dtype: torch.dtype) -> None:

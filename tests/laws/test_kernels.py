@@ -53,14 +53,6 @@ def values(*shape, precision="fp32"):
     return torch.randn(shape).to(tiny.DTYPES[precision])
 
 
-@pytest.mark.parametrize("size", [37, 4096])
-def test_top1_probability(fast, precision, size):
-    logits = 5 * values(3, size, precision=precision)
-    torch.testing.assert_close(
-        fast.top1_probability(logits), TorchKernels().top1_probability(logits), atol=1e-6, rtol=1e-5
-    )
-
-
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("size", [16, 64, 112, 576, 37])
 def test_norm_and_gate(fast, precision, size, offset):

@@ -14,10 +14,11 @@ import tiny
 import torch
 
 from orthrus.backends.native import kernels as native
+from orthrus.backends.native import structs
 from orthrus.file_cache import cache_directory
 
 HOUR = 3600 * 10**9
-ROWS, SIZE = 37, 512
+ROWS, SIZE, NODES = 37, 512, 64
 
 
 @pytest.fixture(name="library")
@@ -47,14 +48,14 @@ def come(library, wanted):
     return count
 
 
-def top1(library, logits, threads):
-    out = torch.empty(len(logits))
-    library.top1_probability(
-        ctypes.c_void_p(logits.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()),
-        *map(ctypes.c_int64, (*logits.shape, threads)),
-    )
-    return out
+def tree(library, logits, threads):
+    """Tokens, parents and confidence of the tree of drafts from these rows, which the threads divide among them."""
+    temperatures = (ctypes.c_float * ROWS)(*[1.0] * ROWS)
+    rows = logits.data_ptr(), None, ctypes.addressof(temperatures), *logits.shape
+    block = structs.DraftBlock(*rows, True, -1, NODES, False)
+    tokens, parents, confidence = (ctypes.c_int64 * NODES)(), (ctypes.c_int64 * NODES)(), (ctypes.c_float * NODES)()
+    found = library.draft_tree(ctypes.byref(block), None, tokens, parents, confidence, ctypes.c_int64(threads))
+    return found, [*tokens], [*parents], [*confidence]
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3, 7, 2, 1])
@@ -72,19 +73,20 @@ def test_a_region_does_not_wait_for_late_threads(library, patience):
 def test_results_do_not_depend_on_who_comes(library, patience, nanoseconds):
     patience.value = nanoseconds
     logits = torch.randn(ROWS, SIZE)
-    alone = top1(library, logits, 1)
+    alone = tree(library, logits, 1)
+    assert alone[0] == NODES
     for threads in (2, 5, 3, 64, 2) * 20:
-        assert torch.equal(top1(library, logits, threads), alone)
+        assert tree(library, logits, threads) == alone
 
 
 def test_many_callers_at_once(library, patience):
     patience.value = 10**6
     logits = [torch.randn(ROWS, SIZE) for _ in range(6)]
-    alone, together = [top1(library, each, 1) for each in logits], Barrier(6)
+    alone, together = [tree(library, each, 1) for each in logits], Barrier(6)
 
     def run(n):
         together.wait()
-        return all(torch.equal(top1(library, logits[n], 2 + n % 3), alone[n]) for _ in range(100))
+        return all(tree(library, logits[n], 2 + n % 3) == alone[n] for _ in range(100))
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(run, range(6)))

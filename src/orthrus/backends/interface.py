@@ -205,10 +205,6 @@ class Kernels(ABC):
         """activation(first half) * second half of the last dimension."""
 
     @abstractmethod
-    def top1_probability(self, logits_RV: Tensor) -> Tensor:
-        """The largest probability of each row [R], fp32."""
-
-    @abstractmethod
     def draft_tree(
         self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
     ) -> DraftTree:

@@ -111,11 +111,6 @@ class TorchKernels(Kernels):
             return F.silu(gate) * up
         return F.gelu(gate.double(), approximate="tanh").to(gate.dtype) * up
 
-    def top1_probability(self, logits_RV: Tensor) -> Tensor:
-        """exp(max - logsumexp)."""
-        logits_RV = logits_RV.float()
-        return (logits_RV.amax(dim=-1) - logits_RV.logsumexp(dim=-1)).exp()
-
     def draft_tree(
         self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
     ) -> DraftTree:

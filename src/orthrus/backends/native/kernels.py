@@ -58,7 +58,6 @@ class NativeKernels(TorchKernels):
         self._rope_and_cache_write = _bound(library.rope_and_cache_write, *rope)
         gated = {"silu": library.silu_mul, "gelu_tanh": library.gelu_mul}
         self._gated = {name: _bound(own, _POINTER, _POINTER, _INTEGER, _INTEGER) for name, own in gated.items()}
-        self._top1_probability = _bound(library.top1_probability, _POINTER, _POINTER, *(_INTEGER,) * 3)
         block, head = ctypes.POINTER(structs.DraftBlock), ctypes.POINTER(structs.DraftHead)
         self._draft_tree = _bound(library.draft_tree, block, head, *(_POINTER,) * 3, _INTEGER, gives=_INTEGER)
         self._k_interleave = _bound(library.k_interleave, _INTEGER, gives=_INTEGER)
@@ -183,12 +182,6 @@ class NativeKernels(TorchKernels):
         cache = cache_of(keys_GSE, values_GSE)
         self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, torch.get_num_threads())
         return out.view(N, H * E)
-
-    def top1_probability(self, logits_RV: Tensor) -> Tensor:
-        """See `Kernels`."""
-        logits_RV, out_R = logits_RV.contiguous(), torch.empty(len(logits_RV))
-        self._top1_probability(logits_RV.data_ptr(), out_R.data_ptr(), *logits_RV.shape, torch.get_num_threads())
-        return out_R
 
     def draft_tree(
         self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None

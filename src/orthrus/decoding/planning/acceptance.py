@@ -82,11 +82,14 @@ class AcceptanceHistory:
         """Record what a block yielded: the drafts at hand, as if it had been narrower too."""
         depths = [len(path) for path in draft.paths[1:]]
         reached = self.probabilities(draft)
+        found: dict[int, Yield] = {}
         for (made_by, narrower), mean in self._yields.items():
             if made_by == source and narrower <= width:
-                deepest = _depth(source, narrower, self._rows)
-                nodes = [node for node, depth in enumerate(depths) if depth <= deepest]
-                mean.add(Yield.of(draft.parents, reached, nodes))
+                deepest = min(_depth(source, narrower, self._rows), max(depths, default=0))
+                if deepest not in found:
+                    nodes = [node for node, depth in enumerate(depths) if depth <= deepest]
+                    found[deepest] = Yield.of(draft.parents, reached, nodes)
+                mean.add(found[deepest])
 
     def _ratio(self, kind: Kind, confidence: float) -> _Ratio:
         return self._ratios[kind, bisect_left(BIN_EDGES, confidence)]

@@ -18,5 +18,4 @@
 #include "rope.h"
 #include "row_candidates.h"
 #include "silu_mul.h"
-#include "softmax.h"
 #include "struct_sizes.h"
