@@ -117,11 +117,9 @@ class DecoderConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads are not a multiple of {self.kv_heads} key/value heads")
         for rope in self.ropes:
-            if len(rope.inverse_frequencies) * 2 != self.head_dim:
-                raise ValueError(
-                    f"rotary frequencies cover {2 * len(rope.inverse_frequencies)} dimensions,"
-                    f" the heads have {self.head_dim}"
-                )
+            covered = 2 * len(rope.inverse_frequencies)
+            if covered != self.head_dim:
+                raise ValueError(f"rotary frequencies cover {covered} dimensions, the heads have {self.head_dim}")
         if self.per_layer and len(self.per_layer) != self.layers:
             raise ValueError(f"{len(self.per_layer)} layers are described, the decoder has {self.layers}")
         if self.activation not in ACTIVATIONS:
@@ -160,11 +158,12 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The config of a diffusion view: K, the mask token, and how many rows of a block were trained."""
+    """K, the mask token, the trained rows of a block, and their calibration without a draft head, if measured."""
 
     block_size: int
     mask_token_id: int
     trained_rows: int
+    inverse_temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.block_size <= PAGE:

@@ -86,6 +86,7 @@ CONFIG_VALUES = [
     *[("block_size", value) for value in (0, -8, 10**9, 8.0, "8", True, [8])],
     *[("mask_token_id", value) for value in (-1, 320, 10**9, 300.0, "300", True, ...)],
     *[("trained_rows", value) for value in (0, 9, -1, 7.0, "7", 10**9)],
+    *[("inverse_temperatures", value) for value in ([1.0], [0] * 7, [*[1.0] * 6, NAN], "1" * 7)],
     *[("eos_token_id", value) for value in (-1, 320, 2**63, True, "end", 319.0, [319, 320], [[319]], {"a": 1}, NAN)],
     *[("num_labels", value) for value in (10**9, -1, "2")],
     *[("rope_parameters", value) for value in (3, "default", [])],
@@ -307,6 +308,7 @@ ADAPTER_VALUES = [
     *[("block_size", value) for value in (0, 10**9, 8.0, "8", True, None, ...)],
     *[("mask_token_id", value) for value in (-1, 320, 2**63, "300", None, ...)],
     *[("trained_rows", value) for value in (0, 9, 7.0, None, ...)],
+    *[("inverse_temperatures", value) for value in (3, [], [1.0] * 8, [True] * 7, {})],
     *[("provenance", value) for value in (None, [], "x", 3, ...)],
 ]
 

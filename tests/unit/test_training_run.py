@@ -14,7 +14,8 @@ import torch
 from training_files import conversations, write
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import hub
+from orthrus.checkpoint import export, hub
+from orthrus.model.draft_head import typical_inverse_temperature
 from orthrus.training import data, objectives, state, tasks
 from orthrus.training.config import TrainConfig
 from orthrus.training.estimate import estimate
@@ -225,6 +226,23 @@ def test_the_expected_prefix_of_held_out_texts_grows(bare, jsonl, tmp_path):
 
     made = train(bare, jsonl, tmp_path / "run", **changes)
     assert prefix(made.checkpoint.decoder) > prefix(checkpoint(bare).decoder) + 0.03
+
+
+def test_a_view_without_a_head_is_calibrated_and_keeps_that(bare, jsonl, tmp_path):
+    made = train(bare, jsonl, tmp_path / "run")
+    fitted = made.checkpoint.decoder.diffusion.inverse_temperatures
+    assert len(set(fitted)) > 1
+    assert all(0.6 <= inverse <= 2.7 for inverse in fitted)
+    loaded = hub.load(str(bare), adapter=tmp_path / "run" / "last")
+    assert loaded.decoder.draft_temperatures() == [1 / inverse for inverse in fitted]
+    export.export_published(loaded, tmp_path / "whole")
+    assert hub.load(str(tmp_path / "whole")).decoder.diffusion == loaded.decoder.diffusion
+    path = tmp_path / "run" / "last" / "adapter_config.json"
+    content = json.loads(path.read_text())
+    del content["inverse_temperatures"]
+    path.write_text(json.dumps(content))
+    older = hub.load(str(bare), adapter=tmp_path / "run" / "last").decoder.draft_temperatures()
+    assert older == [1 / typical_inverse_temperature(row) for row in range(4)]
 
 
 def test_a_changed_backbone_stops_the_run(bare, jsonl, tmp_path):

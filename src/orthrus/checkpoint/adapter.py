@@ -90,7 +90,7 @@ def save(
         "format": FORMAT,
         "backbone": asdict(config.backbone),
         "shapes": config.shapes,
-        **asdict(config.diffusion),
+        **published.diffusion_fields(config.diffusion),
         **field,
         "provenance": config.provenance,
     }

@@ -6,6 +6,7 @@ A checkpoint holds the tensors of the backbone under their usual names and those
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from orthrus.checkpoint import draft_head
 from orthrus.checkpoint.tensors import TensorFile, save_tensors
-from orthrus.checkpoint.validation import DIFFUSION, check, read_json, refuse
+from orthrus.checkpoint.validation import DIFFUSION, Field, check, read_json, refuse
 from orthrus.config import DiffusionConfig
 from orthrus.file_cache import save_json, write_atomically
 from orthrus.model.draft_head import DraftHead
 
 ARCHITECTURE = "OrthrusLM"
+CALIBRATION = "inverse_temperatures"
+INVERSE = Field(float, 0.01, 100.0)
 
 
 def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
@@ -27,7 +30,8 @@ def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
 
 
 def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) -> DiffusionConfig:
-    """Read block size, mask token and trained rows; the published models train all rows except the last.
+    """Read block size, mask token, trained rows, which are all except the last in the published models, and the
+    calibration, if there is one.
 
     Raises ValueError naming the file and the field that is missing or out of range.
     """
@@ -40,7 +44,21 @@ def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) ->
         raise ValueError(f"{where}: mask_token_id {mask} is outside the vocabulary of {vocab_size}")
     if rows is not None and rows > block:
         refuse(where, "trained_rows", rows, f"at most block_size, {block}")
-    return DiffusionConfig(block, mask, block - 1 if rows is None else rows)
+    rows = block - 1 if rows is None else rows
+    return DiffusionConfig(block, mask, rows, _inverse_temperatures(content.get(CALIBRATION), where, rows))
+
+
+def diffusion_fields(diffusion: DiffusionConfig) -> dict[str, Any]:
+    """The fields of a config from which `diffusion_config` reads."""
+    return {name: value for name, value in asdict(diffusion).items() if value is not None}
+
+
+def _inverse_temperatures(found: Any, where: object, rows: int) -> tuple[float, ...] | None:
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != rows or not all(INVERSE.accepts(value) for value in found):
+        refuse(where, CALIBRATION, found, f"a list of {rows} numbers in 0.01..100, one per trained row")
+    return tuple(float(value) for value in found)
 
 
 def backbone_type(content: dict[str, Any]) -> str:
@@ -63,11 +81,9 @@ def save(
     """
     field, files = draft_head.encode(head)
     config = {
-        **{name: value for name, value in content.items() if name != draft_head.FIELD},
+        **{name: value for name, value in content.items() if name not in (draft_head.FIELD, CALIBRATION)},
         "architectures": [ARCHITECTURE],
-        "block_size": diffusion.block_size,
-        "mask_token_id": diffusion.mask_token_id,
-        "trained_rows": diffusion.trained_rows,
+        **diffusion_fields(diffusion),
         **field,
     }
     write_atomically(

@@ -82,10 +82,12 @@ class Decoder(nn.Module):
 
     def draft_temperatures(self) -> list[float]:
         """Per row of a block, the temperature at which its probabilities are calibrated for greedy decoding: as
-        measured with the draft head, else typical ones."""
+        measured with the draft head, else with the view alone, else typical ones."""
         if self.draft_head is not None:
             return [1 / inverse for inverse in self.draft_head.inverse_temperatures.tolist()]
         assert self.diffusion is not None
+        if self.diffusion.inverse_temperatures is not None:
+            return [1 / inverse for inverse in self.diffusion.inverse_temperatures]
         return [1 / typical_inverse_temperature(row) for row in range(self.diffusion.trained_rows)]
 
 

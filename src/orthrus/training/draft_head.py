@@ -9,6 +9,8 @@ Shapes: as in `rows`, X = C + 1 outcomes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -56,12 +58,13 @@ def calibrate(decoder: Decoder, rows: HeadRows) -> None:
     the tokens that the AR view chooses are likeliest.
 
     The weight of a row is the probability of the tokens before it in its block, since a tree holds likely paths. A row
-    without data gets a typical inverse temperature.
+    without data gets a typical inverse temperature. Without a draft head they are those of the view alone.
     """
-    head = decoder.draft_head
-    assert head is not None
-    for row, inverse in enumerate(fitted(decoder, rows)):
-        head.inverse_temperatures[row] = inverse
+    inverses, view = fitted(decoder, rows), decoder.diffusion
+    if decoder.draft_head is not None:
+        decoder.draft_head.inverse_temperatures.copy_(torch.tensor(inverses))
+    elif view is not None:
+        decoder.set_view(replace(view, inverse_temperatures=tuple(inverses)))
 
 
 @torch.no_grad()

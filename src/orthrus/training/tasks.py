@@ -23,7 +23,7 @@ from orthrus.training.rows import HeadRows, head_rows, joined
 from orthrus.training.step import Outcome, states_of, step
 
 CALIBRATION_ROOTS, CALIBRATION_TEXTS = 64, 4
-"""Blocks per held-out text, and texts, from which the draft head is calibrated beside the training of a view."""
+"""Blocks per held-out text, and texts, from which a view and its draft head are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Task(Protocol):
         ...
 
     def calibrate(self) -> None:
-        """Fit the calibration of the draft head to held-out records."""
+        """Fit the calibration of the drafts to held-out records."""
         ...
 
     def validate(self) -> Validation:
@@ -86,9 +86,8 @@ class ViewTask:
 
     def calibrate(self) -> None:
         """See `Task`."""
-        if self._config.head_units:
-            texts = range(min(self._held_out.texts_per_epoch(), CALIBRATION_TEXTS))
-            calibrate(self._decoder, joined([_rows(self._decoder, self._held_out, n) for n in texts]))
+        texts = range(min(self._held_out.texts_per_epoch(), CALIBRATION_TEXTS))
+        calibrate(self._decoder, joined([_rows(self._decoder, self._held_out, n) for n in texts]))
 
 
 def _rows(decoder: Decoder, packing: Packing, text: int) -> HeadRows:
