@@ -453,6 +453,8 @@ def test_a_simulation_says_that_it_is_one(run, tmp_path):
     setting = ["bench", "simulate", "--acceptance", 6, "--width", 8, "--batch", 1]
     outs = [run(*setting, name, 0.1)[1] for name in ("--miss-factor", "--astray")]
     assert outs[0] == outs[1] != out
+    code, out, _ = run(*setting, "--planner-tokens", 40)
+    assert (code, "regret" in out) == (0, True)
     code, _, err = run("bench", "simulate", "--shape", "gpt-9")
     assert (code, "shapes: qwen3-0.6b" in err) == (2, True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -50,10 +51,10 @@ def command(
         simulated.costs_of(shape, device), *settings, factor, context, planner_tokens=planner_tokens
     )
     title = f"{shape}, {device.name}, {context} tokens of context: tokens per second"
-    table = Table(title=title)
-    ones, regret = [f"one-pass, {n}" for n in points[0].one_pass], ["planner", "regret"] if planner_tokens else []
-    for column in ("A", "K", "batch", "plain", "two-pass", *ones, "planned", *regret):
-        table.add_column(column, justify="right")
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    ones, regret = [f"one pass, {n}" for n in points[0].one_pass], ["planner", "regret"] if planner_tokens else []
+    for column in ("A", "K", "batch", "plain", "two pass", *ones, "planned", *regret):
+        table.add_column(column, justify="right", overflow="fold")
     for p in points:
         ones = [f"{p.one_pass[n]:,.0f}" if n in p.one_pass else "-" for n in points[0].one_pass]
         own = [] if p.planner is None else [f"{p.planner:,.0f}", f"{p.regret:.1%}"]
