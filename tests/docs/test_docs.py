@@ -59,8 +59,8 @@ TOY = {
     "serve": "--port 0",
     "train": "--steps 2 --validate-every 2 --held-out 1 --roots 8 --sequences 1 --sequence-length 256"
     " --head-learning-rate 1e-4",
-    "verify": "--max-new-tokens 8",
-    "bench compare": "--max-new-tokens 8",
+    "verify": "--max-new-tokens 8 --limit 1",
+    "bench compare": "--max-new-tokens 8 --limit 1",
     "bench train-step": "--roots 4",
 }
 """What long commands are given to end soon, by their verb; everything else about them is as the page has it."""

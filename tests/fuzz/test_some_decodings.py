@@ -21,7 +21,7 @@ def test_a_case_of_the_fuzz_has_no_failures(number):
 
 @pytest.mark.parametrize(("kernels", "dtype"), WITHOUT_COMPILER)
 def test_cases_without_c_kernels_equal_the_oracle(kernels, dtype):
-    only = {"kernels": [kernels], "dtypes": [dtype], "threads": (1, 2), "longest": 600, "poison": False}
+    only = {"kernels": [kernels], "dtypes": [dtype], "threads": (1,), "longest": 600, "poison": False}
     findings = checks.run(cases.make(2, f"{kernels} {dtype}", **only))
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
