@@ -90,7 +90,7 @@ class Recorder:
                 for place in stored:
                     self.image.call("copy_slots", place, *moves, *sizes)
 
-            cache.copy_slots = recorded  # type: ignore[method-assign]
+            cache.copy_slots = recorded
         return self._caches[id(cache)]
 
 

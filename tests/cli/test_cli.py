@@ -210,7 +210,7 @@ def test_doctor_compiles_for_this_processor_and_says_which_library_runs(run, mod
     """The compiler's part is played by a copy of the library that the other tests use."""
     usual = native.load(torch.float32, cache_directory())
     if usual is None:
-        pytest.skip("no native kernels")
+        pytest.skip("no C compiler on this machine")
     monkeypatch.setattr(compiler, "_failed_build", lambda _, made: shutil.copy(usual.path, made) and None)
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     options = ["doctor", "--model", model, "--dtype", "float32"]
