@@ -8,10 +8,9 @@ import gguf
 import k_blocks
 import torch
 from native_image import NULL, Image, Place
-from torch import Tensor
 
-from orthrus.backends.native import linears, structs
-from orthrus.quantization import GroupQuantized, from_rows
+from orthrus.backends.native import linears, packing, structs
+from orthrus.quantization import GROUP, GroupQuantized, from_rows
 
 OUTPUTS, INPUTS, SIZE, HEADS, KV_HEADS = 64, 256, 64, 6, 2
 ROWS = (1, 2, 5, 7)
@@ -79,11 +78,20 @@ def _attention(made: Image, random: partial[Place], dtype: torch.dtype) -> None:
         made.call("attention", q, out, HEADS, cache, made.struct(metadata), 1)
 
 
-def _weights(made: Image, packed: Tensor, dtype: torch.dtype, form: int, scales: Place | None = None,
-             shifts: Place | None = None) -> Place:  # fmt: skip
+def _weights(made: Image, packed: Place, dtype: torch.dtype, form: int) -> Place:
     bias = made.put(torch.randn(OUTPUTS).to(dtype))
-    fields = made.put(packed), bias, scales, shifts, None, INPUTS, OUTPUTS, form
-    return made.struct(structs.LinearWeights(*fields))
+    return made.struct(structs.LinearWeights(packed, bias, None, None, None, INPUTS, OUTPUTS, form))
+
+
+def _packed_for_w4a8(made: Image, groups: GroupQuantized) -> Place:
+    """The place of groups that are packed by the call, in the order of the level that runs it."""
+    codes = made.put(groups.raw) + groups.raw.shape[-1] - GROUP // 2
+    layout = packing.LAYOUTS.index("w4a8")
+    shape = OUTPUTS, INPUTS // GROUP, groups.raw.shape[-1], 4, layout
+    stored = structs.StoredGroups(codes, made.put(groups.scales), made.put(groups.mins), *shape)
+    packed = made.empty(groups.packed_for_w4a8().shape, torch.uint8, "groups")
+    made.call("pack_groups", made.struct(stored), packed, 1)
+    return packed
 
 
 def _quantized(made: Image, rows: int) -> Place:
@@ -104,11 +112,10 @@ def _linear(made: Image, dtype: torch.dtype) -> None:
     shifts = made.empty((OUTPUTS,), torch.int32)
     made.call("pack_int8", made.put(weight.to(dtype)), codes, scales, shifts, OUTPUTS, INPUTS, 1)
     int8 = made.struct(structs.LinearWeights(codes, None, scales, shifts, None, INPUTS, OUTPUTS, linears.INT8))
-    groups = GroupQuantized.rounded(weight).packed_for_w4a8()
     maps = {
-        "linear": _weights(made, plain, dtype, linears.PLAIN),
+        "linear": _weights(made, made.put(plain), dtype, linears.PLAIN),
         "linear_int8": int8,
-        "linear_w4a8": _weights(made, groups, dtype, linears.W4A8),
+        "linear_w4a8": _weights(made, _packed_for_w4a8(made, GroupQuantized.rounded(weight)), dtype, linears.W4A8),
     }
     for name, own in maps.items():
         for rows in ROWS:
@@ -125,7 +132,7 @@ def _dequant(made: Image, dtype: torch.dtype) -> None:
         weight = torch.randn(OUTPUTS, INPUTS).numpy() / 16
         rows_of_bytes = k_blocks.quantize(weight, gguf.GGMLQuantizationType[kind])
         quantized = from_rows(kind, torch.from_numpy(rows_of_bytes))
-        own = _weights(made, quantized.packed_for_dots(), dtype, form)
+        own = _weights(made, made.put(quantized.packed_for_dots()), dtype, form)
         for rows in ROWS:
             out = made.empty((rows, OUTPUTS), dtype, f"{kind} {rows}")
             scratch = made.empty((32 * INPUTS + 4 * 512,), dtype)

@@ -24,6 +24,31 @@ static void copy_slots(char *stored, const int64_t *from, const int64_t *to, int
             memcpy(stored + p * plane_bytes + to[i] * slot_bytes, stored + p * plane_bytes + from[i] * slot_bytes, slot_bytes);
 }
 
+/* Int8 weights that were packed without the matrix instructions of aarch64, in the order of pack_int8 for this level. */
+static void order_int8(char *codes, int64_t outputs, int64_t inputs) {
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    for (char *end = codes + outputs * inputs, block[128]; codes < end; codes += 128) {
+        memcpy(block, codes, 128);
+        for (int i = 0; i < 32; i++) memcpy(codes + 8 * (i % 16) + 4 * (i / 16), block + 4 * i, 4);
+    }
+#endif
+}
+
+/* The same for packed groups of four bits: pack_w4a8. */
+static void order_w4a8(unsigned char *groups, int64_t outputs, int64_t inputs) {
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    for (int64_t g = 0; g < outputs * inputs / 512; g++)
+        for (unsigned char *at = groups + 320 * g; at < groups + 320 * g + 256; at += 64) {
+            unsigned char codes[128];
+            for (int i = 0; i < 64; i++) {
+                codes[8 * (i / 4) + i % 4] = at[i] & 15;
+                codes[8 * (i / 4) + i % 4 + 4] = at[i] >> 4;
+            }
+            for (int i = 0; i < 64; i++) at[i] = codes[i] | codes[i + 64] << 4;
+        }
+#endif
+}
+
 #define KERNEL(name) extern Kernel name;
 KERNELS
 #undef KERNEL
@@ -33,7 +58,7 @@ static const struct {
     Kernel *kernel;
 } kernels[] = {
 #define KERNEL(own) {#own, own},
-    KERNELS {"copy_slots", (Kernel *)copy_slots},
+    KERNELS {"copy_slots", (Kernel *)copy_slots}, {"order_int8", (Kernel *)order_int8}, {"order_w4a8", (Kernel *)order_w4a8},
 };
 
 static void *read_all(FILE *file, int64_t bytes) {

@@ -15,7 +15,7 @@ import torch
 from native_image import NULL, POINTER, Image, Place
 from torch import Tensor
 
-from orthrus.backends.native import structs
+from orthrus.backends.native import linears, structs
 from orthrus.batch import ForwardBatch
 from orthrus.cache import KVCache
 from orthrus.masks import first_keys
@@ -25,6 +25,8 @@ from orthrus.runner.native import NativeForward
 from orthrus.runner.runner import Runner
 
 MAX_ROWS = 64
+ORDERED = {linears.INT8: "order_int8", linears.W4A8: "order_w4a8"}
+"""The functions of the driver for formats of weights whose order differs between levels."""
 TREES: tuple[tuple[int, ...], ...] = (
     (-1,),
     (-1, 0, 1, 2),
@@ -44,17 +46,25 @@ class Recorder:
         angles = [rope.tables(positions) for rope in runner.decoder.ropes]
         self._angles = [self.image.pointers([self.image.put(pair[part]) for pair in angles]) for part in range(2)]
         self._place_of = _placer(self.image, [*_tensors(runner.decoder), *_tensors(*runner.draft_weights.linears)])
+        self._ordered = set[int]()
         self.runner = runner.with_executors(lambda own: _Recorded(self, own))
 
     def model(self, own: NativeForward) -> Place:
         """The place of the weights of an executor."""
         layers, model = (type(made).from_buffer_copy(made) for made in (own._layers, own._model))
-        for layer in layers:
-            _relocate(layer, self._place_of)
         model.layers = None
-        _relocate(model, self._place_of)
+        for made in (*layers, model):
+            _relocate(made, self._place_of)
+            self._order(made)
         model.layers = self.image.structs(layers)
         return self.image.struct(model)
+
+    def _order(self, made: ctypes.Structure) -> None:
+        """Call for the order of weights that the level reads which runs this, once for each of the maps in a struct."""
+        for weights in _linear_maps(made):
+            if weights.format in ORDERED and weights.weight not in self._ordered:
+                self._ordered.add(weights.weight)
+                self.image.call(ORDERED[weights.format], Place(weights.weight), weights.outputs, weights.inputs)
 
     def add(self, model: Place, workspace: Place, batch: ForwardBatch) -> None:
         """The call of one pass."""
@@ -129,6 +139,16 @@ def _tensors(*parents: torch.nn.Module) -> Iterator[Tensor]:
         for module in parent.modules():
             own = (*vars(module).values(), *module._parameters.values(), *module._buffers.values())
             yield from (value for value in own if isinstance(value, Tensor))
+
+
+def _linear_maps(made: ctypes.Structure) -> Iterator[structs.LinearWeights]:
+    if isinstance(made, structs.LinearWeights):
+        yield made
+    for name, _ in made._fields_:
+        value = getattr(made, name)
+        for own in value if isinstance(value, ctypes.Array) else (value,):
+            if isinstance(own, ctypes.Structure):
+                yield from _linear_maps(own)
 
 
 def _relocate(made: ctypes.Structure, place_of: Callable[[int], Place]) -> None:

@@ -71,11 +71,16 @@ class GroupQuantized:
         eights = eights.permute(0, 3, 4, 2, 1, 5)  # [O / 16, I / 32, 4 of a word, 4, 4 outputs, 8]
         return self._with_scales(_in_words(eights, 2) if self.four_bits else eights)
 
-    def packed_for_w4a8(self) -> Tensor:
-        """[O / 32, I / 32, 2, bytes]: packed groups of four bits as `c/gemm_w4a8.h` reads them."""
-        fours = self.codes.unflatten(0, (-1, OUTPUTS)).unflatten(-1, (4, 2, 4))
-        fours = fours.permute(0, 2, 3, 1, 5, 4)  # [O / 16, I / 32, 4, 16 outputs, 4, 2 of a byte]
-        return self._with_scales(fours[..., 0] | fours[..., 1] << 4).unflatten(0, (-1, 2)).transpose(1, 2)
+    def packed_for_w4a8(self, *, i8mm: bool = False) -> Tensor:
+        """[O / 32, I / 32, 2, bytes]: packed groups of four bits as `c/gemm_w4a8.h` reads them, with the matrix
+        instructions of aarch64 or without."""
+        if i8mm:
+            codes = self.codes.unflatten(0, (-1, 2, OUTPUTS // 2)).unflatten(-1, (4, 8))
+            codes = codes.permute(0, 3, 4, 2, 5, 1)  # [O / 16, I / 32, 4, 8 outputs, 8, 2 of a byte]
+        else:
+            codes = self.codes.unflatten(0, (-1, OUTPUTS)).unflatten(-1, (4, 2, 4))
+            codes = codes.permute(0, 2, 3, 1, 5, 4)  # [O / 16, I / 32, 4, 16 outputs, 4, 2 of a byte]
+        return self._with_scales(codes[..., 0] | codes[..., 1] << 4).unflatten(0, (-1, 2)).transpose(1, 2)
 
     def _with_scales(self, codes: Tensor) -> Tensor:
         """[O / 16, I / 32, bytes], of codes [O / 16, I / 32, ..]."""

@@ -49,10 +49,11 @@ class Packer(HugePageArena):
         return out.unflatten(0, panels)
 
     def pack_int8(self, weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [O / 16, I / 4, 16, 4], scales [O], and 128 times the sum of the codes of each output [O]."""
+        """Codes [O / 16, 16 I], scales [O], and 128 times the sum of the codes of each output [O]. The order of the
+        codes of sixteen outputs is that of the kernels of this level: see `c/pack_int8.h`."""
         weight_OI = weight_OI.contiguous()
         outputs, inputs = weight_OI.shape
-        codes = self.empty((outputs // OUTPUTS, inputs // 4, OUTPUTS, 4), torch.int8)
+        codes = self.empty((outputs // OUTPUTS, OUTPUTS * inputs), torch.int8)
         scales, shifts = torch.empty(outputs), torch.empty(outputs, dtype=torch.int32)
         pointers = (tensor.data_ptr() for tensor in (weight_OI, codes, scales, shifts))
         self._pack_int8(*pointers, outputs, inputs, torch.get_num_threads())

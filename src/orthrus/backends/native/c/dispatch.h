@@ -10,15 +10,21 @@ static inline int64_t next_rows(int64_t left, int64_t max) {
     return (left + groups - 1) / groups;
 }
 
+/* The same for products that take rows in pairs: all sizes but the last are even. `max` is even. */
+static inline int64_t next_pairs(int64_t left, int64_t max) {
+    int64_t taken = 2 * next_rows((left + 1) / 2, max / 2);
+    return taken < left ? taken : left;
+}
+
 #define ROWS_CASE(n, kernel, ...)                                                                                      \
     case n:                                                                                                            \
         kernel(n, __VA_ARGS__);                                                                                        \
         break;
 #define ROWS_CASES_2(...) ROWS_CASE(1, __VA_ARGS__) ROWS_CASE(2, __VA_ARGS__)
 #define ROWS_CASES_3(...) ROWS_CASES_2(__VA_ARGS__) ROWS_CASE(3, __VA_ARGS__)
+#define ROWS_CASES_4(...) ROWS_CASES_3(__VA_ARGS__) ROWS_CASE(4, __VA_ARGS__)
 #define ROWS_CASES_6(...)                                                                                              \
-    ROWS_CASES_3(__VA_ARGS__)                                                                                          \
-    ROWS_CASE(4, __VA_ARGS__)                                                                                          \
+    ROWS_CASES_4(__VA_ARGS__)                                                                                          \
     ROWS_CASE(5, __VA_ARGS__)                                                                                          \
     ROWS_CASE(6, __VA_ARGS__)
 #define ROWS_CASES_8(...) ROWS_CASES_6(__VA_ARGS__) ROWS_CASE(7, __VA_ARGS__) ROWS_CASE(8, __VA_ARGS__)

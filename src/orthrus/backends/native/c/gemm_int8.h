@@ -15,7 +15,9 @@
 #include "threads.h"
 
 /* The most rows whose sums fit in registers. */
-#if SIMD_REGISTERS == 32
+#ifdef HAVE_I8MM
+#define INT8_MAX_ROWS 6
+#elif SIMD_REGISTERS == 32
 #define INT8_MAX_ROWS 8
 #else
 #define INT8_MAX_ROWS 2
@@ -29,6 +31,43 @@ static inline void store_int8_outputs(i32x16 sums, const LinearWeights *w, int64
     store_outputs(values, bias, y);
 }
 
+#ifdef HAVE_I8MM
+/* `rows` rows by one panel of 16 outputs. */
+ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearWeights *w, int64_t output, scalar_t *y) {
+    int64_t depth = w->inputs;
+    const int8_t *panel = (const int8_t *)w->weight + output * depth;
+    i32x16 sums[INT8_MAX_ROWS / 2][2];
+#pragma GCC unroll 3
+    for (int p = 0; p < (rows + 1) / 2; p++) sums[p][0] = sums[p][1] = i32_zero();
+    for (int64_t k = 0; k < depth; k += 8) {
+        i32x16 codes[INT8_MAX_ROWS / 2];
+#pragma GCC unroll 3
+        for (int p = 0; p < (rows + 1) / 2; p++) codes[p] = codes_of_pair(rows, 2 * p, x, k, depth);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++, panel += 4 * LANES) {
+            if (rows > 1) prefetch_ahead(panel);
+            __asm__ volatile("" ::: "memory"); /* otherwise gcc loads both halves first, and spills sums */
+            i32x16 outputs = i32_load(panel);
+#pragma GCC unroll 3
+            for (int p = 0; p < (rows + 1) / 2; p++) sums[p][half] = mmla_i8(sums[p][half], codes[p], outputs);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        i32x16 own = mmla_row(r % 2, sums[r / 2][0], sums[r / 2][1]);
+        store_int8_outputs(own, w, output, x.scales[r], y + r * w->outputs + output);
+    }
+}
+
+/* The outputs in `range`, on vectors. */
+static void gemm_int8_vectors(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
+    for (int64_t out = range.begin; out < range.end; out += LANES)
+        for (int64_t r = 0, taken; r < rows; r += taken) {
+            taken = next_pairs(rows - r, INT8_MAX_ROWS);
+            DISPATCH_ROWS(INT8_MAX_ROWS, taken, gemm_int8_rows, rows_from(x, r, w->inputs), w, out, y + r * w->outputs)
+        }
+}
+#else
 /* `rows` rows by two panels of 16 outputs, of which the second lies `second` bytes behind, 0 if there is none. */
 ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearWeights *w, int64_t output, int64_t second,
                                   scalar_t *y) {
@@ -57,6 +96,19 @@ ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearW
     }
 }
 
+/* The outputs in `range`, on vectors. */
+static void gemm_int8_vectors(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
+    int64_t depth = w->inputs;
+    for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
+        int64_t second = out + LANES < range.end ? LANES * depth : 0;
+        for (int64_t r = 0, taken; r < rows; r += taken) {
+            taken = next_rows(rows - r, INT8_MAX_ROWS);
+            DISPATCH_ROWS(INT8_MAX_ROWS, taken, gemm_int8_rows, rows_from(x, r, depth), w, out, second, y + r * w->outputs)
+        }
+    }
+}
+#endif
+
 #ifdef HAVE_AMX
 static void gemm_int8_amx(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
     int32_t sums[2][2][TILE_ROWS][LANES] __attribute__((aligned(64)));
@@ -80,22 +132,15 @@ static void gemm_int8_amx(QuantizedRows x, const LinearWeights *w, scalar_t *y, 
 }
 #endif
 
-/* The outputs in `range` of y = x w^T + bias. Weights are packed [outputs / 16][inputs / 4][16 outputs][4]. */
+/* The outputs in `range` of y = x w^T + bias. See pack_int8 for the order of the weights. */
 static void gemm_int8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
-    int64_t depth = w->inputs;
 #ifdef HAVE_AMX
-    if (use_amx && depth % TILE_ROW_BYTES == 0) {
+    if (use_amx && w->inputs % TILE_ROW_BYTES == 0) {
         gemm_int8_amx(x, w, y, rows, range);
         return;
     }
 #endif
-    for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
-        int64_t second = out + LANES < range.end ? LANES * depth : 0;
-        for (int64_t r = 0, taken; r < rows; r += taken) {
-            taken = next_rows(rows - r, INT8_MAX_ROWS);
-            DISPATCH_ROWS(INT8_MAX_ROWS, taken, gemm_int8_rows, rows_from(x, r, depth), w, out, second, y + r * w->outputs)
-        }
-    }
+    gemm_int8_vectors(x, w, y, rows, range);
 }
 
 typedef struct {

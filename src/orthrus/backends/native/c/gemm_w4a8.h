@@ -21,6 +21,9 @@
 #if SIMD_REGISTERS == 32
 #define W4A8_MAX_ROWS 6
 enum { W4A8_PANELS = 2 };
+#elif defined(HAVE_I8MM)
+#define W4A8_MAX_ROWS 4
+enum { W4A8_PANELS = 1 };
 #else
 #define W4A8_MAX_ROWS 3
 enum { W4A8_PANELS = 1 };
@@ -28,10 +31,30 @@ enum { W4A8_PANELS = 1 };
 /* The most rows that run on vectors where there are tiles: the sums are exact, so both give the same bits. */
 enum { W4A8_VECTOR_ROWS = 4 };
 
-/* Adds the inputs from `k` on of a group of W4A8_PANELS panels, from panel `first` on of the two whose sums are in `total`. */
-ALWAYS_INLINE void add_w4a8_group(const int rows, QuantizedRows x, int64_t k, int64_t depth, const char *group,
-                                  const int first, f32x16 (*total)[2]) {
-    i32x16 part[W4A8_MAX_ROWS][W4A8_PANELS];
+/* The products of the inputs from `k` on with a group of W4A8_PANELS panels. */
+#ifdef HAVE_I8MM
+ALWAYS_INLINE void multiply_w4a8_group(const int rows, QuantizedRows x, int64_t k, int64_t depth, const char *group,
+                                       i32x16 (*part)[W4A8_PANELS]) {
+    i32x16 sums[W4A8_MAX_ROWS / 2][2];
+#pragma GCC unroll 2
+    for (int p = 0; p < (rows + 1) / 2; p++) sums[p][0] = sums[p][1] = i32_zero();
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++) {
+        __asm__ volatile("" ::: "memory"); /* otherwise gcc unpacks all codes first, and spills sums */
+        i32x16 packed = i32_load(group + 64 * t), low = low_nibbles(packed), high = high_nibbles(packed);
+#pragma GCC unroll 2
+        for (int p = 0; p < (rows + 1) / 2; p++) {
+            i32x16 codes = codes_of_pair(rows, 2 * p, x, k + 8 * t, depth);
+            sums[p][0] = mmla_i8(sums[p][0], codes, low);
+            sums[p][1] = mmla_i8(sums[p][1], codes, high);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) part[r][0] = mmla_row(r % 2, sums[r / 2][0], sums[r / 2][1]);
+}
+#else
+ALWAYS_INLINE void multiply_w4a8_group(const int rows, QuantizedRows x, int64_t k, int64_t depth, const char *group,
+                                       i32x16 (*part)[W4A8_PANELS]) {
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
@@ -50,6 +73,14 @@ ALWAYS_INLINE void add_w4a8_group(const int rows, QuantizedRows x, int64_t k, in
                 part[r][p] = dot_u4(part[r][p], high, i32_set1(fours[1]));
             }
         }
+}
+#endif
+
+/* Adds the inputs from `k` on of a group of W4A8_PANELS panels, from panel `first` on of the two whose sums are in `total`. */
+ALWAYS_INLINE void add_w4a8_group(const int rows, QuantizedRows x, int64_t k, int64_t depth, const char *group,
+                                  const int first, f32x16 (*total)[2]) {
+    i32x16 part[W4A8_MAX_ROWS][W4A8_PANELS];
+    multiply_w4a8_group(rows, x, k, depth, group, part);
 #pragma GCC unroll 2
     for (int p = 0; p < W4A8_PANELS; p++) {
         f32x16 scale = q4_scales(group + p * Q4_BYTES), min = q4_mins(group + p * Q4_BYTES);
@@ -84,8 +115,8 @@ ALWAYS_INLINE void gemm_w4a8_rows(const int rows, QuantizedRows x, const LinearW
         }
 }
 
-/* The outputs in `range` of y = x w^T + bias. Weights are packed groups [outputs / 32][inputs / 32][2], in which a byte holds
- * two inputs of an output, 4 apart. */
+/* The outputs in `range` of y = x w^T + bias. Weights are packed groups [outputs / 32][inputs / 32][2]; see pack_w4a8 for the
+ * order of their codes. */
 static void gemm_w4a8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
 #ifdef HAVE_AMX
     if (use_amx && rows > W4A8_VECTOR_ROWS) {
@@ -95,7 +126,11 @@ static void gemm_w4a8(QuantizedRows x, const LinearWeights *w, scalar_t *y, int6
 #endif
     for (int64_t out = range.begin; out < range.end; out += 2 * LANES)
         for (int64_t r = 0, taken; r < rows; r += taken) {
+#ifdef HAVE_I8MM
+            taken = next_pairs(rows - r, W4A8_MAX_ROWS);
+#else
             taken = next_rows(rows - r, W4A8_MAX_ROWS);
+#endif
             DISPATCH_ROWS(W4A8_MAX_ROWS, taken, gemm_w4a8_rows, rows_from(x, r, w->inputs), w, out, y + r * w->outputs)
         }
 }

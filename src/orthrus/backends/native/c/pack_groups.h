@@ -68,11 +68,16 @@ static inline uint8_t *pack_dots(const StoredGroups *from, GroupCodes codes, uin
     return out;
 }
 
-/* Bytes of two codes of one output, four inputs apart. */
+/* Bytes of two codes: of one output, four inputs apart, or, for matrix instructions, of one input, eight outputs apart. */
 static inline uint8_t *pack_w4a8(GroupCodes codes, uint8_t *out) {
-    for (int k = 0; k < 4; k++)
+    for (int k = 0; k < GROUP; k += 8)
+#ifdef HAVE_I8MM
+        for (int o = 0; o < 8; o++)
+            for (int e = k; e < k + 8; e++) *out++ = (uint8_t)(codes[o][e] | codes[o + 8][e] << 4);
+#else
         for (int o = 0; o < LANES; o++)
-            for (int e = 0; e < 4; e++) *out++ = (uint8_t)(codes[o][8 * k + e] | codes[o][8 * k + 4 + e] << 4);
+            for (int e = k; e < k + 4; e++) *out++ = (uint8_t)(codes[o][e] | codes[o][e + 4] << 4);
+#endif
     return out;
 }
 

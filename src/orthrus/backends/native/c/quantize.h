@@ -18,6 +18,15 @@ static inline QuantizedRows rows_from(QuantizedRows x, int64_t row, int64_t dept
     return (QuantizedRows){x.codes + row * depth, x.scales + row, x.sums ? x.sums + row * depth / GROUP : 0};
 }
 
+#ifdef HAVE_I8MM
+/* Eight codes of the rows r and r + 1, from input `k` on, for matrix instructions. The last row of an odd number stands for
+ * both. */
+ALWAYS_INLINE i32x16 codes_of_pair(const int rows, const int r, QuantizedRows x, int64_t k, int64_t depth) {
+    const uint8_t *first = x.codes + r * depth + k;
+    return mmla_rows(first, r + 1 < rows ? first + depth : first);
+}
+#endif
+
 /* One row to unsigned codes around INT8_SHIFT; returns its scale. `depth` is a multiple of LANES. */
 static float quantize_row_int8(const scalar_t *x, uint8_t *codes, int64_t depth) {
     f32x16 tops = f32_zero();

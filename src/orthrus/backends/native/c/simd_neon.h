@@ -232,8 +232,35 @@ static inline i32x16 dot_i8(i32x16 sums, i32x16 codes, i32x16 weights) {
     return (i32x16)EACH_TRIPLE(dot_i8_quarter, sums, codes, weights);
 }
 
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define HAVE_I8MM
+static inline int32x4_t mmla_i8_quarter(int32x4_t sums, int32x4_t rows, int32x4_t outputs) {
+    return vmmlaq_s32(sums, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(outputs));
+}
+
+static inline i32x16 mmla_i8(i32x16 sums, i32x16 rows, i32x16 outputs) {
+    return (i32x16)EACH_TRIPLE(mmla_i8_quarter, sums, rows, outputs);
+}
+
+static inline i32x16 mmla_rows(const void *x, const void *y) {
+    return i32_of(vreinterpretq_s32_u8(vcombine_u8(vld1_u8(x), vld1_u8(y))));
+}
+
+static inline int32x4_t mmla_half(int row, int32x4_t x, int32x4_t y) {
+    return row ? vcombine_s32(vget_high_s32(x), vget_high_s32(y)) : vcombine_s32(vget_low_s32(x), vget_low_s32(y));
+}
+
+static inline i32x16 mmla_row(int row, i32x16 x, i32x16 y) {
+    return (i32x16){mmla_half(row, x.a, x.b), mmla_half(row, x.c, x.d), mmla_half(row, y.a, y.b), mmla_half(row, y.c, y.d)};
+}
+#endif
+
+static inline int32x4_t high_nibbles_quarter(int32x4_t x) {
+    return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(x), 4));
+}
+
 static inline i32x16 low_nibbles(i32x16 x) { return i32_and(x, i32_set1(0x0f0f0f0f)); }
-static inline i32x16 high_nibbles(i32x16 x) { return low_nibbles(i32_shift_right(x, 4)); }
+static inline i32x16 high_nibbles(i32x16 x) { return (i32x16)EACH(high_nibbles_quarter, x); }
 static inline i32x16 dot_u4(i32x16 part, i32x16 nibbles, i32x16 codes) { return dot_i8(part, nibbles, codes); }
 static inline i32x16 u4_sums(i32x16 part) { return part; }
 
