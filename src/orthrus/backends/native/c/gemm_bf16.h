@@ -29,10 +29,8 @@ typedef struct {
 } Prefetch;
 
 /* sums[q]: four partial sums of each of the outputs q, q + 4, q + 8, q + 12. All sixteen outputs to y. */
-ALWAYS_INLINE void store_partial_sums(const f32x16 *sums, const scalar_t *bias, scalar_t *y) {
-    f32x16 a = f32_add(f32_unpack_low(sums[0], sums[1]), f32_unpack_high(sums[0], sums[1]));
-    f32x16 b = f32_add(f32_unpack_low(sums[2], sums[3]), f32_unpack_high(sums[2], sums[3]));
-    store_outputs(f32_add(f32_unpack_low_pairs(a, b), f32_unpack_high_pairs(a, b)), bias, y);
+static inline void store_partial_sums(const f32x16 *sums, const scalar_t *bias, scalar_t *y) {
+    store_outputs(f32_reduce_quarters(sums), bias, y);
 }
 
 /* Eight inputs of a row, for each of the four outputs in a vector of weights. */

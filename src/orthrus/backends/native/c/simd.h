@@ -21,7 +21,7 @@ enum { LANES = 16 };
  *                         f32_mask_max(mask, a, b): others stay a
  * i32_load_words          8 words if `count` < 16, then zeros, else 16
  * i32_repeat4, f32_repeat4  four words in every quarter; f32_quarters: a float in every quarter
- * f32_unpack_low, _high   of every quarter the first, or last, two floats of a and b in turn; _pairs: of pairs of floats
+ * f32_reduce_quarters     of four vectors: lane 4 p + q is the sum of the lanes 4 p to 4 p + 3 of x[q], those 2 apart first
  * low_nibbles             the lower half of every byte, in bytes; high_nibbles: the upper one
  * dot_bf16                sums + the products of pairs of bf16 in every word
  * dot_i8                  sums + the products of four codes around INT8_SHIFT by four signed bytes in every word, exact

@@ -173,8 +173,15 @@ static inline f32x16 f32_quarters(float p, float q, float r, float s) {
     return (f32x16){_mm256_set_m128(_mm_set1_ps(q), _mm_set1_ps(p)), _mm256_set_m128(_mm_set1_ps(s), _mm_set1_ps(r))};
 }
 
-static inline f32x16 f32_unpack_low(f32x16 x, f32x16 y) { return (f32x16)EACH_PAIR(_mm256_unpacklo_ps, x, y); }
-static inline f32x16 f32_unpack_high(f32x16 x, f32x16 y) { return (f32x16)EACH_PAIR(_mm256_unpackhi_ps, x, y); }
+static inline __m256 reduce_quarters(__m256 p, __m256 q, __m256 r, __m256 s) {
+    __m256 a = _mm256_add_ps(_mm256_unpacklo_ps(p, q), _mm256_unpackhi_ps(p, q));
+    __m256 b = _mm256_add_ps(_mm256_unpacklo_ps(r, s), _mm256_unpackhi_ps(r, s));
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+}
+
+static inline f32x16 f32_reduce_quarters(const f32x16 *x) {
+    return (f32x16){reduce_quarters(x[0].a, x[1].a, x[2].a, x[3].a), reduce_quarters(x[0].b, x[1].b, x[2].b, x[3].b)};
+}
 
 static inline void transpose_4x4(const int32_t *const *rows, int32_t *out, int64_t stride) {
     __m128 a = _mm_loadu_ps((const float *)rows[0]), b = _mm_loadu_ps((const float *)rows[1]);
@@ -190,14 +197,6 @@ static inline i32x16 interleave_i16(const void *x, const void *y) {
     __m256i a = _mm256_loadu_si256((const __m256i *)x), b = _mm256_loadu_si256((const __m256i *)y);
     __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
     return (i32x16){_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
-}
-
-static inline f32x16 f32_unpack_low_pairs(f32x16 x, f32x16 y) {
-    return (f32x16){_mm256_shuffle_ps(x.a, y.a, 0x44), _mm256_shuffle_ps(x.b, y.b, 0x44)};
-}
-
-static inline f32x16 f32_unpack_high_pairs(f32x16 x, f32x16 y) {
-    return (f32x16){_mm256_shuffle_ps(x.a, y.a, 0xee), _mm256_shuffle_ps(x.b, y.b, 0xee)};
 }
 
 #ifdef __AVXVNNI__

@@ -109,15 +109,10 @@ static inline f32x16 f32_quarters(float p, float q, float r, float s) {
     return _mm512_setr_ps(p, p, p, p, q, q, q, q, r, r, r, r, s, s, s, s);
 }
 
-static inline f32x16 f32_unpack_low(f32x16 a, f32x16 b) { return _mm512_unpacklo_ps(a, b); }
-static inline f32x16 f32_unpack_high(f32x16 a, f32x16 b) { return _mm512_unpackhi_ps(a, b); }
-
-static inline f32x16 f32_unpack_low_pairs(f32x16 a, f32x16 b) {
-    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-}
-
-static inline f32x16 f32_unpack_high_pairs(f32x16 a, f32x16 b) {
-    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+static inline f32x16 f32_reduce_quarters(const f32x16 *x) {
+    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 
 #ifdef __AVX512BF16__

@@ -177,18 +177,17 @@ static inline f32x16 f32_quarters(float p, float q, float r, float s) {
     return (f32x16){vdupq_n_f32(p), vdupq_n_f32(q), vdupq_n_f32(r), vdupq_n_f32(s)};
 }
 
-static inline float32x4_t low_pairs(float32x4_t x, float32x4_t y) {
-    return vreinterpretq_f32_f64(vzip1q_f64(vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y)));
+static inline float32x4_t reduce_quarter(float32x4_t p, float32x4_t q, float32x4_t r, float32x4_t s) {
+    float32x4_t a = vaddq_f32(vzip1q_f32(p, q), vzip2q_f32(p, q)), b = vaddq_f32(vzip1q_f32(r, s), vzip2q_f32(r, s));
+    return vcombine_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a)), vadd_f32(vget_low_f32(b), vget_high_f32(b)));
 }
 
-static inline float32x4_t high_pairs(float32x4_t x, float32x4_t y) {
-    return vreinterpretq_f32_f64(vzip2q_f64(vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y)));
+static inline f32x16 f32_reduce_quarters(const f32x16 *x) {
+    return (f32x16){
+        reduce_quarter(x[0].a, x[1].a, x[2].a, x[3].a), reduce_quarter(x[0].b, x[1].b, x[2].b, x[3].b),
+        reduce_quarter(x[0].c, x[1].c, x[2].c, x[3].c), reduce_quarter(x[0].d, x[1].d, x[2].d, x[3].d),
+    };
 }
-
-static inline f32x16 f32_unpack_low(f32x16 x, f32x16 y) { return (f32x16)EACH_PAIR(vzip1q_f32, x, y); }
-static inline f32x16 f32_unpack_high(f32x16 x, f32x16 y) { return (f32x16)EACH_PAIR(vzip2q_f32, x, y); }
-static inline f32x16 f32_unpack_low_pairs(f32x16 x, f32x16 y) { return (f32x16)EACH_PAIR(low_pairs, x, y); }
-static inline f32x16 f32_unpack_high_pairs(f32x16 x, f32x16 y) { return (f32x16)EACH_PAIR(high_pairs, x, y); }
 
 static inline void transpose_4x4(const int32_t *const *rows, int32_t *out, int64_t stride) {
     int32x4x2_t top = vtrnq_s32(vld1q_s32(rows[0]), vld1q_s32(rows[1]));

@@ -40,6 +40,8 @@ static inline float fma_lane(float a, float b, float c) {
 #endif
 }
 
+static inline float reduce_quarter(const float *x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+
 static inline float float_of_bits(uint32_t bits) {
     float x;
     memcpy(&x, &bits, 4);
@@ -74,10 +76,7 @@ DEFINE_F32(f32_keep, mask.v[l] ? a.v[l] : 0.0f, mask16 mask, f32x16 a)
 DEFINE_F32(f32_mask_max, mask.v[l] && !(a.v[l] > b.v[l]) ? b.v[l] : a.v[l], mask16 mask, f32x16 a, f32x16 b)
 DEFINE_F32(f32_repeat4, x[l % 4], const float *x)
 DEFINE_F32(f32_quarters, l < 4 ? p : l < 8 ? q : l < 12 ? r : s, float p, float q, float r, float s)
-DEFINE_F32(f32_unpack_low, (l & 1 ? b : a).v[l / 4 * 4 + l % 4 / 2], f32x16 a, f32x16 b)
-DEFINE_F32(f32_unpack_high, (l & 1 ? b : a).v[l / 4 * 4 + 2 + l % 4 / 2], f32x16 a, f32x16 b)
-DEFINE_F32(f32_unpack_low_pairs, (l & 2 ? b : a).v[l / 4 * 4 + l % 2], f32x16 a, f32x16 b)
-DEFINE_F32(f32_unpack_high_pairs, (l & 2 ? b : a).v[l / 4 * 4 + 2 + l % 2], f32x16 a, f32x16 b)
+DEFINE_F32(f32_reduce_quarters, reduce_quarter(x[l % 4].v + l / 4 * 4), const f32x16 *x)
 DEFINE_F32(i32_as_f32, float_of_bits((uint32_t)a.v[l]), i32x16 a)
 DEFINE_F32(i32_to_f32, (float)a.v[l], i32x16 a)
 DEFINE_F32(load_f16, float_of_half(((const uint16_t *)x)[l]), const void *x)
