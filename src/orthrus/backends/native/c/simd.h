@@ -73,7 +73,8 @@ static inline float to_float(scalar_t stored) { return stored; }
 static inline scalar_t from_float(float value) { return value; }
 #endif
 
-/* exp by range reduction and a polynomial (Cephes), accurate to 2 units in the last place, and vectorisable. */
+/* exp by range reduction and a polynomial (Cephes), accurate to 2 units in the last place, and vectorisable. NaN gives NaN:
+ * the power of two comes from the bits of a float, since NaN as an integer is not defined. */
 static inline float fast_exp(float x) {
     x = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
     float shifted = x * 1.44269504f + 12582912.0f, whole = shifted - 12582912.0f;
@@ -85,8 +86,10 @@ static inline float fast_exp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)whole + 127) << 23;
+    uint32_t bits;
     float scale;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits << 23) + (127u << 23);
     memcpy(&scale, &bits, 4);
     return p * scale;
 }
