@@ -36,7 +36,7 @@ def main(*levels: str) -> None:
             [*words, *(str(TESTS / "laws" / f"test_{law}.py") for law in LAWS)], capture_output=True, text=True,
             check=False, env={**environment, "ORTHRUS_MARCH": level},
         )  # fmt: skip
-        print(process.stdout[-6000:], process.stderr[-6000:])
+        print(process.stdout[-6000:], process.stderr[:6000])  # a report begins with its cause
         if process.returncode or NOT_COMPILED in process.stdout:
             sys.exit(1)
 
