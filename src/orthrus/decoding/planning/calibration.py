@@ -13,7 +13,7 @@ import torch
 
 from orthrus import file_cache
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.measure import TREE_NODES, MeasuringInterrupted, measure
+from orthrus.decoding.planning.measure import DRAFT_OVERHEAD, TREE_NODES, MeasuringInterrupted, measure
 from orthrus.runner.runner import Runner, bytes_of
 
 ASSUMED = {
@@ -44,7 +44,7 @@ class Calibration:
             runner.config, runner.diffusion, str(runner.decoder.dtype), gpu or file_cache.processor_name(),
             torch.get_num_threads(), torch.__version__, runner.kernels.build,
             runner.linear_kernels,
-            TREE_NODES,
+            TREE_NODES, DRAFT_OVERHEAD,
             runner.draft_weights.head is None,
             [(f.name, f.type) for f in fields(CostModel)],
         )  # fmt: skip

@@ -31,9 +31,9 @@ DRAFT_ROWS = (2, 4, 8, 16, 32, 64)
 """Rows of the diffusion passes that are timed."""
 TREE_NODES = 16
 """Nodes of the trees that are chosen in the passes that draft."""
-DRAFT_OVERHEAD = 6e-4
-"""Seconds of host work for the drafts of a diffusion pass or of blocks: choosing how many to verify, and recording the
-verdicts. The time of planning itself is `planner.PLANNING_SECONDS`."""
+DRAFT_OVERHEAD = 1.2e-3
+"""Seconds of host work for the drafts of a diffusion pass or of blocks, besides the choice of their trees, which is
+timed: planning, verifying trees, committing paths, and recording the verdicts."""
 
 
 class MeasuringInterrupted(Exception):  # noqa: N818

@@ -38,12 +38,12 @@ WIDTHS = (3, 4, 6, 8, 16, 32)
 """Block widths to choose from, in rows, besides the maximum width."""
 RESOLVE_EVERY = 16
 """Verdicts on blocks after which the policy of a sequence is solved again; at first, after a quarter of them."""
-ADVANCE_TOKENS = 40
+ADVANCE_TOKENS = 128
 """Tokens whose probing budget may be spent before they are generated. The total budget stays the same."""
 REST = 7
 """Plain passes without planning after one that drafted nothing, since planning takes time; drafts at hand end them."""
-PLANNING_SECONDS = 5e-5
-"""Seconds that planning one cycle takes."""
+PLANNING_SECONDS = 5e-4
+"""Seconds that planning takes in a pass that drafts nothing in the end. In others the cost model holds them."""
 LIKELY_ACCEPTED = 3.0
 """Accepted drafts by which the size of trees is bounded: the path probability of the n-th node is at most this / n."""
 
@@ -140,9 +140,9 @@ class Planner:
             for sequence, plan, verdict in group:
                 account, stopped = self._accounts[sequence.index], sequence.finish_reason is not None
                 account.observe(plan, verdict, stopped=stopped)
-                account.spent_seconds += seconds + (0.0 if account.rests else PLANNING_SECONDS)
-                account.plain_seconds += len(verdict.tokens) * plain
                 drafted = plan.roots or plan.drafting_rows
+                account.spent_seconds += seconds + (0.0 if account.rests or drafted else PLANNING_SECONDS)
+                account.plain_seconds += len(verdict.tokens) * plain
                 account.undrafted_seconds = 0.0 if drafted else account.undrafted_seconds + plain
                 if not account.rests:
                     account.passes_to_rest = 0 if drafted or plan.draft.tokens else REST

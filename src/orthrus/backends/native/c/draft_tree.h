@@ -186,7 +186,7 @@ static int64_t take_nodes(TreeSearch *search, int64_t *tokens, int64_t *parents,
         tokens[taken] = search->rows[node.row].tokens[node.choice];
         parents[taken] = node.parent;
         confidence[taken] = expf(node.own);
-        add_children(search, taken++, node.row + 1, node.choice, node.path);
+        if (++taken < search->block->nodes) add_children(search, taken - 1, node.row + 1, node.choice, node.path);
     }
     return taken;
 }
