@@ -11,6 +11,7 @@ import torch
 
 from orthrus.decoding.draft_tree import grow
 from orthrus.decoding.drafts import Draft
+from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.choice import choose_roots, count_offered
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
 from orthrus.runner.draft_tree import BlockRows
@@ -85,6 +86,18 @@ def test_a_yield_sums_path_probabilities_and_covers_all_ends():
     assert drafts.covered[0, 1:] == pytest.approx(1.0)  # nothing is verified, so the path ends at the anchor
     assert drafts.covered[NODES.index(1)].tolist() == pytest.approx([0.0, 0.9, 1.0, 1.0, 1.0])
     assert (drafts.covered[:, 1:] >= drafts.covered[:, :-1] - 1e-12).all()
+
+
+def test_narrow_blocks_suggest_what_wider_ones_yield():
+    history = AcceptanceHistory((4, 8), 8)
+    draft, reached = Draft.chain([1, 2, 3, 4], [0.8] * 4), [0.8**depth for depth in range(1, 5)]
+    for _ in range(300):
+        history.observe_block("pass", 4, draft, reached)
+    assert history.yield_of("pass", 4).accepted[-1] == pytest.approx(sum(reached), rel=1e-3)
+    longer = [0.8**depth for depth in range(1, 9)]
+    wide = history.yield_of("pass", 8)
+    assert wide.accepted == pytest.approx(Yield.of(range(-1, 7), longer).accepted, rel=1e-3)
+    assert wide.covered == pytest.approx(Yield.of(range(-1, 7), longer).covered, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", list(tiny.COSTS))

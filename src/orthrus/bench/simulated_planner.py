@@ -67,16 +67,17 @@ class Drafts:
 
 
 def tokens_per_second(costs: CostModel, drafts: Drafts, batch: int, context: int, tokens: int, seed: int = 0) -> float:
-    """Of a planner that decodes `batch` sequences of at least `tokens` tokens each, all of which begin together."""
+    """Of a planner that decodes `batch` sequences of `tokens` tokens each on average, all of which begin together."""
     width, rng, fresh_tokens = len(drafts.by_offset), random.Random(seed), count(context)
     planner = Planner(DiffusionConfig(width, 0, width), width, costs)
-    limits = Limits(VOCABULARY, context + 2 * tokens, frozenset())
-    request = Request(tuple(range(context)), stop=StopConditions(max_new_tokens=2 * tokens))
+    most = batch * tokens
+    limits = Limits(VOCABULARY, context + most, frozenset())
+    request = Request(tuple(range(context)), stop=StopConditions(max_new_tokens=most))
     sequences = [Sequence(index, request, limits) for index in range(batch)]
     for sequence in sequences:
         sequence.start(next(fresh_tokens))
     seconds = 0.0
-    while min(len(sequence.tokens) for sequence in sequences) < tokens:
+    while sum(len(sequence.tokens) for sequence in sequences) < most:
         planner.begin_pass(sequences)
         plans = planner.plan(sequences)
         made = [drafts.tree(0, p.width, fresh_tokens) if p.refresh else Draft() for p in plans]

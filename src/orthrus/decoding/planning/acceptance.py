@@ -7,6 +7,7 @@ and by confidence: the estimate is the confidence times the ratio of accepted dr
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.planning.policy import Yield
@@ -91,16 +92,20 @@ class AcceptanceHistory:
         self._blocks.append((source, width, draft, reached))
 
     def _add_yields(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
-        """Add the yields of a block, as if it had been narrower too."""
+        """Add the yields of a block, as if it had been narrower too, and as its last drafts suggest for wider ones."""
         depths = [len(path) for path in draft.paths[1:]]
         found: dict[int, Yield] = {}
-        for (made_by, narrower), mean in self._yields.items():
-            if made_by == source and narrower <= width:
-                deepest = min(_depth(source, narrower, self._rows), max(depths, default=0))
-                if deepest not in found:
-                    nodes = [node for node, depth in enumerate(depths) if depth <= deepest]
-                    found[deepest] = Yield.of(draft.parents, reached, nodes)
-                mean.add(found[deepest])
+        for (made_by, other), mean in self._yields.items():
+            if made_by != source:
+                continue
+            depth = _depth(source, other, self._rows)
+            if other > width:
+                depth = max(depth, _depth(source, width, self._rows))
+            elif depth > max(depths, default=0):
+                depth = max(depths, default=0)
+            if depth not in found:
+                found[depth] = _yield_to(depth, draft.parents, reached, depths)
+            mean.add(found[depth])
 
     def _ratio(self, kind: Kind, confidence: float) -> _Ratio:
         return self._ratios[kind, bisect_left(BIN_EDGES, confidence)]
@@ -131,6 +136,25 @@ class _Mean:
 def _depth(source: str, width: int, rows: int) -> int:
     """The most drafts of a path from a block of this width, of which `rows` are trained."""
     return min(width, rows) - (source == "beside")
+
+
+def _yield_to(depth: int, parents: Sequence[int], reached: Sequence[float], depths: Sequence[int]) -> Yield:
+    """The yield of a tree down to a depth. Where it is less deep, the likeliest of its deepest nodes is followed by a
+    chain whose path probabilities fall as those of the last two depths do."""
+    deepest = max(depths, default=0)
+    if depth <= deepest or not deepest:
+        return Yield.of(parents, reached, [node for node, own in enumerate(depths) if own <= depth])
+    last, before = (
+        sum(path for path, own in zip(reached, depths, strict=True) if own == level) for level in (deepest, deepest - 1)
+    )
+    ratio = min(last / before if deepest > 1 else last, MAX_PROBABILITY)
+    parents, reached = [*parents], [*reached]
+    node = max((path, node) for node, path in enumerate(reached) if depths[node] == deepest)[1]
+    for _ in range(depth - deepest):
+        parents.append(node)
+        reached.append(reached[node] * ratio)
+        node = len(parents) - 1
+    return Yield.of(parents, reached, sorted(range(len(parents)), key=lambda node: -reached[node]))
 
 
 def _default(source: str, width: int, rows: int) -> Yield:

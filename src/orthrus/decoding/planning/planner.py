@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from math import inf
+from statistics import median_high
 from typing import TypeVar
 
 from orthrus.config import DiffusionConfig
@@ -141,7 +142,7 @@ class Planner:
                 account, stopped = self._accounts[sequence.index], sequence.finish_reason is not None
                 account.observe(plan, verdict, stopped=stopped)
                 drafted = plan.roots or plan.drafting_rows
-                account.spent_seconds += seconds + (0.0 if account.rests or drafted else PLANNING_SECONDS)
+                account.spent_seconds += seconds + (0.0 if account.rests or drafted else PLANNING_SECONDS / len(group))
                 account.plain_seconds += len(verdict.tokens) * plain
                 account.undrafted_seconds = 0.0 if drafted else account.undrafted_seconds + plain
                 if not account.rests:
@@ -168,7 +169,7 @@ class Planner:
         B, costs = len(candidates), self.costs
         context = sum(c.sequence.length for c in candidates) / B
         accounts, policies = [c.account for c in candidates], [c.account.policy for c in candidates]
-        rate, width = sum(policy.rate for policy in policies) / B, max(policy.width for policy in policies)
+        rate, width = sum(policy.rate for policy in policies) / B, median_high(policy.width for policy in policies)
         offered = count_offered([c.probabilities for c in candidates], lambda rows: rate * costs.row(rows, context))
         rows = B + sum(offered)
 
@@ -207,7 +208,7 @@ class Planner:
         rows, blocks = sum(1 + plan.offered for plan in plans), sum(plan.blocks for plan in plans)
         width = max(plan.width for plan in plans)
         cost = self.costs.ragged(len(plans), rows, blocks, width, context)
-        cost += self.costs.diffuse(drafting, width, context) if drafting else 0.0
+        cost += self.costs.diffuse(drafting, max(plan.drafting_rows for plan in plans), context) if drafting else 0.0
         return self.costs.ar(len(plans), 1, context) / len(plans), cost / len(plans)
 
     def _new_history(self) -> AcceptanceHistory:
