@@ -464,4 +464,4 @@ def test_a_replay_has_every_cycle(run, model, tmp_path):
     task.write_text(json.dumps({"prompt": "count"}))
     code, out, _ = run("bench", "replay", "--task", task, "--model", model, "--max-new-tokens", 12)
     assert code == 0
-    assert all(words in out for words in ("two-pass", "1 candidates", "all candidates"))
+    assert all(words in out for words in ("two-pass", "1 candidates", "all candidates", "auto", "speed-up"))

@@ -1,11 +1,12 @@
 """Replay: the cycles that decoding a known text takes, computed from the drafts at every root of the text.
 
 A text is decoded once, plainly. The blocks at all its roots are computed in wide passes, many at a time. Then each
-setting (chain or tree, with or without the draft head, two-pass or one-pass) is replayed: a two-pass cycle drafts from
-the block at its anchor; a one-pass cycle from the block rooted at the last accepted draft that has one.
+setting (chain or tree, with or without the draft head, two-pass, one-pass or planned) is replayed: a two-pass cycle
+drafts from the block at its anchor; a one-pass cycle from the block rooted at the last accepted draft that has one; a
+planned cycle is planned by a cost table, by the planner itself.
 
-A run with the same settings takes exactly the replayed cycles, under the rule `exact`, at full width, without prompt
-lookup: a row of a block has the same bits whatever else is in its pass, where attention is ragged. With kernels that
+A run with the same settings takes exactly the replayed cycles, under the rule `exact`: a row of a block has the same
+bits whatever else is in its pass, where attention is ragged. With kernels that
 take a mask, a draft may differ where two logits are nearly equal.
 """
 
@@ -26,8 +27,10 @@ from orthrus.bench.tasks import TaskPrompt
 from orthrus.cache import BlockTable
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.cycles import one_pass as one_pass_cycle
-from orthrus.decoding.drafts import Draft
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
+from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.propose import EAGER_LOGITS, Block, drafts_from_blocks
 from orthrus.decoding.rules import Proposal, exact
 from orthrus.decoding.sequence import Request
@@ -105,9 +108,14 @@ class Text:
         return made
 
     @cached_property
-    def blocks_WD(self) -> Tensor:
+    def _blocks(self) -> dict[int, Tensor]:
+        return {}
+
+    def blocks(self, width: int) -> Tensor:
         """The final hidden states [roots, width, D] of the blocks beside AR rows, at all roots from `first_root` on."""
-        return _blocks(self)
+        if width not in self._blocks:
+            self._blocks[width] = _beside_rows(self, width)
+        return self._blocks[width]
 
 
 def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterator[tuple[TaskPrompt, Text]]:
@@ -121,22 +129,29 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
 
 def two_pass_drafts(text: Text, ways: Sequence[Way], nodes: int, width: int) -> dict[Way, list[Reached]]:
     """The drafts of two-pass cycles at every anchor of a text: trees of at most `nodes` nodes, or chains."""
+    roots = range(text.first_root + 1, len(text.whole) - 1)
+    return {
+        way: [Reached.of(draft, text.whole[root + 1 :][:width]) for root, draft in zip(roots, drafts, strict=True)]
+        for way, drafts in _trees(text, ways, nodes, width).items()
+    }
+
+
+def _trees(text: Text, ways: Sequence[Way], nodes: int, width: int) -> dict[Way, list[Draft]]:
+    """What the diffusion passes of two-pass cycles draft at every anchor of a text."""
     runner, whole, (table,) = text.model.runner, text.whole, _prefilled(text, len(text.whole) - 1)
     assert runner.diffusion is not None
     rows = min(width, runner.diffusion.trained_rows)
     runners = {way: runner if way.head else without_head(runner) for way in ways}
     sampler = text.until(text.first_root + 1).sampler
-    found: dict[Way, list[Reached]] = {way: [] for way in ways}
+    found: dict[Way, list[Draft]] = {way: [] for way in ways}
     for roots in chunks(range(text.first_root + 1, len(whole) - 1), max(1, ROWS // width)):
         result = runner.diffuse_at([[(whole[root], root) for root in roots]], width, [table], rows=rows)
         for way, own in runners.items():
             temperatures, most = own.decoder.draft_temperatures()[:rows], None if way.chain else nodes
-            drafts = exact.propose([
+            found[way] += exact.propose([
                 Proposal(sampler, logits_RV, root + 1, 2 * root, temperatures, most, BlockRows.of(own, hidden_RD))
                 for root, logits_RV, hidden_RD in zip(roots, result.logits, result.hidden, strict=True)
             ])  # fmt: skip
-            truths = (whole[root + 1 : root + 1 + rows] for root in roots)
-            found[way] += [Reached.of(*pair) for pair in zip(drafts, truths, strict=True)]
     return found
 
 
@@ -153,26 +168,57 @@ def two_pass(text: Text, drafts: Sequence[Reached], nodes: int | None, width: in
 def one_pass(text: Text, way: Way, nodes: int, candidates: int | None = None) -> Statistics:
     """What one-pass cycles do, with at most `candidates` blocks of full width each (None: one for every draft)."""
     runner = text.model.runner if way.head else without_head(text.model.runner)
-    statistics, prompt, width = Statistics(generated=1, passes=1), text.first_root + 1, text.blocks_WD.shape[1]
-    drafting, root, blocks = Drafting(width, candidates, None if way.chain else nodes), text.first_root, 1
+    assert runner.diffusion is not None
+    width = runner.diffusion.block_size
+    drafting = Drafting(width, candidates, None if way.chain else nodes)
+    statistics, root, plan = Statistics(generated=1, passes=1), text.first_root, PassPlan(roots=(-1,), width=width)
     while statistics.generated < len(text.tokens):
-        sequence, hidden_WD = text.until(prompt + statistics.generated), text.blocks_WD[root - text.first_root]
-        eager = blocks * width <= EAGER_LOGITS
-        block = Block(runner.logits(hidden_WD) if eager else hidden_WD, hidden_WD, root)
-        (draft,) = drafts_from_blocks(runner, [sequence], [block], exact, drafting.nodes, eager_logits=eager)
-        sequence.ahead = draft
+        sequence = text.until(text.first_root + 1 + statistics.generated)
+        sequence.ahead = _ahead(text, runner, sequence, plan, root, drafting.nodes)
         (plan,) = one_pass_cycle.propose(runner, [sequence], drafting, exact)
-        reached = Reached.of(draft, text.whole[sequence.length :][:width])
+        reached = Reached.of(plan.draft, text.whole[sequence.length :][:width])
         _, accepted, depth = reached.first(None)
         chosen = plan.block_for(reached.path)
         assert chosen is not None, "the anchor has a block"
-        root, blocks = sequence.length - 1 + chosen[1], plan.blocks
+        root = sequence.length - 1 + chosen[1]
         _count(statistics, plan, accepted, depth, len(text.tokens))
     return statistics
 
 
-def every_setting(text: Text) -> Iterator[tuple[str, Statistics]]:
-    """What every kind of cycle does with a text, by name: chains first."""
+def planned(text: Text, costs: CostModel) -> Statistics:
+    """What the cycle `auto` does with the first answer of a run, by a cost table."""
+    runner = text.model.runner
+    assert runner.diffusion is not None
+    planner = Planner(runner.diffusion, runner.diffusion.block_size, costs)
+    trees: dict[int, list[Draft]] = {}
+    statistics, sequence = Statistics(generated=1, passes=1), text.until(text.first_root + 2)
+    if width := planner.first_width(text.first_root + 1):
+        plan = PassPlan(roots=(-1,), width=width)
+        sequence.ahead = _ahead(text, runner, sequence, plan, text.first_root, planner.nodes)
+    while statistics.generated < len(text.tokens):
+        planner.begin_pass([sequence])
+        (plan,) = planner.plan([sequence])
+        if plan.refresh:
+            if plan.width not in trees:
+                (trees[plan.width],) = _trees(text, [Way(chain=False, head=True)], planner.nodes, plan.width).values()
+            (plan,) = planner.replan([sequence], [plan], [trees[plan.width][statistics.generated - 1]])
+        anchor = sequence.length - 1
+        reached = Reached.of(plan.draft, text.whole[anchor + 1 :])
+        _, accepted, depth = reached.first(plan.offered)
+        verdict = Verdict(text.whole[anchor + 1 : anchor + 2 + accepted], reached.path[:accepted])
+        sequence.tokens += verdict.tokens
+        _count(statistics, plan, accepted, depth, len(text.tokens))
+        if statistics.generated == len(text.tokens):
+            sequence.finish("length")
+        planner.learn([sequence], [plan], [verdict])
+        chosen, sequence.ahead = plan.block_for(verdict.path), Draft()
+        if chosen is not None:
+            sequence.ahead = _ahead(text, runner, sequence, plan, anchor + chosen[1], planner.nodes)
+    return statistics
+
+
+def every_setting(text: Text, costs: CostModel) -> Iterator[tuple[str, Statistics]]:
+    """What every kind of cycle does with a text, by name: chains first, planned cycles last."""
     diffusion, has_head = text.model.runner.diffusion, text.model.decoder.draft_head is not None
     assert diffusion is not None
     ways = [Way(chain, head) for head in ([True, False] if has_head else [False]) for chain in (True, False)]
@@ -189,6 +235,17 @@ def every_setting(text: Text) -> Iterator[tuple[str, Statistics]]:
                 f"one-pass, {shape}, {most} candidates{suffix}",
                 one_pass(text, way, ONE_PASS_NODES, candidates),
             )
+    yield "auto", planned(text, costs)
+
+
+def speed_up(costs: CostModel, runs: Sequence[Statistics], prompts: Sequence[int]) -> float:
+    """The seconds of plain passes for the same answers over those of these cycles, by a cost table. Without prefill.
+
+    prompts: the tokens of each prompt.
+    """
+    contexts = [prompt + run.generated / 2 for prompt, run in zip(prompts, runs, strict=True)]
+    plain = sum((run.generated - 1) * costs.ar(1, 1, own) for run, own in zip(runs, contexts, strict=True))
+    return plain / sum(costs.total(run.shapes, own) for run, own in zip(runs, contexts, strict=True))
 
 
 def without_head(runner: Runner) -> Runner:
@@ -208,6 +265,14 @@ def _count(statistics: Statistics, plan: PassPlan, accepted: int, depth: int, to
     statistics.generated += min(accepted + 1, left)
 
 
+def _ahead(text: Text, runner: Runner, sequence: Decoded, plan: PassPlan, root: int, nodes: int | None) -> Draft:
+    """The drafts from the block of a plan that is rooted at a position."""
+    hidden_WD, eager = text.blocks(plan.width)[root - text.first_root], plan.blocks * plan.width <= EAGER_LOGITS
+    block = Block(runner.logits(hidden_WD) if eager else hidden_WD, hidden_WD, root)
+    (draft,) = drafts_from_blocks(runner, [sequence], [block], exact, nodes, eager_logits=eager)
+    return draft
+
+
 def _prefilled(text: Text, length: int) -> list[BlockTable]:
     """The table of a sequence whose first `length` tokens are cached, with room for the whole text."""
     runner = text.model.runner
@@ -218,11 +283,10 @@ def _prefilled(text: Text, length: int) -> list[BlockTable]:
     return tables
 
 
-def _blocks(text: Text) -> Tensor:
-    """See `Text.blocks_WD`: AR rows and blocks of the whole answer, some roots per pass."""
+def _beside_rows(text: Text, width: int) -> Tensor:
+    """See `Text.blocks`: AR rows and blocks of the whole answer, some roots per pass."""
     runner, first, (table,) = text.model.runner, text.first_root, _prefilled(text, text.first_root)
-    assert runner.diffusion is not None
-    width, found = runner.diffusion.block_size, []
+    found = []
     for rows in chunks(text.whole[first:], max(1, ROWS // width)):
         found += runner.ar_and_diffuse([rows], [range(len(rows))], width, [table], logit_rows=[[]]).hidden
         table.commit(table.length + len(rows))

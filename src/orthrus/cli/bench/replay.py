@@ -37,8 +37,9 @@ def command(
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
 ) -> None:
-    """Compute tokens per pass on known answers: of two-pass cycles by size of tree, and of one-pass cycles by most
-    blocks per pass, with chains and with trees. A model with a draft head is replayed without it too."""
+    """Compute tokens per pass on known answers: of two-pass cycles by size of tree, of one-pass cycles by most blocks
+    per pass, with chains and with trees, and of `auto`. A model with a draft head is replayed without it too. The
+    speed-up over plain decoding follows from the cost table of this machine, so other programs do not disturb it."""
     from orthrus.bench import replay as replays
     from orthrus.bench import tasks
     from orthrus.bench.measure import acceptance
@@ -49,16 +50,23 @@ def command(
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     texts = replays.decode(loaded, prompts, {"max_new_tokens": max_new_tokens, "seed": 0, "batch_size": 8})
     runs: dict[str, list[Statistics]] = {}
+    costs, lengths = loaded.costs(), []
     for _, text in progress(texts, task, len(prompts)):
-        for name, statistics in replays.every_setting(text):
+        if len(text.tokens) < 2:
+            continue  # the answer of the prefill alone
+        lengths.append(len(text.request.prompt))
+        for name, statistics in replays.every_setting(text, costs):
             runs.setdefault(name, []).append(statistics)
-    table = Table(title=f"{task}, {len(prompts)} prompts, greedy, full width: replayed")
-    for column in ("", "A", "TPF", "x two-pass", "rows per pass"):
+    if not runs:
+        raise ValueError("no answer has a second token, so nothing is drafted: use other prompts or --max-new-tokens")
+    table = Table(title=f"{task}, {len(prompts)} prompts, greedy: replayed")
+    for column in ("", "A", "TPF", "x two-pass", "rows per pass", "speed-up"):
         table.add_column(column, justify="right" if column else "left")
     pooled = {name: acceptance(name, own) for name, own in runs.items()}
     base = next(iter(pooled.values())).tpf
     for name, row in pooled.items():
         table.add_row(
-            name, f"{row.acceptance_length:.2f}", f"{row.tpf:.2f}", f"{row.tpf / base:.2f}", f"{row.rows_per_pass:.1f}"
-        )
+            name, f"{row.acceptance_length:.2f}", f"{row.tpf:.2f}", f"{row.tpf / base:.2f}", f"{row.rows_per_pass:.1f}",
+            f"{replays.speed_up(costs, runs[name], lengths):.2f}",
+        )  # fmt: skip
     Console(highlight=False).print(table)
