@@ -86,8 +86,8 @@ class AcceptanceHistory:
     def observe_block(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
         """Record what a block yielded: the drafts at hand, with their probabilities to be accepted.
 
-        The yields are computed when they are asked for: those of many blocks together take a third of the time, since
-        each pass of the model empties the processor's caches.
+        The yields are computed when they are asked for, those of many blocks one after another, since each pass of the
+        model empties the processor's caches.
         """
         self._blocks.append((source, width, draft, reached))
 
@@ -99,10 +99,8 @@ class AcceptanceHistory:
             if made_by != source:
                 continue
             depth = _depth(source, other, self._rows)
-            if other > width:
-                depth = max(depth, _depth(source, width, self._rows))
-            elif depth > max(depths, default=0):
-                depth = max(depths, default=0)
+            if other <= width:
+                depth = min(depth, max(depths, default=0))
             if depth not in found:
                 found[depth] = _yield_to(depth, draft.parents, reached, depths)
             mean.add(found[depth])
