@@ -8,6 +8,7 @@ grid, and probabilities are exact fractions.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -30,6 +31,8 @@ class MarkovRunner:
     corrects the drafter by the token before."""
 
     device, max_rows, kernels, ragged, exact, page_bytes = torch.device("cpu"), 512, TorchKernels(), True, True, 1
+
+    between_passes = staticmethod(nullcontext)
 
     def __init__(self, drafter, trained_rows, chain, *, head=False):
         self._drafter, self._chain = drafter, chain

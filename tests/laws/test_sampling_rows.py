@@ -90,7 +90,7 @@ def filtered(scores_V, params):
 
 
 def top_p_threshold(scores_V, top_p):
-    total, scores = float(scores_V.logsumexp(dim=-1)), scores_V.numpy()
+    total, scores = float(scores_V.double().logsumexp(dim=-1).float()), scores_V.numpy()
     for share in (64, len(scores_V)):
         likely = scores[scores >= total + math.log((1 - top_p) / share)]
         largest = torch.from_numpy(np.sort(likely)[::-1].copy())
@@ -232,6 +232,36 @@ def test_operations_over_many_rows_give_the_bits_of_one_row(vocab):
             assert all(bits(whole[n], operation(scores_V[None])[0]) for n, scores_V in enumerate(scores_NV))
         for scores_V in scores_NV:  # not over many rows: there it depends on the number of threads
             assert bits(scores_V.logsumexp(dim=-1), scores_V[None].logsumexp(dim=-1)[0])
+
+
+class Unsure(AddressedNoise):
+    """Never sure that the likely tokens hold the largest sum."""
+
+    def of_likely(self, position, scores):
+        return *super().of_likely(position, scores)[:2], math.inf
+
+
+@pytest.mark.parametrize("kind", [AddressedNoise, Unsure])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0, 30.0])
+def test_the_noise_of_likely_tokens_finds_the_largest_sum(spread, kind):
+    vocab, params = 4097, SamplingParams(temperature=1.0)
+    rows = torch.randn(200, vocab, generator=torch.Generator().manual_seed(3)) * spread
+    rows[::5, 7:] -= math.inf
+    rows[1::5] = rows[1::5].round()
+    rows[2::50] -= math.inf
+    rows[3::50, 70] = math.nan
+    sampler, noise = Sampler(params, kind(4), PROMPT, ENDS, vocab), AddressedNoise(4)
+    (target,) = targets([RowRequest(sampler, rows, 9, [(1,) * n for n in range(len(rows))])])
+    for n, scores_V in enumerate(rows):
+        assert target(n) == int((scores_V + noise.gumbel(9 + n, vocab)).numpy().argmax())
+
+
+def test_few_tokens_are_given_noise_when_one_is_far_above():
+    scores, whole = np.zeros(49152, np.float32), AddressedNoise(1).gumbel(3, 49152).numpy()
+    scores[5] = 20.0
+    tokens, noise, bound = AddressedNoise(1).of_likely(3, scores)
+    assert {*tokens} == {5, *np.flatnonzero(whole > 4.0)} and np.array_equal(noise, whole[tokens])
+    assert bound == pytest.approx(16.2)
 
 
 @pytest.mark.parametrize("vocab", [33, 320, 4097])

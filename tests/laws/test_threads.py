@@ -10,10 +10,12 @@ import pytest
 import tiny
 import torch
 
+from orthrus import torch_threads
 from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
 from orthrus.config import DecodingConfig, RopeConfig, SamplingParams
 from orthrus.decoding.engine import generate
+from orthrus.decoding.sequence import Sequence
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.rope import RopeTable
@@ -93,6 +95,30 @@ def test_the_number_of_threads_changes_no_bit(dtype, kernels):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(each, logits[0]) for each in logits)
+
+
+def test_torch_leaves_the_processors_to_the_kernels_between_their_passes(monkeypatch):
+    runner, seen, append = fresh("native"), [], Sequence.append
+
+    def spied(self, *args):
+        seen.append((torch.get_num_threads(), torch_threads.kernel_threads()))
+        return append(self, *args)
+
+    monkeypatch.setattr(Sequence, "append", spied)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        answer(runner, tiny.request(530, 6), "two-pass")
+        assert seen and set(seen) == {(1, 3)}
+        assert (torch.get_num_threads(), torch_threads.kernel_threads()) == (3, 3)
+        with pytest.raises(KeyboardInterrupt), torch_threads.on_one(), torch_threads.on_one():
+            assert torch.get_num_threads() == 1
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch_threads.kernel_threads).result() == 3
+            raise KeyboardInterrupt
+        assert (torch.get_num_threads(), torch_threads.kernel_threads()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])

@@ -48,6 +48,16 @@ def test_every_row_of_a_batch_attends_to_its_keys(batch):
     assert priced.diffuse(batch, 4, 1000.0) - priced.diffuse(batch, 4, 0.0) == pytest.approx(four)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_passes_of_more_and_more_rows_cost_what_each_costs_alone(seed):
+    priced = tiny.random_costs(seed)
+    for batch, others in ((1, 0), (3, 0), (2, 16), (60, 40)):
+        seconds = priced.ar_up_to(batch, 150, others, 300.0)
+        beside = others * priced.row_key * 300.0
+        alone = [priced.ragged(batch, batch + n + others, 0, 0, 300.0) - beside for n in range(151)]
+        assert seconds.tolist() == pytest.approx(alone)
+
+
 @pytest.mark.parametrize(("share", "disturbed"), [(1.0, False), (0.95, False), (0.5, True), (0.1, True)])
 def test_steady_work_of_other_programs_is_seen(monkeypatch, share, disturbed):
     """All passes take the same time, of which the thread that measures runs only a part."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,7 +13,7 @@ import torch
 from orthrus.decoding.draft_tree import grow
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
-from orthrus.decoding.planning.choice import choose_roots, count_offered
+from orthrus.decoding.planning.choice import choose_roots, count_causally, count_offered
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
 from orthrus.runner.draft_tree import BlockRows
 
@@ -68,8 +69,25 @@ def test_a_chain_holds_the_best_token_of_each_row_up_to_the_first_without_any():
 
 
 def test_nodes_are_verified_while_they_are_worth_their_rows():
-    assert count_offered([[0.9, 0.5, 0.2], [0.4, 0.3], []], lambda rows: 0.1 * rows - 0.15) == [2, 1, 0]
-    assert count_offered([[0.1, 0.9]], lambda _: 0.2) == [0]
+    trees, row = [[0.9, 0.5, 0.2], [0.4, 0.3], []], lambda rows: 0.1 * rows - 0.15
+    assert count_offered(trees, lambda more: np.cumsum([0, *(row(3 + n) for n in range(more))])) == [2, 1, 0]
+    assert [count_causally(tree, row) for tree in trees] == [3, 2, 0]
+    assert count_causally([0.9, 0.04, 0.9], row) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_as_many_nodes_are_verified_as_gain_most_whatever_the_shape_of_the_costs(seed):
+    """Passes whose seconds rise in steps, as on a matrix unit, or at random."""
+    rng = random.Random(seed)
+    trees = [sorted((rng.random() for _ in range(rng.randint(0, 6))), reverse=True) for _ in range(3)]
+    step, height = rng.randint(1, 5), rng.uniform(0, 2)
+    costs = [height * (n // step) + rng.random() * (seed % 2) for n in range(sum(map(len, trees)) + 1)]
+
+    def gain(counts):
+        return sum(sum(tree[:count]) for tree, count in zip(trees, counts, strict=True)) - costs[sum(counts)]
+
+    offered = count_offered(trees, lambda more: np.array(costs[: more + 1]))
+    assert gain(offered) == pytest.approx(max(map(gain, itertools.product(*(range(len(tree) + 1) for tree in trees)))))
 
 
 def test_blocks_go_to_the_likeliest_ends_while_they_pay():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -35,6 +36,10 @@ class Silent:
     def gumbel_of(self, position, tokens):
         del position
         return torch.zeros(len(tokens))
+
+    def of_likely(self, position, scores):
+        del position
+        return np.arange(len(scores)), np.zeros(len(scores), np.float32), -math.inf
 
 
 def sampler(prompt=(), ends=frozenset(), vocab=6, **params):

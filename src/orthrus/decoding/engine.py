@@ -136,7 +136,7 @@ class Engine:
     def step(self) -> list[Step]:
         """Run one pass. Returns what each sequence gained in it, and a step for those that ended before or after it
         because they were cancelled or their time was up."""
-        with self._lock:
+        with self._lock, self._runner.between_passes():
             ended = self._leave()
             self._join()
             self._make_room()

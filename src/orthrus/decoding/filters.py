@@ -53,7 +53,9 @@ def top_p_border_by_row(scores_NV: Tensor, top_p: float) -> Tensor:
 
 def top_p_border_by_sort(scores_NV: Tensor, top_p: float) -> Tensor:
     """The same for a GPU: without branches, so that nothing waits for the device."""
-    total_N1 = torch.stack([_apart(scores_V).logsumexp(dim=-1, keepdim=True) for scores_V in scores_NV])
+    total_N1 = torch.stack(
+        [_apart(scores_V).double().logsumexp(dim=-1, keepdim=True) for scores_V in scores_NV]
+    ).float()
     best_NV = scores_NV.sort(dim=-1, descending=True).values
     share_NV = (best_NV - total_N1).exp().double()
     reached_NV = torch.stack([_apart(share_V).cumsum(dim=-1) for share_V in share_NV])
@@ -63,9 +65,11 @@ def top_p_border_by_sort(scores_NV: Tensor, top_p: float) -> Tensor:
 
 
 def _top_p_border(scores_V: Tensor, top_p: float) -> Tensor:
-    total, V = float(scores_V.logsumexp(dim=-1)), len(scores_V)
+    scores, V = scores_V.numpy(), len(scores_V)
+    top = float(scores.max())  # by numpy, whose sum does not depend on the number of threads
+    total = top + math.log(np.exp(scores - top, dtype=np.float64).sum()) if math.isfinite(top) else top
     for share in (_LIKELY, V):  # what has less than 1/V of the rest cannot be needed; mostly far fewer tokens do
-        likely = scores_V.numpy()[scores_V.numpy() >= total + math.log((1 - top_p) / share)]
+        likely = scores[scores >= total + math.log((1 - top_p) / share)]
         best_C = torch.from_numpy(np.sort(likely)[::-1].copy())
         inside_C = (best_C - total).exp().double().cumsum(dim=-1) < top_p
         if not inside_C.all():

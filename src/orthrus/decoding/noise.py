@@ -6,6 +6,7 @@ comparable token for token.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from enum import IntEnum
@@ -17,7 +18,19 @@ import torch
 from torch import Tensor
 
 _CACHED_POSITIONS = 64
-_VALUES_PER_STEP = 4
+_NEAR, _LOUD = 8.0, 4.0
+"""A token whose score is more than `_NEAR` below the largest one, and whose noise is at most `_LOUD`, has the largest
+sum of both only if the noise of the tokens near the top is below -4, which never happens in practice."""
+_MARGIN = 0.01
+"""Far more than the sums are rounded, relative to 1 or to the largest score."""
+
+
+_PERIOD = 1 << 128
+_HALVES = "<u4"
+_LOUD_BITS = math.ceil(math.exp(-math.exp(-_LOUD)) * 2**32)
+Bits = npt.NDArray[np.uint32]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.intp]
 
 
 class Purpose(IntEnum):
@@ -40,6 +53,11 @@ class Noise(Protocol):
         """The values of `gumbel` for a few tokens, without the noise of the others."""
         ...
 
+    def of_likely(self, position: int, scores: Floats) -> tuple[Ints, Floats, float]:
+        """The tokens that are likely to have the largest sum of score and noise, ascending, and their noise. The
+        largest of their sums is that of all tokens if it is above the bound, which comes third."""
+        ...
+
     def uniform(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> float:
         """A uniform value in [0, 1) for one decision at `position`. Drafts add the numbers of their block and node,
         verdicts the place of a draft among its siblings."""
@@ -47,45 +65,55 @@ class Noise(Protocol):
 
 
 class AddressedNoise:
-    """Philox counter noise: key = (seed, sample index), counter = (node, draft block, position, purpose)."""
+    """Streams of PCG64DXSM, each seeded by the hash of its address. The noise of a token is a place of its stream."""
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
-        self._recent: dict[int, Tensor] = {}
+        self._recent: dict[int, Bits] = {}
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
-        """Standard Gumbel noise [V], fp32. Draft and target of one position share it, so recent rows are kept."""
-        noise_V = self._recent.get(position)
-        if noise_V is None or len(noise_V) < vocab_size:
-            if len(self._recent) >= _CACHED_POSITIONS:
-                del self._recent[min(self._recent)]
-            noise_V = self._recent[position] = _gumbel(self._generator(position, Purpose.TOKEN).random(vocab_size))
-        return noise_V[:vocab_size]
+        """Standard Gumbel noise [V], fp32."""
+        return torch.from_numpy(_gumbel(self._bits(position, vocab_size)))
 
     def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
-        """See `Noise`. A step of the counter gives the values of four tokens, so any token's can be drawn directly."""
+        """See `Noise`. The stream is advanced to each token."""
         if position in self._recent:
-            return self._recent[position][torch.tensor(tokens)]
-        generator, uniform = self._generator(position, Purpose.TOKEN), np.empty(len(tokens))
-        state = generator.bit_generator.state
+            return torch.from_numpy(_gumbel(self._recent[position][np.array(tokens)]))
+        stream, place, bits = self._stream(position, Purpose.TOKEN), 0, np.empty(len(tokens), np.uint32)
         for index, token in enumerate(tokens):
-            state["state"]["counter"][0] = token // _VALUES_PER_STEP
-            generator.bit_generator.state = state
-            uniform[index] = generator.random(_VALUES_PER_STEP)[token % _VALUES_PER_STEP]
-        return _gumbel(uniform)
+            stream.advance((token // 2 - place) % _PERIOD)
+            place = token // 2 + 1
+            bits[index] = stream.random_raw(1).view(_HALVES)[token % 2]
+        return torch.from_numpy(_gumbel(bits))
+
+    def of_likely(self, position: int, scores: Floats) -> tuple[Ints, Floats, float]:
+        """See `Noise`. Most tokens are neither near the top nor is their noise large."""
+        bits, top = self._bits(position, len(scores)), float(scores.max())
+        tokens = np.flatnonzero((scores > top - _NEAR) | (bits > _LOUD_BITS))
+        return tokens, _gumbel(bits[tokens]), top - _NEAR + _LOUD + _MARGIN * max(1.0, abs(top))
 
     def uniform(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> float:
-        """See `Noise`. It is the first value of its step of the counter."""
-        return float(self._generator(position, purpose, block, node).random())
+        """See `Noise`. It is the first value of its stream."""
+        return float(np.random.Generator(self._stream(position, purpose, block, node)).random())
 
-    def _generator(self, position: int, purpose: Purpose, block: int = 0, step: int = 0) -> np.random.Generator:
-        counter = np.array([step, block, position, purpose], dtype=np.uint64)
-        key = np.array([self.seed, self.sample_index], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    def _bits(self, position: int, vocab_size: int) -> Bits:
+        """Random bits [V]. Draft and target of one position share them, so recent ones are kept."""
+        bits = self._recent.get(position)
+        if bits is None or len(bits) < vocab_size:
+            if len(self._recent) >= _CACHED_POSITIONS:
+                del self._recent[min(self._recent)]
+            words = self._stream(position, Purpose.TOKEN).random_raw(-(-vocab_size // 2))
+            bits = self._recent[position] = words.astype("<u8", copy=False).view(_HALVES)
+        return bits[:vocab_size]
+
+    def _stream(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> np.random.PCG64DXSM:
+        address = np.array([self.seed, self.sample_index, position, purpose, block, node], dtype="<u8")
+        return np.random.PCG64DXSM(np.random.SeedSequence(address.view(_HALVES).tolist()))
 
 
-def _gumbel(uniform: npt.NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy((-np.log(-np.log(np.maximum(uniform, 2.0**-54)))).astype(np.float32))
+def _gumbel(bits: Bits) -> Floats:
+    uniform = (bits + 0.5) * 2.0**-32
+    return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
 def draw_seed() -> int:

@@ -72,7 +72,8 @@ def drafts_from_blocks(
     trained, temperatures = runner.diffusion.trained_rows, runner.decoder.draft_temperatures()
     starts = [s.length - 1 - block.root for s, block in zip(batch, blocks, strict=True)]
     useful = [block.rows[start - 1 : trained] for block, start in zip(blocks, starts, strict=True)]
-    logits_NV = torch.cat(useful) if eager_logits else runner.draft_logits(torch.cat(useful))
+    rows_NX = torch.cat(useful) if len(useful) > 1 else useful[0]
+    logits_NV = rows_NX if eager_logits else runner.draft_logits(rows_NX)
     logits = logits_NV.split([len(rows) for rows in useful])
     proposals = []
     for s, rows_RV, block, start in zip(batch, logits, blocks, starts, strict=True):

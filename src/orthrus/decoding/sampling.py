@@ -140,9 +140,7 @@ def _target_in_turn(request: RowRequest) -> Callable[[int], int]:
 def _target(request: RowRequest, row: int) -> int:
     """The token after one row."""
     if not request.params.plain:
-        scores_1V = _filtered(request, row)
-        _add_noise(scores_1V[0], request.sampler, request.position + len(request.paths[row]))
-        return best(scores_1V)[0]
+        return _sampled(request, row)
     logits_1V, grammar = request.logits_RV[row : row + 1], request.grammar
     (token,) = best(logits_1V)
     if grammar is None or not grammar.goes_on(request.paths[row]) or grammar.allows(token):
@@ -212,7 +210,7 @@ def _noisy(scores_RV: Tensor, request: RowRequest, *, noise: bool) -> Tensor:
     filter_scores(scores_RV, params)
     if noise:
         for row, scores_V in enumerate(scores_RV):
-            _add_noise(scores_V, request.sampler, request.position + row)
+            _add_noise_to_draft(scores_V, request.sampler, request.position + row)
     return scores_RV.mul_(params.temperature)
 
 
@@ -252,15 +250,45 @@ def _paths(request: RowRequest) -> Sequence[Sequence[int]]:
     return request.paths if len(request.paths) == rows else [()] * rows
 
 
+def _sampled(request: RowRequest, row: int) -> int:
+    """The token after one row on a CPU, by the noise of the tokens that are likely to win, or of all."""
+    scores_1V, sampler, position = _filtered(request, row), request.sampler, request.position + len(request.paths[row])
+    if request.params.greedy or _add_noise_of_few(scores_1V[0], sampler, position):
+        return best(scores_1V)[0]
+    scores = scores_1V.numpy()[0]
+    tokens, noise, bound = sampler.noise.of_likely(position, scores)
+    sums = scores[tokens] + noise
+    place = int(sums.argmax()) if len(sums) else 0
+    if len(sums) and sums[place] > bound:
+        return int(tokens[place])
+    return best(scores_1V + sampler.noise.gumbel(position, len(scores)))[0]
+
+
 def _add_noise(scores_V: Tensor, sampler: Sampler, position: int) -> None:
-    """Add the Gumbel noise of a row, in place, where it is sampled. Tokens at -inf cannot win: they may go without."""
-    if sampler.params.greedy:
-        return
+    """Add the Gumbel noise of a row, in place, where it is sampled."""
+    if not sampler.params.greedy and not _add_noise_of_few(scores_V, sampler, position):
+        scores_V += sampler.noise.gumbel(position, len(scores_V)).to(scores_V.device)
+
+
+def _add_noise_to_draft(scores_V: Tensor, sampler: Sampler, position: int) -> None:
+    """Add the Gumbel noise of a row of drafts, in place; on a CPU only where that may change its likely tokens."""
+    if not scores_V.is_cpu:
+        _add_noise(scores_V, sampler, position)
+    elif not _add_noise_of_few(scores_V, sampler, position):
+        scores = scores_V.numpy()
+        tokens, noise, _ = sampler.noise.of_likely(position, scores)
+        scores[tokens] += noise
+
+
+def _add_noise_of_few(scores_V: Tensor, sampler: Sampler, position: int) -> bool:
+    """The same, if filters have left few tokens; returns whether they have. Tokens at -inf cannot win: they go without
+    noise."""
     tokens = _kept(scores_V) if filters(sampler.params) else None
     if tokens is None or len(tokens) > _FEW:
-        scores_V += sampler.noise.gumbel(position, len(scores_V)).to(scores_V.device)
-    elif len(tokens) > 1:
+        return False
+    if len(tokens) > 1:
         scores_V[tokens] += sampler.noise.gumbel_of(position, tokens.tolist()).to(scores_V.device)
+    return True
 
 
 def _kept(scores_V: Tensor) -> Tensor:

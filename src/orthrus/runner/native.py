@@ -25,6 +25,7 @@ from orthrus.masks import first_keys
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, DecoderLayer, Linear
 from orthrus.runner.executor import PassResult
+from orthrus.torch_threads import kernel_threads
 
 _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 FORMS = (NativeLinear, NativeInt8Linear, NativeGroupedLinear)
@@ -85,7 +86,7 @@ class NativeForward:
         cos, sin = (_pointers([pair[part].data_ptr() for pair in angles]) for part in range(2))
         integers, addresses = _integers(batch.integers)
         views, kept = _views(batch, addresses, self._decoder.config)
-        rows, threads = sum(view.padded_rows for view in views), torch.get_num_threads()
+        rows, threads = sum(view.padded_rows for view in views), kernel_threads()
         counts = len(views), rows, len(batch.logit_rows), batch.num_logits
         keys, values = batch.cache.keys, batch.cache.values
         cache = cache_of(keys, values)

@@ -11,12 +11,14 @@ bits whatever else ran in its pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from orthrus import torch_threads
 from orthrus.backends.interface import MAX_ROWS, AttentionChoice, ExecutableLinear, Kernels, RowRule
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.select import DraftWeights, choose_attention, low_precision_drafts, pack_linears
@@ -111,6 +113,10 @@ class Runner:
         """A runner of the same decoder that runs kernel by kernel: the reference of the other executors."""
         executor = EagerExecutor(self.decoder, self.kernels, self.attention, self.draft_weights)
         return self.with_executors(lambda _: executor)
+
+    def between_passes(self) -> AbstractContextManager[None]:
+        """What to enter for work between passes: where C kernels run them, torch leaves the processors to those."""
+        return torch_threads.on_one() if isinstance(self._executors[False], NativeForward) else nullcontext()
 
     @property
     def config(self) -> DecoderConfig:

@@ -35,6 +35,7 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
+from orthrus.torch_threads import kernel_threads
 
 Kernel = Callable[..., Any]
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -180,7 +181,7 @@ class NativeKernels(TorchKernels):
             _address(metadata.path_tables), 0 if metadata.path_tables is None else metadata.path_tables.shape[1],
         )  # fmt: skip
         cache = cache_of(keys_GSE, values_GSE)
-        self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, torch.get_num_threads())
+        self._attention(q_NHE.data_ptr(), out.data_ptr(), H, cache, attended, kernel_threads())
         return out.view(N, H * E)
 
     def draft_tree(
@@ -201,7 +202,7 @@ class NativeKernels(TorchKernels):
         )  # fmt: skip
         tokens, parents, confidence = (_INTEGER * count)(), (_INTEGER * count)(), (_FLOAT * count)()
         head = None if inputs is None else _draft_head(inputs)
-        taken = self._draft_tree(block, head, tokens, parents, confidence, torch.get_num_threads())
+        taken = self._draft_tree(block, head, tokens, parents, confidence, kernel_threads())
         if taken < 0:
             raise MemoryError
         return DraftTree(tokens[:taken], parents[:taken], confidence[:taken])

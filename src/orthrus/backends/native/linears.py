@@ -14,6 +14,7 @@ from orthrus.backends.native import structs
 from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part
+from orthrus.torch_threads import kernel_threads
 
 TILE_OUTPUTS = 16
 PAIR = 2
@@ -60,7 +61,7 @@ class NativeLinear(ExecutableLinear):
     def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, rows = x_NI.contiguous(), len(x_NI)
         y_NO = x_NI.new_empty(rows, weights.outputs)
-        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, torch.get_num_threads())
+        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, kernel_threads())
         return y_NO
 
 
@@ -128,7 +129,7 @@ class DequantLinear(NativeLinear):
             self.packed = packer.copy_to_huge_pages(torch.cat(packed))
 
     def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
-        x_NI, rows, threads = x_NI.contiguous(), len(x_NI), torch.get_num_threads()
+        x_NI, rows, threads = x_NI.contiguous(), len(x_NI), kernel_threads()
         y_NO = x_NI.new_empty(rows, weights.outputs)
         scratch = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)
         self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, scratch.data_ptr(), threads)
@@ -155,7 +156,7 @@ class NativeInt8Linear(Int8Linear):
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
         scales_N = x_NI.new_empty(rows, dtype=torch.float32)
         rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), None)
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, torch.get_num_threads())
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO
 
 
@@ -178,7 +179,7 @@ class NativeGroupedLinear(GroupedLinear):
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.int8)
         sums, scales_N = (x_NI.new_empty(rows, n, dtype=torch.float32) for n in (depth // GROUP, 1))
         rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), sums.data_ptr())
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, torch.get_num_threads())
+        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO
 
 

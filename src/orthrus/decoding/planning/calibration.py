@@ -13,8 +13,9 @@ import torch
 
 from orthrus import file_cache
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.measure import DRAFT_OVERHEAD, TREE_NODES, MeasuringInterrupted, measure
+from orthrus.decoding.planning.measure import DRAFT_OVERHEAD, ROWS, TREE_NODES, MeasuringInterrupted, measure
 from orthrus.runner.runner import Runner, bytes_of
+from orthrus.torch_threads import kernel_threads
 
 ASSUMED = {
     "rows": ((1, 1.0), (2, 1.15), (4, 1.6), (8, 2.5), (16, 3.9), (32, 6.8), (64, 12.6), (128, 24.4)),
@@ -42,9 +43,9 @@ class Calibration:
         gpu = torch.cuda.get_device_name(runner.device) if runner.device.type == "cuda" else None
         parts = (
             runner.config, runner.diffusion, str(runner.decoder.dtype), gpu or file_cache.processor_name(),
-            torch.get_num_threads(), torch.__version__, runner.kernels.build,
+            kernel_threads(), torch.__version__, runner.kernels.build,
             runner.linear_kernels,
-            TREE_NODES, DRAFT_OVERHEAD,
+            ROWS, TREE_NODES, DRAFT_OVERHEAD,
             runner.draft_weights.head is None,
             [(f.name, f.type) for f in fields(CostModel)],
         )  # fmt: skip

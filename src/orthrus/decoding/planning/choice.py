@@ -6,33 +6,34 @@ An end is a node at which the accepted path may end (-1 is the anchor), with its
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from math import inf
 
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 End = tuple[float, int]
 
 
-def count_offered(probabilities: list[list[float]], row_value: Callable[[int], float]) -> list[int]:
-    """How many nodes of each tree are verified: the likeliest of all trees, while one is worth its row.
+def count_offered(probabilities: list[list[float]], cost: Callable[[int], Array]) -> list[int]:
+    """How many nodes of each tree are verified: the likeliest of all trees, as many as maximise the gain.
 
-    A tree is cut at its first node that is not worth its row, so whether a node is verified depends on the nodes before
-    it alone.
-
-    probabilities: of the nodes of each tree. row_value: the tokens that one more row costs in a pass of so many rows.
+    probabilities: of the nodes of each tree, falling. cost: of passes with 0 to so many nodes, in tokens.
     """
+    worth = sorted((-own, slot) for slot, tree in enumerate(probabilities) for own in tree)
+    gains = np.cumsum([0.0, *(-negative for negative, _ in worth)]) - cost(len(worth))
     offered = [0] * len(probabilities)
-    waiting = [(-own[0], slot) for slot, own in enumerate(probabilities) if own]
-    heapify(waiting)
-    rows = len(probabilities)
-    while waiting:
-        negative, slot = heappop(waiting)
-        if -negative <= row_value(rows):
-            continue
-        offered[slot], rows = offered[slot] + 1, rows + 1
-        if offered[slot] < len(probabilities[slot]):
-            heappush(waiting, (-probabilities[slot][offered[slot]], slot))
+    for _, slot in worth[: int(gains.argmax())]:
+        offered[slot] += 1
     return offered
+
+
+def count_causally(probabilities: list[float], row_value: Callable[[int], float]) -> int:
+    """How many nodes of one tree are verified: all before the first that is not worth its row, so whether a node is
+    verified depends on the nodes before it alone. row_value: the tokens that one more row costs in a pass of so many.
+    """
+    return next((n for n, own in enumerate(probabilities) if own <= row_value(1 + n)), len(probabilities))
 
 
 def choose_roots(ends: list[list[End]], values: list[float], cost: Callable[[int], float]) -> list[list[End]]:

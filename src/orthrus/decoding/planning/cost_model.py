@@ -9,9 +9,15 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 DISTURBED = 0.15
 """The relative spread above which a table counts as disturbed by other programs. Measured: 0.01 to 0.06 on a quiet
 machine; 0.23 to 0.35 beside five busy processes on two cores, where passes seemed five times slower."""
+FAR = 1 << 20
+"""Rows up to which the table is extended by its last slope."""
+Array = NDArray[np.float64]
 Table = tuple[tuple[int, float], ...]
 """(rows, seconds) in ascending order of rows."""
 
@@ -41,6 +47,20 @@ class CostModel:
     def disturbed(self) -> bool:
         """Whether other programs seem to have slowed the measurement down, so that it should be repeated later."""
         return self.spread > DISTURBED
+
+    def ar_up_to(self, batch: int, more: int, others: int, context: float) -> Array:
+        """[more + 1]: AR passes over one row of each of `batch` sequences and 0 to `more` more rows, beside `others`
+        rows of blocks. What the keys of the others cost is left out."""
+        extra = np.arange(more + 1)
+        counts, seconds = self._extended
+        keys = (self.key * batch + self.row_key * extra) * context
+        return np.interp(batch + others + extra, counts, seconds) + keys
+
+    @cached_property
+    def _extended(self) -> tuple[list[int], list[float]]:
+        """`rows` as two lists, far beyond its last point."""
+        counts, seconds = map(list, zip(*self.rows, strict=True))
+        return [*counts, FAR], [*seconds, _interpolate(self.rows, FAR)]
 
     def row(self, rows: int, context: float) -> float:
         """One more row of a sequence, in a pass of `rows` rows. By the convex hull of the table, so it never falls with

@@ -17,8 +17,8 @@ from orthrus.decoding.sampling import best
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Rows of the AR passes that are timed."""
+ROWS = (1, 2, 4, 8, 16, 17, 32, 33, 64, 128)
+"""Rows of the AR passes that are timed. Matrix units compute tiles of 16 or 32 rows, so one more row may take much."""
 SHORT, LONG = 128, 1024
 """Contexts at which passes are timed, in tokens; the difference gives the cost of attending to keys."""
 ROUNDS, REPEATS = 6, 3
@@ -58,7 +58,8 @@ def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> 
                     raise MeasuringInterrupted
                 passes.table.commit(context)
                 start, start_running = perf_counter(), thread_time()
-                run()
+                with runner.between_passes():
+                    run()
                 if runner.device.type == "cuda":
                     torch.cuda.synchronize(runner.device)
                 if turn and repeat:

@@ -29,7 +29,7 @@ from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.account import Account, Candidate
-from orthrus.decoding.planning.choice import choose_refreshed, choose_roots, count_offered
+from orthrus.decoding.planning.choice import End, choose_refreshed, choose_roots, count_causally, count_offered
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Policy, solve
 from orthrus.decoding.sequence import Sequence
@@ -170,14 +170,28 @@ class Planner:
         context = sum(c.sequence.length for c in candidates) / B
         accounts, policies = [c.account for c in candidates], [c.account.policy for c in candidates]
         rate, width = sum(policy.rate for policy in policies) / B, median_high(policy.width for policy in policies)
-        offered = count_offered([c.probabilities for c in candidates], lambda rows: rate * costs.row(rows, context))
+        trees, values = [c.probabilities for c in candidates], [policy.block_value for policy in policies]
+
+        def choose(others: int) -> tuple[float, list[int], list[list[End]], list[list[End]]]:
+            """The gain in tokens, the nodes, the ends and the roots, if nodes are chosen beside so many other rows."""
+            if self._alone:
+                offered = [count_causally(tree, lambda rows: rate * costs.row(rows, context)) for tree in trees]
+            else:
+                offered = count_offered(trees, lambda nodes: rate * costs.ar_up_to(B, nodes, others, context))
+            ends = [c.ends(count)[:MAX_BLOCKS] for c, count in zip(candidates, offered, strict=True)]
+            rows = B + sum(offered)
+            roots = choose_roots(ends, values, lambda blocks: rate * costs.ragged(B, rows, blocks, width, context))
+            gained = sum(c.value(count, own) for c, count, own in zip(candidates, offered, roots, strict=True))
+            spent = costs.ragged(B, rows, sum(map(len, roots)), width, context)
+            return gained - rate * spent, offered, ends, roots
+
+        beside = (0,) if self._alone or max(values) <= 0 else (0, B * width)
+        _, offered, ends, roots = max(map(choose, beside), key=lambda choice: choice[0])
         rows = B + sum(offered)
 
         def cost(blocks: int) -> float:
             return costs.ragged(B, rows, blocks, width, context)
 
-        ends = [c.ends(count)[:MAX_BLOCKS] for c, count in zip(candidates, offered, strict=True)]
-        roots = choose_roots(ends, [policy.block_value for policy in policies], lambda blocks: rate * cost(blocks))
         budget = self._budget / B**0.5
         advance = ADVANCE_TOKENS * costs.ar(B, 1, context) / B
         allowance = sum(

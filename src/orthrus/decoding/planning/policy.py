@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from orthrus.decoding.planning.cost_model import CostModel
 
 Array = NDArray[np.float64]
-NODES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""The numbers of nodes for which yields are kept."""
+NODES = (0, 1, 2, 3, 4, 6, 7, 8, 12, 15, 16, 24, 31)
+"""The numbers of nodes for which yields are kept: 7, 15 and 31 fill the tiles of a matrix unit with the anchor."""
 MAX_BLOCKS = 4
 """The most blocks of a sequence beside the AR rows of a pass."""
 RESTART = 0.01
