@@ -25,7 +25,6 @@ _MARGIN = 0.01
 """Far more than the sums are rounded, relative to 1 or to the largest score."""
 
 
-_PERIOD = 1 << 128
 _HALVES = "<u4"
 _LOUD_BITS = math.ceil(math.exp(-math.exp(-_LOUD)) * 2**32)
 Bits = npt.NDArray[np.uint32]
@@ -65,11 +64,14 @@ class Noise(Protocol):
 
 
 class AddressedNoise:
-    """Streams of PCG64DXSM, each seeded by the hash of its address. The noise of a token is a place of its stream."""
+    """Streams of PCG64DXSM, seeded by the hash of an address. The noise of tokens comes from one stream, in which a
+    position has a range of its own, and a token its place in that; each other value has a stream of its own."""
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
         self._recent: dict[int, Bits] = {}
+        self._tokens = self._stream(0, Purpose.TOKEN)
+        self._start = self._tokens.state
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
         """Standard Gumbel noise [V], fp32."""
@@ -79,12 +81,8 @@ class AddressedNoise:
         """See `Noise`. The stream is advanced to each token."""
         if position in self._recent:
             return torch.from_numpy(_gumbel(self._recent[position][np.array(tokens)]))
-        stream, place, bits = self._stream(position, Purpose.TOKEN), 0, np.empty(len(tokens), np.uint32)
-        for index, token in enumerate(tokens):
-            stream.advance((token // 2 - place) % _PERIOD)
-            place = token // 2 + 1
-            bits[index] = stream.random_raw(1).view(_HALVES)[token % 2]
-        return torch.from_numpy(_gumbel(bits))
+        bits = [self._words(position, token // 2, 1)[token % 2] for token in tokens]
+        return torch.from_numpy(_gumbel(np.array(bits, np.uint32)))
 
     def of_likely(self, position: int, scores: Floats) -> tuple[Ints, Floats, float]:
         """See `Noise`. Most tokens are neither near the top nor is their noise large."""
@@ -102,9 +100,14 @@ class AddressedNoise:
         if bits is None or len(bits) < vocab_size:
             if len(self._recent) >= _CACHED_POSITIONS:
                 del self._recent[min(self._recent)]
-            words = self._stream(position, Purpose.TOKEN).random_raw(-(-vocab_size // 2))
-            bits = self._recent[position] = words.astype("<u8", copy=False).view(_HALVES)
+            bits = self._recent[position] = self._words(position, 0, -(-vocab_size // 2))
         return bits[:vocab_size]
+
+    def _words(self, position: int, first: int, count: int) -> Bits:
+        """The bits of 2 * count tokens of a position, from token 2 * first on."""
+        self._tokens.state = self._start
+        self._tokens.advance((position << 64) + first)
+        return self._tokens.random_raw(count).astype("<u8", copy=False).view(_HALVES)
 
     def _stream(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> np.random.PCG64DXSM:
         address = np.array([self.seed, self.sample_index, position, purpose, block, node], dtype="<u8")
