@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -436,6 +437,16 @@ def test_speed_has_every_setting_and_a_plot(run, model, tmp_path):
     assert (code, "is no setting" in err) == (2, True)
     code, _, err = run(*options, "--setting", "two-pass:2")
     assert (code, "only with cycle one-pass" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("spread", "noted"), [(0.02, False), (0.4, True)])
+def test_speed_says_that_other_programs_disturbed_the_cost_table(run, model, tmp_path, monkeypatch, spread, noted):
+    costs = replace(tiny.random_costs(1), spread=spread)
+    monkeypatch.setattr(orthrus.Model, "costs", lambda self, *, refresh=False: costs)
+    (tmp_path / "task.jsonl").write_text(json.dumps({"prompt": "count"}))
+    options = ["--model", model, "--max-new-tokens", 4, "--setting", "ar", "--json"]
+    code, _, err = run("bench", "speed", "--task", tmp_path / "task.jsonl", *options)
+    assert (code, "orthrus doctor --calibrate" in err) == (0, noted)
 
 
 def test_memory_of_a_cycle_is_the_same_at_any_context(run, model):

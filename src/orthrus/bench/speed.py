@@ -14,6 +14,7 @@ import torch
 
 from orthrus.api import Model, Options
 from orthrus.bench import exactness, measure
+from orthrus.bench.report import TASKS
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request
 from orthrus.decoding.statistics import Statistics
@@ -177,6 +178,7 @@ def plot(speeds: list[Speed], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    names = {part: name for name, parts in TASKS.items() for part in parts}
     parts = list(dict.fromkeys(speed.part for speed in speeds))
     figure, axes = pyplot.subplots(1, len(parts), figsize=(max(5.0, 4.2 * len(parts)), 4), squeeze=False, sharey=True)
     for axis, part in zip(axes[0], parts, strict=True):
@@ -189,7 +191,7 @@ def plot(speeds: list[Speed], path: Path) -> None:
         )
         axis.bar(x + 0.2, measured, 0.4, yerr=spread, capsize=3, label="measured: median, quartiles", color="#2f6690")
         axis.set_xticks(x, [speed.setting for speed in chosen], rotation=40, ha="right")
-        axis.set_title(f"{part} ({chosen[0].prompts} prompts)")
+        axis.set_title(f"{names.get(part, part)} ({chosen[0].prompts} prompts)")
     axes[0][0].set_ylabel("tokens per second")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper center", ncols=2, fontsize="small")
     figure.tight_layout(rect=(0, 0, 1, 0.93))

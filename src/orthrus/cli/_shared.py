@@ -129,6 +129,20 @@ def measure_costs(model: Model, *, refresh: bool = False) -> None:
         model.costs(refresh=refresh)
 
 
+def measure_costs_for_speed(model: Model) -> None:
+    """The same before speeds are measured, with a note if other programs disturbed the table."""
+    if model.decoder.diffusion is None:
+        return
+    measure_costs(model)
+    costs = model.costs()
+    if costs.disturbed:
+        stderr.print(
+            f"note: other programs ran while passes were timed for the cost table (spread {costs.spread:.2f}), so"
+            " `auto` may plan worse than it could; `orthrus doctor --calibrate` times them again",
+            style="yellow", markup=False,
+        )  # fmt: skip
+
+
 @contextmanager
 def status(text: str, after: float = 0.3) -> Iterator[None]:
     """Show `text` if the work takes longer than `after` seconds: a spinner on a terminal, else a line on stderr."""

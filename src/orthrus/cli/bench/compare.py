@@ -20,6 +20,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
+    measure_costs_for_speed,
     progress,
     stderr,
 )
@@ -70,6 +71,7 @@ def command(
     if not prompts:
         raise ValueError("no prompts: name at least one task, such as --task gsm8k")
     loaded = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache)
+    measure_costs_for_speed(loaded)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0}
     systems = []
     for name, asked in prompts.items():

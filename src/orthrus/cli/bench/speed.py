@@ -21,6 +21,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
+    measure_costs_for_speed,
     progress,
 )
 
@@ -64,6 +65,7 @@ def command(
         speeds.options_of(name)
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
+    measure_costs_for_speed(loaded)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
     measured = []
     for name, asked in prompts.items():
