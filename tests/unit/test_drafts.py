@@ -10,10 +10,14 @@ import pytest
 import tiny
 import torch
 
+from orthrus.config import DecodingConfig
 from orthrus.decoding.draft_tree import grow
 from orthrus.decoding.drafts import Draft
+from orthrus.decoding.engine import Engine
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.choice import choose_roots, count_causally, count_offered
+from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.decoding.planning.planner import tree_size
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
 from orthrus.runner.draft_tree import BlockRows
 
@@ -88,6 +92,18 @@ def test_as_many_nodes_are_verified_as_gain_most_whatever_the_shape_of_the_costs
 
     offered = count_offered(trees, lambda more: np.array(costs[: more + 1]))
     assert gain(offered) == pytest.approx(max(map(gain, itertools.product(*(range(len(tree) + 1) for tree in trees)))))
+
+
+def test_trees_are_as_large_as_the_rows_of_a_pass_suggest():
+    drafting = ((8, 10.0), (64, 40.0))
+    free = CostModel(((1, 8.0), (128, 8.1)), drafting, 1.0, 1.0, 0.0, 0.0)
+    tiles = CostModel(((1, 7.0), (16, 10.0), (17, 13.0), (32, 15.0), (33, 21.0)), drafting, 1.0, 1.0, 0.0, 0.0)
+    dear = CostModel(((1, 8.0), (8, 14.0), (64, 78.0)), drafting, 1.0, 1.0, 0.0, 0.0)
+    assert [tree_size(costs, 8) for costs in (free, tiles, dear)] == [31, 15, 8]
+    engine = Engine(tiny.runner(), DecodingConfig(), tiny.LIMITS, costs=dear, pages=64)
+    assert engine._drafting.nodes == 8
+    engine.use_costs(tiles)
+    assert engine._drafting.nodes == 15
 
 
 def test_blocks_go_to_the_likeliest_ends_while_they_pay():

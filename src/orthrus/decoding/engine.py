@@ -125,8 +125,11 @@ class Engine:
     def use_costs(self, costs: CostModel) -> None:
         """Plan by another cost model from the next pass on. Cycles that plan nothing ignore it."""
         with self._lock:
-            if isinstance(self._drafting.planner, Planner):
-                self._drafting.planner.use_costs(costs)
+            planner = self._drafting.planner
+            if isinstance(planner, Planner):
+                planner.use_costs(costs)
+                if self._config.tree_nodes is None:
+                    self._drafting = replace(self._drafting, nodes=planner.nodes)
 
     @property
     def running(self) -> list[Sequence]:

@@ -45,14 +45,14 @@ REST = 7
 """Plain passes without planning after one that drafted nothing, since planning takes time; drafts at hand end them."""
 PLANNING_SECONDS = 5e-4
 """Seconds that planning takes in a pass that drafts nothing in the end. In others the cost model holds them."""
-LIKELY_ACCEPTED = 3.0
-"""Accepted drafts by which the size of trees is bounded: the path probability of the n-th node is at most this / n."""
+EASY = 2.0
+"""Trees have the size that suits a text on which the path probability of the n-th node is this / n, or 1."""
 
 
 class Planner:
     """Plans for the sequences of one decoding run.
 
-    nodes: the most nodes of a tree of drafts that may pay.
+    nodes: the most nodes of a tree of drafts.
 
     Args:
         diffusion: the config of the diffusion view.
@@ -67,7 +67,7 @@ class Planner:
         self, diffusion: DiffusionConfig, width: int, costs: CostModel, *, alone: bool = False, budget: float = 0.03
     ) -> None:
         self.costs, self._alone, self._budget = costs, alone, budget
-        self.nodes = tree_size(costs)
+        self.nodes = tree_size(costs, width)
         self._width, self._trained = width, diffusion.trained_rows
         self._widths = (width,) if alone else tuple(sorted({*(w for w in WIDTHS if w < width), width}))
         self._accounts: dict[int, Account] = {}
@@ -152,7 +152,7 @@ class Planner:
 
     def use_costs(self, costs: CostModel) -> None:
         """Plan by another cost model from the next pass on."""
-        self.costs = costs
+        self.costs, self.nodes = costs, tree_size(costs, self._width)
         for account in self._accounts.values():
             account.solved_for = 0
 
@@ -234,10 +234,15 @@ class Planner:
         return max((solve(*own, self.costs, sharers, context) for own in yields), key=lambda policy: policy.rate)
 
 
-def tree_size(costs: CostModel) -> int:
-    """The most nodes of a tree that may be worth their rows in a batch of one."""
-    worth = costs.ar(1, 1, 0) / max(costs.row(1, 0), 1e-9)
-    return int(min(max(LIKELY_ACCEPTED * worth, 4), max(NODES)))
+def tree_size(costs: CostModel, width: int) -> int:
+    """The nodes of the trees with which two-pass cycles of one sequence are fastest where drafting is easy. By replays,
+    `auto` gains nothing from larger ones, and they take longer to grow."""
+
+    def rate(nodes: int) -> float:
+        accepted = sum(min(1.0, EASY / node) for node in range(1, nodes + 1))
+        return (1 + accepted) / (costs.diffuse(1, width, 0) + costs.ar(1, 1 + nodes, 0))
+
+    return max((nodes for nodes in NODES if nodes >= 4), key=rate)
 
 
 def _rounded(sharers: int) -> int:
