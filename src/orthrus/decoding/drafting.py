@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orthrus.config import DecodingConfig, DiffusionConfig
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.planning.account import MAX_LOOKUP_DRAFTS
@@ -56,3 +58,12 @@ def drafting_of(runner: Runner, config: DecodingConfig, costs: CostModel | None)
     planner = Planner(runner.diffusion, width, costs or measure(runner), alone=alone)
     nodes = planner.nodes if config.tree_nodes is None else config.tree_nodes or None
     return Drafting(width, nodes=nodes, planner=planner)
+
+
+def with_costs(drafting: Drafting, config: DecodingConfig, costs: CostModel) -> Drafting:
+    """The same drafting, planned by another cost model from the next pass on, with trees of the size that suits it."""
+    planner = drafting.planner
+    if not isinstance(planner, Planner):
+        return drafting
+    planner.use_costs(costs)
+    return replace(drafting, nodes=planner.nodes if config.tree_nodes is None else drafting.nodes)

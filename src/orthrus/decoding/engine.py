@@ -22,10 +22,9 @@ from orthrus.cache import BlockTable, OutOfPagesError, pages_for
 from orthrus.config import PAGE, DecodingConfig
 from orthrus.decoding import cycle, cycles, rules
 from orthrus.decoding.cycle import Job, Step
-from orthrus.decoding.drafting import drafting_of, workspace_positions
+from orthrus.decoding.drafting import drafting_of, with_costs, workspace_positions
 from orthrus.decoding.drafts import Verdict
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
 from orthrus.runner.memory import affordable_pages
@@ -125,11 +124,7 @@ class Engine:
     def use_costs(self, costs: CostModel) -> None:
         """Plan by another cost model from the next pass on. Cycles that plan nothing ignore it."""
         with self._lock:
-            planner = self._drafting.planner
-            if isinstance(planner, Planner):
-                planner.use_costs(costs)
-                if self._config.tree_nodes is None:
-                    self._drafting = replace(self._drafting, nodes=planner.nodes)
+            self._drafting = with_costs(self._drafting, self._config, costs)
 
     @property
     def running(self) -> list[Sequence]:

@@ -10,7 +10,8 @@ import math
 import secrets
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ _LOUD_BITS = math.ceil(math.exp(-math.exp(-_LOUD)) * 2**32)
 Bits = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
+T = TypeVar("T")
 
 
 class Purpose(IntEnum):
@@ -70,12 +72,15 @@ class AddressedNoise:
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
         self._recent: dict[int, Bits] = {}
-        self._tokens = self._stream(0, Purpose.TOKEN)
-        self._start = self._tokens.state
+        self._recent_noise: dict[int, Tensor] = {}
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
-        """Standard Gumbel noise [V], fp32."""
-        return torch.from_numpy(_gumbel(self._bits(position, vocab_size)))
+        """Standard Gumbel noise [V], fp32. A GPU adds that of a position to several rows, so recent noise is kept."""
+        noise_V = self._recent_noise.get(position)
+        if noise_V is None or len(noise_V) < vocab_size:
+            noise_V = torch.from_numpy(_gumbel(self._bits(position, vocab_size)))
+            _keep(self._recent_noise, position, noise_V)
+        return noise_V[:vocab_size]
 
     def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
         """See `Noise`. The stream is advanced to each token."""
@@ -98,20 +103,32 @@ class AddressedNoise:
         """Random bits [V]. Draft and target of one position share them, so recent ones are kept."""
         bits = self._recent.get(position)
         if bits is None or len(bits) < vocab_size:
-            if len(self._recent) >= _CACHED_POSITIONS:
-                del self._recent[min(self._recent)]
-            bits = self._recent[position] = self._words(position, 0, -(-vocab_size // 2))
+            bits = self._words(position, 0, -(-vocab_size // 2))
+            _keep(self._recent, position, bits)
         return bits[:vocab_size]
 
     def _words(self, position: int, first: int, count: int) -> Bits:
         """The bits of 2 * count tokens of a position, from token 2 * first on."""
-        self._tokens.state = self._start
-        self._tokens.advance((position << 64) + first)
-        return self._tokens.random_raw(count).astype("<u8", copy=False).view(_HALVES)
+        stream, start = self._tokens
+        stream.state = start
+        stream.advance((position << 64) + first)
+        return stream.random_raw(count).astype("<u8", copy=False).view(_HALVES)
+
+    @cached_property
+    def _tokens(self) -> tuple[np.random.PCG64DXSM, Any]:
+        """The stream of the noise of tokens, and its state at the start."""
+        stream = self._stream(0, Purpose.TOKEN)
+        return stream, stream.state
 
     def _stream(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> np.random.PCG64DXSM:
         address = np.array([self.seed, self.sample_index, position, purpose, block, node], dtype="<u8")
         return np.random.PCG64DXSM(np.random.SeedSequence(address.view(_HALVES).tolist()))
+
+
+def _keep(recent: dict[int, T], position: int, values: T) -> None:
+    if position not in recent and len(recent) >= _CACHED_POSITIONS:
+        del recent[min(recent)]
+    recent[position] = values
 
 
 def _gumbel(bits: Bits) -> Floats:
