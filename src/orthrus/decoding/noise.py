@@ -24,8 +24,6 @@ _NEAR, _LOUD = 8.0, 4.0
 sum of both only if the noise of the tokens near the top is below -4, which never happens in practice."""
 _MARGIN = 0.01
 """Far more than the sums are rounded, relative to 1 or to the largest score."""
-
-
 _HALVES = "<u4"
 _LOUD_BITS = math.ceil(math.exp(-math.exp(-_LOUD)) * 2**32)
 Bits = npt.NDArray[np.uint32]
