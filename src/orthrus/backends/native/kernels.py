@@ -88,10 +88,10 @@ class NativeKernels(TorchKernels):
         yield from super().packed(plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
-        """Int8, or four bits for the view, where the shape is a multiple of the panel. None on AMX for weights that are
-        group-quantised already: reading a copy takes longer than it saves."""
+        """Int8, or four bits for the view, where the shape is a multiple of the panel. None on AMX for weights in
+        groups of four bits: there a copy saves arithmetic, but no time. Expanding those of more bits takes longer."""
         stored, on_tiles = plain.group_quantized, self._k_interleave(plain.shape[1]) == PAIR
-        if not view and stored is not None and on_tiles and _in_panels(plain.shape, stored):
+        if not view and on_tiles and _all_in_groups_of_four_bits(stored) and _in_panels(plain.shape, stored):
             return None
         quantized = in_groups_of_four_bits(stored)
         if view and stored is None and _in_panels(plain.shape):
@@ -232,6 +232,11 @@ def cache_of(keys: Tensor, values: Tensor) -> structs.KVCache:
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _all_in_groups_of_four_bits(stored: Quantized | None) -> bool:
+    parts = [part.quantized for part in stored.parts] if isinstance(stored, FusedQuantized) else [stored]
+    return all(isinstance(part, GroupQuantized) and part.four_bits for part in parts)
 
 
 def _in_panels(shape: tuple[int, int], stored: Quantized | None = None) -> bool:
