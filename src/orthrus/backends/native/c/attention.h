@@ -99,36 +99,7 @@ static void attend_rows(const QueryRows *in, const Segment *segment, const RowKe
     finish_rows(in, scratch, size);
 }
 
-/* The thread's share: q [rows, heads, head_dim] of all segments to out. */
-static void attention_share(const scalar_t *q, scalar_t *out, int64_t heads, const KVCache *cache,
-                            const AttentionMetadata *metadata, char *memory, Thread thread) {
-    int64_t size = cache->head_dim, kv_heads = cache->kv_heads, group = heads / kv_heads, T = thread.count;
-    int64_t tasks = metadata->num_segments * kv_heads;
-    int64_t pieces = tasks % T && metadata->segments[0].rows >= T ? T : 1; /* rows are divided too where heads do not divide */
-    AttentionScratch scratch = attention_scratch(memory, ATTENTION_MAX_ROWS * group, size);
-    const Scores how = {metadata->scale > 0.0f ? metadata->scale : 1.0f / sqrtf((float)size), metadata->soft_cap};
-#ifdef HAVE_ATTENTION_AMX
-    if (attention_on_tiles(size)) configure_row_tiles(2 * TILE_ROWS);
-#endif
-    for (int64_t task = thread.index; task < tasks * pieces; task += T) {
-        const Segment *segment = metadata->segments + task / pieces / kv_heads;
-        int64_t g = task / pieces % kv_heads, piece = (task + g) % pieces; /* no thread gets the larger piece of every head */
-        int64_t begin = segment->rows * piece / pieces, end = segment->rows * (piece + 1) / pieces;
-        for (int64_t r = begin; r < end; r += ATTENTION_MAX_ROWS) {
-            int64_t rows = end - r < ATTENTION_MAX_ROWS ? end - r : ATTENTION_MAX_ROWS, first = segment->first_row + r;
-            int64_t offset = (first * heads + g * group) * size;
-            const int64_t *starts = metadata->kv_starts ? metadata->kv_starts + first : 0;
-            QueryRows in = {q + offset, out + offset, metadata->kv_lens + first, starts, rows, group, heads * size, how};
-            RowKeys keys = keys_of(cache, metadata, segment, g, first);
-            keys.rows = rows, keys.group = group;
-            attend_rows(&in, segment, &keys, &scratch);
-        }
-    }
-#ifdef HAVE_ATTENTION_AMX
-    if (attention_on_tiles(size)) _tile_release();
-#endif
-}
-
+/* What the threads share: q [rows, heads, head_dim] to out, for all segments and kv heads. */
 typedef struct {
     const scalar_t *q;
     scalar_t *out;
@@ -137,12 +108,53 @@ typedef struct {
     const AttentionMetadata *metadata;
 } AttentionCall;
 
+/* The rows of one segment from `begin` to `end`, for the query heads of one kv head. */
+static void attend_segment(const AttentionCall *call, const Segment *segment, int64_t kv_head, int64_t begin, int64_t end,
+                           const AttentionScratch *scratch) {
+    const AttentionMetadata *metadata = call->metadata;
+    int64_t size = call->cache->head_dim, group = call->heads / call->cache->kv_heads;
+    const Scores how = {metadata->scale > 0.0f ? metadata->scale : 1.0f / sqrtf((float)size), metadata->soft_cap};
+    for (int64_t r = begin; r < end; r += ATTENTION_MAX_ROWS) {
+        int64_t rows = end - r < ATTENTION_MAX_ROWS ? end - r : ATTENTION_MAX_ROWS, first = segment->first_row + r;
+        int64_t offset = (first * call->heads + kv_head * group) * size;
+        const int64_t *starts = metadata->kv_starts ? metadata->kv_starts + first : 0;
+        QueryRows in = {
+            call->q + offset, call->out + offset, metadata->kv_lens + first, starts, rows, group, call->heads * size, how,
+        };
+        RowKeys keys = keys_of(call->cache, metadata, segment, kv_head, first);
+        keys.rows = rows, keys.group = group;
+        attend_rows(&in, segment, &keys, scratch);
+    }
+}
+
+/* The thread's share. Each thread takes whole heads of a segment, as many as all have; the rows of those that are left are
+ * divided, though every thread then packs the same keys. */
+static void attention_share(const AttentionCall *call, char *memory, Thread thread) {
+    int64_t size = call->cache->head_dim, kv_heads = call->cache->kv_heads, T = thread.count;
+    int64_t tasks = call->metadata->num_segments * kv_heads, whole = tasks / T * T, left = tasks - whole;
+    int64_t pieces = left ? (T + left - 1) / left : 1;
+    AttentionScratch scratch = attention_scratch(memory, ATTENTION_MAX_ROWS * (call->heads / kv_heads), size);
+#ifdef HAVE_ATTENTION_AMX
+    if (attention_on_tiles(size)) configure_row_tiles(2 * TILE_ROWS);
+#endif
+    for (int64_t work = thread.index; work < whole + left * pieces; work += T) {
+        int64_t divided = work >= whole, task = divided ? whole + (work - whole) / pieces : work;
+        const Segment *segment = call->metadata->segments + task / kv_heads;
+        Range rows = {0, segment->rows};
+        if (divided) rows = split(segment->rows, (Thread){(work - whole) % pieces, pieces});
+        attend_segment(call, segment, task % kv_heads, rows.begin, rows.end, &scratch);
+    }
+#ifdef HAVE_ATTENTION_AMX
+    if (attention_on_tiles(size)) _tile_release();
+#endif
+}
+
 static void attention_call_share(void *argument, Thread thread) {
     const AttentionCall *call = argument;
-    const KVCache *cache = call->cache;
-    int64_t bytes = attention_scratch_bytes(ATTENTION_MAX_ROWS * (call->heads / cache->kv_heads), cache->head_dim);
+    int64_t group = call->heads / call->cache->kv_heads, size = call->cache->head_dim;
+    int64_t bytes = attention_scratch_bytes(ATTENTION_MAX_ROWS * group, size);
     char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    attention_share(call->q, call->out, call->heads, cache, call->metadata, memory, thread);
+    attention_share(call, memory, thread);
     free(memory);
 }
 

@@ -168,7 +168,8 @@ static void attention_layer(Pass *pass, const LayerWeights *layer, const KVCache
         int64_t offset = view_range(views, v).begin * heads * cache->head_dim;
         AttentionMetadata metadata = views[v].attention;
         metadata.kv_starts = views[v].kv_starts[layer->window];
-        attention_share(space->q + offset, space->attended + offset, heads, cache, &metadata, pass->scratch, pass->thread);
+        const AttentionCall call = {space->q + offset, space->attended + offset, heads, cache, &metadata};
+        attention_share(&call, pass->scratch, pass->thread);
     }
     end_phase(pass, PHASE_ATTENTION);
     for (int64_t v = 0; v < num_views; v++)
