@@ -55,7 +55,7 @@ def test_passes_of_more_and_more_rows_cost_what_each_costs_alone(seed):
         seconds = priced.ar_up_to(batch, 150, others, 300.0)
         beside = others * priced.row_key * 300.0
         alone = [priced.ragged(batch, batch + n + others, 0, 0, 300.0) - beside for n in range(151)]
-        assert seconds.tolist() == pytest.approx(alone)
+        assert seconds == pytest.approx(alone)
 
 
 @pytest.mark.parametrize(("share", "disturbed"), [(1.0, False), (0.95, False), (0.5, True), (0.1, True)])

@@ -35,11 +35,6 @@ class Draft:
     q: list[Tensor | None] = field(default_factory=list)
     start: int = 0
 
-    def __post_init__(self) -> None:
-        assert len(self.tokens) == len(self.parents) == len(self.confidence) == len(self.kinds) == len(self.q)
-        assert all(-1 <= parent < node for node, parent in enumerate(self.parents)), self.parents
-        assert len(set(zip(self.parents, self.tokens, strict=True))) == len(self.tokens), "siblings have one token"
-
     @staticmethod
     def tree(
         tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees"
@@ -47,6 +42,9 @@ class Draft:
         """A tree from one source, none of whose tokens was drawn."""
         count = len(tokens)
         sure = list(confidence) or [UNKNOWN_CONFIDENCE] * count
+        assert count == len(parents) == len(sure)
+        assert all(map(range(-1, count).__contains__, parents)) and all(map(int.__lt__, parents, range(count))), parents
+        assert len(set(zip(parents, tokens, strict=True))) == count, "siblings have one token"
         return Draft(list(tokens), list(parents), sure, [kind] * count, [None] * count)
 
     @staticmethod

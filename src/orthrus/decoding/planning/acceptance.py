@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
+
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.planning.policy import Yield
 
@@ -39,25 +41,32 @@ class AcceptanceHistory:
             for kind, default in DEFAULT_RATIOS.items()
             for place in range(len(BIN_EDGES) + 1)
         }
-        self._yields = {
-            (source, width): _Mean(before.yield_of(source, width) if before else _default(source, width, rows))
-            for source in SOURCES
-            for width in widths
-        }
+        self._widths, self._yields = (
+            widths,
+            {
+                source: _Mean(
+                    before.yields_of(source) if before else Yield.joined([_default(source, w, rows) for w in widths])
+                )
+                for source in SOURCES
+            },
+        )
         self._blocks: list[tuple[str, int, Draft, list[float]]] = []
         self.verdicts, self.observed = 0, False
 
-    def yield_of(self, source: str, width: int) -> Yield:
-        """What a block of this width from this source yields on average."""
+    def yields_of(self, source: str) -> Yield:
+        """What blocks from this source yield on average, by width."""
         for block in self._blocks:
             self._add_yields(*block)
         self._blocks.clear()
-        return self._yields[source, width].mean
+        return self._yields[source].mean
 
     def probabilities(self, draft: Draft) -> list[float]:
         """[m]: the probability of each node to be accepted. Those of siblings exclude one another."""
+        ratios = {
+            kind: [self._ratios[kind, place].value for place in range(len(BIN_EDGES) + 1)] for kind in set(draft.kinds)
+        }
         given_parent = [
-            self._ratio(kind, confidence).value * confidence
+            ratios[kind][bisect_left(BIN_EDGES, confidence)] * confidence
             for kind, confidence in zip(draft.kinds, draft.confidence, strict=True)
         ]
         totals = [0.0] * (len(given_parent) + 1)
@@ -94,16 +103,10 @@ class AcceptanceHistory:
     def _add_yields(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
         """Add the yields of a block, as if it had been narrower too, and as its last drafts suggest for wider ones."""
         depths = [len(path) for path in draft.paths[1:]]
-        found: dict[int, Yield] = {}
-        for (made_by, other), mean in self._yields.items():
-            if made_by != source:
-                continue
-            depth = _depth(source, other, self._rows)
-            if other <= width:
-                depth = min(depth, max(depths, default=0))
-            if depth not in found:
-                found[depth] = _yield_to(depth, draft.parents, reached, depths)
-            mean.add(found[depth])
+        deepest = max(depths, default=0)
+        limits = [_depth(source, other, self._rows) for other in self._widths]
+        limits = [min(own, deepest) if w <= width else own for own, w in zip(limits, self._widths, strict=True)]
+        self._yields[source].add(_yields_to(limits, draft.parents, reached, depths))
 
     def _ratio(self, kind: Kind, confidence: float) -> _Ratio:
         return self._ratios[kind, bisect_left(BIN_EDGES, confidence)]
@@ -136,23 +139,26 @@ def _depth(source: str, width: int, rows: int) -> int:
     return min(width, rows) - (source == "beside")
 
 
-def _yield_to(depth: int, parents: Sequence[int], reached: Sequence[float], depths: Sequence[int]) -> Yield:
-    """The yield of a tree down to a depth. Where it is less deep, the likeliest of its deepest nodes is followed by a
-    chain whose path probabilities fall as those of the last two depths do."""
+def _yields_to(limits: Sequence[int], parents: Sequence[int], reached: Sequence[float], depths: Sequence[int]) -> Yield:
+    """The yields of a tree down to some depths. Where it is less deep, the likeliest of its deepest nodes is followed
+    by a chain whose path probabilities fall as those of the last two depths do."""
     deepest = max(depths, default=0)
-    if depth <= deepest or not deepest:
-        return Yield.of(parents, reached, [node for node, own in enumerate(depths) if own <= depth])
-    last, before = (
-        sum(path for path, own in zip(reached, depths, strict=True) if own == level) for level in (deepest, deepest - 1)
-    )
-    ratio = min(last / before if deepest > 1 else last, MAX_PROBABILITY)
-    parents, reached = [*parents], [*reached]
-    node = max((path, node) for node, path in enumerate(reached) if depths[node] == deepest)[1]
-    for _ in range(depth - deepest):
-        parents.append(node)
-        reached.append(reached[node] * ratio)
-        node = len(parents) - 1
-    return Yield.of(parents, reached, sorted(range(len(parents)), key=lambda node: -reached[node]))
+    if 0 < deepest < max(limits):
+        last, before = (
+            sum([path for path, own in zip(reached, depths, strict=True) if own == level])
+            for level in (deepest, deepest - 1)
+        )
+        ratio = min(last / before if deepest > 1 else last, MAX_PROBABILITY)
+        node = max([(path, node) for node, path in enumerate(reached) if depths[node] == deepest])[1]
+        more, first = max(limits) - deepest, len(parents)
+        parents = [*parents, node, *range(first, first + more - 1)]
+        reached = [*reached, *(reached[node] * ratio**n for n in range(1, more + 1))]
+        depths = [*depths, *range(deepest + 1, deepest + more + 1)]
+        order = sorted(range(len(reached)), key=[-path for path in reached].__getitem__)
+        place = {-1: -1} | {node: index for index, node in enumerate(order)}
+        parents = [place[parents[node]] for node in order]
+        reached, depths = [reached[node] for node in order], [depths[node] for node in order]
+    return Yield.of(parents, reached, np.array(depths, int) <= np.array(limits)[:, None])
 
 
 def _default(source: str, width: int, rows: int) -> Yield:

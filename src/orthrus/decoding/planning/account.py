@@ -97,17 +97,19 @@ class Candidate:
 
     def plan(self, offered: int, roots: list[End], width: int, *, refresh: bool) -> PassPlan:
         """The plan of that pass."""
-        drafted, kind = self.draft.first(offered), "ar"
+        kind = "ar"
         if self.drafting_rows:
             kind = "two-pass"
         elif roots or offered:
-            kind = "one-pass" if roots or drafted.from_block else "lookup"
+            from_block = any(source != "lookup" for source in self.draft.kinds[:offered])
+            kind = "one-pass" if roots or from_block else "lookup"
         nodes = tuple(sorted(node for _, node in roots))
         return PassPlan(self.draft, offered, nodes, width, kind, refresh, self.drafting_rows, self.probabilities)
 
-    def ends(self, offered: int) -> list[End]:
-        """Where the accepted path of the first `offered` nodes may end, likeliest first."""
-        ends = [1.0, *self.probabilities[:offered]]
+    def ends(self, offered: int, count: int) -> list[End]:
+        """The `count` likeliest ends of the accepted path of the first `offered` nodes."""
+        ends, parents = [1.0, *self.probabilities[:offered]], self.draft.parents
         for node in range(offered):
-            ends[self.draft.parents[node] + 1] -= self.probabilities[node]
-        return sorted(((end, node - 1) for node, end in enumerate(ends)), key=lambda pair: (-pair[0], pair[1]))
+            ends[parents[node] + 1] -= self.probabilities[node]
+        likeliest = sorted([(-end, node) for node, end in enumerate(ends, -1)])[:count]
+        return [(-negative, node) for negative, node in likeliest]

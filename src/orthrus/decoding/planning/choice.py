@@ -6,25 +6,26 @@ An end is a node at which the accepted path may end (-1 is the anchor), with its
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 from math import inf
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
 End = tuple[float, int]
 
 
-def count_offered(probabilities: list[list[float]], cost: Callable[[int], Array]) -> list[int]:
+def count_offered(probabilities: list[list[float]], cost: Callable[[int], list[float]]) -> list[int]:
     """How many nodes of each tree are verified: the likeliest of all trees, as many as maximise the gain.
 
     probabilities: of the nodes of each tree, falling. cost: of passes with 0 to so many nodes, in tokens.
     """
-    worth = sorted((-own, slot) for slot, tree in enumerate(probabilities) for own in tree)
-    gains = np.cumsum([0.0, *(-negative for negative, _ in worth)]) - cost(len(worth))
-    offered = [0] * len(probabilities)
-    for _, slot in worth[: int(gains.argmax())]:
+    worth = [(-own, slot) for slot, tree in enumerate(probabilities) for own in tree]
+    if len(probabilities) > 1:
+        worth.sort()
+    costs, offered = cost(len(worth)), [0] * len(probabilities)
+    best, most, tokens = 0, -costs[0], 0.0
+    for count, (negative, _) in enumerate(worth, 1):
+        tokens -= negative
+        if tokens - costs[count] > most:
+            best, most = count, tokens - costs[count]
+    for _, slot in worth[:best]:
         offered[slot] += 1
     return offered
 
@@ -34,6 +35,11 @@ def count_causally(probabilities: list[float], row_value: Callable[[int], float]
     verified depends on the nodes before it alone. row_value: the tokens that one more row costs in a pass of so many.
     """
     return next((n for n, own in enumerate(probabilities) if own <= row_value(1 + n)), len(probabilities))
+
+
+def blocks_may_pay(values: list[float], cost: Callable[[int], float]) -> bool:
+    """Whether blocks would pay if it were certain where the accepted paths end. values, cost: see `choose_roots`."""
+    return sum([value for value in values if value > 0]) > cost(1) - cost(0)
 
 
 def choose_roots(ends: list[list[End]], values: list[float], cost: Callable[[int], float]) -> list[list[End]]:
@@ -62,5 +68,10 @@ def choose_refreshed(gains: list[float], rate: float, cost: Callable[[int], floa
 
 def _best_count(values: list[float], cost: Callable[[int], float]) -> int:
     """How many of these values to take, in order, so that their sum less the cost of so many is largest."""
-    sums = [0.0, *accumulate(values)]
-    return max(range(len(sums)), key=lambda count: sums[count] - cost(count))
+    best, most, total = 0, -cost(0), 0.0
+    for count, value in enumerate(values, 1):
+        total += value
+        gain = total - cost(count)
+        if gain > most:
+            best, most = count, gain
+    return best

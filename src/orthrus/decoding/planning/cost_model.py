@@ -9,15 +9,11 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 DISTURBED = 0.15
 """The relative spread above which a table counts as disturbed by other programs. Measured: 0.01 to 0.06 on a quiet
 machine; 0.23 to 0.35 beside five busy processes on two cores, where passes seemed five times slower."""
-FAR = 1 << 20
-"""Rows up to which the table is extended by its last slope."""
-Array = NDArray[np.float64]
+LOOKED_UP = 512
+"""The rows below which the seconds of a pass are kept in a list."""
 Table = tuple[tuple[int, float], ...]
 """(rows, seconds) in ascending order of rows."""
 
@@ -48,19 +44,23 @@ class CostModel:
         """Whether other programs seem to have slowed the measurement down, so that it should be repeated later."""
         return self.spread > DISTURBED
 
-    def ar_up_to(self, batch: int, more: int, others: int, context: float) -> Array:
+    def ar_up_to(self, batch: int, more: int, others: int, context: float) -> list[float]:
         """[more + 1]: AR passes over one row of each of `batch` sequences and 0 to `more` more rows, beside `others`
         rows of blocks. What the keys of the others cost is left out."""
-        extra = np.arange(more + 1)
-        counts, seconds = self._extended
-        keys = (self.key * batch + self.row_key * extra) * context
-        return np.interp(batch + others + extra, counts, seconds) + keys
+        fewest, keys, per_row = batch + others, self.key * batch * context, self.row_key * context
+        known = self._by_rows[fewest : fewest + more + 1]
+        further = [_interpolate(self.rows, fewest + n) for n in range(len(known), more + 1)]
+        return [seconds + keys + n * per_row for n, seconds in enumerate(known + further)]
+
+    def _of_rows(self, rows: int) -> float:
+        """An AR pass over so many rows, without context."""
+        seconds = self._by_rows
+        return seconds[rows] if rows < len(seconds) else _interpolate(self.rows, rows)
 
     @cached_property
-    def _extended(self) -> tuple[list[int], list[float]]:
-        """`rows` as two lists, far beyond its last point."""
-        counts, seconds = map(list, zip(*self.rows, strict=True))
-        return [*counts, FAR], [*seconds, _interpolate(self.rows, FAR)]
+    def _by_rows(self) -> list[float]:
+        """The seconds of passes of 0, 1, 2 .. rows, which are looked up many times per pass."""
+        return [_interpolate(self.rows, rows) for rows in range(LOOKED_UP)]
 
     def row(self, rows: int, context: float) -> float:
         """One more row of a sequence, in a pass of `rows` rows. By the convex hull of the table, so it never falls with
@@ -90,7 +90,7 @@ class CostModel:
         """A pass over `rows` AR rows and `blocks` blocks of a batch in total; without blocks it is an AR pass."""
         block_seconds = self.block_overhead + blocks * self.block if blocks else 0.0
         keys = self.key * batch + self.block_key * blocks + self.row_key * (rows - batch + blocks * (width - 1))
-        return _interpolate(self.rows, rows + blocks * width) + block_seconds + keys * context
+        return self._of_rows(rows + blocks * width) + block_seconds + keys * context
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """The seconds of all cycles of one sequence; `shapes` counts them by shape, as in `Statistics`."""

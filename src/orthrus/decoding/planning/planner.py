@@ -27,9 +27,16 @@ from typing import TypeVar
 from orthrus.config import DiffusionConfig
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
-from orthrus.decoding.planning.acceptance import AcceptanceHistory
+from orthrus.decoding.planning.acceptance import SOURCES, AcceptanceHistory
 from orthrus.decoding.planning.account import Account, Candidate
-from orthrus.decoding.planning.choice import End, choose_refreshed, choose_roots, count_causally, count_offered
+from orthrus.decoding.planning.choice import (
+    End,
+    blocks_may_pay,
+    choose_refreshed,
+    choose_roots,
+    count_causally,
+    count_offered,
+)
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Policy, solve
 from orthrus.decoding.sequence import Sequence
@@ -167,41 +174,47 @@ class Planner:
     def _plan_jointly(self, candidates: Seq[Candidate], *, refreshed: bool) -> list[PassPlan]:
         """Plan one pass for all these sequences: the drafts and blocks of each, against the cost of the common pass."""
         B, costs = len(candidates), self.costs
-        context = sum(c.sequence.length for c in candidates) / B
+        context = sum([c.sequence.length for c in candidates]) / B
         accounts, policies = [c.account for c in candidates], [c.account.policy for c in candidates]
-        rate, width = sum(policy.rate for policy in policies) / B, median_high(policy.width for policy in policies)
+        rate, width = sum([policy.rate for policy in policies]) / B, median_high([policy.width for policy in policies])
         trees, values = [c.probabilities for c in candidates], [policy.block_value for policy in policies]
 
-        def choose(others: int) -> tuple[float, list[int], list[list[End]], list[list[End]]]:
-            """The gain in tokens, the nodes, the ends and the roots, if nodes are chosen beside so many other rows."""
+        def choose(others: int) -> tuple[float, list[int], list[list[End]]]:
+            """The gain in tokens, the nodes and the roots, if nodes are chosen beside so many other rows."""
             if self._alone:
                 offered = [count_causally(tree, lambda rows: rate * costs.row(rows, context)) for tree in trees]
             else:
-                offered = count_offered(trees, lambda nodes: rate * costs.ar_up_to(B, nodes, others, context))
-            ends = [c.ends(count)[:MAX_BLOCKS] for c, count in zip(candidates, offered, strict=True)]
+                offered = count_offered(trees, lambda n: [rate * s for s in costs.ar_up_to(B, n, others, context)])
             rows = B + sum(offered)
-            roots = choose_roots(ends, values, lambda blocks: rate * costs.ragged(B, rows, blocks, width, context))
-            gained = sum(c.value(count, own) for c, count, own in zip(candidates, offered, roots, strict=True))
-            spent = costs.ragged(B, rows, sum(map(len, roots)), width, context)
-            return gained - rate * spent, offered, ends, roots
 
-        beside = (0,) if self._alone or max(values) <= 0 else (0, B * width)
-        _, offered, ends, roots = max(map(choose, beside), key=lambda choice: choice[0])
+            def spent(blocks: int) -> float:
+                return rate * costs.ragged(B, rows, blocks, width, context)
+
+            roots: list[list[End]] = [[] for _ in candidates]
+            if blocks_may_pay(values, spent):
+                ends = [c.ends(count, MAX_BLOCKS) for c, count in zip(candidates, offered, strict=True)]
+                roots = choose_roots(ends, values, spent)
+            gained = sum([c.value(count, own) for c, count, own in zip(candidates, offered, roots, strict=True)])
+            return gained - spent(sum(map(len, roots))), offered, roots
+
+        choices = [choose(0)]
+        if any(trees) and max(values) > 0 and not self._alone:
+            choices.append(choose(B * width))
+        _, offered, roots = max(choices, key=lambda choice: choice[0])
         rows = B + sum(offered)
 
         def cost(blocks: int) -> float:
             return costs.ragged(B, rows, blocks, width, context)
 
         budget = self._budget / B**0.5
-        advance = ADVANCE_TOKENS * costs.ar(B, 1, context) / B
-        allowance = sum(
-            a.plain_seconds + max(budget * a.plain_seconds, self._budget * advance) - a.spent_seconds for a in accounts
-        )
-        for own, account, (likeliest, *_) in zip(roots, accounts, ends, strict=True):
+        advance = self._budget * ADVANCE_TOKENS * costs.ar(B, 1, context) / B
+        allowance = sum([a.plain_seconds + max(budget * a.plain_seconds, advance) - a.spent_seconds for a in accounts])
+        for own, candidate, count in zip(roots, candidates, offered, strict=True):
             blocks = sum(map(len, roots))  # a probe: drafting may pay by now
-            if not own and account.undrafted_seconds * budget > cost(blocks + 1) - cost(blocks):
-                own.append(likeliest)
-        if cost(sum(map(len, roots))) - cost(0) > allowance:
+            undrafted = candidate.account.undrafted_seconds
+            if undrafted and not own and undrafted * budget > cost(blocks + 1) - cost(blocks):
+                own.extend(candidate.ends(count, 1))
+        if any(roots) and cost(sum(map(len, roots))) - cost(0) > allowance:
             roots = [[] for _ in roots]
         refresh = [False] * B
         if not refreshed:
@@ -230,8 +243,12 @@ class Planner:
 
     def _solve(self, history: AcceptanceHistory, sharers: int, context: float) -> Policy:
         """The policy with the highest rate over all widths."""
-        yields = [(history.yield_of("pass", width), history.yield_of("beside", width), width) for width in self._widths]
-        return max((solve(*own, self.costs, sharers, context) for own in yields), key=lambda policy: policy.rate)
+        fresh, beside = (history.yields_of(source).split() for source in SOURCES)
+        found = [
+            solve(of_pass, of_block, width, self.costs, sharers, context)
+            for of_pass, of_block, width in zip(fresh, beside, self._widths, strict=True)
+        ]
+        return max(found, key=lambda policy: policy.rate)
 
 
 def tree_size(costs: CostModel, width: int) -> int:

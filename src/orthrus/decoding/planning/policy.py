@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orthrus.decoding.planning.cost_model import CostModel
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 NODES = (0, 1, 2, 3, 4, 6, 7, 8, 12, 15, 16, 24, 31)
 """The numbers of nodes for which yields are kept: 7, 15 and 31 fill the tiles of a matrix unit with the anchor."""
 MAX_BLOCKS = 4
@@ -37,28 +38,39 @@ STEPS, TOLERANCE = 24, 1e-6
 
 @dataclass(frozen=True)
 class Yield:
-    """What the drafts of a block hold: by the number of verified nodes, the expected number of accepted drafts [N], and
-    the probability [N, J + 1] that the accepted path ends at one of the J likeliest ends."""
+    """What the drafts of a block hold: by the number of verified nodes, the expected number of accepted drafts [.., N],
+    and the probability [.., N, J + 1] that the accepted path ends at one of the J likeliest ends."""
 
     accepted: Array
     covered: Array
 
     @staticmethod
-    def of(parents: Sequence[int], probabilities: Sequence[float], nodes: Sequence[int] | None = None) -> Yield:
-        """The yield of a tree whose nodes have these path probabilities, or of some of its `nodes`, a tree too."""
-        chosen = range(len(parents)) if nodes is None else nodes
-        ends, total = [1.0, *[0.0] * len(parents)], 0.0
-        accepted: list[float] = []
-        covered: list[list[float]] = []
-        for count, node in enumerate(chosen[: max(NODES)]):
-            if count in NODES:
-                accepted.append(total)
-                covered.append(_covered(ends))
-            total += probabilities[node]
-            ends[parents[node] + 1] -= probabilities[node]
-            ends[node + 1] = probabilities[node]
-        missing = len(NODES) - len(accepted)
-        return Yield(np.array(accepted + [total] * missing), np.array(covered + [_covered(ends)] * missing))
+    def of(parents: Sequence[int], probabilities: Sequence[float], kept_WM: Array | None = None) -> Yield:
+        """The yield of a tree of M nodes with these path probabilities or, [W, ..], of the trees of the nodes that each
+        row of `kept_WM` keeps (bool): those of a tree too."""
+        if kept_WM is None:
+            (found,) = Yield.of(parents, probabilities, np.ones((1, len(parents)), bool)).split()
+            return found
+        M, p_M, nodes = len(parents), np.array(probabilities, float), np.arange(len(parents))
+        moves = np.zeros((M, M + 1))  # by node, how its verification moves the end of the path from its parent to it
+        moves[nodes, np.array(parents, int) + 1] = -p_M
+        moves[nodes, nodes + 1] = p_M
+        verified_WNM = (kept_WM[:, None] & (kept_WM.cumsum(axis=1)[:, None] <= np.array(NODES)[:, None])) * 1.0
+        ends = verified_WNM @ moves
+        ends[..., 0] += 1.0
+        likeliest = np.zeros((*ends.shape[:2], MAX_BLOCKS + 1))
+        largest = np.sort(ends, axis=-1)[..., : -MAX_BLOCKS - 1 : -1]
+        likeliest[..., 1 : largest.shape[-1] + 1] = largest
+        return Yield(verified_WNM @ p_M, likeliest.clip(0.0).cumsum(axis=-1).clip(max=1.0))
+
+    def split(self) -> list[Yield]:
+        """The yields of several trees, each alone."""
+        return [Yield(*parts) for parts in zip(self.accepted, self.covered, strict=True)]
+
+    @staticmethod
+    def joined(yields: Sequence[Yield]) -> Yield:
+        """The reverse of `split`."""
+        return Yield(np.stack([own.accepted for own in yields]), np.stack([own.covered for own in yields]))
 
     def towards(self, other: Yield, share: float) -> Yield:
         """The weighted mean of two yields."""
@@ -140,11 +152,3 @@ def _pass_seconds(costs: CostModel, sharers: int, width: int) -> tuple[Array, Ar
     )
     shape = len(NODES), MAX_BLOCKS + 1
     return without.reshape(shape), (with_one - without).reshape(shape)
-
-
-def _covered(ends: Sequence[float]) -> list[float]:
-    """[J + 1]: the sums of the largest of some probabilities."""
-    sums, largest = [0.0], sorted(ends, reverse=True)[:MAX_BLOCKS]
-    for end in [*largest, *[0.0] * (MAX_BLOCKS - len(largest))]:
-        sums.append(min(1.0, sums[-1] + max(0.0, end)))
-    return sums
