@@ -26,9 +26,9 @@ from orthrus.runner.draft_tree import BlockRows
 D, V, UNITS = 64, 100, 32
 
 
-def head(rows=4, dtype="fp32", seed=0):
+def head(rows=4, dtype="fp32", seed=0, units=UNITS):
     generator = torch.Generator().manual_seed(seed)
-    made = DraftHead(D, UNITS, rows, tiny.DTYPES[dtype], torch.device("cpu"))
+    made = DraftHead(D, units, rows, tiny.DTYPES[dtype], torch.device("cpu"))
     for parameter in made.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
     return made
@@ -143,15 +143,17 @@ def distinct(rows, vocabulary, generator):
 @pytest.mark.parametrize("with_head", [False, True])
 @pytest.mark.parametrize(("dtype", "kind"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")])
 @pytest.mark.parametrize(
-    ("rows", "vocabulary", "nodes"), [(1, 17, 3), (4, 1000, 1), (8, 3001, 16), (8, 257, 70), (8, 700, None)]
+    ("rows", "vocabulary", "nodes", "units"),
+    [(1, 17, 3, 32), (4, 1000, 1, 32), (8, 3001, 16, 48), (8, 257, 70, 32), (8, 700, None, 32), (20, 1500, 24, 32)],
 )
-def test_every_implementation_chooses_the_same_tree(rows, vocabulary, nodes, dtype, kind, with_head, known):
-    """Also where the logits are fp32 and the model is not."""
+def test_every_implementation_chooses_the_same_tree(rows, vocabulary, nodes, units, dtype, kind, with_head, known):
+    """Also where the logits are fp32 and the model is not. Tiles hold 32 units, and 16 rows."""
     generator = torch.Generator().manual_seed(rows + (nodes or 0))
     logits = distinct(rows, vocabulary, generator).to(tiny.DTYPES[kind])
     shapes = (vocabulary, D), (rows + known, D)
     embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
-    inputs = HeadInputs(head(rows, dtype), embedding, hidden, 7 if known else None) if with_head else None
+    own = head(rows, dtype, units=units)
+    inputs = HeadInputs(own, embedding, hidden, 7 if known else None) if with_head else None
     temperatures = (0.5 + torch.rand(rows, generator=generator)).tolist()
     expected, *others = (own.draft_tree(logits, temperatures, nodes, inputs) for own in implementations(dtype))
     most = rows if nodes is None else nodes

@@ -47,8 +47,8 @@ typedef struct {
     const DraftBlock *block;
     const DraftHead *head;
     RowCandidates *rows;
-    float *contexts, *direction, *log_p;
-    scalar_t *hidden;
+    float *contexts, *direction, *log_p, *activations;
+    int32_t *columns;
     char *has_log_p;
     Option *options;
     int64_t num_options;
@@ -130,7 +130,7 @@ static const float *row_log_p(TreeSearch *search, int64_t index, int64_t before,
     if (search->has_log_p[place]) return log_p;
     float scaled[CANDIDATES], max = row->max * inverse, sum, rest = row->sum;
     if (head) {
-        head_direction(head, search->contexts + index * head->units, token, search->hidden, search->direction);
+        head_direction(head, search->contexts + index * head->units, token, search->activations, search->direction);
     }
     for (int64_t c = 0; c < row->count; c++) {
         rest -= fast_exp((row->logits[c] - row->max) * inverse);
@@ -157,16 +157,12 @@ static void add_children(TreeSearch *search, int64_t parent, int64_t row, int64_
             search->options[search->num_options++] = (Option){path + log_p[c], log_p[c], parent, row, c};
 }
 
-/* The contexts of all rows that have a row before them, for some units, in groups of DOTS. */
-static void contexts(TreeSearch *search, Range groups) {
-    const DraftBlock *block = search->block;
+/* The contexts of all rows that have a row before them, for some units. */
+static void contexts(TreeSearch *search, Range steps) {
     const DraftHead *head = search->head;
-    int64_t known = block->first_token >= 0;
-    for (int64_t unit = groups.begin * DOTS; unit < groups.end * DOTS; unit += DOTS)
-        for (int64_t row = !known; row < block->rows; row++) {
-            const scalar_t *states = block->hidden_states + (row + known) * head->hidden;
-            head_context(head, unit, states, states - head->hidden, search->contexts + row * head->units);
-        }
+    int64_t known = search->block->first_token >= 0, S = search->block->rows + known, step = unit_step(head);
+    Range units = {steps.begin * step, steps.end * step};
+    head_contexts(head, units, search->block->hidden_states, search->columns, S, search->contexts + (1 - known) * head->units);
 }
 
 static int64_t likeliest(const TreeSearch *search) {
@@ -178,6 +174,7 @@ static int64_t likeliest(const TreeSearch *search) {
 
 static int64_t take_nodes(TreeSearch *search, int64_t *tokens, int64_t *parents, float *confidence) {
     int64_t taken = 0;
+    if (search->head) begin_directions(search->head);
     add_children(search, -1, 0, 0, 0.0);
     while (taken < search->block->nodes && search->num_options) {
         Option *best = search->options + likeliest(search), node = *best;
@@ -188,22 +185,26 @@ static int64_t take_nodes(TreeSearch *search, int64_t *tokens, int64_t *parents,
         confidence[taken] = expf(node.own);
         if (++taken < search->block->nodes) add_children(search, taken - 1, node.row + 1, node.choice, node.path);
     }
+    if (search->head) end_directions(search->head);
     return taken;
 }
 
 /* Memory of a call, in one piece. */
-static void *allocate(TreeSearch *search, int64_t rows, int64_t nodes, int64_t units, int64_t hidden) {
-    int64_t places = rows * CANDIDATES, options = (nodes + 1) * CANDIDATES;
-    int64_t floats = rows * units + hidden + places * CANDIDATES + units;
-    char *memory = malloc(options * sizeof(Option) + rows * sizeof(RowCandidates) + floats * sizeof(float) + places);
+static void *allocate(TreeSearch *search) {
+    const DraftBlock *block = search->block;
+    int64_t units = search->head ? search->head->units : 0, hidden = search->head ? search->head->hidden : 0;
+    int64_t rows = block->rows, places = rows * CANDIDATES, options = (block->nodes + 1) * CANDIDATES;
+    int64_t floats = rows * units + hidden + places * CANDIDATES + units, words = hidden / 2 * (rows + 1);
+    char *memory = malloc(options * sizeof(Option) + rows * sizeof(RowCandidates) + (floats + words) * sizeof(float) + places);
     if (!memory) return NULL;
     search->options = (Option *)memory;
     search->rows = (RowCandidates *)(search->options + options);
     search->contexts = (float *)(search->rows + rows);
     search->direction = search->contexts + rows * units;
     search->log_p = search->direction + hidden;
-    search->hidden = (scalar_t *)(search->log_p + places * CANDIDATES);
-    search->has_log_p = (char *)(search->log_p + places * CANDIDATES + units);
+    search->activations = search->log_p + places * CANDIDATES;
+    search->columns = (int32_t *)(search->activations + units);
+    search->has_log_p = (char *)(search->columns + words);
     memset(search->has_log_p, 0, places);
     return memory;
 }
@@ -211,7 +212,7 @@ static void *allocate(TreeSearch *search, int64_t rows, int64_t nodes, int64_t u
 static void scan_share(void *argument, Thread thread) {
     TreeSearch *search = argument;
     Range rows = split(search->block->rows, thread);
-    if (search->head) contexts(search, split(search->head->units / DOTS, thread));
+    if (search->head) contexts(search, split(search->head->units / unit_step(search->head), thread));
     for (int64_t row = rows.begin; row < rows.end; row++)
         scan_row(search->block, row, 1.0f / search->block->temperatures[row], search->rows + row);
 }
@@ -221,8 +222,10 @@ static void scan_share(void *argument, Thread thread) {
 int64_t draft_tree(const DraftBlock *block, const DraftHead *head, int64_t *tokens, int64_t *parents, float *confidence,
                    int64_t threads) {
     TreeSearch search = {.block = block, .head = head};
-    void *memory = allocate(&search, block->rows, block->nodes, head ? head->units : 0, head ? head->hidden : 0);
+    int64_t S = block->rows + (block->first_token >= 0);
+    void *memory = allocate(&search);
     if (!memory) return -1;
+    if (head && head_on_tiles(head)) pack_states(head, block->hidden_states, S, search.columns);
     parallel(threads, scan_share, &search);
     SCOPED_FLOAT_STATE caller = set_default_float_state();
     int64_t taken = block->rows ? take_nodes(&search, tokens, parents, confidence) : 0;
