@@ -124,6 +124,8 @@ def headlines(files: list[Path]) -> str:
             if (kind, "--quantize int8" in provenance["command"]) != (headline.kind, headline.int8):
                 continue
             shown = [_headline_record(content[kind], headline.names, parts) for parts in TASKS.values()]
+            if not any(shown):
+                continue
             cells = [headline.cell(record) if record else "" for record in shown]
             counts = dict.fromkeys(str(record["prompts"]) for record in shown if record)
             processor = provenance["machine"]["cpu"]
