@@ -43,7 +43,7 @@ class Draft:
         count = len(tokens)
         sure = list(confidence) or [UNKNOWN_CONFIDENCE] * count
         assert count == len(parents) == len(sure)
-        assert all(map(range(-1, count).__contains__, parents)) and all(map(int.__lt__, parents, range(count))), parents
+        assert all(-1 <= parent < node for node, parent in enumerate(parents)), parents
         assert len(set(zip(parents, tokens, strict=True))) == count, "siblings have one token"
         return Draft(list(tokens), list(parents), sure, [kind] * count, [None] * count)
 

@@ -41,15 +41,10 @@ class AcceptanceHistory:
             for kind, default in DEFAULT_RATIOS.items()
             for place in range(len(BIN_EDGES) + 1)
         }
-        self._widths, self._yields = (
-            widths,
-            {
-                source: _Mean(
-                    before.yields_of(source) if before else Yield.joined([_default(source, w, rows) for w in widths])
-                )
-                for source in SOURCES
-            },
-        )
+        self._widths = widths
+        self._yields = {
+            source: _Mean(before.yields_of(source) if before else _defaults(source, widths, rows)) for source in SOURCES
+        }
         self._blocks: list[tuple[str, int, Draft, list[float]]] = []
         self.verdicts, self.observed = 0, False
 
@@ -161,7 +156,10 @@ def _yields_to(limits: Sequence[int], parents: Sequence[int], reached: Sequence[
     return Yield.of(parents, reached, np.array(depths, int) <= np.array(limits)[:, None])
 
 
-def _default(source: str, width: int, rows: int) -> Yield:
-    """The yield that is assumed for the first sequence: that of a chain whose drafts are often right."""
-    depth, first = _depth(source, width, rows), 0.8 if source == "pass" else 0.6
-    return Yield.of(list(range(-1, depth - 1)), [first * 0.7**node for node in range(depth)])
+def _defaults(source: str, widths: Sequence[int], rows: int) -> Yield:
+    """The yields by width that are assumed for the first sequence: those of chains whose drafts are often right."""
+    first = 0.8 if source == "pass" else 0.6
+    depths = [_depth(source, width, rows) for width in widths]
+    return Yield.joined(
+        [Yield.of(range(-1, depth - 1), [first * 0.7**node for node in range(depth)]) for depth in depths]
+    )

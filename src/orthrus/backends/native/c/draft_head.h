@@ -64,11 +64,14 @@ static inline int head_on_tiles(const DraftHead *head) {
 /* Units that are computed together. */
 static inline int64_t unit_step(const DraftHead *head) { return head_on_tiles(head) ? 2 * LANES : DOTS; }
 
-/* The hidden states of S rows as columns, [hidden / 2][S][2]. */
+/* The hidden states of S rows as columns, [hidden / 2][S][2], where the head is on tiles. */
 static void pack_states(const DraftHead *head, const scalar_t *states, int64_t S, int32_t *columns) {
-    for (int64_t s = 0; s < S; s++)
+#ifdef HAVE_HEAD_AMX
+    for (int64_t s = 0; s < S && head_on_tiles(head); s++)
         for (int64_t i = 0; i < head->hidden / 2; i++)
-            memcpy(columns + i * S + s, states + s * head->hidden + 2 * i, 2 * sizeof(scalar_t));
+            memcpy(columns + i * S + s, states + s * head->hidden + 2 * i, sizeof(int32_t));
+#endif
+    (void)head, (void)states, (void)S, (void)columns;
 }
 
 /* What some units take from each of S - 1 rows and the row before it: contexts [S - 1, units]. states [S, hidden] start with

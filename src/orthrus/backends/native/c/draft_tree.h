@@ -225,7 +225,7 @@ int64_t draft_tree(const DraftBlock *block, const DraftHead *head, int64_t *toke
     int64_t S = block->rows + (block->first_token >= 0);
     void *memory = allocate(&search);
     if (!memory) return -1;
-    if (head && head_on_tiles(head)) pack_states(head, block->hidden_states, S, search.columns);
+    if (head) pack_states(head, block->hidden_states, S, search.columns);
     parallel(threads, scan_share, &search);
     SCOPED_FLOAT_STATE caller = set_default_float_state();
     int64_t taken = block->rows ? take_nodes(&search, tokens, parents, confidence) : 0;
