@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import partial
 
 import gguf
@@ -10,6 +11,7 @@ import torch
 from native_image import NULL, Image, Place
 
 from orthrus.backends.native import linears, packing, structs
+from orthrus.gumbel import LOUD_BITS
 from orthrus.quantization import GROUP, GroupQuantized, from_rows
 
 OUTPUTS, INPUTS, SIZE, HEADS, KV_HEADS = 64, 256, 64, 6, 2
@@ -146,3 +148,19 @@ def _draft_tree(made: Image, random: partial[Place]) -> None:
     tokens, parents = (made.empty((nodes,), torch.int64, name) for name in ("tokens", "parents"))
     confidence = made.empty((nodes,), torch.float32, "confidence")
     made.call("draft_tree", made.struct(block), NULL, tokens, parents, confidence, 1)
+    stream = structs.NoiseStream((ctypes.c_uint64 * 2)(5, 6), (ctypes.c_uint64 * 2)(7, 8))
+    found, own = made.empty((64,), torch.int32, "loud"), made.empty((64,), torch.float32, "loud noise")
+    states = made.empty((16,), torch.int64, "states")
+    made.call(
+        "find_loud",
+        made.struct(stream),
+        3,
+        vocabulary,
+        LOUD_BITS,
+        made.struct(structs.LoudTokens(found, own, states, 64)),
+    )
+    loud = made.put(torch.tensor([3, 77, 410], dtype=torch.int32)), made.put(torch.tensor([5.5, 6.0, 7.25])), states
+    rows = made.structs((structs.LoudTokens * 3)(*[structs.LoudTokens(*loud, 3)] * 3))
+    noise = made.struct(structs.RowNoise(stream, 3, 0.8, 2.0, rows))
+    made.call("noisy_rows", made.struct(block), noise, made.empty((3, vocabulary), torch.float32, "scores"), 1)
+    made.call("largest_sum", made.struct(block), noise, made.empty((2,), torch.float32, "sums"))

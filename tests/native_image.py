@@ -80,7 +80,7 @@ class Image:
                     self._bytes[at : at + 8] = struct.pack("<q", NULL)
             elif isinstance(value, ctypes.Structure):
                 self._note_pointers(value, at)
-            elif isinstance(value, ctypes.Array):
+            elif isinstance(value, ctypes.Array) and issubclass(value._type_, ctypes.Structure):
                 for number, own in enumerate(value):
                     self._note_pointers(own, at + number * ctypes.sizeof(own))
 

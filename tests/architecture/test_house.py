@@ -19,6 +19,7 @@ RECORDS = {
     "k_quants",
     "quantization",
     "masks",
+    "gumbel",
     "cache",
     "batch",
 }
@@ -33,11 +34,12 @@ MAY_IMPORT = {
     "k_quants": set(),
     "quantization": {"k_quants"},
     "masks": set(),
+    "gumbel": set(),
     "prefix_index": {"config"},
     "cache": {"config", "prefix_index"},
     "batch": {"cache"},
     "model": {"batch", "config", "quantization"},
-    "backends": {"batch", "config", "model", "quantization", "torch_threads"},
+    "backends": {"batch", "config", "model", "gumbel", "quantization", "torch_threads"},
     "runner": {
         "backends",
         "batch",
@@ -52,7 +54,7 @@ MAY_IMPORT = {
         "torch_threads",
     },
     "checkpoint": {"config", "file_cache", "model", "quantization"},
-    "decoding": {"cache", "config", "file_cache", "runner", "torch_threads"},
+    "decoding": {"cache", "config", "file_cache", "gumbel", "runner", "torch_threads"},
     "training": {"backends", "checkpoint", "config", "file_cache", "model", "prompt_files"},
     "constraints": {"config"},
     "options": {"config", "constraints", "decoding"},
@@ -98,9 +100,9 @@ LAYERS = {
         "packed", "prepare", "draft_tree",
     ],
     "decoding": [
-        "noise", "processors", "filters", "json_digits", "constraints", "sampling", "draft_tree", "text", "drafts",
-        "logprobs", "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle", "planning",
-        "drafting", "engine", "async_engine",
+        "argmax", "noise", "processors", "filters", "json_digits", "constraints", "sampling", "draft_tree", "text",
+        "drafts", "logprobs", "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle",
+        "planning", "drafting", "engine", "async_engine",
     ],
     "serving": [
         "settings", "logs", "metrics", "service", "errors", "limits", "http", "protocol", "token_texts", "logprobs",

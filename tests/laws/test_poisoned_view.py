@@ -11,8 +11,8 @@ import torch
 from orthrus.backends.native import kernels as native
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding import cycles
+from orthrus.decoding.argmax import best
 from orthrus.decoding.engine import generate
-from orthrus.decoding.sampling import best
 from orthrus.file_cache import cache_directory
 from orthrus.runner.runner import Runner
 

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from orthrus import gumbel
+from orthrus.backends.native import kernels as native
 from orthrus.config import SamplingParams
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import top_p_border_by_row, top_p_border_by_sort
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler, distributions, targets
+from orthrus.file_cache import cache_directory
+from orthrus.gumbel import LOUD, LOUD_BITS, NEAR
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SIZES = [320, 1023, 4097, 49152, 49157]
@@ -234,34 +238,77 @@ def test_operations_over_many_rows_give_the_bits_of_one_row(vocab):
             assert bits(scores_V.logsumexp(dim=-1), scores_V[None].logsumexp(dim=-1)[0])
 
 
-class Unsure(AddressedNoise):
-    """Never sure that the likely tokens hold the largest sum."""
+def samplers():
+    """The reference implementation of sampling by random bits, and those in C."""
+    found = {"reference": gumbel}
+    for dtype in (torch.bfloat16, torch.float32):
+        kernels = native.load(dtype, cache_directory())
+        if kernels is not None:
+            found[str(dtype)] = kernels
+    return found
 
-    def of_likely(self, position, scores):
-        return *super().of_likely(position, scores)[:2], math.inf
 
-
-@pytest.mark.parametrize("kind", [AddressedNoise, Unsure])
-@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0, 30.0])
-def test_the_noise_of_likely_tokens_finds_the_largest_sum(spread, kind):
-    vocab, params = 4097, SamplingParams(temperature=1.0)
+def odd_rows(spread, vocab, dtype=torch.float32):
+    """Random rows, of which some have few finite logits, ties, no finite logit or NaN."""
     rows = torch.randn(200, vocab, generator=torch.Generator().manual_seed(3)) * spread
     rows[::5, 7:] -= math.inf
     rows[1::5] = rows[1::5].round()
     rows[2::50] -= math.inf
     rows[3::50, 70] = math.nan
-    sampler, noise = Sampler(params, kind(4), PROMPT, ENDS, vocab), AddressedNoise(4)
-    (target,) = targets([RowRequest(sampler, rows, 9, [(1,) * n for n in range(len(rows))])])
-    for n, scores_V in enumerate(rows):
-        assert target(n) == int((scores_V + noise.gumbel(9 + n, vocab)).numpy().argmax())
+    rows[4::50, 70] = math.inf
+    return rows.to(dtype)
 
 
-def test_few_tokens_are_given_noise_when_one_is_far_above():
-    scores, whole = np.zeros(49152, np.float32), AddressedNoise(1).gumbel(3, 49152).numpy()
-    scores[5] = 20.0
-    tokens, noise, bound = AddressedNoise(1).of_likely(3, scores)
-    assert {*tokens} == {5, *np.flatnonzero(whole > 4.0)} and np.array_equal(noise, whole[tokens])
-    assert bound == pytest.approx(16.2)
+SAMPLERS = pytest.mark.parametrize("kernels", samplers())
+
+
+def dtypes(kernels):
+    """Those of the logits that these kernels take."""
+    return {torch.float32, getattr(torch, kernels.removeprefix("torch."), torch.bfloat16)}
+
+
+@SAMPLERS
+@pytest.mark.parametrize("margin", [gumbel.MARGIN, math.inf], ids=["sure", "unsure"])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0, 30.0])
+def test_the_noise_of_likely_tokens_finds_the_largest_sum(spread, margin, kernels, monkeypatch):
+    monkeypatch.setattr(gumbel, "MARGIN", margin)
+    vocab, params, temperature = 4097, SamplingParams(temperature=0.7), torch.tensor(0.7)
+    sampler, noise = Sampler(params, AddressedNoise(4), PROMPT, ENDS, vocab), AddressedNoise(4)
+    for dtype in dtypes(kernels):
+        rows = odd_rows(spread, vocab, dtype)
+        paths = [(1,) * n for n in range(len(rows))]
+        (target,) = targets([RowRequest(sampler, rows, 9, paths, samplers()[kernels])])
+        for n, scores_V in enumerate(rows.float() / temperature):
+            assert target(n) == int((scores_V + noise.gumbel(9 + n, vocab)).numpy().argmax())
+
+
+def test_noise_is_seldom_computed_for_all_tokens():
+    found, rows = samplers()["reference"], logits_of(200, 4097)
+    sampled = [found.largest_sum(row[None], 0.8, AddressedNoise(1), 7) for row in rows]
+    assert None not in sampled
+
+
+@SAMPLERS
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("vocab", [1, 33, 4097, 49157])
+def test_drafts_get_the_noise_of_near_and_of_loud_tokens(kernels, spread, vocab):
+    noise = torch.stack([AddressedNoise(1).gumbel(5 + row, vocab) for row in range(10)])
+    loud = torch.stack([torch.from_numpy(AddressedNoise(1).bits(5 + row, vocab) > LOUD_BITS) for row in range(10)])
+    assert torch.equal(loud, noise > LOUD)
+    for dtype in dtypes(kernels):
+        rows = odd_rows(spread, max(vocab, 71), dtype)[:10, :vocab].contiguous().float()
+        top = rows.amax(dim=-1, keepdim=True)
+        changed = loud | ((rows > top - torch.tensor(0.5 * NEAR)) & top.isfinite())
+        scores = samplers()[kernels].noisy_rows(rows.to(dtype), 0.5, AddressedNoise(1), 5)
+        assert bits(scores, torch.where(changed, rows + 0.5 * noise, rows))
+
+
+def test_the_logarithm_of_the_noise_is_that_of_numpy():
+    random = np.random.default_rng(0).integers(0, 2**32, 100_000, dtype=np.uint32)
+    edges = np.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    uniform = (np.concatenate((random, edges)) + 0.5) * 2.0**-32
+    expected = (-np.log(-np.log(uniform))).astype(np.float32)
+    assert np.allclose(gumbel.gumbel(np.concatenate((random, edges))), expected, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("vocab", [33, 320, 4097])
@@ -282,4 +329,4 @@ def test_the_noise_of_a_few_tokens_equals_that_of_the_whole_vocabulary(position)
     whole, order = noise.gumbel(position, vocab), torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
     for count in (1, 2, 3, 7, 8, 9, 64):
         for tokens in (order[:count], order[:count].sort().values, torch.arange(vocab - count, vocab)):
-            assert bits(noise.gumbel_of(position, tokens.tolist()), whole[tokens])
+            assert bits(torch.from_numpy(noise.gumbel_of(position, tokens.numpy())), whole[tokens])

@@ -11,11 +11,12 @@ import tiny
 import torch
 
 from orthrus.config import SamplingParams
+from orthrus.decoding.argmax import best
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import filter_scores
 from orthrus.decoding.noise import AddressedNoise, Purpose
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
-from orthrus.decoding.sampling import RowRequest, Sampler, best
+from orthrus.decoding.sampling import RowRequest, Sampler
 from orthrus.decoding.sampling import targets as targets_of_rows
 from orthrus.decoding.sequence import Limits
 
@@ -29,17 +30,15 @@ def kept(params, scores=LOGITS):
 class Silent:
     """Noise of zero: sampling becomes the argmax of the filtered scores."""
 
+    random = None
+
     def gumbel(self, position, vocab_size):
         del position
         return torch.zeros(vocab_size)
 
     def gumbel_of(self, position, tokens):
         del position
-        return torch.zeros(len(tokens))
-
-    def of_likely(self, position, scores):
-        del position
-        return np.arange(len(scores)), np.zeros(len(scores), np.float32), -math.inf
+        return np.zeros(len(tokens), np.float32)
 
 
 def sampler(prompt=(), ends=frozenset(), vocab=6, **params):

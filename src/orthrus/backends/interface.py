@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from orthrus import gumbel
 from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
+from orthrus.gumbel import RandomBits
 from orthrus.model.layers import Linear
 
 MAX_ROWS = 512
@@ -209,3 +211,11 @@ class Kernels(ABC):
         self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
     ) -> DraftTree:
         """See `draft_tree.draft_tree`."""
+
+    def largest_sum(self, logits_1V: Tensor, temperature: float, random: RandomBits, position: int) -> int | None:
+        """See `gumbel.largest_sum`."""
+        return gumbel.largest_sum(logits_1V, temperature, random, position)
+
+    def noisy_rows(self, logits_RV: Tensor, temperature: float, random: RandomBits, position: int) -> Tensor:
+        """See `gumbel.noisy_rows`."""
+        return gumbel.noisy_rows(logits_RV, temperature, random, position)

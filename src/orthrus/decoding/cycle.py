@@ -169,7 +169,9 @@ def _verify(runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool) -
         if job.verifies
     ]
     checks = [
-        Check(own.job.sequence.sampler, own.logits_RV, own.job.plan.tree, own.job.sequence.length) for own in verified
+        Check(s.sampler, own.logits_RV, own.job.plan.tree, s.length, runner.kernels)
+        for own in verified
+        for s in [own.job.sequence]
     ]
     return verified, rule.verify(checks) if checks else []
 

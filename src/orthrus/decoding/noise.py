@@ -6,11 +6,10 @@ comparable token for token.
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,16 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from orthrus.gumbel import Bits, Floats, RandomBits, Stream, gumbel
+
 _CACHED_POSITIONS = 64
-_NEAR, _LOUD = 8.0, 4.0
-"""A token whose score is more than `_NEAR` below the largest one, and whose noise is at most `_LOUD`, has the largest
-sum of both only if the noise of the tokens near the top is below -4, which never happens in practice."""
-_MARGIN = 0.01
-"""Far more than the sums are rounded, relative to 1 or to the largest score."""
+_FEW = 64
+"""Up to this many tokens, it is faster to draw the noise of each than that of the whole vocabulary."""
 _HALVES = "<u4"
-_LOUD_BITS = math.ceil(math.exp(-math.exp(-_LOUD)) * 2**32)
-Bits = npt.NDArray[np.uint32]
-Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
 T = TypeVar("T")
 
@@ -42,19 +37,22 @@ class Purpose(IntEnum):
 
 
 class Noise(Protocol):
-    """A source of Gumbel noise. Injectable, so that tests can enumerate it."""
+    """A source of Gumbel noise. Injectable, so that tests can enumerate it.
+
+    random: the bits of which the noise of tokens is made, where it is made of bits.
+    """
+
+    @property
+    def random(self) -> RandomBits | None:
+        """See above."""
+        ...
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
         """Standard Gumbel noise [V], fp32, for choosing the token at `position`."""
         ...
 
-    def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
+    def gumbel_of(self, position: int, tokens: Ints) -> Floats:
         """The values of `gumbel` for a few tokens, without the noise of the others."""
-        ...
-
-    def of_likely(self, position: int, scores: Floats) -> tuple[Ints, Floats, float]:
-        """The tokens that are likely to have the largest sum of score and noise, ascending, and their noise. The
-        largest of their sums is that of all tokens if it is above the bound, which comes third."""
         ...
 
     def uniform(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> float:
@@ -69,41 +67,47 @@ class AddressedNoise:
 
     def __init__(self, seed: int, sample_index: int = 0) -> None:
         self.seed, self.sample_index = seed, sample_index
-        self._recent: dict[int, Bits] = {}
-        self._recent_noise: dict[int, Tensor] = {}
+        self._recent: dict[tuple[str, int], dict[int, Any]] = {}
+
+    @property
+    def random(self) -> RandomBits:
+        """See `Noise`."""
+        return self
 
     def gumbel(self, position: int, vocab_size: int) -> Tensor:
         """Standard Gumbel noise [V], fp32. A GPU adds that of a position to several rows, so recent noise is kept."""
-        noise_V = self._recent_noise.get(position)
-        if noise_V is None or len(noise_V) < vocab_size:
-            noise_V = torch.from_numpy(_gumbel(self._bits(position, vocab_size)))
-            _keep(self._recent_noise, position, noise_V)
-        return noise_V[:vocab_size]
+        bits = partial(self.bits, position, vocab_size)
+        return self.remembered("noise", vocab_size, position, lambda: torch.from_numpy(gumbel(bits())))
 
-    def gumbel_of(self, position: int, tokens: Sequence[int]) -> Tensor:
+    def gumbel_of(self, position: int, tokens: Ints) -> Floats:
         """See `Noise`. The stream is advanced to each token."""
-        if position in self._recent:
-            return torch.from_numpy(_gumbel(self._recent[position][np.array(tokens)]))
-        bits = [self._words(position, token // 2, 1)[token % 2] for token in tokens]
-        return torch.from_numpy(_gumbel(np.array(bits, np.uint32)))
-
-    def of_likely(self, position: int, scores: Floats) -> tuple[Ints, Floats, float]:
-        """See `Noise`. Most tokens are neither near the top nor is their noise large."""
-        bits, top = self._bits(position, len(scores)), float(scores.max())
-        tokens = np.flatnonzero((scores > top - _NEAR) | (bits > _LOUD_BITS))
-        return tokens, _gumbel(bits[tokens]), top - _NEAR + _LOUD + _MARGIN * max(1.0, abs(top))
+        bits = [self._words(position, token // 2, 1)[token % 2] for token in tokens.tolist()]
+        return gumbel(np.array(bits, np.uint32))
 
     def uniform(self, position: int, purpose: Purpose, block: int = 0, node: int = 0) -> float:
         """See `Noise`. It is the first value of its stream."""
         return float(np.random.Generator(self._stream(position, purpose, block, node)).random())
 
-    def _bits(self, position: int, vocab_size: int) -> Bits:
+    @cached_property
+    def stream(self) -> Stream:
+        """The stream of the noise of tokens."""
+        _, start = self._tokens
+        return Stream(start["state"]["state"], start["state"]["inc"])
+
+    def bits(self, position: int, vocab_size: int) -> Bits:
         """Random bits [V]. Draft and target of one position share them, so recent ones are kept."""
-        bits = self._recent.get(position)
-        if bits is None or len(bits) < vocab_size:
-            bits = self._words(position, 0, -(-vocab_size // 2))
-            _keep(self._recent, position, bits)
-        return bits[:vocab_size]
+        words = -(-vocab_size // 2)
+        return self.remembered("bits", vocab_size, position, lambda: self._words(position, 0, words)[:vocab_size])
+
+    def remembered(self, kind: str, vocab_size: int, position: int, make: Callable[[], T]) -> T:
+        """See `RandomBits`."""
+        recent = self._recent.setdefault((kind, vocab_size), {})
+        if position not in recent:
+            if len(recent) >= _CACHED_POSITIONS:
+                del recent[min(recent)]
+            recent[position] = make()
+        found: T = recent[position]
+        return found
 
     def _words(self, position: int, first: int, count: int) -> Bits:
         """The bits of 2 * count tokens of a position, from token 2 * first on."""
@@ -123,15 +127,22 @@ class AddressedNoise:
         return np.random.PCG64DXSM(np.random.SeedSequence(address.view(_HALVES).tolist()))
 
 
-def _keep(recent: dict[int, T], position: int, values: T) -> None:
-    if position not in recent and len(recent) >= _CACHED_POSITIONS:
-        del recent[min(recent)]
-    recent[position] = values
+def add_noise_of_few(scores_V: Tensor, noise: Noise, position: int) -> bool:
+    """Add the noise of a row, in place, if few tokens have a score above -inf, and return whether they have. Tokens at
+    -inf cannot win: they go without noise."""
+    tokens = _kept(scores_V)
+    if len(tokens) > _FEW:
+        return False
+    if len(tokens) > 1:
+        scores_V[tokens] += torch.from_numpy(noise.gumbel_of(position, tokens.cpu().numpy())).to(scores_V.device)
+    return True
 
 
-def _gumbel(bits: Bits) -> Floats:
-    uniform = (bits + 0.5) * 2.0**-32
-    return (-np.log(-np.log(uniform))).astype(np.float32)
+def _kept(scores_V: Tensor) -> Tensor:
+    """The tokens above -inf."""
+    if scores_V.is_cpu:  # several times faster than torch
+        return torch.from_numpy(np.flatnonzero(scores_V.numpy() > -np.inf))
+    return (scores_V > -torch.inf).nonzero()[:, 0]
 
 
 def draw_seed() -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from orthrus.decoding.argmax import best
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.rules import Proposal, Rule
-from orthrus.decoding.sampling import best
 from orthrus.decoding.sequence import Sequence
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner

@@ -11,24 +11,22 @@ N rows of a call, R rows of one sequence, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from orthrus import gumbel
 from orthrus.config import SamplingParams
+from orthrus.decoding.argmax import best, best_of
 from orthrus.decoding.constraints import Grammar, restrict
 from orthrus.decoding.filters import filter_scores, filters, softmax
-from orthrus.decoding.noise import Noise
+from orthrus.decoding.noise import Noise, add_noise_of_few
 from orthrus.decoding.processors import LogitProcessors, process
-
-_FEW = 64
-"""Up to this many tokens, it is faster to draw the noise of each than that of the whole vocabulary."""
+from orthrus.gumbel import SamplingKernels
 
 
 class Sampler:
@@ -62,6 +60,7 @@ class RowRequest:
     logits_RV: Tensor
     position: int
     paths: Sequence[Sequence[int]] = ((),)
+    kernels: SamplingKernels = gumbel
 
     @property
     def params(self) -> SamplingParams:
@@ -77,6 +76,13 @@ class RowRequest:
     def in_turn(self) -> bool:
         """Whether each row is computed when it is asked for."""
         return self.logits_RV.is_cpu or self.grammar is not None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the tokens are sampled from the logits over the temperature, which nothing else changes."""
+        sampler = self.sampler
+        changed = filters(self.params) or sampler.processors.active or sampler.grammar is not None
+        return not (changed or self.params.greedy)
 
     def row(self, index: int) -> RowRequest:
         """The request of one row alone."""
@@ -104,37 +110,18 @@ def draft_scores(requests: Sequence[RowRequest], *, noise: bool) -> list[Tensor]
     They are in units of logits: noise is multiplied by the temperature. All processors but a constraint ignore the
     tokens drafted in the rows before; a constraint is left out, since it depends on them.
     """
-    changed = [r for r in requests if not r.params.plain]
+    unchanged = [r.params.plain or (noise and r.unchanged and r.logits_RV.is_cpu) for r in requests]
+    changed = [r for r, same in zip(requests, unchanged, strict=True) if not same]
     pieces = iter(_split(_scores(changed), changed) if changed else ())
-    return [r.logits_RV if r.params.plain else _noisy(next(pieces), r, noise=noise) for r in requests]
-
-
-def best(logits_NV: Tensor) -> list[int]:
-    """The token of each row's largest logit, the first of equals. No row's answer depends on the others."""
-    return [*map(_best_of(logits_NV), range(len(logits_NV)))]
-
-
-def _best_of(logits_NV: Tensor) -> Callable[[int], int]:
-    """The function `best` of one row."""
-    if not logits_NV.is_cpu or logits_NV.dtype not in (torch.float32, torch.bfloat16):
-        tokens: list[int] = torch.argmax(logits_NV, dim=-1).tolist()
-        return tokens.__getitem__
-    if logits_NV.dtype == torch.float32:
-        floats_NV = logits_NV.numpy()
-        return lambda row: int(floats_NV[row].argmax())
-    bits_NV = logits_NV.view(torch.int16).numpy()  # ordered like the numbers, as long as the largest is positive
-
-    def best_of(row: int) -> int:
-        bits_V = bits_NV[row]
-        token = int(bits_V.argmax())
-        return token if bits_V[token] > 0 else int(logits_NV[row].float().numpy().argmax())
-
-    return best_of
+    return [
+        r.logits_RV if r.params.plain else _noisy_rows(r) if same else _noisy(next(pieces), r, noise=noise)
+        for r, same in zip(requests, unchanged, strict=True)
+    ]
 
 
 def _target_in_turn(request: RowRequest) -> Callable[[int], int]:
     plain = request.params.plain and request.grammar is None
-    return _best_of(request.logits_RV) if plain else partial(_target, request)
+    return best_of(request.logits_RV) if plain else partial(_target, request)
 
 
 def _target(request: RowRequest, row: int) -> int:
@@ -208,10 +195,24 @@ def _noisy(scores_RV: Tensor, request: RowRequest, *, noise: bool) -> Tensor:
     if params.greedy:
         return scores_RV
     filter_scores(scores_RV, params)
-    if noise:
-        for row, scores_V in enumerate(scores_RV):
-            _add_noise_to_draft(scores_V, request.sampler, request.position + row)
+    for row, scores_V in enumerate(scores_RV if noise else ()):
+        position = request.position + row
+        if not scores_V.is_cpu:
+            _add_noise(scores_V, request.sampler, position)
+        elif not _few(scores_V, request.sampler, position):
+            one = replace(request, logits_RV=scores_RV[row : row + 1], position=position)
+            scores_RV[row : row + 1] = _noisy_rows(one, 1.0)
     return scores_RV.mul_(params.temperature)
+
+
+def _noisy_rows(request: RowRequest, temperature: float | None = None) -> Tensor:
+    """Logits of draft rows, on a CPU, with the noise of the tokens that may win with it, or of all."""
+    noise, temperature = request.sampler.noise, temperature or request.params.temperature
+    if noise.random is not None:
+        return request.kernels.noisy_rows(request.logits_RV, temperature, noise.random, request.position)
+    rows, vocabulary = request.logits_RV.shape
+    noise_RV = torch.stack([noise.gumbel(request.position + row, vocabulary) for row in range(rows)])
+    return request.logits_RV.float() + temperature * noise_RV
 
 
 def _stack(requests: Sequence[RowRequest]) -> Tensor:
@@ -251,48 +252,28 @@ def _paths(request: RowRequest) -> Sequence[Sequence[int]]:
 
 
 def _sampled(request: RowRequest, row: int) -> int:
-    """The token after one row on a CPU, by the noise of the tokens that are likely to win, or of all."""
-    scores_1V, sampler, position = _filtered(request, row), request.sampler, request.position + len(request.paths[row])
-    if request.params.greedy or _add_noise_of_few(scores_1V[0], sampler, position):
-        return best(scores_1V)[0]
-    scores = scores_1V.numpy()[0]
-    tokens, noise, bound = sampler.noise.of_likely(position, scores)
-    sums = scores[tokens] + noise
-    place = int(sums.argmax()) if len(sums) else 0
-    if len(sums) and sums[place] > bound:
-        return int(tokens[place])
-    return best(scores_1V + sampler.noise.gumbel(position, len(scores)))[0]
+    """The token after one row on a CPU, by the noise of the tokens that may win with it, or of all."""
+    params, noise, position = request.params, request.sampler.noise, request.position + len(request.paths[row])
+    scores_1V, temperature = request.logits_RV[row : row + 1], params.temperature
+    if not request.unchanged:
+        scores_1V, temperature = _filtered(request, row), 1.0
+        if params.greedy or _few(scores_1V[0], request.sampler, position):
+            return best(scores_1V)[0]
+    token = None
+    if noise.random is not None:
+        token = request.kernels.largest_sum(scores_1V, temperature, noise.random, position)
+    if token is None:
+        scores_1V = scores_1V.float() / torch.tensor(temperature)
+        (token,) = best(scores_1V + noise.gumbel(position, scores_1V.shape[1]))
+    return token
 
 
 def _add_noise(scores_V: Tensor, sampler: Sampler, position: int) -> None:
     """Add the Gumbel noise of a row, in place, where it is sampled."""
-    if not sampler.params.greedy and not _add_noise_of_few(scores_V, sampler, position):
+    if not sampler.params.greedy and not _few(scores_V, sampler, position):
         scores_V += sampler.noise.gumbel(position, len(scores_V)).to(scores_V.device)
 
 
-def _add_noise_to_draft(scores_V: Tensor, sampler: Sampler, position: int) -> None:
-    """Add the Gumbel noise of a row of drafts, in place; on a CPU only where that may change its likely tokens."""
-    if not scores_V.is_cpu:
-        _add_noise(scores_V, sampler, position)
-    elif not _add_noise_of_few(scores_V, sampler, position):
-        scores = scores_V.numpy()
-        tokens, noise, _ = sampler.noise.of_likely(position, scores)
-        scores[tokens] += noise
-
-
-def _add_noise_of_few(scores_V: Tensor, sampler: Sampler, position: int) -> bool:
-    """The same, if filters have left few tokens; returns whether they have. Tokens at -inf cannot win: they go without
-    noise."""
-    tokens = _kept(scores_V) if filters(sampler.params) else None
-    if tokens is None or len(tokens) > _FEW:
-        return False
-    if len(tokens) > 1:
-        scores_V[tokens] += sampler.noise.gumbel_of(position, tokens.tolist()).to(scores_V.device)
-    return True
-
-
-def _kept(scores_V: Tensor) -> Tensor:
-    """The tokens above -inf."""
-    if scores_V.is_cpu:  # several times faster than torch
-        return torch.from_numpy(np.flatnonzero(scores_V.numpy() > -math.inf))
-    return (scores_V > -math.inf).nonzero()[:, 0]
+def _few(scores_V: Tensor, sampler: Sampler, position: int) -> bool:
+    """Add the noise of a row if filters have left few tokens; returns whether they have."""
+    return filters(sampler.params) and add_noise_of_few(scores_V, sampler.noise, position)

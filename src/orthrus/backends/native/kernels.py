@@ -30,9 +30,11 @@ from orthrus.backends.native.linears import (
     TiledLinear,
 )
 from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
+from orthrus.backends.native.sampling import NativeSampling
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
+from orthrus.gumbel import RandomBits
 from orthrus.model.layers import Linear
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
 from orthrus.torch_threads import kernel_threads
@@ -52,7 +54,7 @@ class NativeKernels(TorchKernels):
         super().__init__()
         self.library, self.path = library, Path(library._name)
         self.build = f"{self.path.stem}-{compiler.checksum(self.path)[:8]}"
-        self._packer = Packer(library)
+        self._packer, self._sampling = Packer(library), NativeSampling(library)
         library.has_amx()
         rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
         self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT, _FLOAT)
@@ -206,6 +208,14 @@ class NativeKernels(TorchKernels):
         if taken < 0:
             raise MemoryError
         return DraftTree(tokens[:taken], parents[:taken], confidence[:taken])
+
+    def largest_sum(self, logits_1V: Tensor, temperature: float, random: RandomBits, position: int) -> int | None:
+        """See `Kernels`."""
+        return self._sampling.largest_sum(logits_1V, temperature, random, position)
+
+    def noisy_rows(self, logits_RV: Tensor, temperature: float, random: RandomBits, position: int) -> Tensor:
+        """See `Kernels`."""
+        return self._sampling.noisy_rows(logits_RV, temperature, random, position)
 
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Kernels`."""

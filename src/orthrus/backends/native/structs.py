@@ -208,6 +208,30 @@ class DraftBlock(ctypes.Structure):
     )
 
 
+class NoiseStream(ctypes.Structure):
+    """See `c/gumbel.h`."""
+
+    _fields_ = (("state", ctypes.c_uint64 * 2), ("increment", ctypes.c_uint64 * 2))
+
+
+class LoudTokens(ctypes.Structure):
+    """See `c/sampled_row.h`."""
+
+    _fields_ = (("tokens", _POINTER), ("noise", _POINTER), ("states", _POINTER), ("count", _INTEGER))
+
+
+class RowNoise(ctypes.Structure):
+    """See `c/sampled_row.h`."""
+
+    _fields_ = (
+        ("stream", NoiseStream),
+        ("position", _INTEGER),
+        ("temperature", ctypes.c_float),
+        ("near", ctypes.c_float),
+        ("loud", _POINTER),
+    )
+
+
 MIRRORED: tuple[type[ctypes.Structure], ...] = (
     LinearWeights,
     WeightPart,
@@ -227,6 +251,9 @@ MIRRORED: tuple[type[ctypes.Structure], ...] = (
     ForwardBatch,
     DraftHead,
     DraftBlock,
+    NoiseStream,
+    LoudTokens,
+    RowNoise,
 )
 
 

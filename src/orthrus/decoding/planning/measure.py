@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthrus.decoding.argmax import best
 from orthrus.decoding.planning.cost_model import CostModel, table
 from orthrus.decoding.propose import EAGER_LOGITS
-from orthrus.decoding.sampling import best
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 

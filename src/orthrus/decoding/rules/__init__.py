@@ -14,8 +14,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from orthrus import gumbel
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.sampling import Sampler
+from orthrus.gumbel import SamplingKernels
 from orthrus.runner.draft_tree import BlockRows
 
 
@@ -46,6 +48,7 @@ class Check:
     logits_RV: Tensor
     draft: Draft
     position: int
+    kernels: SamplingKernels = gumbel
 
 
 class Rule(Protocol):

@@ -16,7 +16,9 @@ from orthrus.decoding.sampling import RowRequest, draft_scores, targets
 
 def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     """See `Rule`. Candidates are ranked with the noise that the target will meet."""
-    scores = draft_scores([RowRequest(p.sampler, p.logits_RV, p.position) for p in proposals], noise=True)
+    scores = draft_scores(
+        [RowRequest(p.sampler, p.logits_RV, p.position, kernels=p.rows.kernels) for p in proposals], noise=True
+    )
     drafts = []
     for proposal, scores_RV in zip(proposals, scores, strict=True):
         grammar, temperatures = proposal.sampler.grammar, proposal.temperatures_R
@@ -31,7 +33,7 @@ def propose(proposals: Sequence[Proposal]) -> list[Draft]:
 
 def verify(checks: Sequence[Check]) -> list[Verdict]:
     """See `Rule`. Each row assumes that its path is accepted; the rows of all other paths are discarded."""
-    found = targets([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.paths) for c in checks])
+    found = targets([RowRequest(c.sampler, c.logits_RV, c.position, c.draft.paths, c.kernels) for c in checks])
     verdicts = [_descend(check.draft, target) for check, target in zip(checks, found, strict=True)]
     for check, verdict in zip(checks, verdicts, strict=True):
         check.sampler.advance(verdict.tokens)

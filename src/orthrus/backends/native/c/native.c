@@ -17,5 +17,6 @@
 #include "rms_norm.h"
 #include "rope.h"
 #include "row_candidates.h"
+#include "sampled_row.h"
 #include "silu_mul.h"
 #include "struct_sizes.h"

@@ -38,6 +38,9 @@ int64_t struct_size(const char *name) {
         {"BlockScores", sizeof(BlockScores)},
         {"DraftHead", sizeof(DraftHead)},
         {"DraftBlock", sizeof(DraftBlock)},
+        {"NoiseStream", sizeof(NoiseStream)},
+        {"LoudTokens", sizeof(LoudTokens)},
+        {"RowNoise", sizeof(RowNoise)},
     };
     for (unsigned long i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (!strcmp(name, sizes[i].name)) return sizes[i].size;
