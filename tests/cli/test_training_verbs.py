@@ -151,6 +151,12 @@ def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):
     assert sizes[1] < 0.75 * sizes[0]
     outs = [run(f"generate hello --model {whole} {how} --json")[1] for how in ("--adapter small", "--cycle ar")]
     assert json.loads(outs[0])["tokens"] == json.loads(outs[1])["tokens"]
+    code, out, err = run(
+        f"export -o mean --model {whole} --adapter plain --mean-with small --mean-with plain --layout adapter"
+    )
+    assert code == 0, err
+    assert "mean of adapter plain and adapter small and adapter plain" in out
+    assert run(f"generate hello --model {whole} --adapter mean --json")[0] == 0
     assert run(f"export -o x --model {whole} --int8")[0] == 2
     code, _, err = run(f"export -o small --model {whole}")
     assert code == 2
@@ -191,6 +197,7 @@ def test_estimate_and_inspect_start_nothing(run, bare, tmp_path):
         ("train -o r --data empty.jsonl --mask-token 300 --block-size 1", "block_size must lie in 2"),
         ("train -o r --data empty.jsonl --mask-token 300 --objective mse", "no objective 'mse'"),
         ("export -o e", "no diffusion view to publish"),
+        ("export -o e --mean-with nowhere", "nowhere"),
     ],
 )
 def test_bad_input_is_answered_in_one_message(run, bare, tmp_path, line, message):

@@ -56,6 +56,24 @@ def test_an_adapter_round_trips_onto_its_bare_backbone(published_dir, tmp_path):
     assert not any("_diff" not in name for name in adapters.weights(tmp_path / "adapter").names)
 
 
+def test_the_mean_of_adapters_changes_view_and_head_alone(published_dir):
+    one, two, before = load(published_dir), load(published_dir), load(published_dir)
+    for own in (one, two, before):
+        own.decoder.set_draft_head(16)
+        for parameter in own.decoder.draft_head.parameters():
+            parameter.data.fill_(0.5)
+    for name, parameter in two.decoder.named_parameters():
+        parameter.data += 1.0 if ".diffusion." in name or name.startswith("draft_head.") else 8.0
+    export.average(one, [two])
+    for name, parameter in one.decoder.named_parameters():
+        drafts = ".diffusion." in name or name.startswith("draft_head.")
+        expected = before.decoder.get_parameter(name) + (0.5 if drafts else 0.0)
+        torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
+    two.decoder.set_draft_head(32)
+    with pytest.raises(ValueError, match="differ in shape from those of"):
+        export.average(one, [two])
+
+
 def test_orthrus_is_read_as_qwen3_by_architecture_or_by_tensors(tmp_path):
     path = tiny.save_checkpoint(tmp_path / "model")
     config = json.loads((path / "config.json").read_text())

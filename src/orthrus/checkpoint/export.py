@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
@@ -25,6 +28,29 @@ def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
         for name, part in zip(theirs, split(decoder.config, ours, stored, len(theirs)), strict=True):
             exported[name] = part.to(decoder.dtype).contiguous().clone()
     return exported
+
+
+def average(checkpoint: Checkpoint, others: Sequence[Checkpoint]) -> None:
+    """Replace view and draft head of an unprepared checkpoint by the mean of its weights and those of the others, such
+    as of two runs that began at one view.
+
+    Raises ValueError where one has no view or draft head, or others shapes.
+    """
+    found = [_drafting_parameters(own) for own in (checkpoint, *others)]
+    shapes = [{name: parameter.shape for name, parameter in own.items()} for own in found]
+    for other, own in zip(others, shapes[1:], strict=True):
+        if own != shapes[0]:
+            raise ValueError(
+                f"{other.view}: its diffusion view and draft head differ in shape from those of {checkpoint.view}:"
+                " only adapters of one backbone, block size and number of head units have a mean"
+            )
+    for name, parameter in found[0].items():
+        parameter.data = torch.stack([own[name].detach().float() for own in found]).mean(dim=0).to(parameter.dtype)
+
+
+def _drafting_parameters(checkpoint: Checkpoint) -> dict[str, Parameter]:
+    parameters = checkpoint.decoder.named_parameters()
+    return {name: own for name, own in parameters if ".diffusion." in name or name.startswith("draft_head.")}
 
 
 def export_published(checkpoint: Checkpoint, directory: Path) -> None:

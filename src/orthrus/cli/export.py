@@ -22,6 +22,10 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must be empty or absent.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
+    mean_with: Annotated[
+        list[str] | None,
+        typer.Option(help="Write the mean of the weights of --adapter and of this one; may be repeated."),
+    ] = None,
     layout: Annotated[
         Layout,
         typer.Option(
@@ -46,13 +50,19 @@ def command(
         raise ValueError(f"{output}: exists and is not an empty directory; choose another --output")
     quiet()
     with stderr.status(f"loading {model}"):
-        checkpoint = hub.load(
-            model, adapter=adapter, dtype=DTYPES[dtype.value], allow_other_backbone=allow_other_backbone
-        )
+        checkpoint, *others = [
+            hub.load(model, adapter=own, dtype=DTYPES[dtype.value], allow_other_backbone=allow_other_backbone)
+            for own in (adapter, *(mean_with or ()))
+        ]
+    provenance = checkpoint.provenance
+    if others:
+        export.average(checkpoint, others)
+        provenance = {**provenance, "mean_with": [other.provenance for other in others]}
     with stderr.status(f"writing {output}"):
         if layout is Layout.published:
             export.export_published(checkpoint, output)
         else:
-            export.export_adapter(checkpoint, output, checkpoint.provenance, int8=int8)
+            export.export_adapter(checkpoint, output, provenance, int8=int8)
     size = sum(file.stat().st_size for file in output.iterdir())
-    print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {checkpoint.view}")
+    views = " and ".join(own.view for own in (checkpoint, *others))
+    print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {'mean of ' if others else ''}{views}")
