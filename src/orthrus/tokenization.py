@@ -27,6 +27,7 @@ class Tokenization:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer, self._lock = tokenizer, Lock()
+        self._texts: dict[int, str] = {}
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[int, ...]:
         """Token ids of a prompt, rendered by the chat template unless `raw` is set or the tokenizer has none.
@@ -61,9 +62,15 @@ class Tokenization:
             return self._tokenizer.encode(text, special_tokens=special_tokens)
 
     def decode(self, tokens: Seq[int]) -> str:
-        """The text of token ids, without special tokens."""
+        """The text of token ids, without special tokens. That of a single token, which streams ask for again and again,
+        is kept."""
+        if len(tokens) == 1 and tokens[0] in self._texts:
+            return self._texts[tokens[0]]
         with self._lock:
-            return self._tokenizer.decode(tokens)
+            text = self._tokenizer.decode(tokens)
+        if len(tokens) == 1:
+            self._texts[tokens[0]] = text
+        return text
 
     def _rendered(self, messages: list[dict[str, Any]], settings: Settings) -> tuple[int, ...]:
         variables = {**settings.template, "tools": list(settings.tools)} if settings.tools else settings.template

@@ -31,12 +31,21 @@ class JointResult(NamedTuple):
         and the hidden states of so many blocks per sequence."""
 
         def per_sequence(block_rows: Tensor) -> list[Tensor]:
-            return list(block_rows.view(sum(blocks), width, block_rows.shape[1]).split(list(blocks)))
+            return _split(block_rows.view(sum(blocks), width, block_rows.shape[1]), blocks)
 
         count = sum(rows)
+        logits = _split(result.logits[:count], rows)
+        if not any(blocks):
+            none = [result.hidden[count:].unsqueeze(1)] * len(rows)
+            return JointResult(logits, none, none)
         hidden = per_sequence(result.hidden[count:])
         of_blocks = per_sequence(result.logits[count:]) if len(result.logits) > count else hidden
-        return JointResult(list(result.logits[:count].split(list(rows))), of_blocks, hidden)
+        return JointResult(logits, of_blocks, hidden)
+
+
+def _split(tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """A tensor in parts along its first dimension."""
+    return [tensor] if len(lengths) == 1 else list(tensor.split(list(lengths)))
 
 
 class DiffusionResult(NamedTuple):
