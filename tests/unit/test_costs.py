@@ -108,7 +108,19 @@ def test_measuring_is_limited_in_time_on_a_slow_machine(monkeypatch):
     monkeypatch.setattr(costs, "perf_counter", clock)
     monkeypatch.setattr(type(tiny.runner()), "diffuse_rows", diffuse)
     costs.measure(tiny.runner())
-    assert len(drafted) == (1 + costs.MIN_ROUNDS) * costs.REPEATS * len(costs.DRAFT_ROWS)
+    seldom = sum(count > costs.MANY_ROWS for count in costs.DRAFT_ROWS)
+    always = (1 + costs.MIN_ROUNDS) * (len(costs.DRAFT_ROWS) - seldom)
+    assert len(drafted) == costs.REPEATS * (always + 2 * seldom)
+
+
+def test_a_change_of_pace_makes_no_kind_of_pass_look_faster():
+    """Every other round takes twice as long. One kind runs in slow rounds alone, and one pass is disturbed."""
+    seconds = {rows: 1.0 + rows / 8 for rows in (1, 2, 4, 8)}
+    rounds = [{rows: own * (2 - n % 2) for rows, own in seconds.items()} for n in range(8)]
+    for slow in rounds[::4]:
+        slow["many"] = 8.0
+    rounds[3][8] = 9.0
+    assert costs._typical(rounds) == pytest.approx({**seconds, "many": 4.0})
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ class CostModel:
     rows, drafting: (rows, seconds) of an AR pass and of a diffusion pass without context; those of a diffusion pass
     include the host work for its drafts. block_overhead: extra seconds of an AR pass that has any blocks. block: extra
     seconds per block. key: seconds per key that the first row of a sequence attends to. block_key: the same for the
-    first row of a block. row_key: the same for each further row of a sequence or block. spread: how far the median
-    of the measured seconds lay above their 20th percentile, relative to it, or, if that is more, how far the seconds
-    of the passes lay above those in which their thread ran.
+    first row of a block. row_key: the same for each further row of a sequence or block. spread: how far the
+    measured seconds of a pass lay above those of the table, relative to them, in the middle of all passes, or, if that
+    is more, how far the seconds of the passes lay above those in which their thread ran.
     """
 
     rows: Table

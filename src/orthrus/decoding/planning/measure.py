@@ -21,10 +21,12 @@ ROWS = (1, 2, 4, 8, 16, 17, 32, 33, 64, 128)
 """Rows of the AR passes that are timed. Matrix units compute tiles of 16 or 32 rows, so one more row may take much."""
 SHORT, LONG = 128, 1024
 """Contexts at which passes are timed, in tokens; the difference gives the cost of attending to keys."""
-ROUNDS, REPEATS = 6, 3
+ROUNDS, REPEATS = 12, 3
 """Rounds of measurement, and passes of each kind per round. The first pass of a kind is not counted, since the kind
 before it left other data in the processor's caches. Kinds with more rows run first, so that a one-row pass follows
 similar passes and finds its weights cached as in plain decoding."""
+MANY_ROWS, SELDOM = 33, 3
+"""Kinds of passes of more rows run in every third round: they take half of the time, and only batches need them."""
 MIN_ROUNDS, MAX_SECONDS = 3, 6.0
 """After this many rounds, measuring stops once it has taken this many seconds, which limits it on a slow machine."""
 DRAFT_ROWS = (2, 4, 8, 16, 32, 64)
@@ -47,12 +49,15 @@ def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> 
     interrupted: asked before every pass. Raises MeasuringInterrupted once it is true.
     """
     passes = _Passes(runner)
-    times: dict[Any, list[float]] = {name: [] for name in passes.kinds}
+    rounds: list[dict[Any, list[float]]] = []
     began, running = perf_counter(), 0.0
     for turn in range(ROUNDS + 1):
         if turn > MIN_ROUNDS and perf_counter() - began > MAX_SECONDS:
             break
+        times: dict[Any, list[float]] = {}
         for name, (context, run) in passes.kinds.items():
+            if name in passes.seldom and turn and turn % SELDOM != 1:
+                continue
             for repeat in range(REPEATS):
                 if interrupted():
                     raise MeasuringInterrupted
@@ -63,13 +68,32 @@ def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> 
                 if runner.device.type == "cuda":
                     torch.cuda.synchronize(runner.device)
                 if turn and repeat:
-                    times[name].append(perf_counter() - start)
+                    times.setdefault(name, []).append(perf_counter() - start)
                     running += thread_time() - start_running
-    typical = {name: sorted(each)[len(each) // 5] for name, each in times.items()}  # 20th percentile: less disturbed
-    spread = median(median(each) / typical[name] - 1 for name, each in times.items())
+        rounds.append(times)
+    typical = _typical([{name: min(each) for name, each in times.items()} for times in rounds[1:]])
+    counted = [(name, seconds) for times in rounds for name, each in times.items() for seconds in each]
+    spread = median(seconds / typical[name] - 1 for name, seconds in counted)
     if runner.device.type == "cpu":  # beside steady work all passes are slow alike, but this thread often waits
-        spread = max(spread, sum(map(sum, times.values())) / max(running, 1e-9) - 1)
+        spread = max(spread, sum(seconds for _, seconds in counted) / max(running, 1e-9) - 1)
     return _fitted(passes, typical, spread)
+
+
+def _typical(rounds: list[dict[Any, float]]) -> dict[Any, float]:
+    """The seconds of each kind of pass, at the pace of the fastest fifth of the rounds.
+
+    A machine that others share changes its pace within seconds, for all kinds alike. Each round is therefore divided by
+    its own pace, so that no kind looks faster than another because it ran in faster rounds.
+    """
+    names = {name for times in rounds for name in times}
+    usual = {name: median(times[name] for times in rounds if name in times) for name in names}
+    common = [name for name in names if all(name in times for times in rounds)]
+    paces = [median(times[name] / usual[name] for name in common) for times in rounds]
+    own = {
+        name: median(times[name] / pace for times, pace in zip(rounds, paces, strict=True) if name in times)
+        for name in names
+    }
+    return {name: seconds * sorted(paces)[len(paces) // 5] for name, seconds in own.items()}
 
 
 class _Passes:
@@ -91,6 +115,9 @@ class _Passes:
         kinds |= {f"draft {count}": (self.short, partial(self._draft, count)) for count in reversed(DRAFT_ROWS)}
         kinds |= {f"long {count}": (self.long, partial(self._plain, count)) for count in (self.several_rows, 1)}
         self.kinds = kinds | {count: (self.short, partial(self._plain, count)) for count in reversed(self.counts)}
+        self.seldom = {f"draft {count}" for count in DRAFT_ROWS if count > MANY_ROWS} | {
+            count for count in self.counts if count > MANY_ROWS
+        }
 
     def _rows(self, count: int) -> list[list[int]]:
         return [[token % self._runner.config.vocab_size for token in range(count)]]
