@@ -11,7 +11,10 @@ import tiny
 from orthrus.backends.native import build, compiler, structs
 from orthrus.file_cache import cache_directory
 
-TYPES = {"int64_t": ctypes.c_int64, "float": ctypes.c_float, "double": ctypes.c_double}
+TYPES = {
+    "int64_t": ctypes.c_int64, "uint64_t": ctypes.c_uint64, "float": ctypes.c_float, "double": ctypes.c_double,
+}  # fmt: skip
+SIZES = {"NUM_VIEWS": len(structs.VIEWS), "2": 2}
 
 
 @pytest.fixture(params=list(tiny.DTYPES.values()), ids=list(tiny.DTYPES), name="library")
@@ -31,10 +34,10 @@ def in_c(name):
         for field in (field.strip() for field in names.split(",")):
             if field.startswith("*"):
                 yield field.lstrip("*"), ctypes.c_void_p
-            elif field.endswith("[NUM_VIEWS]"):
-                yield field.removesuffix("[NUM_VIEWS]"), getattr(structs, of) * len(structs.VIEWS)
-            else:
-                yield field, TYPES.get(of) or getattr(structs, of)
+                continue
+            label, size = re.fullmatch(r"(\w+)(?:\[(\w+)\])?", field).groups()
+            kind = TYPES.get(of) or getattr(structs, of)
+            yield label, kind * SIZES[size] if size else kind
 
 
 def test_sizes_agree(library):

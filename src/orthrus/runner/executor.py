@@ -36,7 +36,7 @@ class JointResult(NamedTuple):
         count = sum(rows)
         logits = _split(result.logits[:count], rows)
         if not any(blocks):
-            none = [result.hidden[count:].unsqueeze(1)] * len(rows)
+            none = [result.hidden[count:].view(0, width, result.hidden.shape[1])] * len(rows)
             return JointResult(logits, none, none)
         hidden = per_sequence(result.hidden[count:])
         of_blocks = per_sequence(result.logits[count:]) if len(result.logits) > count else hidden
