@@ -22,7 +22,7 @@ from torch import Tensor
 NEAR, LOUD = 8.0, 5.0
 LOUD_BITS = math.ceil(math.exp(-math.exp(-LOUD)) * 2**32)
 """The random bits above which noise is loud: those of 0.7 % of the tokens."""
-MARGIN = 0.01
+MARGIN = 1e-4
 """Far more than the sums are rounded, relative to 1 or to the largest logit over the temperature."""
 SQRT_HALF = 1.4142135623730951 / 2
 LN2 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
