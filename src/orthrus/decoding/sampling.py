@@ -263,7 +263,7 @@ def _sampled(request: RowRequest, row: int) -> int:
     if noise.random is not None:
         token = request.kernels.largest_sum(scores_1V, temperature, noise.random, position)
     if token is None:
-        scores_1V = scores_1V.float() / torch.tensor(temperature)
+        scores_1V = scores_1V.float() / torch.tensor(temperature, dtype=torch.float32)
         (token,) = best(scores_1V + noise.gumbel(position, scores_1V.shape[1]).to(scores_1V.device))
     return token
 
