@@ -54,7 +54,7 @@ typedef struct {
     int64_t num_options;
 } TreeSearch;
 
-static const float LARGEST_LOGIT = 1e30f, NEGLIGIBLE = -20.0f; /* exp(-20) times a vocabulary is below 1e-3 */
+static const float LARGEST_LOGIT = 1e30f;
 
 static void insert_candidate(RowCandidates *row, float logit, int64_t token) {
     if (row->count < CANDIDATES) row->count++;
@@ -90,16 +90,23 @@ static float load_logits(const DraftBlock *block, int64_t start, int64_t count, 
     return top;
 }
 
-/* The sum of exp((x - max) * inverse), without groups of lanes in which all terms are negligible. */
+/* The sum of exp((x - max) * inverse). */
 static float sum_exp(const float *part, float max, float inverse) {
-    float sum = 0;
-    f32x16 sums = f32_zero(), over = f32_set1(inverse), least = f32_set1(NEGLIGIBLE);
-    for (int64_t i = 0; i < SCANNED; i += LANES) {
-        f32x16 x = f32_mul(f32_sub(f32_load(part + i), f32_set1(max)), over);
-        if (f32_any_greater(x, least)) sums = f32_add(sums, fast_exp_lanes(x));
+    f32x16 sums = f32_zero(), over = f32_set1(inverse * 1.44269504f), top = f32_set1(max);
+    for (int64_t i = 0; i < SCANNED; i += LANES)
+        sums = f32_add(sums, fast_exp2_lanes(f32_mul(f32_sub(f32_load(part + i), top), over)));
+    return f32_reduce_add(sums);
+}
+
+/* Inserts what is larger than the least candidate of the row. Lanes are looked at only where one of sixteen may be. */
+static void insert_candidates(RowCandidates *row, const float *part, int64_t start, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        float least = row->count < CANDIDATES ? -2 * LARGEST_LOGIT : row->logits[CANDIDATES - 1];
+        if (!f32_any_greater(f32_load(part + i), f32_set1(least))) continue;
+        for (int64_t l = i; l < i + LANES && l < count; l++)
+            if (part[l] >= -LARGEST_LOGIT && (row->count < CANDIDATES || part[l] > row->logits[CANDIDATES - 1]))
+                insert_candidate(row, part[l], start + l);
     }
-    sum = f32_reduce_add(sums);
-    return sum;
 }
 
 static void scan_row(const DraftBlock *block, int64_t index, float inverse, RowCandidates *row) {
@@ -108,10 +115,7 @@ static void scan_row(const DraftBlock *block, int64_t index, float inverse, RowC
     for (int64_t start = 0; start < block->vocabulary; start += SCANNED) {
         int64_t left = block->vocabulary - start, count = left < SCANNED ? left : SCANNED;
         float top = load_logits(block, index * block->vocabulary + start, count, part);
-        if (row->count < CANDIDATES || top > row->logits[CANDIDATES - 1])
-            for (int64_t i = 0; i < count; i++)
-                if (part[i] >= -LARGEST_LOGIT && (row->count < CANDIDATES || part[i] > row->logits[CANDIDATES - 1]))
-                    insert_candidate(row, part[i], start + i);
+        if (row->count < CANDIDATES || top > row->logits[CANDIDATES - 1]) insert_candidates(row, part, start, count);
         if (top > row->max) {
             row->sum *= fast_exp((row->max - top) * inverse);
             row->max = top;

@@ -135,4 +135,16 @@ static inline f32x16 fast_exp_lanes(f32x16 x) {
     return f32_scale(p, whole);
 }
 
+/* 2^x of sixteen lanes, for x up to 0: the error is that of rounding. */
+static inline f32x16 fast_exp2_lanes(f32x16 x) {
+    x = f32_max(x, f32_set1(-126.0f));
+    f32x16 whole = f32_round(x), r = f32_sub(x, whole), p = f32_set1(1.327647187e-3f);
+    p = f32_fma(p, r, f32_set1(9.675541333e-3f));
+    p = f32_fma(p, r, f32_set1(5.550713274e-2f));
+    p = f32_fma(p, r, f32_set1(2.402211972e-1f));
+    p = f32_fma(p, r, f32_set1(6.931469671e-1f));
+    p = f32_fma(p, r, f32_set1(1.0f));
+    return f32_scale(p, whole);
+}
+
 #endif
