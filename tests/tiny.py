@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from orthrus.backends import select
+from orthrus.backends.native import build
 from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import export, published
 from orthrus.checkpoint.hub import copy_projections
@@ -28,6 +29,7 @@ from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.quantization import GroupQuantized
 from orthrus.runner.runner import Runner
+from orthrus.training.ops import NativeOps
 
 VOCAB = 320
 MASK = 300
@@ -110,6 +112,11 @@ def decoder(family="qwen3", dtype="fp32", block=8):
     """A decoder with plain random weights and a diffusion view."""
     config = families.decoder_config(hf_config(family))
     return randomise(Decoder(config, DiffusionConfig(block, MASK, block - 1), DTYPES[dtype], torch.device("cpu")))
+
+
+def native_ops(dtype):
+    """The operations of training in C. Without them `ops.load` falls back to torch, which a test must not."""
+    return NativeOps(build.library(dtype, cache_directory()))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from orthrus.training.rows import head_rows, joined
 from orthrus.training.step import states_of
 
 UNITS, K, M, NODES = 32, 8, 7, 40
-OPS = {"reference": ops.Ops, "native": lambda: ops.load(torch.float32, torch.device("cpu"))}
+OPS = {"reference": ops.Ops, "native": lambda: tiny.native_ops(torch.float32)}
 
 
 def with_head(family):
@@ -142,10 +142,9 @@ def test_rows_equal_the_reference(family, how):
 def test_candidates_of_the_kernel_are_those_of_torch(dtype):
     logits_NV = (torch.randn(5, 1003, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
     logits_NV[0, 17] = 60.0  # leaves nothing for the others
-    native_ops = ops.load(dtype, torch.device("cpu"))
     inverses = (0.6, 1.0, 2.5)
     (tokens, top, rests), (like_tokens, like_top, like_rests) = (
-        own.candidates(logits_NV, inverses) for own in (native_ops, ops.Ops())
+        own.candidates(logits_NV, inverses) for own in (tiny.native_ops(dtype), ops.Ops())
     )
     assert torch.equal(top, like_top)
     if dtype == torch.float32:  # equal logits, of which bfloat16 has many, may stand in another order

@@ -73,7 +73,7 @@ def plain_loss(decoder, blocks, objective, decay):
     return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
 
 
-OPS = {False: ops.Ops, True: lambda: ops.load(torch.float32, torch.device("cpu"))}
+OPS = {False: ops.Ops, True: lambda: tiny.native_ops(torch.float32)}
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -146,6 +146,18 @@ def test_attention_of_blocks_equals_its_brute_force_grid(heads, how, fast):
         torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("size", [48, 51])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_logits_are_those_of_torch(dtype, size):
+    logits = torch.randn(7, size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[0, 40:47] = logits[0].max() + 1  # equal ones
+    logits[1] = -torch.inf
+    largest, tokens = tiny.native_ops(dtype).largest(logits)
+    assert torch.equal(largest, logits.amax(-1).to(largest.dtype))
+    assert torch.equal(logits[range(7), tokens], logits.amax(-1))
+    assert int(tokens[0]) == 40
 
 
 PLAIN = [name for name in families.names() if not families.decoder_config(tiny.hf_config(name)).features]

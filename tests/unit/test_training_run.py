@@ -20,6 +20,7 @@ from orthrus.training import data, objectives, state, tasks
 from orthrus.training.config import TrainConfig
 from orthrus.training.estimate import estimate
 from orthrus.training.inspect import block_rows, words
+from orthrus.training.losses import Losses
 from orthrus.training.metrics import read
 from orthrus.training.packing import Packing
 from orthrus.training.step import step
@@ -253,7 +254,10 @@ def test_a_changed_backbone_stops_the_run(bare, jsonl, tmp_path):
         list(made.run())
 
 
-@pytest.mark.parametrize(("value", "message"), [(math.nan, "the loss is nan at step 3"), (1e4, "exploded to 1e\\+04")])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(math.nan, "the loss is nan at step 3"), (1e4, "exploded to 1e\\+04, from a mean of .* at step 3")],
+)
 def test_a_bad_loss_stops_with_its_batch_saved(bare, jsonl, tmp_path, monkeypatch, value, message):
     original, calls = tasks.step, []
 
@@ -269,6 +273,27 @@ def test_a_bad_loss_stops_with_its_batch_saved(bare, jsonl, tmp_path, monkeypatc
     assert torch.equal(torch.tensor(batch["tokens_T"]), Packing(corpus(jsonl).documents, config()).blocks(5).tokens_T)
     monkeypatch.undo()
     assert_same(view(train(bare, jsonl, tmp_path / "whole")), view(train(bare, jsonl, tmp_path / "run")))
+
+
+def test_one_odd_text_does_not_stop_a_run_and_a_lasting_rise_does():
+    losses = Losses()
+    for number in range(40):
+        loss = 0.02 if number == 25 else 1.5  # a text that repeats itself
+        assert losses.explosion(loss) is None
+        losses = losses.and_then(loss)
+    assert losses.explosion(14.0) is None
+    assert losses.explosion(16.0) == "the loss exploded to 16, from a mean of 1.46"
+    rising = 0
+    while losses.divergence is None:
+        losses, rising = losses.and_then(9.0), rising + 1
+    assert 5 < rising < 15
+    assert losses.divergence.startswith("the mean of the loss rose from 1.43 to 4.")
+
+
+def test_the_losses_of_a_run_are_resumed(bare, jsonl, tmp_path):
+    train(bare, jsonl, tmp_path / "run", until=2)
+    resumed = train(bare, jsonl, tmp_path / "run")
+    assert resumed._losses == train(bare, jsonl, tmp_path / "whole")._losses
 
 
 def test_another_run_does_not_continue_here(bare, jsonl, tmp_path):

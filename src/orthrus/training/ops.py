@@ -78,6 +78,11 @@ class Ops:
         past, own = (w * (g - dot) * scale for w, g in zip(weights, grads, strict=True))
         return past, own
 
+    def largest(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest logit of each row [N], and a token that has it [N]."""
+        largest_N, tokens_N = logits_NV.max(-1)
+        return largest_N, tokens_N
+
     def forward_kl(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
         """KL(teacher || student) of each row [N], and its gradient with respect to the student logits [N, V]."""
         log_q, log_p = student_NV.float().log_softmax(-1), teacher_NV.float().log_softmax(-1)
@@ -148,6 +153,15 @@ class NativeOps(Ops):
         shape = structs.BlockScores(*past.shape, own.shape[-1])
         _call(self.library.block_softmax_backward, *weights, past, own, ctypes.byref(shape), scale)
         return past, own
+
+    def largest(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Ops`; the logits in fp32, and the first token."""
+        if logits_NV.shape[1] % LANES or not logits_NV.is_contiguous():
+            return super().largest(logits_NV)
+        rows = len(logits_NV)
+        largest_N, tokens_N = torch.empty(rows, dtype=torch.float32), torch.empty(rows, dtype=torch.int64)
+        _call(self.library.largest_logits, logits_NV, largest_N, tokens_N, *logits_NV.shape)
+        return largest_N, tokens_N
 
     def forward_kl(self, student_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
         """See `Ops`; in place."""

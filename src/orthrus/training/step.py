@@ -27,7 +27,7 @@ from orthrus.training.objectives import Objective
 from orthrus.training.ops import Ops, rms_norm
 from orthrus.training.ops import load as load_ops
 from orthrus.training.rows import HeadRows, States, head_rows
-from orthrus.training.vocabulary import Head, VocabularyLoss
+from orthrus.training.vocabulary import Head, Targets, VocabularyLoss
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def step(
         hidden_ND,
         teacher_TD,
         Head(decoder.head.weight, decoder.config.logit_soft_cap),
-        targets_N,
+        Targets(targets_N, blocks.tokens_T[targets_N]),
         partial(objective.over_blocks, weights_N=decay**offsets_N, inside_SM=trained_SM),
-        blocks.tokens_T,
         partial(objective.rows, ops=ops),
+        ops,
     )
     head_loss = None
     if decoder.draft_head is not None and decoder.draft_head.bias.requires_grad:

@@ -25,13 +25,12 @@ from orthrus.training import state
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
 from orthrus.training.head_task import HeadTask
+from orthrus.training.losses import Losses
 from orthrus.training.metrics import Metrics
 from orthrus.training.parameters import frozen_digest, of_head, prepare_head, trainable
 from orthrus.training.tasks import Task, Validation, ViewTask
 from orthrus.training.world import World
 
-EXPLOSION_FACTOR = 10.0
-"""A loss that exceeds the lowest so far by this factor stops the run."""
 RUN = "run.json"
 ROWS = "rows"
 """The directory of the rows that a run of the draft head alone computes once."""
@@ -93,7 +92,7 @@ class Trainer:
         self._stop = False
         self.done = self.rows_total = 0
         self.best: float | None = None
-        self._lowest_loss: float | None = None
+        self._losses = Losses()
         self._metrics = Metrics(directory, writes=self._world.rank == 0)
         self._open()
 
@@ -134,8 +133,9 @@ class Trainer:
         """Write the state and the current adapter."""
         self._metrics.flush()
         if self._world.rank == 0 and self.done:
-            counters = {"done": self.done, "rows_total": self.rows_total, "best": self.best}
-            counters["calm"] = self._lowest_loss  # the name in state files of earlier versions
+            counters = {
+                "done": self.done, "rows_total": self.rows_total, "best": self.best, "losses": asdict(self._losses),
+            }  # fmt: skip
             state.save(self.directory, self._parameters, self._optimiser, counters)
             self._task.calibrate()
             self._save_adapter("last")
@@ -164,9 +164,11 @@ class Trainer:
         if not torch.isfinite(norm):
             self._fail(f"the gradient is not finite at step {self.done + 1}", batch)
         self._optimiser.step()
+        self._losses = self._losses.and_then(loss)
+        if self._losses.divergence:
+            self._fail(f"{self._losses.divergence} at step {self.done + 1}", batch)
         self.done += 1
         self.rows_total += int(rows_M.sum())
-        self._lowest_loss = min(self._lowest_loss or math.inf, loss)
         return Progress(
             self.done, loss, rate, float(norm), int(rows_M.sum()), self.rows_total,
             (agreed_M / rows_M.clamp(min=1)).tolist(), perf_counter() - start,
@@ -176,8 +178,8 @@ class Trainer:
     def _check(self, loss: Tensor, batch: int) -> None:
         if not torch.isfinite(loss):
             self._fail(f"the loss is {float(loss)} at step {self.done + 1}", batch)
-        if self._lowest_loss is not None and float(loss) > EXPLOSION_FACTOR * max(self._lowest_loss, 0.1):
-            self._fail(f"the loss exploded to {float(loss):.3g} at step {self.done + 1}", batch)
+        if exploded := self._losses.explosion(float(loss)):
+            self._fail(f"{exploded} at step {self.done + 1}", batch)
 
     def _fail(self, what: str, batch: int) -> None:
         name = f"failed-step-{self.done + 1}.json"
@@ -232,7 +234,7 @@ class Trainer:
             counters = state.restore(self.directory, self._parameters, self._optimiser)
             if counters is not None:
                 self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
-                self._lowest_loss = counters["calm"]
+                self._losses = Losses(**counters.get("losses", {}))  # states of earlier versions have none
         elif self._world.rank == 0:
             write_atomically(self.directory, {RUN: lambda staged: save_json(staged, description)})
         self._metrics.truncate(self.done)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from orthrus.training.ops import Ops
+
 CHUNK_POSITIONS = 64
 """Distinct targets per chunk of teacher logits; up to K rows share a target."""
 SLICE_ROWS = 16
@@ -34,6 +36,13 @@ class Head(NamedTuple):
         return grad_NV @ self.weight_VD
 
 
+class Targets(NamedTuple):
+    """The targets of the rows: their positions in the text [N], and the tokens there [N]."""
+
+    positions_N: Tensor
+    tokens_N: Tensor
+
+
 class VocabularyLoss(torch.autograd.Function):
     """The loss of all rows, and its gradient with respect to their hidden states."""
 
@@ -43,23 +52,23 @@ class VocabularyLoss(torch.autograd.Function):
         hidden_ND: Tensor,
         teacher_TD: Tensor,
         head: Head,
-        targets_N: Tensor,
+        targets: Targets,
         over_blocks: Callable[[Tensor], Tensor],
-        tokens_T: Tensor,
         row_losses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        ops: Ops,
     ) -> tuple[Tensor, Tensor]:
         """Loss, and which rows agree with the teacher. Rows are sorted by target: each target needs one teacher row.
 
         `row_losses` maps a chunk of rows to losses and their gradients, `over_blocks` the losses of all rows to one.
         """
-        order_N = targets_N.argsort(stable=True)
-        distinct_P, which_N = targets_N[order_N].unique_consecutive(return_inverse=True)
+        order_N = targets.positions_N.argsort(stable=True)
+        distinct_P, which_N = targets.positions_N[order_N].unique_consecutive(return_inverse=True)
         losses, agreed = hidden_ND.new_empty(len(order_N), dtype=torch.float32), order_N.new_empty(len(order_N)).bool()
         gradient_ND = torch.empty_like(hidden_ND)
         for first in range(0, len(distinct_P), CHUNK_POSITIONS):
             last = min(first + CHUNK_POSITIONS, len(distinct_P))
             teacher_PV = head.logits(teacher_TD[distinct_P[first:last] - 1])
-            teacher_top1_P = teacher_PV.argmax(-1)
+            _, teacher_top1_P = ops.largest(teacher_PV)
             here = slice(*(int(torch.searchsorted(which_N, edge)) for edge in (first, last)))
             student_NV = head.logits(hidden_ND[order_N[here]])
             logits_NV = None if head.soft_cap is None else student_NV.clone()  # gradients replace the logits
@@ -67,8 +76,9 @@ class VocabularyLoss(torch.autograd.Function):
                 student = student_NV[part : part + SLICE_ROWS]
                 rows = order_N[here.start + part :][: len(student)]
                 teacher_rows = which_N[here.start + part :][: len(student)] - first
-                agreed[rows] = student.gather(-1, teacher_top1_P[teacher_rows, None])[:, 0] == student.amax(-1)
-                losses[rows], gradient = row_losses(student, teacher_PV[teacher_rows], tokens_T[targets_N[rows]])
+                chosen = student.gather(-1, teacher_top1_P[teacher_rows, None])[:, 0]
+                agreed[rows] = chosen == ops.largest(student)[0]
+                losses[rows], gradient = row_losses(student, teacher_PV[teacher_rows], targets.tokens_N[rows])
                 if gradient is not student:
                     student.copy_(gradient)
             gradient_ND[order_N[here]] = head.backward(student_NV, logits_NV)

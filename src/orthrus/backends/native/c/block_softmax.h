@@ -8,13 +8,26 @@
 #include <string.h>
 
 #include "simd.h"
-#include "softmax.h"
 #include "team.h"
 #include "threads.h"
 
 typedef struct {
     int64_t groups, blocks, rows, text, block;
 } BlockScores;
+
+/* x becomes exp(x - max); returns their sum. The size is a multiple of LANES. */
+static inline float softmax_exp(float *x, int64_t size, float *max) {
+    float tops[LANES], lanes[LANES] = {0}, sum = 0;
+    for (int l = 0; l < LANES; l++) tops[l] = x[l];
+    for (int64_t i = LANES; i < size; i += LANES)
+        for (int l = 0; l < LANES; l++) tops[l] = x[i + l] > tops[l] ? x[i + l] : tops[l];
+    *max = tops[0];
+    for (int l = 1; l < LANES; l++) *max = tops[l] > *max ? tops[l] : *max;
+    for (int64_t i = 0; i < size; i += LANES)
+        for (int l = 0; l < LANES; l++) lanes[l] += x[i + l] = fast_exp(x[i + l] - *max);
+    for (int l = 0; l < LANES; l++) sum += lanes[l];
+    return sum;
+}
 
 typedef struct {
     scalar_t *past, *own;

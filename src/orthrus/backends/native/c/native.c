@@ -11,6 +11,7 @@
 #include "gemm_int8.h"
 #include "gemm_w4a8.h"
 #include "kl_div.h"
+#include "largest_logits.h"
 #include "library.h"
 #include "pack_groups.h"
 #include "pack_int8.h"

@@ -57,20 +57,29 @@ typedef struct {
     int64_t rows, size;
 } SiluMulBackward;
 
+static inline void silu_mul_backward_row(const scalar_t *x, const scalar_t *grad, scalar_t *out, int64_t size) {
+    int64_t i = 0;
+    f32x16 one = f32_set1(1.0f);
+    for (; i + LANES <= size; i += LANES) {
+        f32x16 g = load_lanes(x + i), d = load_lanes(grad + i);
+        f32x16 sigmoid = f32_reciprocal(f32_add(one, fast_exp_lanes(f32_sub(f32_zero(), g)))), share = f32_mul(d, sigmoid);
+        f32x16 slope = f32_fma(g, f32_sub(one, sigmoid), one);
+        store_lanes(out + i, f32_mul(f32_mul(share, load_lanes(x + size + i)), slope));
+        store_lanes(out + size + i, f32_mul(share, g));
+    }
+    for (; i < size; i++) {
+        float g = to_float(x[i]), d = to_float(grad[i]), sigmoid = 1.0f / (1.0f + fast_exp(-g));
+        out[i] = from_float(d * to_float(x[size + i]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
+        out[size + i] = from_float(d * g * sigmoid);
+    }
+}
+
 static void silu_mul_backward_share(void *argument, Thread thread) {
     const SiluMulBackward *call = argument;
-    const scalar_t *grad = call->grad;
     int64_t size = call->size;
     Range own = split(call->rows, thread);
-    for (int64_t n = own.begin; n < own.end; n++) {
-        const scalar_t *a = call->x + 2 * n * size;
-        scalar_t *to = call->out + 2 * n * size;
-        for (int64_t i = 0; i < size; i++) {
-            float g = to_float(a[i]), d = to_float(grad[n * size + i]), sigmoid = 1.0f / (1.0f + fast_exp(-g));
-            to[i] = from_float(d * to_float(a[size + i]) * sigmoid * (1.0f + g * (1.0f - sigmoid)));
-            to[size + i] = from_float(d * g * sigmoid);
-        }
-    }
+    for (int64_t n = own.begin; n < own.end; n++)
+        silu_mul_backward_row(call->x + 2 * n * size, call->grad + n * size, call->out + 2 * n * size, size);
 }
 
 /* Backward of silu_mul: x [rows, 2 size], grad [rows, size] to out [rows, 2 size]. */
