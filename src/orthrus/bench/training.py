@@ -20,6 +20,7 @@ from orthrus.training.blocks import Blocks
 from orthrus.training.config import TrainConfig
 from orthrus.training.parameters import trainable
 from orthrus.training.step import step
+from orthrus.training.vocabulary import Head
 
 DOCUMENTS = 4
 
@@ -29,6 +30,7 @@ def measure(decoder: Decoder, config: TrainConfig, n: int) -> dict[str, Any]:
     parameters = list(trainable(decoder).values())
     blocks, objective = random_blocks(decoder, config), objectives.load(config.objective)
     rows = int(blocks.trained_SM.sum())
+    head = Head.of(decoder, transposed=decoder.device.type == "cpu")
 
     def learn(loss: Tensor) -> None:
         loss.backward()
@@ -36,7 +38,7 @@ def measure(decoder: Decoder, config: TrainConfig, n: int) -> dict[str, Any]:
             parameter.grad = None
 
     sides: dict[str, Callable[[], None]] = {
-        "step": lambda: learn(step(decoder, blocks, objective).loss),
+        "step": lambda: learn(step(decoder, blocks, objective, head=head).loss),
         "plain twin": lambda: learn(plain_loss(decoder, blocks)),
         "products alone": products(decoder, blocks),
     }

@@ -52,7 +52,7 @@ def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
     return Estimate(
         trained,
         frozen,
-        width * frozen + MASTERS * trained,
+        width * (frozen + head) + MASTERS * trained,  # a CPU keeps the head transposed too
         (GRADIENT + MOMENTS) * trained,
         width * shape.layers * kept,
         flops * config.sequences,

@@ -18,10 +18,7 @@ from orthrus.model.draft_head import CANDIDATES
 from orthrus.training.blocks import Blocks
 from orthrus.training.ops import Ops
 from orthrus.training.ops import load as load_ops
-from orthrus.training.vocabulary import Head
-
-CHUNK_ROWS = 512
-"""Rows per chunk of logits."""
+from orthrus.training.vocabulary import Head, Logits, logits_in_chunks
 
 
 @dataclass(frozen=True)
@@ -89,33 +86,42 @@ def empty(
     return HeadRows(*(torch.zeros(shape, dtype=kind, device=device) for shape, kind in shapes))
 
 
+class Collected:
+    """The trained rows of blocks whose states are known, from chunks of logits."""
+
+    def __init__(self, states: States, inverses: Sequence[float], ops: Ops) -> None:
+        blocks, hidden_SKD = states.blocks, states.hidden_SKD.detach()
+        S, M, inside_SM = len(blocks.roots_S), blocks.trained_rows, blocks.trained_SM
+        self._inverses, self._ops = inverses, ops
+        self.rows = empty(S, M, hidden_SKD.shape[-1], len(inverses), hidden_SKD.dtype, inside_SM.device)
+        self._places_N = inside_SM.flatten().nonzero()[:, 0]
+        text_SL = torch.cat((blocks.roots_S[:, None], blocks.targets_SM), dim=1)
+        self.rows.text_SL.copy_(blocks.tokens_T[text_SL.clamp(max=len(blocks.tokens_T) - 1)])
+        self.rows.counts_S.copy_(inside_SM.sum(-1))
+        self.rows.hidden_SMD[inside_SM] = hidden_SKD[:, :M][inside_SM]
+
+    def add(self, chunk: Logits) -> None:
+        """Take the logits of some rows; those that `rows` lacks are zero in it."""
+        which_N, teacher_PV = chunk.which_N, chunk.teacher_PV
+        best_PC, best_logits_PC, rests_P1 = self._ops.candidates(teacher_PV, (1.0,))
+        totals_P = rests_P1[:, 0].logaddexp(best_logits_PC.logsumexp(-1))
+        tokens_NC, top_NC, rests_NI = self._ops.candidates(chunk.student_NV, self._inverses)
+        shares_NC = (teacher_PV[which_N[:, None], tokens_NC].float() - totals_P[which_N, None]).exp()
+        chosen_N, places_N, rows = best_PC[which_N, 0], self._places_N[chunk.rows_N], self.rows
+        chosen_logits_N = chunk.student_NV.gather(1, chosen_N[:, None])[:, 0]
+        for target, values in (
+            (rows.candidates_SMC, tokens_NC), (rows.logits_SMC, top_NC), (rows.rests_SMI, rests_NI),
+            (rows.teacher_SMC, shares_NC), (rows.chosen_SM, chosen_N), (rows.chosen_logits_SM, chosen_logits_N),
+        ):  # fmt: skip
+            target.flatten(0, 1)[places_N] = values.to(target.dtype)
+
+
 @torch.no_grad()
 def head_rows(decoder: Decoder, states: States, inverses: Sequence[float] = (1.0,), ops: Ops | None = None) -> HeadRows:
     """The trained rows of blocks whose states are known."""
-    ops, blocks = ops or load_ops(decoder.dtype, decoder.device), states.blocks
-    S, M, inside_SM = len(blocks.roots_S), blocks.trained_rows, blocks.trained_SM
-    rows = empty(S, M, states.hidden_SKD.shape[-1], len(inverses), states.hidden_SKD.dtype, inside_SM.device)
-    text_SL = torch.cat((blocks.roots_S[:, None], blocks.targets_SM), dim=1)
-    rows.text_SL.copy_(blocks.tokens_T[text_SL.clamp(max=len(blocks.tokens_T) - 1)])
-    rows.counts_S.copy_(inside_SM.sum(-1))
-    hidden_ND, targets_N = states.hidden_SKD[:, :M][inside_SM].detach(), blocks.targets_SM[inside_SM]
-    rows.hidden_SMD[inside_SM] = hidden_ND
-    lm_head, parts = Head(decoder.head.weight, decoder.config.logit_soft_cap), []
-    order_N = targets_N.argsort(stable=True)  # rows with one target share a row of the AR view
-    for chunk in order_N.split(CHUNK_ROWS):
-        positions_P, which_N = targets_N[chunk].unique_consecutive(return_inverse=True)
-        teacher_PV = lm_head.logits(states.teacher_TD[positions_P - 1])
-        best_PC, best_logits_PC, rests_P1 = ops.candidates(teacher_PV, (1.0,))
-        totals_P = rests_P1[:, 0].logaddexp(best_logits_PC.logsumexp(-1))
-        logits_NV = lm_head.logits(hidden_ND[chunk])
-        tokens_NC, top_NC, rests_NI = ops.candidates(logits_NV, inverses)
-        shares_NC = (teacher_PV[which_N[:, None], tokens_NC].float() - totals_P[which_N, None]).exp()
-        chosen_N = best_PC[which_N, 0]
-        parts.append((tokens_NC, top_NC, rests_NI, shares_NC, chosen_N, logits_NV.gather(1, chosen_N[:, None])[:, 0]))
-    names = ("candidates_SMC", "logits_SMC", "rests_SMI", "teacher_SMC", "chosen_SM", "chosen_logits_SM")
-    for name, values in zip(names, zip(*parts, strict=True), strict=True):
-        target, value = getattr(rows, name), torch.cat(values)
-        ordered = torch.empty_like(value)
-        ordered[order_N] = value
-        target[inside_SM] = ordered.to(target.dtype)
-    return rows
+    blocks, collected = states.blocks, Collected(states, inverses, ops or load_ops(decoder.dtype, decoder.device))
+    hidden_ND = states.hidden_SKD[:, : blocks.trained_rows][blocks.trained_SM]
+    positions_N = blocks.targets_SM[blocks.trained_SM]
+    for chunk in logits_in_chunks(Head.of(decoder), hidden_ND, states.teacher_TD, positions_N):
+        collected.add(chunk)
+    return collected.rows

@@ -26,8 +26,8 @@ from orthrus.training.draft_head import head_loss as draft_head_loss
 from orthrus.training.objectives import Objective
 from orthrus.training.ops import Ops, rms_norm
 from orthrus.training.ops import load as load_ops
-from orthrus.training.rows import HeadRows, States, head_rows
-from orthrus.training.vocabulary import Head, Targets, VocabularyLoss
+from orthrus.training.rows import Collected, HeadRows, States
+from orthrus.training.vocabulary import Head, Rules, Targets, VocabularyLoss
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,38 @@ class Outcome:
 
 
 def step(
-    decoder: Decoder, blocks: Blocks, objective: Objective, ops: Ops | None = None, *, decay: float = 1.0
+    decoder: Decoder,
+    blocks: Blocks,
+    objective: Objective,
+    ops: Ops | None = None,
+    *,
+    decay: float = 1.0,
+    head: Head | None = None,
 ) -> Outcome:
     """The loss of an unprepared decoder, differentiable with respect to its parameters that require gradients.
 
-    `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block.
+    `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block. head:
+    that of the decoder, where the caller keeps its transposed weights.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
-    states = states_of(decoder, blocks, ops)
-    teacher_TD, hidden_SKD = states.teacher_TD, states.hidden_SKD
-    trained_SM = blocks.trained_SM
+    states, trained_SM = states_of(decoder, blocks, ops), blocks.trained_SM
     offsets_N = torch.arange(blocks.trained_rows, device=decoder.device).expand_as(trained_SM)[trained_SM]
     targets_N = blocks.targets_SM[trained_SM]
-    hidden_ND = hidden_SKD[:, : blocks.trained_rows][trained_SM]
+    trains_head = decoder.draft_head is not None and decoder.draft_head.bias.requires_grad
+    collected = Collected(states, (1.0,), ops) if trains_head else None
     loss, agreed_N = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND,
-        teacher_TD,
-        Head(decoder.head.weight, decoder.config.logit_soft_cap),
+        states.hidden_SKD[:, : blocks.trained_rows][trained_SM],
+        states.teacher_TD,
+        head or Head.of(decoder),
         Targets(targets_N, blocks.tokens_T[targets_N]),
-        partial(objective.over_blocks, weights_N=decay**offsets_N, inside_SM=trained_SM),
-        partial(objective.rows, ops=ops),
+        Rules(
+            partial(objective.rows, ops=ops),
+            partial(objective.over_blocks, weights_N=decay**offsets_N, inside_SM=trained_SM),
+            collected.add if collected else None,
+        ),
         ops,
     )
-    head_loss = None
-    if decoder.draft_head is not None and decoder.draft_head.bias.requires_grad:
-        head_loss, _, _ = draft_head_loss(decoder, head_rows(decoder, states, ops=ops), objective, decay)
+    head_loss = draft_head_loss(decoder, collected.rows, objective, decay)[0] if collected else None
     rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)
 

@@ -21,6 +21,7 @@ from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate
 from orthrus.training.packing import Packing
 from orthrus.training.rows import HeadRows, head_rows, joined
 from orthrus.training.step import Outcome, states_of, step
+from orthrus.training.vocabulary import Head
 
 CALIBRATION_ROOTS, CALIBRATION_TEXTS = 64, 4
 """Blocks per held-out text, and texts, from which a view and its draft head are calibrated."""
@@ -69,6 +70,7 @@ class ViewTask:
         self._objective = objectives.load(config.objective)
         self._packing = Packing(corpus.documents, config)
         self._held_out = Packing(corpus.held_out, replace(config, roots=CALIBRATION_ROOTS))
+        self._head = Head.of(self._decoder, transposed=self._decoder.device.type == "cpu")
 
     def prepare(self) -> Iterator[tuple[int, int]]:
         """Nothing: every step computes all it needs."""
@@ -76,7 +78,8 @@ class ViewTask:
 
     def outcome(self, number: int) -> Outcome:
         """See `Task`: of one packed text."""
-        return step(self._decoder, self._packing.blocks(number), self._objective, decay=self._config.offset_decay)
+        blocks, decay = self._packing.blocks(number), self._config.offset_decay
+        return step(self._decoder, blocks, self._objective, decay=decay, head=self._head)
 
     def batch(self, number: int) -> dict[str, Any]:
         """See `Task`."""

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from orthrus.model.decoder import Decoder
 from orthrus.training.ops import Ops
 
-CHUNK_POSITIONS = 64
-"""Distinct targets per chunk of teacher logits; up to K rows share a target."""
+CHUNK_BYTES = 64 << 20
+"""The logits of a chunk of rows: enough rows for fast GEMMs."""
 SLICE_ROWS = 16
 """Student rows per call of the objective: few enough that their logits stay in the CPU caches."""
 
 
 class Head(NamedTuple):
-    """The frozen head [V, D], and the soft cap of its logits (see `DecoderConfig`)."""
+    """The frozen head [V, D], and the soft cap of its logits (see `DecoderConfig`). weight_DV: the same transposed in
+    memory, with which GEMMs on a CPU give logits in half the time."""
 
     weight_VD: Tensor
     soft_cap: float | None = None
+    weight_DV: Tensor | None = None
+
+    @staticmethod
+    def of(decoder: Decoder, *, transposed: bool = False) -> Head:
+        """The head of a decoder. `transposed` needs its memory once more."""
+        weight_VD = decoder.head.weight
+        return Head(weight_VD, decoder.config.logit_soft_cap, weight_VD.T.contiguous() if transposed else None)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V]."""
-        logits_NV = F.linear(hidden_ND, self.weight_VD)
+        logits_NV = hidden_ND @ (self.weight_VD.T if self.weight_DV is None else self.weight_DV)
         return logits_NV if self.soft_cap is None else torch.tanh(logits_NV / self.soft_cap) * self.soft_cap
 
     def backward(self, grad_NV: Tensor, logits_NV: Tensor | None) -> Tensor:
@@ -36,6 +44,25 @@ class Head(NamedTuple):
         return grad_NV @ self.weight_VD
 
 
+class Logits(NamedTuple):
+    """The logits of a chunk of rows: which rows they are [N], those of the diffusion view [N, V], those of the AR view
+    at the distinct targets of the chunk [P, V], and which of these targets each row has [N]."""
+
+    rows_N: Tensor
+    student_NV: Tensor
+    teacher_PV: Tensor
+    which_N: Tensor
+
+
+def logits_in_chunks(head: Head, hidden_ND: Tensor, teacher_TD: Tensor, positions_N: Tensor) -> Iterator[Logits]:
+    """The logits of all rows, given the positions of their targets in the text, by which they are sorted: rows with one
+    target share a row of the AR view."""
+    size = head.weight_VD.shape[0] * head.weight_VD.element_size()
+    for rows_N in positions_N.argsort(stable=True).split(max(SLICE_ROWS, CHUNK_BYTES // size)):
+        positions_P, which_N = positions_N[rows_N].unique_consecutive(return_inverse=True)
+        yield Logits(rows_N, head.logits(hidden_ND[rows_N]), head.logits(teacher_TD[positions_P - 1]), which_N)
+
+
 class Targets(NamedTuple):
     """The targets of the rows: their positions in the text [N], and the tokens there [N]."""
 
@@ -43,55 +70,51 @@ class Targets(NamedTuple):
     tokens_N: Tensor
 
 
+class Rules(NamedTuple):
+    """How logits become a loss: `rows` maps those of some rows of both views, and the tokens that are their targets, to
+    losses and gradients; `over_blocks` the losses of all rows to one. `observe` sees every chunk of logits."""
+
+    rows: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    over_blocks: Callable[[Tensor], Tensor]
+    observe: Callable[[Logits], None] | None = None
+
+
 class VocabularyLoss(torch.autograd.Function):
     """The loss of all rows, and its gradient with respect to their hidden states."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        teacher_TD: Tensor,
-        head: Head,
-        targets: Targets,
-        over_blocks: Callable[[Tensor], Tensor],
-        row_losses: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-        ops: Ops,
+        ctx: Any, hidden_ND: Tensor, teacher_TD: Tensor, head: Head, targets: Targets, rules: Rules, ops: Ops
     ) -> tuple[Tensor, Tensor]:
-        """Loss, and which rows agree with the teacher. Rows are sorted by target: each target needs one teacher row.
-
-        `row_losses` maps a chunk of rows to losses and their gradients, `over_blocks` the losses of all rows to one.
-        """
-        order_N = targets.positions_N.argsort(stable=True)
-        distinct_P, which_N = targets.positions_N[order_N].unique_consecutive(return_inverse=True)
-        losses, agreed = hidden_ND.new_empty(len(order_N), dtype=torch.float32), order_N.new_empty(len(order_N)).bool()
+        """Loss, and which rows agree with the teacher."""
+        losses_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
+        agreed_N = torch.empty(len(hidden_ND), dtype=torch.bool, device=hidden_ND.device)
         gradient_ND = torch.empty_like(hidden_ND)
-        for first in range(0, len(distinct_P), CHUNK_POSITIONS):
-            last = min(first + CHUNK_POSITIONS, len(distinct_P))
-            teacher_PV = head.logits(teacher_TD[distinct_P[first:last] - 1])
-            _, teacher_top1_P = ops.largest(teacher_PV)
-            here = slice(*(int(torch.searchsorted(which_N, edge)) for edge in (first, last)))
-            student_NV = head.logits(hidden_ND[order_N[here]])
-            logits_NV = None if head.soft_cap is None else student_NV.clone()  # gradients replace the logits
-            for part in range(0, len(student_NV), SLICE_ROWS):
-                student = student_NV[part : part + SLICE_ROWS]
-                rows = order_N[here.start + part :][: len(student)]
-                teacher_rows = which_N[here.start + part :][: len(student)] - first
-                chosen = student.gather(-1, teacher_top1_P[teacher_rows, None])[:, 0]
-                agreed[rows] = chosen == ops.largest(student)[0]
-                losses[rows], gradient = row_losses(student, teacher_PV[teacher_rows], targets.tokens_N[rows])
-                if gradient is not student:
-                    student.copy_(gradient)
-            gradient_ND[order_N[here]] = head.backward(student_NV, logits_NV)
+        for chunk in logits_in_chunks(head, hidden_ND, teacher_TD, targets.positions_N):
+            if rules.observe is not None:
+                rules.observe(chunk)
+            _, chosen_P = ops.largest(chunk.teacher_PV)
+            logits_NV = None if head.soft_cap is None else chunk.student_NV.clone()  # gradients replace the logits
+            slices = (part.split(SLICE_ROWS) for part in (chunk.student_NV, chunk.rows_N, chunk.which_N))
+            for student_NV, rows_N, which_N in zip(*slices, strict=True):
+                chosen_N = student_NV.gather(-1, chosen_P[which_N, None])[:, 0]
+                agreed_N[rows_N] = chosen_N == ops.largest(student_NV)[0]
+                losses_N[rows_N], gradient_NV = rules.rows(
+                    student_NV, chunk.teacher_PV[which_N], targets.tokens_N[rows_N]
+                )
+                if gradient_NV is not student_NV:
+                    student_NV.copy_(gradient_NV)
+            gradient_ND[chunk.rows_N] = head.backward(chunk.student_NV, logits_NV)
         with torch.enable_grad():
-            loss = over_blocks(losses.requires_grad_())
-        (shares_N,) = torch.autograd.grad(loss, losses)
+            loss = rules.over_blocks(losses_N.requires_grad_())
+        (shares_N,) = torch.autograd.grad(loss, losses_N)
         ctx.save_for_backward(gradient_ND * shares_N[:, None].to(gradient_ND.dtype))
-        ctx.mark_non_differentiable(agreed)
-        return loss.detach(), agreed
+        ctx.mark_non_differentiable(agreed_N)
+        return loss.detach(), agreed_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _grad_agreed: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient with respect to the hidden states; all other inputs are constants."""
         (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * grad_loss, *(None,) * 6
+        return gradient_ND * grad_loss, *(None,) * 5
