@@ -16,17 +16,29 @@ typedef struct {
 } BlockScores;
 
 /* x becomes exp(x - max); returns their sum. The size is a multiple of LANES. */
-static inline float softmax_exp(float *x, int64_t size, float *max) {
-    float tops[LANES], lanes[LANES] = {0}, sum = 0;
-    for (int l = 0; l < LANES; l++) tops[l] = x[l];
-    for (int64_t i = LANES; i < size; i += LANES)
-        for (int l = 0; l < LANES; l++) tops[l] = x[i + l] > tops[l] ? x[i + l] : tops[l];
-    *max = tops[0];
-    for (int l = 1; l < LANES; l++) *max = tops[l] > *max ? tops[l] : *max;
-    for (int64_t i = 0; i < size; i += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += x[i + l] = fast_exp(x[i + l] - *max);
-    for (int l = 0; l < LANES; l++) sum += lanes[l];
-    return sum;
+static inline float softmax_exp(float *x, int64_t size) {
+    f32x16 tops = f32_load(x), sums = f32_zero();
+    for (int64_t i = LANES; i < size; i += LANES) tops = f32_max(tops, f32_load(x + i));
+    f32x16 max = f32_set1(f32_reduce_max(tops));
+    for (int64_t i = 0; i < size; i += LANES) {
+        f32x16 value = fast_exp_lanes(f32_sub(f32_load(x + i), max));
+        f32_store(x + i, value);
+        sums = f32_add(sums, value);
+    }
+    return f32_reduce_add(sums);
+}
+
+/* y = x * factor. */
+static inline void scaled_floats(const scalar_t *x, float *y, int64_t size, float factor) {
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) f32_store(y + i, f32_mul(load_lanes(x + i), f32_set1(factor)));
+    for (; i < size; i++) y[i] = to_float(x[i]) * factor;
+}
+
+static inline void scaled_scalars(const float *x, scalar_t *y, int64_t size, float factor) {
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) store_lanes(y + i, f32_mul(f32_load(x + i), f32_set1(factor)));
+    for (; i < size; i++) y[i] = from_float(x[i] * factor);
 }
 
 typedef struct {
@@ -46,14 +58,14 @@ static void block_softmax_share(void *argument, Thread thread) {
         scalar_t *a = call->past + n * text, *b = call->own + n * block;
         int64_t visible = call->kv_lens[n / shape->rows % shape->blocks];
         int64_t count = (visible + block + LANES - 1) / LANES * LANES;
-        float scores[text + block + LANES], max;
-        for (int64_t i = 0; i < visible; i++) scores[i] = to_float(a[i]) * scale;
-        for (int64_t i = 0; i < block; i++) scores[visible + i] = to_float(b[i]) * scale;
+        float scores[text + block + LANES];
+        scaled_floats(a, scores, visible, scale);
+        scaled_floats(b, scores + visible, block, scale);
         for (int64_t i = visible + block; i < count; i++) scores[i] = -INFINITY;
-        float inverse = 1.0f / softmax_exp(scores, count, &max);
-        for (int64_t i = 0; i < visible; i++) a[i] = from_float(scores[i] * inverse);
+        float inverse = 1.0f / softmax_exp(scores, count);
+        scaled_scalars(scores, a, visible, inverse);
         memset(a + visible, 0, (text - visible) * sizeof(scalar_t));
-        for (int64_t i = 0; i < block; i++) b[i] = from_float(scores[visible + i] * inverse);
+        scaled_scalars(scores + visible, b, block, inverse);
     }
 }
 
