@@ -1,5 +1,5 @@
-"""What losses are typical of a run, and when it fails: one text may well have ten times the loss of another, so neither
-is judged by a single text."""
+"""What losses are typical of a run, and when it fails. One text may have a tenth of the loss of another, so the loss of
+a text is compared with the mean over many, and that mean with its lowest value."""
 
 from __future__ import annotations
 
