@@ -282,6 +282,21 @@ def test_the_noise_of_likely_tokens_finds_the_largest_sum(spread, margin, kernel
             assert target(n) == int((scores_V + noise.gumbel(9 + n, vocab)).numpy().argmax())
 
 
+@SAMPLERS
+def test_of_two_equal_sums_that_of_the_first_token_wins(kernels):
+    """One token is loud, and its noise is added before that of the other one, which has a large logit instead."""
+    vocab, position, random = 4097, 9, AddressedNoise(4)
+    noise_V = gumbel.gumbel(random.bits(position, vocab))
+    loud = int(np.flatnonzero(noise_V > LOUD)[3])
+    for near in (loud - 1, loud + 1):
+        logits_V = np.full(vocab, -20, np.float32)
+        logits_V[loud], logits_V[near] = 0, noise_V[loud] - noise_V[near]
+        while (total := logits_V[near] + noise_V[near]) != noise_V[loud]:
+            logits_V[near] = np.nextafter(logits_V[near], np.float32(math.copysign(math.inf, noise_V[loud] - total)))
+        found = samplers()[kernels].largest_sum(torch.from_numpy(logits_V)[None], 1.0, random, position)
+        assert found == min(loud, near)
+
+
 def test_noise_is_seldom_computed_for_all_tokens():
     found, rows = samplers()["reference"], 2 * logits_of(200, 4097)
     for temperature in (0.05, 0.8):
