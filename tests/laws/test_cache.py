@@ -110,7 +110,7 @@ def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
         run = next((n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(7, len(truth)))
         if nodes is not None:
             temperatures = runner.decoder.draft_temperatures()
-            tree = Draft.tree(*BlockRows.of(runner, None).tree(logits, temperatures, nodes))
+            tree = Draft.of(BlockRows.of(runner, None).tree(logits, temperatures, nodes))
             run = max(len(path) for path in tree.paths if path == truth[: len(path)])
         replayed.append(run)
         position += run + 1

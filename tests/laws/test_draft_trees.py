@@ -16,14 +16,17 @@ from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
 from orthrus.config import SamplingParams
 from orthrus.decoding.draft_tree import constrained_tree
+from orthrus.decoding.drafts import Draft
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Proposal, rejection
 from orthrus.decoding.sampling import Sampler
 from orthrus.file_cache import cache_directory
 from orthrus.model.draft_head import CANDIDATES, DraftHead
+from orthrus.ngrams import Context, Lookup
 from orthrus.runner.draft_tree import BlockRows
 
 D, V, UNITS = 64, 100, 32
+REPETITIVE = Context([*range(60, 70), 7, 3, 4, 5, *range(70, 80), 7])
 
 
 def head(rows=4, dtype="fp32", seed=0, units=UNITS):
@@ -113,17 +116,18 @@ def test_rejection_draws_from_what_the_head_makes_of_each_row(known, nodes):
         torch.testing.assert_close(q.double(), (expected / 0.7).softmax(0), atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("lookup", [None, Lookup(REPETITIVE), Lookup(REPETITIVE, 1)])
 @pytest.mark.parametrize("nodes", [None, 7])
 @pytest.mark.parametrize("known", [False, True])
-def test_a_constraint_that_allows_everything_changes_no_tree(known, nodes):
+def test_a_constraint_that_allows_everything_changes_no_tree(known, nodes, lookup):
     """Trees under a constraint are grown by a search of their own, in which the draft head corrects each row too."""
     logits, inputs = block(3, known=known)
     rows, temperatures = BlockRows(TorchKernels(), inputs), [0.6, 1.0, 1.3]
     free = SimpleNamespace(goes_on=lambda path: True, mask=lambda: np.ones(V, dtype=np.bool_))
-    tokens, parents, confidence = constrained_tree(rows, logits, temperatures, nodes, free)
-    expected = rows.tree(logits, temperatures, nodes)
-    assert (tokens, parents) == (expected.tokens, expected.parents)
-    assert confidence == pytest.approx(expected.confidence, rel=1e-4)
+    tree = constrained_tree(rows, logits, temperatures, nodes, free, lookup)
+    expected = rows.tree(logits, temperatures, nodes, lookup)
+    assert tree._replace(confidence=[]) == expected._replace(confidence=[])
+    assert tree.confidence == pytest.approx(expected.confidence, rel=1e-4)
 
 
 def implementations(dtype):
@@ -161,6 +165,54 @@ def test_every_implementation_chooses_the_same_tree(rows, vocabulary, nodes, uni
     for tree in others:
         assert (tree.tokens, tree.parents) == (expected.tokens, expected.parents)
         assert tree.confidence == pytest.approx(expected.confidence, rel=1e-4 if dtype == "fp32" else 0.05)
+
+
+def repetitive(logits, generator, last):
+    """A text that repeats itself, not always alike, over likely tokens of all rows and over others."""
+    likely = logits.float().topk(3).indices.flatten()
+    tokens = torch.cat((likely, torch.randint(logits.shape[1], (len(likely),), generator=generator)))
+    text = tokens[torch.randint(len(tokens), (10,), generator=generator)].repeat(20)
+    places = torch.randint(len(text), (len(text) // 6,), generator=generator)
+    text[places] = tokens[torch.randint(len(tokens), places.shape, generator=generator)]
+    text[::10] = last
+    return Context([*text.tolist(), last])
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+@pytest.mark.parametrize(("dtype", "kind"), [("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")])
+@pytest.mark.parametrize(("rows", "nodes"), [(1, 5), (4, 24), (8, 16), (8, None), (8, 1)])
+def test_every_implementation_looks_up_the_same_drafts(rows, nodes, dtype, kind, with_head):
+    """Drafts that are no candidates too, what the head makes of the row after them, and those below the last row."""
+    deeper = looked_up = 0
+    for seed in range(10):
+        generator, last = torch.Generator().manual_seed(seed), 7
+        logits = distinct(rows, 300, generator).to(tiny.DTYPES[kind])
+        shapes = (300, D), (rows + 1, D)
+        embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
+        inputs = HeadInputs(head(rows, dtype), embedding, hidden, last) if with_head else None
+        context = repetitive(logits, generator, last)
+        expected, *others = (
+            own.draft_tree(logits, [1.0] * rows, nodes, inputs, Lookup(context, seed % 2))
+            for own in implementations(dtype)
+        )
+        deeper += Draft.of(expected).depth > rows
+        looked_up += any(expected.looked_up)
+        for tree in others:
+            assert tree._replace(confidence=[]) == expected._replace(confidence=[])
+            assert tree.confidence == pytest.approx(expected.confidence, rel=1e-3 if dtype == "fp32" else 0.05)
+    assert looked_up or nodes in (None, 1)
+    assert deeper or rows == 8
+
+
+@pytest.mark.parametrize("kernels", implementations("fp32"), ids=lambda own: own.name)
+def test_a_text_alone_gives_the_chain_that_followed_before(kernels):
+    nothing = torch.empty(0, V)
+    tree = kernels.draft_tree(nothing, [], 6, None, Lookup(Context([1, 2, 3, 4, 5, 6, 1, 2, 3])))
+    assert tree.tokens == [4, 5, 6, 1, 2, 3]
+    assert tree.parents == [*range(-1, 5)]
+    assert all(tree.looked_up)
+    assert kernels.draft_tree(nothing, [], 6, None, Lookup(Context([1, 2, 3]))).tokens == []
+    assert kernels.draft_tree(nothing, [], 6, None, Lookup(Context())).tokens == []
 
 
 @pytest.mark.parametrize("kernels", implementations("fp32"), ids=lambda own: own.name)

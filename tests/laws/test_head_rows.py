@@ -198,7 +198,7 @@ def test_a_replay_takes_the_cycles_of_decoding(family, headless):
         for root in reversed(range(begin, len(text) - 1)):
             table.commit(root)
             (logits,), (hidden,) = runner.diffuse_rows([text[root]], K, [table], rows=M)
-            tree = Draft.tree(*BlockRows.of(runner, hidden).tree(logits, temperatures, NODES))
+            tree = Draft.of(BlockRows.of(runner, hidden).tree(logits, temperatures, NODES))
             truth = text[root + 1 :]
             of_root[root] = max(len(path) for path in tree.paths if path == truth[: len(path)])
         root = begin

@@ -91,7 +91,7 @@ def test_each_sequence_of_a_batch_is_planned_by_its_own_acceptance(monkeypatch):
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     assert [done[n].tokens for n in range(4)] == truths
     rows = [done[n].statistics.rows / done[n].statistics.passes for n in range(4)]
-    assert min(rows[0], rows[2]) > 2 * max(rows[1], rows[3])
+    assert min(rows[0], rows[2]) > 1.8 * max(rows[1], rows[3])
 
 
 def test_plans_depend_only_on_costs_and_history(monkeypatch):

@@ -137,7 +137,7 @@ def test_an_untrained_view_has_the_acceptance_of_a_copy(untrained, temperature):
         "Write a short poem about the sea.", max_new_tokens=96, temperature=temperature, seed=4, cycle="two-pass",
         tree_nodes=0,
     )  # fmt: skip
-    assert 0.5 < result.statistics.acceptance_length < 1.5
+    assert 0.4 < result.statistics.acceptance_length < 2
     assert result.text
 
 

@@ -53,8 +53,10 @@ def tree(library, logits, threads):
     temperatures = (ctypes.c_float * ROWS)(*[1.0] * ROWS)
     rows = logits.data_ptr(), None, ctypes.addressof(temperatures), *logits.shape
     block = structs.DraftBlock(*rows, True, -1, NODES, False)
-    tokens, parents, confidence = (ctypes.c_int64 * NODES)(), (ctypes.c_int64 * NODES)(), (ctypes.c_float * NODES)()
-    found = library.draft_tree(ctypes.byref(block), None, tokens, parents, confidence, ctypes.c_int64(threads))
+    tokens, parents, looked_up = ((ctypes.c_int64 * NODES)() for _ in range(3))
+    confidence = (ctypes.c_float * NODES)()
+    nodes = structs.DraftNodes(*map(ctypes.addressof, (tokens, parents, confidence, looked_up)))
+    found = library.draft_tree(ctypes.byref(block), None, ctypes.byref(nodes), ctypes.c_int64(threads))
     return found, [*tokens], [*parents], [*confidence]
 
 

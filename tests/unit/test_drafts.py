@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
@@ -10,7 +11,6 @@ import tiny
 import torch
 
 from orthrus.config import DecodingConfig
-from orthrus.decoding.draft_tree import grow
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.engine import Engine
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
@@ -18,7 +18,8 @@ from orthrus.decoding.planning.choice import choose_roots, count_causally, count
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import tree_size
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
-from orthrus.runner.draft_tree import BlockRows
+from orthrus.ngrams import Option
+from orthrus.runner.draft_tree import BlockRows, grow
 
 TREE = Draft.tree([5, 6, 5, 7, 8], [-1, 0, 1, 0, -1], [0.9, 0.8, 0.5, 0.1, 0.05])
 
@@ -38,23 +39,16 @@ def test_duplicates_among_siblings_and_parents_after_their_children_are_refused(
         Draft.tree(tokens, parents)
 
 
-def test_a_branch_shares_the_nodes_that_exist():
-    both = TREE.branched([5, 7, 9], 0.6, "lookup")
-    assert both.tokens == [*TREE.tokens, 9]
-    assert both.parents == [*TREE.parents, 3]
-    assert both.confidence == [0.9, 0.8, 0.5, 0.6, 0.05, 0.6]
-    assert [both.kinds[node] for node in (0, 3, 5)] == ["agrees", "lookup", "lookup"]
-
-
 def test_a_grown_tree_holds_the_likeliest_paths():
     rng = random.Random(3)
     options = {path: sorted(rng.random() / 2 for _ in range(3))[::-1] for n in range(3) for path in _paths(n)}
-    tokens, parents, _ = grow(lambda path: list(enumerate(options.get(tuple(path), ()))), 12)
+    after = {path: [Option(token, math.log(own)) for token, own in enumerate(all_)] for path, all_ in options.items()}
+    tree = grow(lambda path: after.get(tuple(path), ()), 12)
     reached = {(): 1.0}
     for path in sorted(itertools.chain(*(_paths(n) for n in (1, 2, 3))), key=len):
         reached[path] = reached[path[:-1]] * options[path[:-1]][path[-1]]
     best = sorted((path for path in reached if path), key=lambda path: -reached[path])[:12]
-    assert [tuple(path) for path in Draft.tree(tokens, parents).paths[1:]] == best
+    assert [tuple(path) for path in Draft.of(tree).paths[1:]] == best
 
 
 def _paths(length):
@@ -64,7 +58,7 @@ def _paths(length):
 def test_a_chain_holds_the_best_token_of_each_row_up_to_the_first_without_any():
     scores = torch.randn(4, tiny.VOCAB)
     scores[3] = torch.nan
-    tokens, parents, confidence = BlockRows.independent().tree(scores, [0.5, 1.0, 2.0, 1.0], None)
+    tokens, parents, confidence, _ = BlockRows.independent().tree(scores, [0.5, 1.0, 2.0, 1.0], None)
     assert tokens == scores[:3].argmax(dim=-1).tolist()
     assert parents == [-1, 0, 1]
     assert confidence[0] == pytest.approx(float((scores[0] / 0.5).softmax(0).max()), rel=1e-4)

@@ -2,15 +2,18 @@
 
 Each row of a block has a few candidates. A node of the tree is a candidate of the row of its depth, after a path of
 candidates of the rows before it. The tree holds the nodes whose paths have the largest probabilities. With a draft head
-the probabilities of a row depend on the token before it; without one the rows are independent.
+the probabilities of a row depend on the token before it; without one the rows are independent. With the text before the
+block, what followed the path when it occurred before corrects them and is a candidate too: see `orthrus.ngrams`.
 
-Shapes: R rows, S rows of hidden states, C candidates, N = R * C; the rest as in `orthrus.config`.
+Shapes: R rows, S rows of hidden states, P tokens before a row, C candidates; the rest as in `orthrus.config`.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from orthrus.model.draft_head import CANDIDATES, DraftHead
+from orthrus.ngrams import Lookup, Option
 
 LARGEST = 1e30
 """Logits are clamped to this; those that are NaN or below minus this are no candidates."""
@@ -25,11 +29,12 @@ LARGEST = 1e30
 
 class DraftTree(NamedTuple):
     """Nodes in order of falling path probability. parents: node numbers, -1 for a child of the root. confidence: the
-    probability of each node, given its parent."""
+    probability of each node, given its parent. looked_up: whether a node is there because of the text alone."""
 
     tokens: list[int]
     parents: list[int]
     confidence: list[float]
+    looked_up: list[bool]
 
 
 @dataclass(frozen=True)
@@ -47,70 +52,120 @@ class HeadInputs:
 
 
 def draft_tree(
-    logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
+    logits_RV: Tensor,
+    temperatures: Sequence[float],
+    nodes: int | None,
+    inputs: HeadInputs | None = None,
+    lookup: Lookup | None = None,
 ) -> DraftTree:
-    """The `nodes` likeliest nodes, or fewer where the rows have fewer. None: a chain, in which the likeliest candidate
-    of each row follows that of the row before it, up to the first row without any.
+    """The `nodes` likeliest nodes, or fewer where there are fewer. None: a chain, in which the likeliest candidate of
+    each row follows that of the row before it, up to the first row without any.
 
     The probabilities of row r are the softmax of its logits over `temperatures[r]`; a head changes the logits of the
-    candidates.
+    candidates. With `lookup`, matches of the text correct the probabilities, and go on below the last row.
     """
-    scores_RV = logits_RV.float().nan_to_num(nan=-torch.inf).clamp(-2 * LARGEST, LARGEST)
-    count = min(CANDIDATES, scores_RV.shape[1])
-    top_RC, tokens_RC = scores_RV.topk(count)
-    scaled = scores_RV / torch.tensor(temperatures, device=scores_RV.device)[:, None]
-    rest_R = scaled.scatter(1, tokens_RC, -torch.inf).logsumexp(-1)
-    corrections_RPC = _corrections(inputs, tokens_RC) if inputs is not None else torch.zeros_like(top_RC)[:, None]
-    corrected = (top_RC[:, None] + corrections_RPC) / torch.tensor(temperatures, device=scaled.device)[:, None, None]
-    rests = rest_R[:, None, None].expand(-1, corrected.shape[1], 1)
-    log_p = corrected - torch.cat((corrected, rests), dim=-1).logsumexp(-1, keepdim=True)
-    log_p = log_p.masked_fill((top_RC < -LARGEST)[:, None], -torch.inf)
-    return best_first(log_p.tolist(), tokens_RC.tolist(), nodes)
+    rows = _Rows(logits_RV, temperatures, inputs)
+
+    def options(path: list[int]) -> Sequence[Option]:
+        found: Sequence[Option] = rows.after(path)
+        if lookup is not None:
+            found = lookup.weigh(found, path)
+        return found[:1] if nodes is None else found
+
+    return grow(options, len(logits_RV) if nodes is None else nodes)
 
 
-def _corrections(inputs: HeadInputs, tokens_RC: Tensor) -> Tensor:
-    """What is added to the logits of candidate c of row r after candidate p of the row before: [R, C, C]."""
-    (rows, count), embedding, head = tokens_RC.shape, inputs.embedding_VD, inputs.head
-    corrections = torch.zeros(rows, count, count, device=tokens_RC.device)
-    known = inputs.first_token is not None
-    hidden_SD = inputs.hidden_SD
-    assert len(hidden_SD) == rows + known
-    context_RM = head.context(hidden_SD[1:].float(), hidden_SD[:-1].float())
-    before_RP = tokens_RC[:-1]
-    if known:
-        first = torch.full((1, count), inputs.first_token or 0, device=tokens_RC.device)
-        before_RP = torch.cat((first, before_RP))
-    corrected = slice(0 if known else 1, rows)
-    directions_RPD = head.direction(context_RM[:, None], embedding[before_RP].float())
-    corrections[corrected] = directions_RPD @ embedding[tokens_RC[corrected]].float().transpose(1, 2)
-    return corrections
+def grow(options: Callable[[list[int]], Sequence[Option]], nodes: int) -> DraftTree:
+    """The tree of the `nodes` likeliest paths. `options` gives what may follow a path, likeliest first."""
+    tree = DraftTree([], [], [], [])
+    left: list[tuple[float, int, int, int, Sequence[Option], list[int]]] = []
+    order = itertools.count()
+
+    def consider(reached: float, parent: int, rank: int, after: Sequence[Option], path: list[int]) -> None:
+        if rank < len(after):
+            heapq.heappush(left, (-reached - after[rank].log_p, next(order), parent, rank, after, path))
+
+    consider(0.0, -1, 0, options([]), [])
+    while left and len(tree.tokens) < nodes:
+        negative, _, parent, rank, after, path = heapq.heappop(left)
+        token, log_p, looked_up = after[rank]
+        tree.tokens.append(token)
+        tree.parents.append(parent)
+        tree.confidence.append(math.exp(log_p))
+        tree.looked_up.append(looked_up)
+        consider(-negative - log_p, parent, rank + 1, after, path)
+        if len(tree.tokens) < nodes:
+            longer = [*path, token]
+            consider(-negative, len(tree.tokens) - 1, 0, options(longer), longer)
+    return tree
 
 
-def best_first(log_p: list[list[list[float]]], candidates: list[list[int]], nodes: int | None) -> DraftTree:
-    """Take the likeliest node that is left, and add its children to those that are left. Of equals, the first added.
+def candidates_after(
+    path: Sequence[int], tokens: Sequence[list[int]], log_p: Sequence[list[list[float]]]
+) -> list[Option]:
+    """The candidates of the row that follows a path of candidates, likeliest first.
 
     log_p[r][p][c]: of candidate c of row r after candidate p of the row before; of any, where there is one p only.
     """
-    tree = DraftTree([], [], [])
-    left: list[tuple[float, int, int, int, int, float]] = []
-    added = 0
+    row = len(path)
+    before = tokens[row - 1].index(path[-1]) if row and len(log_p[row]) > 1 else 0
+    return _options(tokens[row], log_p[row][before])
 
-    def add_children(parent: int, row: int, before: int, path: float) -> None:
-        nonlocal added
-        of_row = log_p[row][before if before < len(log_p[row]) else 0]
-        likeliest = max((own for own in of_row if own > -torch.inf), default=0.0)
-        for choice, own in enumerate(of_row):
-            if own > -torch.inf and (nodes is not None or choice == of_row.index(likeliest)):
-                heapq.heappush(left, (-(path + own), added, parent, row, choice, own))
-            added += 1
 
-    if log_p:
-        add_children(-1, 0, 0, 0.0)
-    while left and (nodes is None or len(tree.tokens) < nodes):
-        negative, _, parent, row, choice, own = heapq.heappop(left)
-        tree.tokens.append(candidates[row][choice])
-        tree.parents.append(parent)
-        tree.confidence.append(float(torch.tensor(own).exp()))
-        if row + 1 < len(log_p):
-            add_children(len(tree.tokens) - 1, row + 1, choice, -negative)
-    return tree
+def _options(tokens: list[int], log_p: list[float]) -> list[Option]:
+    pairs = [Option(token, own) for token, own in zip(tokens, log_p, strict=True) if own > -math.inf]
+    return sorted(pairs, key=lambda option: -option.log_p)
+
+
+class _Rows:
+    """The candidates of the rows of a block, and their log probabilities after every candidate of the row before."""
+
+    def __init__(self, logits_RV: Tensor, temperatures: Sequence[float], inputs: HeadInputs | None) -> None:
+        scores_RV = logits_RV.float().nan_to_num(nan=-torch.inf).clamp(-2 * LARGEST, LARGEST)
+        self._inputs, self._temperatures_R = inputs, torch.tensor(temperatures, device=scores_RV.device)
+        self._top_RC, self._tokens_RC = scores_RV.topk(min(CANDIDATES, scores_RV.shape[1]))
+        scaled = scores_RV / self._temperatures_R[:, None]
+        self._rest_R = scaled.scatter(1, self._tokens_RC, -torch.inf).logsumexp(-1)
+        self._tokens: list[list[int]] = self._tokens_RC.tolist()
+        self._log_p: list[list[list[float]]] = []
+        if self._tokens:
+            self._log_p += self._of_rows(0, None if inputs is None else inputs.first_token)
+            self._log_p += self._of_rows(1, None if inputs is None else self._tokens_RC[:-1])
+
+    def after(self, path: Sequence[int]) -> list[Option]:
+        """The candidates after a path, likeliest first; none below the last row."""
+        row = len(path)
+        if row >= len(self._tokens):
+            return []
+        if row and self._inputs is not None and path[-1] not in self._tokens[row - 1]:
+            return _options(self._tokens[row], self._of_rows(row, path[-1])[0][0])
+        return candidates_after(path, self._tokens, self._log_p)
+
+    def _of_rows(self, first: int, before: Tensor | int | None) -> list[list[list[float]]]:
+        """The log probabilities [.., P, C] of the rows from `first` on after the tokens `before` [.., P], or of one row
+        after one token."""
+        one = not isinstance(before, Tensor) and (first == 0 or before is not None)
+        rows = slice(first, first + 1 if one else None)
+        top_RC, over_R = self._top_RC[rows], self._temperatures_R[rows]
+        corrected_RPC = top_RC[:, None]
+        if before is not None:
+            corrected_RPC = corrected_RPC + self._corrections(rows, before)
+        scaled_RPC = corrected_RPC / over_R[:, None, None]
+        rests = self._rest_R[rows][:, None, None].expand(-1, scaled_RPC.shape[1], 1)
+        log_p = scaled_RPC - torch.cat((scaled_RPC, rests), dim=-1).logsumexp(-1, keepdim=True)
+        found: list[list[list[float]]] = log_p.masked_fill((top_RC < -LARGEST)[:, None], -torch.inf).tolist()
+        return found
+
+    def _corrections(self, rows: slice, before: Tensor | int) -> Tensor:
+        """What is added to the logits of the candidates of some rows after the tokens `before`: [.., P, C]."""
+        assert self._inputs is not None
+        head, embedding_VD, hidden_SD = self._inputs.head, self._inputs.embedding_VD, self._inputs.hidden_SD
+        known = self._inputs.first_token is not None
+        assert len(hidden_SD) == len(self._tokens) + known
+        tokens_RC = self._tokens_RC[rows]
+        before_RP = before if isinstance(before, Tensor) else torch.full_like(tokens_RC[:, :1], before)
+        start = rows.start + known
+        own_RD, before_RD = hidden_SD[start:][: len(tokens_RC)], hidden_SD[start - 1 :][: len(tokens_RC)]
+        context_RM = head.context(own_RD.float(), before_RD.float())
+        directions_RPD = head.direction(context_RM[:, None], embedding_VD[before_RP].float())
+        return directions_RPD @ embedding_VD[tokens_RC].float().transpose(1, 2)

@@ -23,6 +23,7 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
 from orthrus.gumbel import RandomBits
 from orthrus.model.layers import Linear
+from orthrus.ngrams import Lookup
 
 MAX_ROWS = 512
 """The maximum rows per call of a kernel. Kernels are probed up to this many."""
@@ -208,7 +209,12 @@ class Kernels(ABC):
 
     @abstractmethod
     def draft_tree(
-        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
+        self,
+        logits_RV: Tensor,
+        temperatures: Sequence[float],
+        nodes: int | None,
+        inputs: HeadInputs | None = None,
+        lookup: Lookup | None = None,
     ) -> DraftTree:
         """See `draft_tree.draft_tree`."""
 

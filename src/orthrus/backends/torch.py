@@ -20,6 +20,7 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import KEY_BLOCK, DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.model.rope import rotate
+from orthrus.ngrams import Lookup
 from orthrus.quantization import in_groups_of_four_bits
 
 LANES = 16
@@ -112,10 +113,15 @@ class TorchKernels(Kernels):
         return F.gelu(gate.double(), approximate="tanh").to(gate.dtype) * up
 
     def draft_tree(
-        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
+        self,
+        logits_RV: Tensor,
+        temperatures: Sequence[float],
+        nodes: int | None,
+        inputs: HeadInputs | None = None,
+        lookup: Lookup | None = None,
     ) -> DraftTree:
         """The reference implementation."""
-        return draft_tree(logits_RV, temperatures, nodes, inputs)
+        return draft_tree(logits_RV, temperatures, nodes, inputs, lookup)
 
 
 def _clamped(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Acceptance of two-pass cycles by chains and trees of drafts, with the draft head and without."""
+"""Acceptance of two-pass cycles by chains and trees of drafts, with and without the draft head and lookup."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ from orthrus.decoding.statistics import Statistics
 
 @dataclass(frozen=True)
 class Setting:
-    """What a cycle verifies: a tree of `nodes` nodes, or a chain if that is 0; `head`: chosen by the draft head."""
+    """What a cycle verifies: a tree of `nodes` nodes, or a chain if that is 0; `head`: chosen by the draft head;
+    `lookup`: by what followed the drafts in the text before."""
 
     nodes: int
     head: bool
+    lookup: bool
     name: str
 
     @property
     def way(self) -> Way:
         """How the drafts are chosen."""
-        return Way(chain=self.nodes == 0, head=self.head)
+        return Way(chain=self.nodes == 0, head=self.head, lookup=self.lookup)
 
 
 Run = tuple[TaskPrompt, Setting, Statistics]
 """A prompt with a setting, and what its cycles did."""
 
 
-def settings(model: Model, sizes: Iterable[int], options: Options) -> list[Setting]:
-    """Chains (0) and trees of these sizes; for a model with a draft head, also without it. Raises ValueError where a
-    size cannot be decoded."""
+def settings(model: Model, sizes: Iterable[int], options: Options, *, replays: bool = True) -> list[Setting]:
+    """Chains (0) and trees of these sizes; where they are replayed, also without lookup; for a model with a draft head,
+    also without either. Raises ValueError where a size cannot be decoded."""
     with_head = model.decoder.draft_head is not None
+    variants = [(with_head, True, "")]
+    if replays:
+        variants.append((with_head, False, ", no lookup"))
+    if with_head:
+        variants.append((False, not replays, ", no head or lookup" if replays else ", no head"))
     found = []
     for nodes in sizes:
         model.decoding_config({**options, "tree_nodes": nodes})
         name = f"tree of {nodes}" if nodes else "chain"
-        found.append(Setting(nodes, with_head, name))
-        found += [Setting(nodes, False, f"{name}, no head")] if with_head else []
+        found += [Setting(nodes, head, lookup, name + suffix) for head, lookup, suffix in variants]
     return found
 
 

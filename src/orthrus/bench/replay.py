@@ -36,6 +36,7 @@ from orthrus.decoding.rules import Proposal, exact
 from orthrus.decoding.sequence import Request
 from orthrus.decoding.sequence import Sequence as Decoded
 from orthrus.decoding.statistics import Statistics
+from orthrus.ngrams import Context, Lookup
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.layout import chunks
 from orthrus.runner.runner import Runner
@@ -50,10 +51,12 @@ ROWS = 128
 
 
 class Way(NamedTuple):
-    """How drafts are chosen: by a chain or by trees, and by the draft head or by independent rows."""
+    """How drafts are chosen: by a chain or by trees, by the draft head or by independent rows, and by what followed
+    them in the text before or not."""
 
     chain: bool
     head: bool
+    lookup: bool = True
 
 
 class Reached(NamedTuple):
@@ -131,7 +134,7 @@ def two_pass_drafts(text: Text, ways: Sequence[Way], nodes: int, width: int) -> 
     """The drafts of two-pass cycles at every anchor of a text: trees of at most `nodes` nodes, or chains."""
     roots = range(text.first_root + 1, len(text.whole) - 1)
     return {
-        way: [Reached.of(draft, text.whole[root + 1 :][:width]) for root, draft in zip(roots, drafts, strict=True)]
+        way: [Reached.of(draft, text.whole[root + 1 :]) for root, draft in zip(roots, drafts, strict=True)]
         for way, drafts in _trees(text, ways, nodes, width).items()
     }
 
@@ -144,12 +147,16 @@ def _trees(text: Text, ways: Sequence[Way], nodes: int, width: int) -> dict[Way,
     runners = {way: runner if way.head else without_head(runner) for way in ways}
     sampler = text.until(text.first_root + 1).sampler
     found: dict[Way, list[Draft]] = {way: [] for way in ways}
+    context = Context(whole)
     for roots in chunks(range(text.first_root + 1, len(whole) - 1), max(1, ROWS // width)):
         result = runner.diffuse_at([[(whole[root], root) for root in roots]], width, [table], rows=rows)
         for way, own in runners.items():
             temperatures, most = own.decoder.draft_temperatures()[:rows], None if way.chain else nodes
             found[way] += exact.propose([
-                Proposal(sampler, logits_RV, root + 1, 2 * root, temperatures, most, BlockRows.of(own, hidden_RD))
+                Proposal(
+                    sampler, logits_RV, root + 1, 2 * root, temperatures, most, BlockRows.of(own, hidden_RD),
+                    Lookup(context.first(root + 1), 1) if way.lookup else None,
+                )
                 for root, logits_RV, hidden_RD in zip(roots, result.logits, result.hidden, strict=True)
             ])  # fmt: skip
     return found
@@ -176,7 +183,7 @@ def one_pass(text: Text, way: Way, nodes: int, candidates: int | None = None) ->
         sequence = text.until(text.first_root + 1 + statistics.generated)
         sequence.ahead = _ahead(text, runner, sequence, plan, root, drafting.nodes)
         (plan,) = one_pass_cycle.propose(runner, [sequence], drafting, exact)
-        reached = Reached.of(plan.draft, text.whole[sequence.length :][:width])
+        reached = Reached.of(plan.draft, text.whole[sequence.length :])
         _, accepted, depth = reached.first(None)
         chosen = plan.block_for(reached.path)
         assert chosen is not None, "the anchor has a block"

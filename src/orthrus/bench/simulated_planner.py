@@ -7,6 +7,7 @@ less often than their confidence says, by `miss_factor`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -14,12 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from orthrus.config import DiffusionConfig, StopConditions
-from orthrus.decoding.draft_tree import grow
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
+from orthrus.ngrams import Option
+from orthrus.runner.draft_tree import grow
 
 RANKS = (0.40, 0.14, 0.08, 0.03)
 """Of the cases in which the first candidate of a row is wrong, the share in which the next ones are right. Measured
@@ -40,11 +42,9 @@ class Drafts:
         """The tree of a block of `width` rows from the row `first` on."""
         tops = self.by_offset[first:width]
         rows = [sorted([top, *((1 - top) * share for share in RANKS)], reverse=True) for top in tops]
-        options = [[(rank, share) for rank, share in enumerate(row) if share > 0] for row in rows]
-        ranks, parents, confidence = grow(
-            lambda path: options[len(path)] if len(path) < len(options) else (), self.nodes
-        )
-        return Draft.tree([next(tokens) for _ in ranks], parents, confidence)
+        options = [[Option(rank, math.log(share)) for rank, share in enumerate(row) if share > 0] for row in rows]
+        tree = grow(lambda path: options[len(path)] if len(path) < len(options) else (), self.nodes)
+        return Draft.tree([next(tokens) for _ in tree.tokens], tree.parents, tree.confidence)
 
     def beside(self, first: int, width: int, tokens: Iterator[int], *, hit: bool) -> Draft:
         """The same from a block beside AR rows, which did or did not predict the bonus token."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
+
+from orthrus.runner.draft_tree import DraftTree
 
 Kind = Literal["agrees", "differs", "lookup"]
 UNKNOWN_CONFIDENCE = 0.7
@@ -34,6 +36,12 @@ class Draft:
     kinds: list[Kind] = field(default_factory=list)
     q: list[Tensor | None] = field(default_factory=list)
     start: int = 0
+
+    @staticmethod
+    def of(tree: DraftTree, kind: Kind = "agrees") -> Draft:
+        """A tree that was chosen from the rows of a block: its nodes have this kind, unless they were looked up."""
+        kinds: list[Kind] = ["lookup" if looked_up else kind for looked_up in tree.looked_up]
+        return replace(Draft.tree(tree.tokens, tree.parents, tree.confidence), kinds=kinds)
 
     @staticmethod
     def tree(
@@ -75,24 +83,6 @@ class Draft:
             self.q[:count],
             self.start,
         )
-
-    def branched(self, tokens: Sequence[int], confidence: float, kind: Kind) -> Draft:
-        """The tree with a chain from the anchor as a further branch. Nodes that are there already take the larger
-        confidence."""
-        every, parents = [*self.tokens], [*self.parents]
-        confidences, kinds, parent = [*self.confidence], [*self.kinds], -1
-        for token in tokens:
-            node = self.children.get(parent, {}).get(token)
-            if node is None:
-                node = len(every)
-                every.append(token)
-                parents.append(parent)
-                confidences.append(confidence)
-                kinds.append(kind)
-            elif confidences[node] < confidence:
-                confidences[node], kinds[node] = confidence, kind
-            parent = node
-        return Draft(every, parents, confidences, kinds, [*self.q, *[None] * (len(every) - len(self.q))], self.start)
 
     def in_order(self, nodes: Sequence[int]) -> Draft:
         """The tree of these nodes in this order, in which parents come before their children."""

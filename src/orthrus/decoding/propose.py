@@ -15,6 +15,7 @@ from orthrus.decoding.argmax import best
 from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.rules import Proposal, Rule
 from orthrus.decoding.sequence import Sequence
+from orthrus.ngrams import Lookup
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 
@@ -35,10 +36,9 @@ def draft_pass(
     result = runner.diffuse_rows(roots, width, [s.table for s in batch], rows=rows)
     drafting = [s for s, wants in zip(batch, wanted, strict=True) if wants]
     proposals = [
-        Proposal(
-            s.sampler, logits_RV, s.length, 2 * (s.length - 1), temperatures, nodes, BlockRows.of(runner, hidden_RD)
-        )
+        Proposal(s.sampler, logits_RV, s.length, 2 * (s.length - 1), temperatures, nodes, own, Lookup(s.context, 1))
         for s, logits_RV, hidden_RD in zip(drafting, result.logits, result.hidden, strict=True)
+        for own in [BlockRows.of(runner, hidden_RD)]
     ]
     drafts = iter(rule.propose(proposals))
     return [next(drafts) if wants else Draft() for wants in wanted]
@@ -80,7 +80,9 @@ def drafts_from_blocks(
         if len(rows_RV) > 1:
             own = BlockRows.of(runner, block.hidden_WD[start - 1 : trained], s.anchor)
             of_rows = temperatures[start : start + len(rows_RV) - 1]
-            proposals.append(Proposal(s.sampler, rows_RV[1:], s.length, 2 * block.root + 1, of_rows, nodes, own))
+            proposals.append(
+                Proposal(s.sampler, rows_RV[1:], s.length, 2 * block.root + 1, of_rows, nodes, own, Lookup(s.context))
+            )
     drawn = iter(rule.propose(proposals))
     drafts = []
     for s, rows_RV, start in zip(batch, logits, starts, strict=True):
@@ -89,5 +91,6 @@ def drafts_from_blocks(
             continue
         kind: Kind = "agrees" if best(rows_RV[:1]) == [s.anchor] else "differs"
         draft = next(drawn)
-        drafts.append(replace(draft, kinds=[kind] * len(draft.tokens), start=start))
+        kinds: list[Kind] = ["lookup" if own == "lookup" else kind for own in draft.kinds]
+        drafts.append(replace(draft, kinds=kinds, start=start))
     return drafts

@@ -18,6 +18,7 @@ from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Decode, Source, TextStream
+from orthrus.ngrams import Context
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
@@ -89,6 +90,7 @@ class Sequence:
         self.block_table: BlockTable | None = None
         self.finish_reason: FinishReason | None = None
         self.statistics = Statistics()
+        self._context = Context()
         self._max_tokens = min(request.stop.max_new_tokens, limits.max_positions - len(request.prompt))
         self._started = 0.0
         self._deadline = None if request.timeout is None else perf_counter() + request.timeout
@@ -118,6 +120,15 @@ class Sequence:
     def committed(self) -> list[int]:
         """All n committed tokens."""
         return [*self.request.prompt, *self.tokens]
+
+    @property
+    def context(self) -> Context:
+        """All committed tokens, in which drafts are looked up."""
+        prompt, known = self.request.prompt, len(self._context)
+        if known < len(prompt):
+            self._context.extend(prompt[known:])
+        self._context.extend(self.tokens[len(self._context) - len(prompt) :])
+        return self._context
 
     @property
     def decodes(self) -> bool:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, HeadInputs
+from orthrus.backends.draft_tree import DraftTree, HeadInputs, grow
 from orthrus.backends.interface import Kernels
 from orthrus.backends.torch import TorchKernels
 from orthrus.model.draft_head import CANDIDATES
+from orthrus.ngrams import Lookup
 from orthrus.runner.runner import Runner
+
+__all__ = ["BlockRows", "DraftTree", "grow"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,17 @@ class BlockRows:
         """Rows without a draft head, by the reference implementation."""
         return BlockRows(TorchKernels())
 
-    def tree(self, scores_RV: Tensor, temperatures: Sequence[float], nodes: int | None) -> DraftTree:
+    def tree(
+        self, scores_RV: Tensor, temperatures: Sequence[float], nodes: int | None, lookup: Lookup | None = None
+    ) -> DraftTree:
         """The likeliest tree of at most `nodes` drafts, None for a chain: see `backends.draft_tree`.
 
         scores_RV: the logits of the rows after the processors that apply to drafts. For sampled targets, noise times
         the sampling temperature may be added: the nodes are then ranked by the noise that their targets will meet.
-        temperatures: per row, usually those of `Decoder.draft_temperatures`.
+        temperatures: per row, usually those of `Decoder.draft_temperatures`. lookup: the text whose repetitions tell
+        what may follow.
         """
-        return self.kernels.draft_tree(scores_RV, temperatures, nodes, self.inputs)
+        return self.kernels.draft_tree(scores_RV, temperatures, nodes, self.inputs, lookup)
 
     def follows(self, path: Sequence[int]) -> bool:
         """Whether the draft head corrects the candidates that follow a path."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, best_first
+from orthrus.backends.draft_tree import DraftTree, candidates_after, grow
 from orthrus.model.decoder import Decoder
 from orthrus.training.draft_head import INVERSE_TEMPERATURES, nearest_inverse
 from orthrus.training.rows import HeadRows
@@ -31,7 +31,7 @@ def accepted_drafts(decoder: Decoder, rows: HeadRows, nodes: int = NODES) -> lis
         candidates, log_p = current.candidates_SMC.tolist(), _log_probabilities(decoder, current, inverses).tolist()
         texts, counts, going = current.text_SL[:, 1:].tolist(), current.counts_S.tolist(), []
         for walk, (start, stop) in enumerate(walks):
-            tree = best_first(log_p[walk], candidates[walk], nodes)
+            tree = _tree(candidates[walk], log_p[walk], nodes)
             accepted.append(_accepted(tree, texts[walk][: counts[walk]]))
             if start + accepted[-1] + 1 < stop:
                 going.append((start + accepted[-1] + 1, stop))
@@ -60,6 +60,11 @@ def _log_probabilities(decoder: Decoder, rows: HeadRows, inverses: list[int]) ->
     scaled_BMPC = logits_BMPC * torch.tensor(INVERSE_TEMPERATURES, device=chosen_M.device)[chosen_M, None, None]
     rests_BM = rows.rests_SMI[:, torch.arange(len(chosen_M), device=chosen_M.device), chosen_M]
     return scaled_BMPC - scaled_BMPC.logsumexp(-1, keepdim=True).logaddexp(rests_BM[:, :, None, None])
+
+
+def _tree(candidates: list[list[int]], log_p: list[list[list[float]]], nodes: int) -> DraftTree:
+    """The likeliest tree: see `candidates_after`."""
+    return grow(lambda path: candidates_after(path, candidates, log_p) if len(path) < len(candidates) else (), nodes)
 
 
 def _accepted(tree: DraftTree, text: list[int]) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
 from orthrus.backends.native import build, compiler, structs
+from orthrus.backends.native.draft_tree import NativeDraftTree
 from orthrus.backends.native.linears import (
     PAIR,
     TILE_OUTPUTS,
@@ -36,6 +37,7 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import DecoderConfig
 from orthrus.gumbel import RandomBits
 from orthrus.model.layers import Linear
+from orthrus.ngrams import Lookup
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
 from orthrus.torch_threads import kernel_threads
 
@@ -55,14 +57,13 @@ class NativeKernels(TorchKernels):
         self.library, self.path = library, Path(library._name)
         self.build = f"{self.path.stem}-{compiler.checksum(self.path)[:8]}"
         self._packer, self._sampling = Packer(library), NativeSampling(library)
+        self._draft_tree = NativeDraftTree(library)
         library.has_amx()
         rope = (*(_POINTER,) * 2, _INTEGER, ctypes.POINTER(structs.RopeParams), _POINTER, _CACHE, _INTEGER)
         self._rms_norm = _bound(library.rms_norm, *(_POINTER,) * 4, _INTEGER, _INTEGER, _FLOAT, _FLOAT)
         self._rope_and_cache_write = _bound(library.rope_and_cache_write, *rope)
         gated = {"silu": library.silu_mul, "gelu_tanh": library.gelu_mul}
         self._gated = {name: _bound(own, _POINTER, _POINTER, _INTEGER, _INTEGER) for name, own in gated.items()}
-        block, head = ctypes.POINTER(structs.DraftBlock), ctypes.POINTER(structs.DraftHead)
-        self._draft_tree = _bound(library.draft_tree, block, head, *(_POINTER,) * 3, _INTEGER, gives=_INTEGER)
         self._k_interleave = _bound(library.k_interleave, _INTEGER, gives=_INTEGER)
         self._attention = _bound(library.attention, *(_POINTER,) * 2, _INTEGER, _CACHE, _METADATA, _INTEGER)
         linear = (_POINTER, _WEIGHTS, _POINTER, _INTEGER)
@@ -187,27 +188,17 @@ class NativeKernels(TorchKernels):
         return out.view(N, H * E)
 
     def draft_tree(
-        self, logits_RV: Tensor, temperatures: Sequence[float], nodes: int | None, inputs: HeadInputs | None = None
+        self,
+        logits_RV: Tensor,
+        temperatures: Sequence[float],
+        nodes: int | None,
+        inputs: HeadInputs | None = None,
+        lookup: Lookup | None = None,
     ) -> DraftTree:
         """See `Kernels`. Hidden sizes that are no multiple of the lanes take the reference implementation."""
         if inputs is not None and inputs.hidden_SD.shape[1] % LANES:
-            return super().draft_tree(logits_RV, temperatures, nodes, inputs)
-        logits_RV = logits_RV.contiguous()
-        rows, vocabulary = logits_RV.shape
-        count = rows if nodes is None else nodes
-        fp32, over = logits_RV.dtype == torch.float32, (ctypes.c_float * rows)(*temperatures)
-        states = None if inputs is None else inputs.hidden_SD.contiguous()
-        first = -1 if inputs is None or inputs.first_token is None else inputs.first_token
-        block = structs.DraftBlock(
-            logits_RV.data_ptr(), None if states is None else states.data_ptr(), ctypes.addressof(over), rows,
-            vocabulary, fp32, first, count, nodes is None,
-        )  # fmt: skip
-        tokens, parents, confidence = (_INTEGER * count)(), (_INTEGER * count)(), (_FLOAT * count)()
-        head = None if inputs is None else _draft_head(inputs)
-        taken = self._draft_tree(block, head, tokens, parents, confidence, kernel_threads())
-        if taken < 0:
-            raise MemoryError
-        return DraftTree(tokens[:taken], parents[:taken], confidence[:taken])
+            return super().draft_tree(logits_RV, temperatures, nodes, inputs, lookup)
+        return self._draft_tree(logits_RV, temperatures, nodes, inputs, lookup)
 
     def largest_sum(self, logits_1V: Tensor, temperature: float, random: RandomBits, position: int) -> int | None:
         """See `Kernels`."""
@@ -224,13 +215,6 @@ class NativeKernels(TorchKernels):
         out = gate_up_NF.new_empty(rows, size)
         self._gated[activation](gate_up_NF.data_ptr(), out.data_ptr(), rows, size)
         return out
-
-
-def _draft_head(inputs: HeadInputs) -> structs.DraftHead:
-    head, embedding = inputs.head, inputs.embedding_VD
-    assert embedding.is_contiguous() and head.row.dtype == embedding.dtype == inputs.hidden_SD.dtype
-    weights = head.bias, head.row, head.before, head.token, head.output, embedding
-    return structs.DraftHead(*(weight.data_ptr() for weight in weights), embedding.shape[1], head.units)
 
 
 def cache_of(keys: Tensor, values: Tensor) -> structs.KVCache:

@@ -199,13 +199,32 @@ class DraftHead(ctypes.Structure):
     )
 
 
+class DraftContext(ctypes.Structure):
+    """See `c/ngrams.h`."""
+
+    _fields_ = (
+        ("text", _POINTER),
+        ("length", _INTEGER),
+        ("evidence", _POINTER),
+        ("first", _INTEGER),
+        *((name, ctypes.c_float) for name in ("slope", "shift", "new_slope", "no_row", "least", "most", "least_rest")),
+    )
+
+
 class DraftBlock(ctypes.Structure):
     """See `c/draft_tree.h`."""
 
     _fields_ = (
         *((name, _POINTER) for name in ("logits", "hidden_states", "temperatures")),
         *((name, _INTEGER) for name in ("rows", "vocabulary", "fp32", "first_token", "nodes", "chain")),
+        ("context", _POINTER),
     )
+
+
+class DraftNodes(ctypes.Structure):
+    """See `c/draft_tree.h`."""
+
+    _fields_ = (("tokens", _POINTER), ("parents", _POINTER), ("confidence", _POINTER), ("looked_up", _POINTER))
 
 
 class NoiseStream(ctypes.Structure):
@@ -250,7 +269,9 @@ MIRRORED: tuple[type[ctypes.Structure], ...] = (
     ViewRows,
     ForwardBatch,
     DraftHead,
+    DraftContext,
     DraftBlock,
+    DraftNodes,
     NoiseStream,
     LoudTokens,
     RowNoise,

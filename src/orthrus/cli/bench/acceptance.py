@@ -60,8 +60,8 @@ def command(
 ) -> None:
     """Measure accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals.
 
-    Every text is decoded once and replayed with every setting, which is exact under the rule `exact`. A model with a
-    draft head is measured without it too.
+    Under the rule `exact`, every text is decoded once and replayed with every setting: also with drafts that are not
+    looked up in the text and, for a model with a draft head, with independent rows alone.
     """
     from orthrus.bench import acceptance, provenance, tasks
 
@@ -71,8 +71,9 @@ def command(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
         "batch_size": batch_size, "rule": rule,
     }  # fmt: skip
-    settings = acceptance.settings(loaded, tree_nodes or SIZES, options)
-    measured = acceptance.replayed if rule == "exact" else acceptance.decoded
+    replays = rule == "exact"
+    settings = acceptance.settings(loaded, tree_nodes or SIZES, options, replays=replays)
+    measured = acceptance.replayed if replays else acceptance.decoded
     rows = []
     for name, asked in prompts.items():
         runs = progress(measured(loaded, asked, options, settings), name, len(asked) * len(settings))

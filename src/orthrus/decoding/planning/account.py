@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from orthrus.decoding.drafts import Draft, Verdict
@@ -9,11 +10,13 @@ from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.choice import End
 from orthrus.decoding.planning.policy import Policy
-from orthrus.decoding.planning.prompt_lookup import MAX_MATCH, PromptLookup
 from orthrus.decoding.sequence import Sequence
+from orthrus.ngrams import Context, weighed
 
+MIN_MATCH = 3
+"""Tokens at the end of the text that must occur earlier in it, for drafts without a block."""
 MAX_LOOKUP_DRAFTS = 8
-"""Maximum tokens drafted by prompt lookup."""
+"""The most of these drafts."""
 
 
 @dataclass
@@ -23,11 +26,12 @@ class Account:
     policy: for `solved_for` sequences that share a pass; at `solve_at` verdicts it is solved again. spent_seconds: cost
     of the passes so far. plain_seconds: cost of the same tokens by plain decoding. undrafted_seconds: cost of the plain
     passes since anything was drafted. passes_to_rest: how many more passes need no plan; rests: whether the next one is
-    such a pass. block_width: rows of the block that made the drafts at hand.
+    such a pass. block_width: rows of the block that made the drafts at hand. looked_up: the drafts that the text gives
+    without a block.
     """
 
     history: AcceptanceHistory
-    lookup: PromptLookup = field(default_factory=PromptLookup)
+    looked_up: Draft = field(default_factory=Draft)
     policy: Policy = field(default_factory=Policy)
     solved_for: int = 0
     solve_at: int = 0
@@ -39,8 +43,9 @@ class Account:
     block_width: int = 0
 
     def read(self, sequence: Sequence) -> None:
-        """Index the tokens that were appended since the last call."""
-        self.lookup.extend(sequence.tokens[len(self.lookup) - len(sequence.request.prompt) :])
+        """Look up drafts for a sequence that has none or only drawn ones, to which nothing is added."""
+        needed = all(q is not None for q in sequence.ahead.q)
+        self.looked_up = _looked_up(sequence.context) if needed else Draft()
 
     def observe(self, plan: PassPlan, verdict: Verdict, *, stopped: bool) -> None:
         """Record the verdict on the drafts of a plan, and what the block that made them has yielded."""
@@ -54,25 +59,22 @@ class Account:
         self.block_width = plan.width
 
     def candidate(self, sequence: Sequence, draft: Draft, drafting_rows: int = 0) -> Candidate:
-        """The given drafts with those of prompt lookup as a further branch, in order of path probability.
+        """The given drafts, or those looked up where there are none, in order of path probability.
 
         Where tokens were drawn, whether one is verified may depend neither on itself nor on later ones, so nothing is
-        added to drawn drafts: either they or those of prompt lookup are verified, whichever has the larger expected
-        number of accepted drafts. Under a constraint drawn tokens decide how many drafts there are, so drawn drafts are
-        always verified.
+        added to drawn drafts: either they or those looked up are verified, whichever have the larger expected number of
+        accepted drafts. Under a constraint drawn tokens decide how many drafts there are, so drawn drafts are always
+        verified.
         """
-        tokens, length = self.lookup.propose(MAX_LOOKUP_DRAFTS)
-        if not tokens and not draft.tokens:
+        draft, probabilities = draft if draft.tokens else self.looked_up, self.history.probabilities
+        if not draft.tokens:
             return Candidate(sequence, self, draft, [], drafting_rows)
-        confidence, probabilities = 0.3 + 0.6 * length / MAX_MATCH, self.history.probabilities
         drawn = any(q is not None for q in draft.q)
         if drawn and sequence.sampler.grammar is not None:
             return Candidate(sequence, self, draft, probabilities(draft), drafting_rows, discards=False)
         if drawn:
-            looked_up = Draft.chain(tokens, [confidence] * len(tokens), "lookup")
-            draft = max(draft, looked_up, key=lambda one: sum(probabilities(one)))
+            draft = max(draft, self.looked_up, key=lambda one: sum(probabilities(one)))
             return Candidate(sequence, self, draft, probabilities(draft), drafting_rows)
-        draft = draft.branched(tokens, confidence, "lookup") if tokens else draft
         reached = probabilities(draft)
         order = sorted(range(len(reached)), key=lambda node: -reached[node])
         return Candidate(sequence, self, draft.in_order(order), [reached[node] for node in order], drafting_rows)
@@ -113,3 +115,16 @@ class Candidate:
             ends[parents[node] + 1] -= self.probabilities[node]
         likeliest = sorted([(-end, node) for node, end in enumerate(ends, -1)])[:count]
         return [(-negative, node) for negative, node in likeliest]
+
+
+def _looked_up(context: Context) -> Draft:
+    """The chain of tokens that followed the newest ones when they occurred before."""
+    tokens: list[int] = []
+    confidence: list[float] = []
+    while len(tokens) < MAX_LOOKUP_DRAFTS and (match := context.after(tokens)) is not None:
+        if not tokens and match.length < MIN_MATCH:
+            break
+        (option,) = weighed((), match)
+        tokens.append(option.token)
+        confidence.append(math.exp(option.log_p))
+    return Draft.chain(tokens, confidence, "lookup")

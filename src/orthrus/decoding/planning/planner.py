@@ -92,7 +92,7 @@ class Planner:
         sharers = 1 if self._alone else _rounded(len(batch))
         for group in self._groups(batch):
             accounts = [self._account(sequence) for sequence in group]
-            drafts_at_hand = any(s.ahead.tokens or a.lookup.matched for s, a in zip(group, accounts, strict=True))
+            drafts_at_hand = any(s.ahead.tokens or a.looked_up.tokens for s, a in zip(group, accounts, strict=True))
             rests = not drafts_at_hand and all(account.passes_to_rest for account in accounts)
             for sequence, account in zip(group, accounts, strict=True):
                 account.rests, verdicts = rests, account.history.verdicts
@@ -107,7 +107,6 @@ class Planner:
         account = self._accounts.get(sequence.index)
         if account is None:
             account = self._accounts[sequence.index] = Account(self._new_history())
-            account.lookup.extend(sequence.request.prompt)
         account.read(sequence)
         return account
 

@@ -18,6 +18,7 @@ from orthrus import gumbel
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.sampling import Sampler
 from orthrus.gumbel import SamplingKernels
+from orthrus.ngrams import Lookup
 from orthrus.runner.draft_tree import BlockRows
 
 
@@ -28,6 +29,7 @@ class Proposal:
     `block` identifies the draft block in the address of its noise: 2 * root position for a block of a diffusion pass,
     2 * root position + 1 for a block that shared an AR pass, because both may exist at one root. temperatures_R: those
     that calibrate the rows. nodes: the most nodes of the tree; None for a chain. rows: chooses drafts by their scores.
+    lookup: the text up to the token before `position`, whose repetitions tell what may follow.
     """
 
     sampler: Sampler
@@ -37,6 +39,7 @@ class Proposal:
     temperatures_R: Sequence[float]
     nodes: int | None = None
     rows: BlockRows = field(default_factory=BlockRows.independent)
+    lookup: Lookup | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Rule(Protocol):
     """The two functions of a rule. Each is called once per pass, for all sequences of the batch."""
 
     def propose(self, proposals: Sequence[Proposal]) -> list[Draft]:
-        """Draft a tree of at most `nodes` nodes for each sequence, no deeper than its rows. Advances no sampler."""
+        """Draft a tree of at most `nodes` nodes for each sequence. Advances no sampler."""
         ...
 
     def verify(self, checks: Sequence[Check]) -> list[Verdict]:

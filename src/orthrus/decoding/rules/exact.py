@@ -23,11 +23,11 @@ def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     for proposal, scores_RV in zip(proposals, scores, strict=True):
         grammar, temperatures = proposal.sampler.grammar, proposal.temperatures_R
         tree = (
-            proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
+            proposal.rows.tree(scores_RV, temperatures, proposal.nodes, proposal.lookup)
             if grammar is None
-            else constrained_tree(proposal.rows, scores_RV, temperatures, proposal.nodes, grammar)
+            else constrained_tree(proposal.rows, scores_RV, temperatures, proposal.nodes, grammar, proposal.lookup)
         )
-        drafts.append(Draft.tree(*tree))
+        drafts.append(Draft.of(tree))
     return drafts
 
 

@@ -48,7 +48,7 @@ def _draft(proposal: Proposal, scores_RV: Tensor) -> Draft:
     constraint ends the answer before it, or where its parent was left out."""
     noise, rows = proposal.sampler.noise, _Rows(proposal, scores_RV)
     temperatures = [rows.temperature] * len(scores_RV)
-    _, shape, confidence = proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
+    _, shape, confidence, _ = proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
     draft, numbers = Draft(), {-1: -1}
     for node, (place, sure) in enumerate(zip(shape, confidence, strict=True)):
         parent = numbers.get(place)

@@ -1,7 +1,9 @@
 /* The choice of a tree of drafts from the rows of a block. The reference implementation is backends/draft_tree.py.
  *
  * All threads scan rows for their candidates and compute what the head takes from rows alone; then one thread takes the
- * likeliest node that is left, again and again. The probabilities of a row are computed when the first node needs them, once for every token before the row. */
+ * likeliest node that is left, again and again. The probabilities of a row are computed when the first node needs them, once
+ * for every candidate of the row before. With the text before the block, what followed a path when it occurred before
+ * corrects them and is a candidate too. */
 #ifndef ORTHRUS_DRAFT_TREE_H
 #define ORTHRUS_DRAFT_TREE_H
 
@@ -12,6 +14,7 @@
 
 #include "draft_head.h"
 #include "float_state.h"
+#include "ngrams.h"
 #include "simd.h"
 #include "team.h"
 #include "threads.h"
@@ -20,12 +23,14 @@ enum { CANDIDATES = 8, SCANNED = 16 * LANES };
 
 /* logits [rows, vocabulary], fp32 if `fp32`, else scalars; temperatures [rows]. hidden_states [.., hidden]: those of the
  * rows, after those of the row before the first where `first_token`, the token before the first row, is known (not -1).
- * nodes: the most that are taken. chain: whether a node has one child at most. */
+ * nodes: the most that are taken. chain: whether a node has one child at most. context: the text up to the token before the
+ * first row, or NULL. */
 typedef struct {
     const void *logits;
     const scalar_t *hidden_states;
     const float *temperatures;
     int64_t rows, vocabulary, fp32, first_token, nodes, chain;
+    const DraftContext *context;
 } DraftBlock;
 
 /* The tokens of the largest logits of a row, and max and the sum of exp((x - max) / temperature) of all its logits. */
@@ -34,18 +39,26 @@ typedef struct {
     int64_t tokens[CANDIDATES], count;
 } RowCandidates;
 
-/* A candidate after a path: of `row`, whose parent is the node `parent`. path: its log probability, -INFINITY once it is
- * taken; own: that given its parent. */
+/* What may follow a path: a token at the depth `row`, whose parent is the node `parent`. path: its log probability, -INFINITY
+ * once it is taken; own: that given its parent. choice: which candidate of its row it is, LOOKED_UP if it is none. */
+enum { LOOKED_UP = -1 };
 typedef struct {
-    double path;
-    float own;
-    int64_t parent, row, choice;
+    double path, own;
+    int64_t token, parent, row, choice;
 } Option;
+
+/* The nodes of a tree: see `draft_tree`. */
+typedef struct {
+    int64_t *tokens, *parents;
+    float *confidence;
+    int64_t *looked_up;
+} DraftNodes;
 
 /* The state of one call. For each row: its candidates, its context, and log probabilities by the candidate before it. */
 typedef struct {
     const DraftBlock *block;
     const DraftHead *head;
+    const DraftNodes *nodes;
     RowCandidates *rows;
     float *contexts, *direction, *log_p, *activations;
     int32_t *columns;
@@ -124,12 +137,12 @@ static void scan_row(const DraftBlock *block, int64_t index, float inverse, RowC
     }
 }
 
-/* The log probabilities of the candidates of a row after `token`, the candidate `before` of the row before it. */
+/* The log probabilities of the candidates of a row after `token`, the candidate `before` of the row before it or LOOKED_UP. */
 static const float *row_log_p(TreeSearch *search, int64_t index, int64_t before, int64_t token) {
     const DraftBlock *block = search->block;
     const DraftHead *head = index > 0 || block->first_token >= 0 ? search->head : NULL;
     const RowCandidates *row = search->rows + index;
-    int64_t place = index * CANDIDATES + (head ? before : 0);
+    int64_t place = !head ? index * CANDIDATES : before == LOOKED_UP ? block->rows * CANDIDATES : index * CANDIDATES + before;
     float *log_p = search->log_p + place * CANDIDATES, inverse = 1.0f / block->temperatures[index];
     if (search->has_log_p[place]) return log_p;
     float scaled[CANDIDATES], max = row->max * inverse, sum, rest = row->sum;
@@ -144,21 +157,45 @@ static const float *row_log_p(TreeSearch *search, int64_t index, int64_t before,
     sum = (rest > 0 ? rest : 0) * fast_exp(row->max * inverse - max);
     for (int64_t c = 0; c < row->count; c++) sum += fast_exp(scaled[c] - max);
     for (int64_t c = 0; c < row->count; c++) log_p[c] = scaled[c] - max - logf(sum);
-    search->has_log_p[place] = 1;
+    search->has_log_p[place] = place < block->rows * CANDIDATES; /* others are not kept */
     return log_p;
 }
 
-/* Adds the candidates of a row after the candidate `before` of the row before it: all, or in a chain the likeliest. */
-static void add_children(TreeSearch *search, int64_t parent, int64_t row, int64_t before, double path) {
-    if (row >= search->block->rows) return;
-    int64_t token = row > 0 ? search->rows[row - 1].tokens[before] : search->block->first_token;
-    const float *log_p = row_log_p(search, row, before, token);
-    int64_t count = search->rows[row].count, best = -1;
-    for (int64_t c = 0; c < count; c++)
-        if (log_p[c] > (best < 0 ? -INFINITY : log_p[best])) best = c;
-    for (int64_t c = 0; c < count; c++)
-        if (log_p[c] > -INFINITY && (c == best || !search->block->chain)) /* not NaN, which damaged weights give */
-            search->options[search->num_options++] = (Option){path + log_p[c], log_p[c], parent, row, c};
+/* The match of the text and the path to a node. */
+static Match match_of(const TreeSearch *search, int64_t node) {
+    const DraftContext *context = search->block->context;
+    int32_t suffix[LONGEST_MATCH];
+    int64_t count = 0;
+    for (; node >= 0 && count < LONGEST_MATCH; node = search->nodes->parents[node])
+        suffix[count++] = (int32_t)search->nodes->tokens[node];
+    for (int64_t i = context->length - 1; i >= 0 && count < LONGEST_MATCH; i--) suffix[count++] = context->text[i];
+    return longest_match(context, suffix, count);
+}
+
+static void add_option(TreeSearch *search, double path, double own, int64_t token, int64_t parent, int64_t row, int64_t choice) {
+    search->options[search->num_options++] = (Option){path + own, own, token, parent, row, choice};
+}
+
+/* Adds what may follow a node, which was the option `taken`, or the root: all, or in a chain the likeliest. */
+static void add_children(TreeSearch *search, int64_t node, Option taken) {
+    int64_t row = taken.row + 1, count = row < search->block->rows ? search->rows[row].count : 0, first = search->num_options;
+    const DraftContext *own = search->block->context, *context = own && row >= own->first ? own : NULL;
+    const float *log_p = count ? row_log_p(search, row, taken.choice, taken.token) : NULL;
+    Match match = context ? match_of(search, node) : (Match){0};
+    int drafted = match.length == 0;
+    for (int64_t c = 0; c < count; c++) {
+        int64_t token = search->rows[row].tokens[c];
+        if (!(log_p[c] > -INFINITY)) continue; /* NaN too, which damaged weights give */
+        drafted |= token == match.token;
+        add_option(search, taken.path, context ? weighed(context, log_p[c], match, token) : log_p[c], token, node, row, c);
+    }
+    if (!drafted)
+        add_option(search, taken.path, undrafted(context, match, log_p, count), match.token, node, row, LOOKED_UP);
+    if (search->block->chain && search->num_options > first) {
+        for (int64_t i = first + 1; i < search->num_options; i++)
+            if (search->options[i].own > search->options[first].own) search->options[first] = search->options[i];
+        search->num_options = first + 1;
+    }
 }
 
 /* The contexts of all rows that have a row before them, for some units. */
@@ -176,18 +213,20 @@ static int64_t likeliest(const TreeSearch *search) {
     return best;
 }
 
-static int64_t take_nodes(TreeSearch *search, int64_t *tokens, int64_t *parents, float *confidence) {
+static int64_t take_nodes(TreeSearch *search) {
+    const DraftNodes *nodes = search->nodes;
     int64_t taken = 0;
     if (search->head) begin_directions(search->head);
-    add_children(search, -1, 0, 0, 0.0);
+    add_children(search, -1, (Option){.token = search->block->first_token, .row = -1});
     while (taken < search->block->nodes && search->num_options) {
         Option *best = search->options + likeliest(search), node = *best;
         if (node.path == -INFINITY) break;
         best->path = -INFINITY;
-        tokens[taken] = search->rows[node.row].tokens[node.choice];
-        parents[taken] = node.parent;
-        confidence[taken] = expf(node.own);
-        if (++taken < search->block->nodes) add_children(search, taken - 1, node.row + 1, node.choice, node.path);
+        nodes->tokens[taken] = node.token;
+        nodes->parents[taken] = node.parent;
+        nodes->confidence[taken] = (float)exp(node.own);
+        nodes->looked_up[taken] = node.choice == LOOKED_UP;
+        if (++taken < search->block->nodes) add_children(search, taken - 1, node);
     }
     if (search->head) end_directions(search->head);
     return taken;
@@ -197,7 +236,7 @@ static int64_t take_nodes(TreeSearch *search, int64_t *tokens, int64_t *parents,
 static void *allocate(TreeSearch *search) {
     const DraftBlock *block = search->block;
     int64_t units = search->head ? search->head->units : 0, hidden = search->head ? search->head->hidden : 0;
-    int64_t rows = block->rows, places = rows * CANDIDATES, options = (block->nodes + 1) * CANDIDATES;
+    int64_t rows = block->rows, places = rows * CANDIDATES + 1, options = (block->nodes + 1) * (CANDIDATES + 1);
     int64_t floats = rows * units + hidden + places * CANDIDATES + units, words = hidden / 2 * (rows + 1);
     char *memory = malloc(options * sizeof(Option) + rows * sizeof(RowCandidates) + (floats + words) * sizeof(float) + places);
     if (!memory) return NULL;
@@ -221,18 +260,17 @@ static void scan_share(void *argument, Thread thread) {
         scan_row(search->block, row, 1.0f / search->block->temperatures[row], search->rows + row);
 }
 
-/* Writes tokens, parents and confidence of at most block->nodes nodes. Returns their number, -1 without memory. head may be
- * NULL. */
-int64_t draft_tree(const DraftBlock *block, const DraftHead *head, int64_t *tokens, int64_t *parents, float *confidence,
-                   int64_t threads) {
-    TreeSearch search = {.block = block, .head = head};
+/* Writes tokens, parents, confidence and whether they are from the text alone of at most block->nodes nodes. Returns their
+ * number, -1 without memory. head may be NULL. */
+int64_t draft_tree(const DraftBlock *block, const DraftHead *head, const DraftNodes *nodes, int64_t threads) {
+    TreeSearch search = {.block = block, .head = head, .nodes = nodes};
     int64_t S = block->rows + (block->first_token >= 0);
     void *memory = allocate(&search);
     if (!memory) return -1;
     if (head) pack_states(head, block->hidden_states, S, search.columns);
-    parallel(threads, scan_share, &search);
+    if (block->rows) parallel(threads, scan_share, &search);
     SCOPED_FLOAT_STATE caller = set_default_float_state();
-    int64_t taken = block->rows ? take_nodes(&search, tokens, parents, confidence) : 0;
+    int64_t taken = take_nodes(&search);
     free(memory);
     return taken;
 }
