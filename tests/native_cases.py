@@ -144,10 +144,16 @@ def _dequant(made: Image, dtype: torch.dtype) -> None:
 def _draft_tree(made: Image, random: partial[Place]) -> None:
     vocabulary, nodes = 500, 8
     over = made.put(torch.ones(3))
-    block = structs.DraftBlock(random(3, vocabulary), None, over, 3, vocabulary, 0, -1, nodes)
-    tokens, parents = (made.empty((nodes,), torch.int64, name) for name in ("tokens", "parents"))
-    confidence = made.empty((nodes,), torch.float32, "confidence")
-    made.call("draft_tree", made.struct(block), NULL, tokens, parents, confidence, 1)
+    text = made.put(torch.tensor([3, 7, 5, 9, 3, 7, 6, 9, 3], dtype=torch.int32))
+    evidence = made.put(torch.tensor([[0.5, -0.1, -0.3, 0.9]] * 16))
+    numbers = 0.8, -0.4, 0.3, 2.0, -20.0, -1e-4, 1e-4
+    context = made.struct(structs.DraftContext(text, 9, evidence, 0, *numbers))
+    block = structs.DraftBlock(random(3, vocabulary), None, over, 3, vocabulary, 0, -1, nodes, 0, context)
+    tokens, parents, looked_up = (
+        made.empty((nodes,), torch.int64, name) for name in ("tokens", "parents", "looked up")
+    )
+    found = structs.DraftNodes(tokens, parents, made.empty((nodes,), torch.float32, "confidence"), looked_up)
+    made.call("draft_tree", made.struct(block), NULL, made.struct(found), 1)
     stream = structs.NoiseStream((ctypes.c_uint64 * 2)(5, 6), (ctypes.c_uint64 * 2)(7, 8))
     found, own = made.empty((64,), torch.int32, "loud"), made.empty((64,), torch.float32, "loud noise")
     states = made.empty((16,), torch.int64, "states")

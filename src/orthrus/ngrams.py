@@ -43,11 +43,12 @@ LEAST, MOST, LEAST_REST = -20.0, -1e-4, 1e-4
 
 class Match(NamedTuple):
     """token: what followed the newest occurrence of the longest n-gram; length: of the n-gram, at most LONGEST; alike:
-    whether the same token followed all its occurrences."""
+    whether the same token followed all its occurrences; place: of that token in the text."""
 
     token: int
     length: int
     alike: bool
+    place: int = -1
 
     @property
     def row(self) -> int:
@@ -106,8 +107,17 @@ class Context:
             ends, length = longer, length + 1
         if length == 0:
             return None
-        token = int(text[ends[-1] + 1])
-        return Match(token, length, bool((text[ends + 1] == token).all()))
+        place = int(ends[-1]) + 1
+        token = int(text[place])
+        return Match(token, length, bool((text[ends + 1] == token).all()), place)
+
+    def following(self, match: Match, count: int) -> list[Match]:
+        """The next `count` matches, or fewer at the end of the text, if the text goes on as it did there."""
+        tokens = self.tokens[match.place : match.place + count].tolist()
+        return [
+            match._replace(token=token, length=min(match.length + n, LONGEST), place=match.place + n)
+            for n, token in enumerate(tokens)
+        ]
 
 
 class Lookup(NamedTuple):

@@ -106,14 +106,20 @@ def test_linear_forms(precision, outputs, inputs, bias):
         plain.bias.copy_(values(outputs))
     kernels = native.load(plain.weight.dtype, cache_directory()) or TorchKernels()
     x = values(512, inputs, precision=precision)
+    made = 0
     for make in kernels.packed(plain):
-        form = make()
+        try:
+            form = make()
+        except RuntimeError:
+            continue  # it cannot run on this machine
+        made += 1
         torch.testing.assert_close(form(x[:40]), plain(x[:40]), **TOLERANCES[precision])
         form.rule = find_row_rule(form, x, form.min_multiple)
         assert form.rule.exact
         whole = form(x)
         for count in (1, 2, 3, 7, 16, 31, 33, 100):
             assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+    assert made
 
 
 @pytest.mark.parametrize("kind", list(quantization.BYTES))

@@ -16,7 +16,7 @@ def longest_match(text, path):
     for length in range(min(LONGEST, len(whole)), 0, -1):
         ends = [end for end in range(length, len(text)) if text[end - length : end] == whole[len(whole) - length :]]
         if ends:
-            return Match(text[ends[-1]], length, len({text[end] for end in ends}) == 1)
+            return Match(text[ends[-1]], length, len({text[end] for end in ends}) == 1, ends[-1])
     return None
 
 
@@ -36,11 +36,18 @@ def test_a_context_grows_and_has_parts():
     assert (len(context), context.tokens[:4].tolist(), int(context.tokens[-1])) == (603, [5, 6, 7, 0], 599)
     part = context.first(4)
     assert part.tokens.tolist() == [5, 6, 7, 0]
-    assert part.after([5]) == Match(6, 1, True)
-    assert part.after([7]) == Match(0, 1, True)
+    assert part.after([5]) == Match(6, 1, True, 1)
+    assert part.after([7]) == Match(0, 1, True, 3)
     assert context.after([599]) is None
     assert Context().after() is None
     assert Context([3]).after([3]) is None
+
+
+def test_a_match_goes_on_to_the_end_of_the_text():
+    context = Context([1, 2, 3, 4, 5, 1, 2, 3])
+    match = context.after()
+    assert context.following(match, 3) == [Match(4, 3, True, 3), Match(5, 4, True, 4), Match(1, 5, True, 5)]
+    assert [own.token for own in context.following(match, 8)] == [4, 5, 1, 2, 3]
 
 
 def test_every_length_has_a_class():

@@ -24,10 +24,10 @@ class Draft:
     their children, so the first nodes of a tree are a tree too; siblings have different tokens.
 
     confidence: per node, the estimated probability that it is accepted if its parent is. kinds: the source of each
-    node: a block that predicted the token before its drafts (`agrees`), a block that did not (`differs`), or prompt
-    lookup (`lookup`). q: per node, the distribution [V] from which it and its siblings were drawn, without replacement;
-    None if it was not drawn. Drawn siblings stand in the order in which they were drawn. start: the row of the block
-    that predicted the first token.
+    node: a block that predicted the token before its drafts (`agrees`), a block that did not (`differs`), or only the
+    text so far, which repeats itself (`lookup`). q: per node, the distribution [V] from which it and its siblings were
+    drawn, without replacement; None if it was not drawn. Drawn siblings stand in the order in which they were drawn.
+    start: the row of the block that predicted the first token.
     """
 
     tokens: list[int] = field(default_factory=list)

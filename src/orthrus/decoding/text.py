@@ -10,8 +10,8 @@ Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"
 """What a tokenizer decodes an incomplete character to."""
 Source = Literal["draft", "lookup", "bonus", "plain"]
-"""How a token came: an accepted draft of a block, an accepted draft of prompt lookup, the token after the drafts of a
-pass, or the token of a pass without drafts."""
+"""How a token came: an accepted draft of a block, an accepted one that only the text so far suggested, the token
+after the drafts of a pass, or the token of a pass without drafts."""
 
 
 @dataclass(frozen=True)

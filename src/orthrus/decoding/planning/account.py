@@ -119,12 +119,8 @@ class Candidate:
 
 def _looked_up(context: Context) -> Draft:
     """The chain of tokens that followed the newest ones when they occurred before."""
-    tokens: list[int] = []
-    confidence: list[float] = []
-    while len(tokens) < MAX_LOOKUP_DRAFTS and (match := context.after(tokens)) is not None:
-        if not tokens and match.length < MIN_MATCH:
-            break
-        (option,) = weighed((), match)
-        tokens.append(option.token)
-        confidence.append(math.exp(option.log_p))
-    return Draft.chain(tokens, confidence, "lookup")
+    match = context.after()
+    if match is None or match.length < MIN_MATCH:
+        return Draft()
+    options = [weighed((), own)[0] for own in context.following(match, MAX_LOOKUP_DRAFTS)]
+    return Draft.chain([own.token for own in options], [math.exp(own.log_p) for own in options], "lookup")

@@ -5,8 +5,8 @@ the cost model and the average yield of blocks. Its solution gives the rate g an
 a pass leaves for the next one. The planner improves on it by one step, with the drafts at hand, by one rule: whatever
 is computed must be worth its seconds at the rate g.
 
-- A node of the tree of drafts is worth its path probability. Drafts of blocks and of prompt lookup are branches of the
-  same tree.
+- A node of the tree of drafts is worth its path probability, by the block and by what followed the path in the text
+  before.
 - A block rooted at a node is worth the probability that the accepted path ends there, times the value of a block.
 - A diffusion pass is worth the value of its drafts, less that of the best pass without it.
 
