@@ -13,10 +13,11 @@ from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.engine import generate
-from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import exact
+from orthrus.decoding.sampling import RowRequest, draft_scores
 from orthrus.decoding.sequence import Sequence
 from orthrus.model import families
+from orthrus.ngrams import Context, Lookup
 from orthrus.runner.draft_tree import BlockRows
 
 pytestmark = pytest.mark.parametrize("family", families.names())
@@ -90,12 +91,20 @@ def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+def accepted(scores, temperatures, nodes, text, position, *, first):
+    """How many drafts of the tree from these rows, of which the first predicts `position`, the text goes through."""
+    lookup = Lookup(Context(text[:position]), first)
+    tree = Draft.of(BlockRows.independent().tree(scores, temperatures, nodes, lookup))
+    return max(len(path) for path in tree.paths if path == text[position : position + len(path)])
+
+
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("nodes", [None, 8])
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
-    params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
+    params = SamplingParams(temperature=temperature, seed=9)
     runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
+    sampler = Sequence(0, request, tiny.LIMITS).sampler
     config = DecodingConfig(cycle="two-pass", tree_nodes=nodes or 0)
     kept = [s.kept for s in generate(runner, [request], config, tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
@@ -103,15 +112,8 @@ def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
     while position < len(text) - 1:
         cache = prefilled(runner, text[:position])
         logits = runner.diffuse([text[position]], 8, cache, rows=7)[0]
-        if temperature:
-            shared = [noise.gumbel(position + 1 + row, tiny.VOCAB) for row in range(7)]
-            logits = logits + temperature * torch.stack(shared)
-        drafts, truth = logits.argmax(-1).tolist(), text[position + 1 :]
-        run = next((n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(7, len(truth)))
-        if nodes is not None:
-            temperatures = runner.decoder.draft_temperatures()
-            tree = Draft.of(BlockRows.of(runner, None).tree(logits, temperatures, nodes))
-            run = max(len(path) for path in tree.paths if path == truth[: len(path)])
+        (scores,) = draft_scores([RowRequest(sampler, logits, position + 1, kernels=runner.kernels)], noise=True)
+        run = accepted(scores, runner.decoder.draft_temperatures()[:7], nodes, text, position + 1, first=1)
         replayed.append(run)
         position += run + 1
     assert replayed == [verdict.accepted for verdict in kept[1:]]
@@ -122,21 +124,17 @@ def test_two_pass_cycles_equal_their_replay(family, temperature, nodes):
 @pytest.mark.parametrize("temperature", [0.0, 0.3])
 def test_one_pass_cycles_equal_their_replay(family, temperature):
     """With all blocks at full width, the drafts of a cycle are those of the block rooted at the last accepted token."""
-    params, noise = SamplingParams(temperature=temperature, seed=9), AddressedNoise(9)
+    params = SamplingParams(temperature=temperature, seed=9)
     runner, request = tiny.runner(family), tiny.request(20, new=200, sampling=params)
+    sampler = Sequence(0, request, tiny.LIMITS).sampler
     kept = [s.kept for s in generate(runner, [request], DecodingConfig(cycle="one-pass", tree_nodes=0), tiny.LIMITS)]
     text = [*request.prompt, *[t for verdict in kept for t in verdict.tokens]]
     length, root, replayed = len(request.prompt) + 1, len(request.prompt) - 1, []
     while length < len(text):
         cache = prefilled(runner, text[:root])
         logits = runner.diffuse([text[root]], 8, cache, rows=7)[0][length - 1 - root :]
-        if temperature:
-            shared = [noise.gumbel(length + row, tiny.VOCAB) for row in range(len(logits))]
-            logits = logits / temperature + torch.stack(shared)
-        drafts, truth = logits.argmax(-1).tolist(), text[length:]
-        run = next(
-            (n for n, (d, t) in enumerate(zip(drafts, truth, strict=False)) if d != t), min(len(drafts), len(truth))
-        )
+        (scores,) = draft_scores([RowRequest(sampler, logits, length, kernels=runner.kernels)], noise=True)
+        run = accepted(scores, runner.decoder.draft_temperatures()[length - 1 - root : 7], None, text, length, first=0)
         replayed.append(run)
         root, length = length - 1 + run, length + run + 1
     assert replayed == [verdict.accepted for verdict in kept[1:]]
