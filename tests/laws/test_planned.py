@@ -11,6 +11,7 @@ import tiny
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate
+from orthrus.decoding.planning import account
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
 from orthrus.model import families
@@ -87,11 +88,12 @@ def test_each_sequence_of_a_batch_is_planned_by_its_own_acceptance(monkeypatch):
     truths, quality = [tiny.oracle(runner, request).tokens for request in requests], [0.95, 0.0, 0.95, 0.0]
     monkeypatch.setattr(auto, "draft_pass", tiny.scripted(quality, truths, branches=False))
     monkeypatch.setattr(cycle_module, "drafts_from_blocks", tiny.scripted_ahead(quality, truths, branches=False))
+    monkeypatch.setattr(account, "MIN_MATCH", 100)  # the text alone drafts nothing, however it repeats itself
     steps = generate(runner, requests, DecodingConfig(batch_size=4), tiny.LIMITS, costs=tiny.COSTS["passes"])
     done = {s.sequence.index: s.sequence for s in steps if s.sequence.finish_reason}
     assert [done[n].tokens for n in range(4)] == truths
     rows = [done[n].statistics.rows / done[n].statistics.passes for n in range(4)]
-    assert min(rows[0], rows[2]) > 1.8 * max(rows[1], rows[3])
+    assert min(rows[0], rows[2]) > 2 * max(rows[1], rows[3])
 
 
 def test_plans_depend_only_on_costs_and_history(monkeypatch):
