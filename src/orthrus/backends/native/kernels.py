@@ -70,9 +70,7 @@ class NativeKernels(TorchKernels):
         self._linear = _bound(library.linear, *linear, _INTEGER)
         self._linear_int8 = _bound(library.linear_int8, *linear, _QUANTIZED, _INTEGER)
         self._linear_w4a8 = _bound(library.linear_w4a8, *linear, _QUANTIZED, _INTEGER)
-        self._linear_dequant: Kernel | None = None
-        if library.has_linear_dequant():
-            self._linear_dequant = _bound(library.linear_dequant, *linear, _POINTER, _INTEGER)
+        self._linear_dequant = _linear_dequant(library)
 
     @classmethod
     def lacking(cls, config: DecoderConfig) -> list[str]:
@@ -244,6 +242,20 @@ def _bound(function: Any, *takes: type, gives: type | None = None) -> Callable[.
     """A function of the library that knows its types."""
     function.argtypes, function.restype = takes, gives
     return cast(Callable[..., Any], function)
+
+
+def _linear_dequant(library: ctypes.CDLL) -> Kernel | None:
+    """`linear_dequant` with scratch memory; None where the library lacks it."""
+    scratch_scalars = _bound(library.linear_dequant_scratch, _INTEGER, gives=_INTEGER)
+    if not scratch_scalars(GROUP):
+        return None
+    run = _bound(library.linear_dequant, _POINTER, _WEIGHTS, _POINTER, _INTEGER, _POINTER, _INTEGER)
+
+    def linear_dequant(x: int, weights: structs.LinearWeights, y: int, rows: int, threads: int) -> None:
+        scratch = torch.empty(threads, scratch_scalars(weights.inputs), dtype=torch.bfloat16)
+        run(x, weights, y, rows, scratch.data_ptr(), threads)
+
+    return linear_dequant
 
 
 def load(dtype: torch.dtype, cache_directory: Path) -> NativeKernels | None:

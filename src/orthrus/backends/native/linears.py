@@ -128,13 +128,6 @@ class DequantLinear(NativeLinear):
         else:
             self.packed = packer.copy_to_huge_pages(torch.cat(packed))
 
-    def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
-        x_NI, rows, threads = x_NI.contiguous(), len(x_NI), kernel_threads()
-        y_NO = x_NI.new_empty(rows, weights.outputs)
-        scratch = x_NI.new_empty(threads, PANEL_OUTPUTS * self.shape[1] + 4 * TILE_OUTPUTS * GROUP)
-        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, scratch.data_ptr(), threads)
-        return y_NO
-
 
 class NativeInt8Linear(Int8Linear):
     """By dot products of four bytes (VNNI)."""

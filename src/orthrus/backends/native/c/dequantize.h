@@ -32,7 +32,7 @@ ALWAYS_INLINE const char *load_group(const int64_t format, const char *panel, in
         const char *super_block = panel + k / SUPER_BLOCK * super_block_bytes(format);
         load_k_scales(format, super_block, g, scales);
         group = super_block + K_HEADER_BYTES + g * k_codes_bytes(format);
-    } else load_group_scales(format, group, scales);
+    } else if (format != FORMAT_PLAIN) load_group_scales(format, group, scales);
     return group;
 }
 

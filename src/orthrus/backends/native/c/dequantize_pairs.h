@@ -16,7 +16,7 @@ typedef struct {
 } WeightPairs;
 
 /* Scales, or minima, of the outputs q, q + 4, q + 8, q + 12, for eight inputs of each. */
-static inline f32x16 quad_of(const float *by, int q) { return f32_quarters(by[q], by[q + 4], by[q + 8], by[q + 12]); }
+static inline f32x16 quad_of(const float *by, int q) { return f32_spread(f32_load(by), q); }
 
 /* At four bits the words of a vector of codes hold the inputs i, i + 8, i + 16, i + 24. */
 ALWAYS_INLINE WeightPairs q4_pairs(i32x16 packed, f32x16 scale, f32x16 min, const int c) {
@@ -50,34 +50,33 @@ ALWAYS_INLINE f32x16 k_half(const int64_t format, i32x16 low, i32x16 high, const
     return f32_fma(value, scale, f32_quarters(by->min[a], by->min[a], by->min[b], by->min[b]));
 }
 
-/* The four vectors of the outputs q, q + 4, q + 8, q + 12 by 32 inputs, eight inputs in each. */
-ALWAYS_INLINE void dequantize_pairs(const int64_t format, const char *group, const GroupScales *by, const int q,
-                                    WeightPairs *w) {
+/* The inputs 8 c to 8 c + 7 of a group, for the outputs q, q + 4, q + 8, q + 12. */
+ALWAYS_INLINE WeightPairs dequantize_pairs(const int64_t format, const char *group, const GroupScales *by, const int q,
+                                           const int c) {
+    if (format == FORMAT_PLAIN) {
+        i32x16 pairs = i32_load(group + 64 * (4 * c + q));
+        return (WeightPairs){bf16_even(pairs), bf16_odd(pairs)};
+    }
     if (format == FORMAT_Q5_K || format == FORMAT_Q6_K) {
         i32x16 low = i32_load(group + 64 * q), high = i32_load(group + 256 + (format == FORMAT_Q6_K ? 64 * (q / 2) : 0));
-#pragma GCC unroll 4
-        for (int c = 0; c < 4; c++) {
-            uint16_t both[2 * LANES];
-            store_bf16(both, k_half(format, low, high, by, q, c, 0));
-            store_bf16(both + LANES, k_half(format, low, high, by, q, c, 1));
-            i32x16 pairs = i32_load(both);
-            w[c] = (WeightPairs){bf16_even(pairs), bf16_odd(pairs)};
-        }
-        return;
+        uint16_t both[2 * LANES];
+        store_bf16(both, k_half(format, low, high, by, q, c, 0));
+        store_bf16(both + LANES, k_half(format, low, high, by, q, c, 1));
+        i32x16 pairs = i32_load(both);
+        return (WeightPairs){bf16_even(pairs), bf16_odd(pairs)};
     }
     f32x16 scale = quad_of(by->scale, q);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++)
-        w[c] = format == FORMAT_Q8 ? q8_pairs(group + 32 * (4 * c + q), scale)
-                                   : q4_pairs(i32_load(group + 64 * q), scale, quad_of(by->min, q), c);
+    if (format == FORMAT_Q8) return q8_pairs(group + 32 * (4 * c + q), scale);
+    return q4_pairs(i32_load(group + 64 * q), scale, quad_of(by->min, q), c);
 }
 
-/* The same in bf16. */
+/* All 32 inputs in bf16, eight in each vector. */
 ALWAYS_INLINE void dequantize_quad(const int64_t format, const char *group, const GroupScales *by, const int q, i32x16 *w) {
-    WeightPairs pairs[4];
-    dequantize_pairs(format, group, by, q, pairs);
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) w[c] = bf16_pairs(pairs[c].even, pairs[c].odd);
+    for (int c = 0; c < 4; c++) {
+        WeightPairs pairs = dequantize_pairs(format, group, by, q, c);
+        w[c] = bf16_pairs(pairs.even, pairs.odd);
+    }
 }
 
 #endif

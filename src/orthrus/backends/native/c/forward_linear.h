@@ -39,12 +39,12 @@ static void quantize_for(const LinearWeights *w, const scalar_t *x, QuantizedRow
 static void linear_range(const LinearWeights *w, const scalar_t *x, QuantizedRows quantized, scalar_t *y, int64_t rows,
                          Range range, char *scratch) {
     (void)scratch;
-    if (w->format == FORMAT_PLAIN) gemm(x, w, y, rows, range);
-    else if (w->format == FORMAT_INT8) gemm_int8(quantized, w, y, rows, range);
+    if (w->format == FORMAT_INT8) gemm_int8(quantized, w, y, rows, range);
     else if (w->format == FORMAT_W4A8) gemm_w4a8(quantized, w, y, rows, range);
 #ifdef BFLOAT16
-    else linear_dequant_range(x, w, y, rows, range, (scalar_t *)scratch);
+    else if (expands_weights(w, rows)) linear_dequant_range(x, w, y, rows, range, (scalar_t *)scratch);
 #endif
+    else gemm(x, w, y, rows, range);
 }
 
 /* The activations of an MLP. */

@@ -15,8 +15,10 @@
 #include "dispatch.h"
 #include "gemm.h"
 #include "gemm_dequant_amx.h"
+#include "gemm_expanded.h"
 #include "group_quantized.h"
 #include "k_quants.h"
+#include "linear_dequant.h"
 #include "linear_weights.h"
 #include "pack.h"
 #include "simd.h"
@@ -24,21 +26,29 @@
 
 #ifdef BFLOAT16
 
-/* The inputs of a few rows in the order and type in which products that expand weights in registers read them, for every vector
- * of weights of eight inputs: the inputs four times, because broadcasting takes a shuffle on Zen 4, or, without dot products
- * of bf16, four even and four odd inputs in fp32. */
+/* The inputs of rows in the order and type in which products that expand weights read them, for every vector of weights of
+ * eight inputs: the inputs four times, because broadcasting takes a shuffle on Zen 4, or, without dot products of bf16, four
+ * even and four odd inputs in fp32. */
 #ifdef HAVE_BF16_DOT
-typedef i32x16 ExpandedWeights;
-#define EXPAND_WEIGHTS dequantize_quad
+enum { REPEATED_SCALARS = 4, REPEATED_ROWS = GEMM_MAX_ROWS };
 
 ALWAYS_INLINE void repeat_eight(const scalar_t *x, scalar_t *to) { i32_store(to, broadcast_inputs(x)); }
 
-ALWAYS_INLINE f32x16 add_eight(f32x16 sums, const scalar_t *repeated, ExpandedWeights w) {
-    return dot_bf16(sums, i32_load(repeated), w);
+/* Adds the products of a group with the outputs q, q + 4, q + 8, q + 12. */
+ALWAYS_INLINE void add_group(const int rows, const int64_t format, const char *codes, const GroupScales *by, const int q,
+                             const scalar_t *repeated, int64_t depth, f32x16 (*sums)[4]) {
+    i32x16 weights[4];
+    dequantize_quad(format, codes, by, q, weights);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++)
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            i32x16 inputs = i32_load(repeated + REPEATED_SCALARS * (r * depth + DOT_INPUTS * c));
+            sums[r][q] = dot_bf16(sums[r][q], inputs, weights[c]);
+        }
 }
 #else
-typedef WeightPairs ExpandedWeights;
-#define EXPAND_WEIGHTS dequantize_pairs
+enum { REPEATED_SCALARS = 2, REPEATED_ROWS = DEQUANT_ROWS };
 
 ALWAYS_INLINE void repeat_eight(const scalar_t *x, scalar_t *to) {
     float inputs[DOT_INPUTS];
@@ -46,9 +56,17 @@ ALWAYS_INLINE void repeat_eight(const scalar_t *x, scalar_t *to) {
     memcpy(to, inputs, sizeof inputs);
 }
 
-ALWAYS_INLINE f32x16 add_eight(f32x16 sums, const scalar_t *repeated, ExpandedWeights w) {
-    const float *inputs = (const float *)repeated;
-    return f32_fma(f32_repeat4(inputs + 4), w.odd, f32_fma(f32_repeat4(inputs), w.even, sums));
+ALWAYS_INLINE void add_group(const int rows, const int64_t format, const char *codes, const GroupScales *by, const int q,
+                             const scalar_t *repeated, int64_t depth, f32x16 (*sums)[4]) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        WeightPairs w = dequantize_pairs(format, codes, by, q, c);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            const float *inputs = (const float *)(repeated + REPEATED_SCALARS * (r * depth + DOT_INPUTS * c));
+            sums[r][q] = f32_fma(f32_repeat4(inputs + 4), w.odd, f32_fma(f32_repeat4(inputs), w.even, sums[r][q]));
+        }
+    }
 }
 #endif
 
@@ -64,22 +82,15 @@ ALWAYS_INLINE void gemm_dequant_rows(const int rows, const int64_t format, const
         GroupScales scales;
         const char *codes = load_group(format, w, k, &scales);
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) {
-            ExpandedWeights weights[4];
-            EXPAND_WEIGHTS(format, codes, &scales, q, weights);
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; c++)
-#pragma GCC unroll 6
-                for (int r = 0; r < rows; r++)
-                    sums[r][q] = add_eight(sums[r][q], repeated + 4 * (r * depth + k + DOT_INPUTS * c), weights[c]);
-        }
+        for (int q = 0; q < 4; q++)
+            add_group(rows, format, codes, &scales, q, repeated + REPEATED_SCALARS * k, depth, sums);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) store_partial_sums(sums[r], bias, y + r * outputs);
 }
 
-/* All rows by 16 outputs from `output` on. Every weight is expanded once: for few rows, which are in `scratch` repeated, in
- * registers; else into `scratch`. */
+/* Up to DEQUANT_ROWS rows by 16 outputs from `output` on. Every weight is expanded once: for few rows in registers, else into
+ * `scratch`, where up to REPEATED_ROWS rows come first. */
 ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, const LinearWeights *w, int64_t output,
                                       scalar_t *y, int64_t rows, scalar_t *scratch) {
     int64_t depth = w->inputs, outputs = w->outputs, bytes = stored_group_bytes(format);
@@ -87,9 +98,16 @@ ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, c
     const scalar_t *bias = bias_at(w, output);
     y += output;
     if (rows > GEMM_MAX_ROWS) {
+#ifdef HAVE_BF16_DOT
         Prefetch next_panel = {panel + depth / GROUP * bytes, bytes * DOT_INPUTS / GROUP};
         dequantize_panel(format, panel, depth, scratch);
         gemm_panel(x, scratch, next_panel, bias, y, rows, depth, outputs);
+#else
+        (void)x;
+        float *expanded = (float *)(scratch + REPEATED_SCALARS * rows * depth);
+        expand_panel(format, panel, depth, expanded);
+        gemm_expanded_panel((const float *)scratch, expanded, bias, y, rows, depth, outputs);
+#endif
         return;
     }
     DISPATCH_ROWS(GEMM_MAX_ROWS, rows, gemm_dequant_rows, format, scratch, panel, bias, y, depth, outputs)
@@ -118,10 +136,10 @@ static void gemm_dequant_k_amx(const scalar_t *x, const LinearWeights *w, scalar
 }
 #endif
 
-/* For a few rows without tiles, once for all outputs. */
+/* For up to REPEATED_ROWS rows without tiles, once for all outputs. */
 static void repeat_inputs(const scalar_t *x, int64_t rows, int64_t depth, scalar_t *scratch) {
-    if (use_amx || rows > GEMM_MAX_ROWS) return;
-    for (int64_t i = 0; i < rows * depth; i += DOT_INPUTS) repeat_eight(x + i, scratch + 4 * i);
+    if (use_amx || rows > REPEATED_ROWS) return;
+    for (int64_t i = 0; i < rows * depth; i += DOT_INPUTS) repeat_eight(x + i, scratch + REPEATED_SCALARS * i);
 }
 
 /* The outputs in `range` of y = x w^T + bias, after repeat_inputs. */
@@ -139,6 +157,9 @@ static void gemm_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y,
         else if (w->format == FORMAT_Q8) gemm_dequant_panel(FORMAT_Q8, x, w, out, y, rows, scratch);
         else if (w->format == FORMAT_Q4_K) gemm_dequant_panel(FORMAT_Q4_K, x, w, out, y, rows, scratch);
         else if (w->format == FORMAT_Q5_K) gemm_dequant_panel(FORMAT_Q5_K, x, w, out, y, rows, scratch);
+#ifndef HAVE_BF16_DOT
+        else if (w->format == FORMAT_PLAIN) gemm_dequant_panel(FORMAT_PLAIN, x, w, out, y, rows, scratch);
+#endif
         else gemm_dequant_panel(FORMAT_Q6_K, x, w, out, y, rows, scratch);
 }
 #endif

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "dispatch.h"
 #include "gemm.h"
 #include "gemm_dequant.h"
 #include "group_quantized.h"
@@ -14,7 +15,8 @@
 
 #ifdef BFLOAT16
 
-int has_linear_dequant(void) { return GROUP; }
+/* Scalars of scratch memory that linear_dequant needs for each thread; 0 where there is no such function. */
+int64_t linear_dequant_scratch(int64_t inputs) { return dequant_scratch_scalars(inputs); }
 
 /* The outputs in `range` of a map of PARTS; both are whole panels of 32. */
 static void gemm_parts(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
@@ -26,8 +28,8 @@ static void gemm_parts(const scalar_t *x, const LinearWeights *w, scalar_t *y, i
         if (own.begin < own.end) {
             LinearWeights alone = {weight, bias_at(w, first), 0, 0, 0, w->inputs, w->outputs, part->format};
             Range outputs = {own.begin - first, own.end - first};
-            if (part->format == FORMAT_PLAIN) gemm(x, &alone, y + first, rows, outputs);
-            else gemm_dequant(x, &alone, y + first, rows, outputs, scratch);
+            if (expands_weights(&alone, rows)) gemm_dequant(x, &alone, y + first, rows, outputs, scratch);
+            else gemm(x, &alone, y + first, rows, outputs);
         }
         weight += part->outputs / LANES * (w->inputs / GROUP) * stored_group_bytes(part->format);
     }
@@ -35,9 +37,12 @@ static void gemm_parts(const scalar_t *x, const LinearWeights *w, scalar_t *y, i
 
 void linear_dequant_range(const scalar_t *x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range,
                           scalar_t *scratch) {
-    repeat_inputs(x, rows, w->inputs, scratch);
-    if (w->format == FORMAT_PARTS) gemm_parts(x, w, y, rows, range, scratch);
-    else gemm_dequant(x, w, y, rows, range, scratch);
+    for (int64_t taken; rows > 0; rows -= taken, x += taken * w->inputs, y += taken * w->outputs) {
+        taken = next_rows(rows, DEQUANT_ROWS);
+        repeat_inputs(x, taken, w->inputs, scratch);
+        if (w->format == FORMAT_PARTS) gemm_parts(x, w, y, taken, range, scratch);
+        else gemm_dequant(x, w, y, taken, range, scratch);
+    }
 }
 
 typedef struct {
@@ -59,5 +64,5 @@ void linear_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y, int6
     parallel(threads, linear_dequant_share, &(DequantCall){x, w, y, scratch, rows});
 }
 #else
-int has_linear_dequant(void) { return 0; }
+int64_t linear_dequant_scratch(int64_t inputs) { return 0 * inputs; }
 #endif

@@ -26,6 +26,11 @@ static inline f32x16 f32_broadcast(const float *x) {
 }
 static inline f32x16 f32_load(const float *x) { return (f32x16){_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
 
+static inline f32x16 f32_in_registers(f32x16 x) {
+    __asm__("" : "+x"(x.a), "+x"(x.b));
+    return x;
+}
+
 static inline void f32_store(float *y, f32x16 x) {
     _mm256_storeu_ps(y, x.a);
     _mm256_storeu_ps(y + 8, x.b);
@@ -167,6 +172,11 @@ static inline i32x16 i32_repeat4(const void *x) {
 static inline f32x16 f32_repeat4(const float *x) {
     __m256 four = _mm256_broadcast_ps((const __m128 *)x);
     return (f32x16){four, four};
+}
+
+static inline f32x16 f32_spread(f32x16 x, int i) {
+    __m256i lanes = _mm256_set1_epi32(i);
+    return (f32x16){_mm256_permutevar_ps(x.a, lanes), _mm256_permutevar_ps(x.b, lanes)};
 }
 
 static inline f32x16 f32_quarters(float p, float q, float r, float s) {

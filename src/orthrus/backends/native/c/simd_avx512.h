@@ -15,6 +15,10 @@ typedef __mmask16 mask16;
 static inline f32x16 f32_zero(void) { return _mm512_setzero_ps(); }
 static inline f32x16 f32_set1(float x) { return _mm512_set1_ps(x); }
 static inline f32x16 f32_load(const float *x) { return _mm512_loadu_ps(x); }
+static inline f32x16 f32_in_registers(f32x16 x) {
+    __asm__("" : "+v"(x));
+    return x;
+}
 static inline void f32_store(float *y, f32x16 a) { _mm512_storeu_ps(y, a); }
 static inline f32x16 f32_add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b); }
 static inline f32x16 f32_sub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
@@ -104,6 +108,8 @@ static inline i32x16 i32_repeat4(const void *x) {
 }
 
 static inline f32x16 f32_repeat4(const float *x) { return _mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
+
+static inline f32x16 f32_spread(f32x16 x, int i) { return _mm512_permutevar_ps(x, _mm512_set1_epi32(i)); }
 
 static inline f32x16 f32_quarters(float p, float q, float r, float s) {
     return _mm512_setr_ps(p, p, p, p, q, q, q, q, r, r, r, r, s, s, s, s);

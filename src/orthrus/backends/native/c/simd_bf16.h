@@ -20,11 +20,10 @@ static inline i32x16 round_to_bf16(f32x16 x) {
 
 static inline void store_bf16(uint16_t *y, f32x16 x) { i32_store_i16(y, i32_shift_right(round_to_bf16(x), 16)); }
 
-/* The nearest bf16, in fp32, of values whose exponents are not at the ends of the range: sums with a power of two so much
- * larger lose the other bits. */
+/* The nearest bf16, in fp32, of values whose exponents are not at the ends of the range. The product with 2^16 - 1 is rounded
+ * to the precision of bf16 times 2^16, so what it is short of the exact product with 2^16 is the value itself, rounded. */
 static inline f32x16 nearest_bf16(f32x16 x) {
-    f32x16 power = i32_as_f32(i32_and(f32_as_i32(x), i32_set1(0x7f800000))), shift = f32_set1(1.5f * 65536);
-    return f32_fnma(power, shift, f32_fma(power, shift, x));
+    return f32_fma(x, f32_set1(65536), f32_mul(x, f32_set1(-65535)));
 }
 
 /* Pairs of such values, exactly. */

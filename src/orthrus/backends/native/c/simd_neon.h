@@ -33,6 +33,15 @@ static inline f32x16 f32_load(const float *x) {
     return (f32x16){vld1q_f32(x), vld1q_f32(x + 4), vld1q_f32(x + 8), vld1q_f32(x + 12)};
 }
 
+static inline f32x16 f32_in_registers(f32x16 x) {
+    __asm__("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d));
+    return x;
+}
+
+static inline f32x16 f32_spread(f32x16 x, int i) {
+    return (f32x16){vdupq_n_f32(x.a[i]), vdupq_n_f32(x.b[i]), vdupq_n_f32(x.c[i]), vdupq_n_f32(x.d[i])};
+}
+
 static inline void f32_store(float *y, f32x16 x) {
     vst1q_f32(y, x.a);
     vst1q_f32(y + 4, x.b);
