@@ -81,9 +81,7 @@ ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearW
         i32x16 w_low = i32_load(panel), w_high = i32_load(panel + second);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x.codes + r * depth + k, 4);
-            i32x16 codes = i32_set1(four);
+            i32x16 codes = i32_broadcast(x.codes + r * depth + k);
             low[r] = dot_i8(low[r], codes, w_low);
             high[r] = dot_i8(high[r], codes, w_high);
         }

@@ -25,7 +25,7 @@ enum { W4A8_PANELS = 2 };
 #define W4A8_MAX_ROWS 4
 enum { W4A8_PANELS = 1 };
 #else
-#define W4A8_MAX_ROWS 3
+#define W4A8_MAX_ROWS 4
 enum { W4A8_PANELS = 1 };
 #endif
 /* The most rows that run on vectors where there are tiles: the sums are exact, so both give the same bits. */
@@ -63,14 +63,14 @@ ALWAYS_INLINE void multiply_w4a8_group(const int rows, QuantizedRows x, int64_t 
     for (int t = 0; t < 4; t++)
 #pragma GCC unroll 2
         for (int p = 0; p < W4A8_PANELS; p++) {
+            if (SIMD_REGISTERS < 32) __asm__ volatile("" ::: "memory"); /* the same */
             i32x16 packed = i32_load(group + p * Q4_BYTES + 64 * t);
             i32x16 low = low_nibbles(packed), high = high_nibbles(packed);
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
-                int32_t fours[2];
-                memcpy(fours, x.codes + r * depth + k + 8 * t, 8);
-                part[r][p] = dot_u4(part[r][p], low, i32_set1(fours[0]));
-                part[r][p] = dot_u4(part[r][p], high, i32_set1(fours[1]));
+                const uint8_t *codes = x.codes + r * depth + k + 8 * t;
+                part[r][p] = i32_in_registers(dot_u4(part[r][p], low, i32_broadcast(codes)));
+                part[r][p] = i32_in_registers(dot_u4(part[r][p], high, i32_broadcast(codes + 4)));
             }
         }
 }

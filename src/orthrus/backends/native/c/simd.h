@@ -20,7 +20,8 @@ enum { LANES = 16 };
  * lanes_between           the lanes i to i + 15 from `first` to below `stop`; f32_keep(mask, a): others become 0;
  *                         f32_mask_max(mask, a, b): others stay a
  * i32_load_words          8 words if `count` < 16, then zeros, else 16
- * f32_in_registers        the same, which is not loaded anew for every use
+ * i32_broadcast           a word of memory in all lanes
+ * f32_in_registers, i32_in_registers  the same, which is not loaded anew for every use, nor summed in another order
  * i32_repeat4, f32_repeat4  four words in every quarter; f32_quarters: a float in every quarter; f32_spread: lane i of every
  *                         quarter in all its lanes
  * f32_reduce_quarters     of four vectors: lane 4 p + q is the sum of the lanes 4 p to 4 p + 3 of x[q], those 2 apart first

@@ -56,6 +56,14 @@ static inline i32x16 f32_as_i32(f32x16 x) { return (i32x16)EACH(_mm256_castps_si
 
 static inline i32x16 i32_zero(void) { return (i32x16){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 static inline i32x16 i32_set1(int32_t x) { return (i32x16){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+static inline i32x16 i32_broadcast(const void *x) { /* as fp32: gcc takes integers through a general register */
+    __m256i word = _mm256_castps_si256(_mm256_broadcast_ss((const float *)x));
+    return (i32x16){word, word};
+}
+static inline i32x16 i32_in_registers(i32x16 x) {
+    __asm__("" : "+x"(x.a), "+x"(x.b));
+    return x;
+}
 static inline i32x16 i32_load(const void *x) {
     return (i32x16){_mm256_loadu_si256((const __m256i *)x), _mm256_loadu_si256((const __m256i *)x + 1)};
 }

@@ -49,6 +49,15 @@ static inline f32x16 f32_broadcast(const float *x) {
 
 static inline i32x16 i32_zero(void) { return _mm512_setzero_si512(); }
 static inline i32x16 i32_set1(int32_t x) { return _mm512_set1_epi32(x); }
+static inline i32x16 i32_broadcast(const void *x) {
+    int32_t word;
+    memcpy(&word, x, 4);
+    return i32_set1(word);
+}
+static inline i32x16 i32_in_registers(i32x16 x) {
+    __asm__("" : "+v"(x));
+    return x;
+}
 static inline i32x16 i32_load(const void *x) { return _mm512_loadu_si512(x); }
 static inline void i32_store(void *y, i32x16 a) { _mm512_storeu_si512(y, a); }
 static inline i32x16 i32_add(i32x16 a, i32x16 b) { return _mm512_add_epi32(a, b); }

@@ -63,6 +63,11 @@ static inline f32x16 f32_reciprocal(f32x16 x) { return f32_div(f32_set1(1.0f), x
 
 static inline i32x16 i32_zero(void) { return i32_of(vdupq_n_s32(0)); }
 static inline i32x16 i32_set1(int32_t x) { return i32_of(vdupq_n_s32(x)); }
+static inline i32x16 i32_broadcast(const void *x) { return i32_of(vreinterpretq_s32_f32(vld1q_dup_f32(x))); }
+static inline i32x16 i32_in_registers(i32x16 x) {
+    __asm__("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d));
+    return x;
+}
 static inline int32x4_t load_quarter(const void *x, int q) { return vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)x + 16 * q)); }
 
 static inline i32x16 i32_load(const void *x) {

@@ -95,6 +95,8 @@ static inline int32_t word_at(const void *x, int64_t i) {
 DEFINE_I32(i32_zero, 0, void)
 DEFINE_I32(i32_set1, x, int32_t x)
 DEFINE_I32(i32_load, word_at(x, l), const void *x)
+DEFINE_I32(i32_broadcast, word_at(x, 0), const void *x)
+DEFINE_I32(i32_in_registers, x.v[l], i32x16 x)
 DEFINE_I32(i32_load_i16, ((const int16_t *)x)[l], const void *x)
 DEFINE_I32(i32_load_words, count < 16 && l >= 8 ? 0 : word_at(x, l), const void *x, int64_t count)
 DEFINE_I32(i32_repeat4, word_at(x, l % 4), const void *x)
