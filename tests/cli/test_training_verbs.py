@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.cli import _progress
+from orthrus.cli import _progress, train
 from orthrus.tokenization import Tokenization
 from orthrus.training.trainer import Trainer
 
@@ -161,6 +161,17 @@ def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):
     code, _, err = run(f"export -o small --model {whole}")
     assert code == 2
     assert "not an empty directory" in err
+
+
+def test_a_processor_that_emulates_bfloat16_is_named(run, bare, tmp_path, monkeypatch):
+    turns = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three " * 20}]
+    (tmp_path / "d.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 6))
+    for slowdown, dtype, told in ((9.0, "bfloat16", True), (1.0, "bfloat16", False), (9.0, "float32", False)):
+        monkeypatch.setattr(train, "bfloat16_slowdown", lambda found=slowdown: found)
+        toy = TOY.replace("float32", dtype)
+        code, _, err = run(f"train -o run --data d.jsonl --model {bare} {toy} --inspect")
+        assert code == 0, err
+        assert ("9 times slower than float32; --dtype float32" in " ".join(err.split())) is told
 
 
 def test_estimate_and_inspect_start_nothing(run, bare, tmp_path):

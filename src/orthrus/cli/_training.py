@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -54,6 +55,23 @@ def _print_validation(console: Console, step: Step, how: str) -> None:
         f" A {step.validation.acceptance_length:.3f}, TPF {step.validation.tpf:.3f}, accepted by offset {offsets}",
         soft_wrap=True,
     )
+
+
+def bfloat16_slowdown() -> float:
+    """How many times as long this CPU takes to multiply bfloat16 as float32. Without instructions for it torch emulates
+    every product."""
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, w = (torch.ones(size, 512, dtype=dtype) for size in (64, 1024))
+        times = []
+        for _ in range(4):
+            start = perf_counter()
+            x @ w.T
+            times.append(perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) / seconds(torch.float32)
 
 
 def print_estimate(decoder: Decoder, config: TrainConfig) -> None:

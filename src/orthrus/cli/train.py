@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, quiet, stderr
-from orthrus.cli._training import follow, print_estimate, print_text
+from orthrus.cli._training import bfloat16_slowdown, follow, print_estimate, print_text
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orthrus.training.world import World
 
 EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 4, 500
+MUCH_SLOWER = 3
 
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes the run.")
@@ -193,6 +194,12 @@ def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_o
         )  # fmt: skip
     for warning in loaded.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
+    if dtype is Dtype.bfloat16 and device == "cpu" and (slowdown := bfloat16_slowdown()) > MUCH_SLOWER:
+        stderr.print(
+            f"note: this processor multiplies bfloat16 {slowdown:.0f} times slower than float32; --dtype float32 trains"
+            " faster and needs twice the memory",
+            style="yellow",
+        )
     return loaded
 
 

@@ -20,7 +20,7 @@ enum { DEQUANT_ROWS = 1 << 30 };
 
 static inline int64_t dequant_scratch_scalars(int64_t depth) { return 2 * LANES * depth + 4 * GROUP_WEIGHTS; }
 #else
-enum { DEQUANT_ROWS = 24 };
+enum { DEQUANT_ROWS = 48 };
 
 static inline int64_t dequant_scratch_scalars(int64_t depth) { return 2 * (DEQUANT_ROWS + LANES) * depth; }
 #endif
