@@ -25,12 +25,18 @@
 #include "threads.h"
 
 #ifdef BFLOAT16
+/* The most rows beside which weights are expanded in registers. */
+#if SIMD_REGISTERS == 32
+#define DEQUANT_MAX_ROWS 6
+#else
+#define DEQUANT_MAX_ROWS 2
+#endif
 
 /* The inputs of rows in the order and type in which products that expand weights read them, for every vector of weights of
  * eight inputs: the inputs four times, because broadcasting takes a shuffle on Zen 4, or, without dot products of bf16, four
  * even and four odd inputs in fp32. */
 #ifdef HAVE_BF16_DOT
-enum { REPEATED_SCALARS = 4, REPEATED_ROWS = GEMM_MAX_ROWS };
+enum { REPEATED_SCALARS = 4, REPEATED_ROWS = DEQUANT_MAX_ROWS };
 
 ALWAYS_INLINE void repeat_eight(const scalar_t *x, scalar_t *to) { i32_store(to, broadcast_inputs(x)); }
 
@@ -73,7 +79,7 @@ ALWAYS_INLINE void add_group(const int rows, const int64_t format, const char *c
 /* `rows` rows by one panel of 16 outputs, expanded in registers. `repeated`: see above. */
 ALWAYS_INLINE void gemm_dequant_rows(const int rows, const int64_t format, const scalar_t *repeated, const char *w,
                                      const scalar_t *bias, scalar_t *y, int64_t depth, int64_t outputs) {
-    f32x16 sums[GEMM_MAX_ROWS][4];
+    f32x16 sums[DEQUANT_MAX_ROWS][4];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -97,7 +103,7 @@ ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, c
     const char *panel = (const char *)w->weight + output / LANES * (depth / GROUP) * bytes;
     const scalar_t *bias = bias_at(w, output);
     y += output;
-    if (rows > GEMM_MAX_ROWS) {
+    if (rows > DEQUANT_MAX_ROWS) {
 #ifdef HAVE_BF16_DOT
         Prefetch next_panel = {panel + depth / GROUP * bytes, bytes * DOT_INPUTS / GROUP};
         dequantize_panel(format, panel, depth, scratch);
@@ -110,7 +116,7 @@ ALWAYS_INLINE void gemm_dequant_panel(const int64_t format, const scalar_t *x, c
 #endif
         return;
     }
-    DISPATCH_ROWS(GEMM_MAX_ROWS, rows, gemm_dequant_rows, format, scratch, panel, bias, y, depth, outputs)
+    DISPATCH_ROWS(DEQUANT_MAX_ROWS, rows, gemm_dequant_rows, format, scratch, panel, bias, y, depth, outputs)
 }
 
 #ifdef HAVE_AMX
