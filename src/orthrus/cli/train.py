@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 4, 500
 MUCH_SLOWER = 3
+"""How many times slower than float32 bfloat16 products must be for a note."""
 
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes the run.")

@@ -27,7 +27,7 @@
 #ifdef BFLOAT16
 /* The most rows beside which weights are expanded in registers. */
 #if SIMD_REGISTERS == 32
-#define DEQUANT_MAX_ROWS 6
+#define DEQUANT_MAX_ROWS GEMM_MAX_ROWS
 #else
 #define DEQUANT_MAX_ROWS 2
 #endif

@@ -63,7 +63,7 @@ ALWAYS_INLINE void multiply_w4a8_group(const int rows, QuantizedRows x, int64_t 
     for (int t = 0; t < 4; t++)
 #pragma GCC unroll 2
         for (int p = 0; p < W4A8_PANELS; p++) {
-            if (SIMD_REGISTERS < 32) __asm__ volatile("" ::: "memory"); /* the same */
+            if (SIMD_REGISTERS < 32) __asm__ volatile("" ::: "memory"); /* or gcc unpacks all codes first, and spills sums */
             i32x16 packed = i32_load(group + p * Q4_BYTES + 64 * t);
             i32x16 low = low_nibbles(packed), high = high_nibbles(packed);
 #pragma GCC unroll 6

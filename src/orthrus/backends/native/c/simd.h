@@ -21,7 +21,8 @@ enum { LANES = 16 };
  *                         f32_mask_max(mask, a, b): others stay a
  * i32_load_words          8 words if `count` < 16, then zeros, else 16
  * i32_broadcast           a word of memory in all lanes
- * f32_in_registers, i32_in_registers  the same, which is not loaded anew for every use, nor summed in another order
+ * f32_in_registers, i32_in_registers  the value itself, behind a compiler barrier: it is not loaded again for every use, and
+ *                         a sum that passes through is not reassociated
  * i32_repeat4, f32_repeat4  four words in every quarter; f32_quarters: a float in every quarter; f32_spread: lane i of every
  *                         quarter in all its lanes
  * f32_reduce_quarters     of four vectors: lane 4 p + q is the sum of the lanes 4 p to 4 p + 3 of x[q], those 2 apart first
