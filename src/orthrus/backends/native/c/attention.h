@@ -36,13 +36,11 @@ typedef struct {
 static void begin_rows(const QueryRows *in, const AttentionScratch *scratch, int64_t size) {
     int64_t rows = in->rows * in->group;
     for (int64_t r = 0; r < rows; r++) {
-        scratch->q[r] = in->q + r / in->group * in->stride + r % in->group * size;
+        copy_query(in->q + r / in->group * in->stride + r % in->group * size, size, scratch->queries + r * size);
         scratch->max[r] = -INFINITY, scratch->denominator[r] = 0.0f;
     }
     memset(scratch->sums, 0, rows * size * sizeof(float));
-#ifdef HAVE_ATTENTION_AMX
-    if (attention_on_tiles(size)) pack_queries(scratch->q, scratch->packed_q, rows, size);
-#endif
+    memset(scratch->queries + rows * size, 0, ((rows + 15) / 16 * 16 - rows) * size * sizeof(query_t));
 }
 
 static void finish_rows(const QueryRows *in, const AttentionScratch *scratch, int64_t size) {

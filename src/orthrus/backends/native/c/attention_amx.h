@@ -16,12 +16,6 @@
 /* Whether heads of this size go by tiles. */
 static inline int attention_on_tiles(int64_t size) { return use_amx && size % 32 == 0; }
 
-/* The rows of q one after another, the last tile padded with zeros. */
-static void pack_queries(const scalar_t *const *q, scalar_t *packed, int64_t rows, int64_t size) {
-    for (int64_t r = 0; r < rows; r++) memcpy(packed + r * size, q[r], size * sizeof(scalar_t));
-    memset(packed + rows * size, 0, ((rows + 15) / 16 * 16 - rows) * size * sizeof(scalar_t));
-}
-
 /* scores[r][j] = q_r k_j for 16 rows at a time over pairs of panels of 16 transposed keys. */
 static void qk_scores_amx(const AttentionScratch *scratch, int64_t rows, int64_t panels, int64_t size) {
     int64_t words = size / 2;
@@ -32,7 +26,7 @@ static void qk_scores_amx(const AttentionScratch *scratch, int64_t rows, int64_t
             _tile_zero(0);
             _tile_zero(1);
             for (int64_t i = 0; i < words; i += 16) {
-                _tile_loadd(4, scratch->packed_q + r * size + 2 * i, size * (int64_t)sizeof(scalar_t));
+                _tile_loadd(4, scratch->queries + r * size + 2 * i, size * (int64_t)sizeof(scalar_t));
                 _tile_loadd(6, keys + 16 * (c * words + i), TILE_ROW_BYTES);
                 _tile_loadd(7, keys + 16 * ((c + 1) * words + i), TILE_ROW_BYTES);
                 _tile_dpbf16ps(0, 4, 6);

@@ -1,6 +1,6 @@
 /* One chunk of keys: scores, softmax and weighted sums, on tiles or on vectors.
  *
- * For keys that it does not attend to, a row computes nothing or, on tiles, adds zeros. */
+ * For keys that it does not attend to, a row computes nothing or, beside rows that do, adds zeros. */
 #ifndef ORTHRUS_ATTENTION_CHUNK_H
 #define ORTHRUS_ATTENTION_CHUNK_H
 
@@ -13,14 +13,17 @@
 #include "pack.h"
 #include "simd.h"
 
-/* The scores of a chunk on vectors. Few sums at a time would wait for one another. */
-static void qk_scores_vector(const AttentionScratch *scratch, int64_t rows, int64_t panels, int64_t words) {
+/* The scores of a chunk on vectors, during which its values are prefetched. Few sums at a time would wait for one another. */
+static void qk_scores_vector(const AttentionScratch *scratch, int64_t rows, int64_t panels, int64_t words,
+                             const scalar_t *values) {
     for (int64_t r = 0, taken; r < rows; r += taken) {
         int64_t left = rows - r;
         taken = MAX_SCORE_SUMS == 8 && (left > 9 || left == 8) ? 8 : left >= 6 ? 6 : left == 5 ? 3 : left;
-        for (int64_t c = 0; c < panels; c += taken * 2 <= MAX_SCORE_SUMS ? 2 : 1) { /* there is room for a panel too many, which is not read */
+        int64_t step = taken * 2 <= MAX_SCORE_SUMS ? 2 : 1; /* there is room for a panel too many, which is not read */
+        for (int64_t c = 0; c < panels; c += step) {
             const int32_t *keys = scratch->packed_keys + 16 * c * words;
-            const scalar_t **q = scratch->q + r;
+            if (r == 0) prefetch_bytes((const char *)values + 64 * c * words, 64 * step * words);
+            const query_t *q = scratch->queries + r * words * 4 / (int64_t)sizeof(scalar_t);
             float *scores = scratch->weights + r * KEY_CHUNK + 16 * c;
             switch (taken) {
 #if SIMD_REGISTERS == 32
@@ -53,10 +56,12 @@ static void weighted_sum_vector(const AttentionScratch *scratch, int64_t rows, c
                     for (int64_t i = 0; i < taken; i++)
                         weighted_sum(weights + i * KEY_CHUNK, rescale + i, v + s + p, count, size, sums + i * size + p, 1, 1);
             } else if (taken == 1) weighted_sum(weights, rescale, v + s, count, size, sums, 1, FEATURE_SLICE / LANES);
+            else if (taken == 3)
+                for (int64_t p = 0; p < FEATURE_SLICE; p += SUM_VECTORS_OF_3 * LANES)
+                    weighted_sum(weights, rescale, v + s + p, count, size, sums + p, 3, SUM_VECTORS_OF_3);
             else
                 for (int64_t p = 0; p < FEATURE_SLICE; p += SUM_VECTORS * LANES)
-                    if (taken == 3) weighted_sum(weights, rescale, v + s + p, count, size, sums + p, 3, SUM_VECTORS);
-                    else weighted_sum(weights, rescale, v + s + p, count, size, sums + p, MAX_SUM_ROWS, SUM_VECTORS);
+                    weighted_sum(weights, rescale, v + s + p, count, size, sums + p, MAX_SUM_ROWS, SUM_VECTORS);
         }
 }
 
@@ -69,8 +74,9 @@ static inline int64_t padded_keys(int64_t count, int64_t size) {
     return (count + 15) / 16 * 16;
 }
 
-/* All scores of a chunk of `count` keys. */
-static void score_chunk(const AttentionScratch *scratch, int64_t rows, const scalar_t *k, int64_t count, int64_t size) {
+/* All scores of a chunk of `count` keys, whose values are used next. */
+static void score_chunk(const AttentionScratch *scratch, int64_t rows, const scalar_t *k, const scalar_t *v, int64_t count,
+                        int64_t size) {
     int64_t words = size * (int64_t)sizeof(scalar_t) / 4, panels = (count + 15) / 16;
     pack_keys(k, count, words, scratch->packed_keys);
 #ifdef HAVE_ATTENTION_AMX
@@ -79,7 +85,7 @@ static void score_chunk(const AttentionScratch *scratch, int64_t rows, const sca
         return;
     }
 #endif
-    qk_scores_vector(scratch, rows, panels, words);
+    qk_scores_vector(scratch, rows, panels, words, v);
 }
 
 /* The weights of a chunk from its scores, and by how much they rescale what was summed before. */
@@ -90,9 +96,6 @@ static void softmax_chunk(const AttentionScratch *scratch, int64_t rows, int64_t
         float sum = softmax_weights(weights, hidden, visible, padded, how, scratch->max + r);
         scratch->rescale[r] = visible > hidden ? expf(before - scratch->max[r]) : 1.0f;
         scratch->denominator[r] = scratch->denominator[r] * scratch->rescale[r] + sum;
-#ifdef BFLOAT16
-        narrow_to_bf16(weights, padded);
-#endif
     }
 }
 
@@ -115,7 +118,7 @@ static void sum_chunk(const AttentionScratch *scratch, int64_t rows, const scala
 static void attend_chunk(const AttentionScratch *scratch, int64_t rows, const scalar_t *k, const scalar_t *v, int64_t count,
                          int64_t size, Scores how) {
     int64_t padded = padded_keys(count, size);
-    score_chunk(scratch, rows, k, count, size);
+    score_chunk(scratch, rows, k, v, count, size);
     softmax_chunk(scratch, rows, padded, how);
     sum_chunk(scratch, rows, v, count, padded, size);
 }

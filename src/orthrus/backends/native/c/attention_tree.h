@@ -19,7 +19,11 @@
 #include "simd.h"
 
 /* Keys that an instruction on vectors sums together. */
-enum { KEYS_PER_SUM = 4 / sizeof(scalar_t) };
+#ifdef ATTENTION_IN_PAIRS
+enum { KEYS_PER_SUM = 2 };
+#else
+enum { KEYS_PER_SUM = 1 };
+#endif
 
 /* The keys and values [slot, size] of one kv head, and where in them those of the rows of a segment are, with `group` query
  * rows each. The paths of a tree begin at the position `start`, which no position reaches in a chain; see
@@ -69,7 +73,8 @@ static void score_tree(const AttentionScratch *scratch, const RowKeys *keys, con
     for (int64_t end; begin < stop; begin = end) {
         end = begin / KEY_CHUNK * KEY_CHUNK + KEY_CHUNK;
         end = end < stop ? end : stop;
-        score_chunk(&by_place, query_rows, keys->keys + slot_of(keys->pages, begin) * keys->size, end - begin, keys->size);
+        int64_t at = slot_of(keys->pages, begin) * keys->size;
+        score_chunk(&by_place, query_rows, keys->keys + at, keys->values + at, end - begin, keys->size);
         for (int64_t r = 0; r < query_rows; r++)
             for (int64_t j = chunk->known; j < scratch->visible[r]; j++) {
                 int64_t place = place_of(keys, r / keys->group, chunk->first + j);
@@ -93,7 +98,7 @@ static void sum_tree_vector(const AttentionScratch *scratch, const RowKeys *keys
         for (int64_t j = common; j < visible; j++)
             memcpy(values + (j - common) * size, value_of(keys, row, chunk->first + j), size * sizeof(scalar_t));
         AttentionScratch rest = *scratch;
-        rest.weights += query * KEY_CHUNK + common * (int64_t)sizeof(scalar_t) / 4;
+        rest.weights += query * KEY_CHUNK + common / KEYS_PER_SUM;
         rest.rescale += query, rest.sums += query * size, rest.visible += query;
         weighted_sum_vector(&rest, (end - row) * keys->group, values, visible - common, size);
     }
@@ -147,7 +152,8 @@ static void sum_tree_amx(const AttentionScratch *scratch, const RowKeys *keys, c
 static void attend_tree_chunk(const AttentionScratch *scratch, const RowKeys *keys, int64_t first, int64_t count, Scores how) {
     int64_t size = keys->size, known = keys->start > first ? keys->start - first : 0, query_rows = keys->rows * keys->group;
     const TreeChunk chunk = {first, known, padded_keys(count, size)};
-    if (known) score_chunk(scratch, query_rows, keys->keys + slot_of(keys->pages, first) * size, known, size);
+    int64_t at = slot_of(keys->pages, first) * size;
+    if (known) score_chunk(scratch, query_rows, keys->keys + at, keys->values + at, known, size);
     score_tree(scratch, keys, &chunk);
     softmax_chunk(scratch, query_rows, chunk.padded, how);
 #ifdef HAVE_ATTENTION_AMX

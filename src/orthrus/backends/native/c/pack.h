@@ -1,4 +1,4 @@
-/* Transposes, interleaves and narrows values into the order in which vector and tile products read them. */
+/* Transposes and interleaves values into the order in which vector and tile products read them. */
 #ifndef ORTHRUS_PACK_H
 #define ORTHRUS_PACK_H
 
@@ -29,14 +29,6 @@ static inline void interleave_pairs(const uint16_t *v, int64_t count, int64_t si
     pairs[0] = interleave_i16(first, second);
     pairs[1] = features >> 16 ? interleave_i16(first + 16, second + 16) : i32_zero();
 }
-#endif
-
-#ifdef BFLOAT16
-/* fp32 weights become bf16, in place. */
-static inline void narrow_to_bf16(float *weights, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) store_lanes((scalar_t *)weights + i, f32_load(weights + i));
-}
-
 #endif
 
 #endif

@@ -18,6 +18,8 @@ static inline i32x16 round_to_bf16(f32x16 x) {
     return i32_add(bits, i32_add(odd, i32_set1(0x7fff)));
 }
 
+static inline f32x16 rounded_to_bf16(f32x16 x) { return bf16_odd(round_to_bf16(x)); }
+
 static inline void store_bf16(uint16_t *y, f32x16 x) { i32_store_i16(y, i32_shift_right(round_to_bf16(x), 16)); }
 
 /* The nearest bf16, in fp32, of values whose exponents are not at the ends of the range. The product with 2^16 - 1 is rounded
