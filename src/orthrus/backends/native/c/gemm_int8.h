@@ -14,13 +14,15 @@
 #include "team.h"
 #include "threads.h"
 
-/* The most rows whose sums fit in registers. */
+/* The most rows, and the panels at a time, whose sums fit in registers. */
 #ifdef HAVE_I8MM
 #define INT8_MAX_ROWS 6
 #elif SIMD_REGISTERS == 32
 #define INT8_MAX_ROWS 8
+enum { INT8_PANELS = 2 };
 #else
-#define INT8_MAX_ROWS 2
+#define INT8_MAX_ROWS 4
+enum { INT8_PANELS = 1 };
 #endif
 
 /* The epilogue: sixteen integer sums of a row for the outputs from `output` on. */
@@ -68,7 +70,7 @@ static void gemm_int8_vectors(QuantizedRows x, const LinearWeights *w, scalar_t 
         }
 }
 #else
-/* `rows` rows by two panels of 16 outputs, of which the second lies `second` bytes behind, 0 if there is none. */
+/* `rows` rows by INT8_PANELS panels of 16 outputs, of which the second lies `second` bytes behind, 0 if there is none. */
 ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearWeights *w, int64_t output, int64_t second,
                                   scalar_t *y) {
     int64_t depth = w->inputs, outputs = w->outputs;
@@ -77,13 +79,14 @@ ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearW
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++) low[r] = high[r] = i32_zero();
     for (int64_t k = 0; k < depth; k += 4, panel += 4 * LANES) {
-        if (rows > 1) prefetch_ahead(panel), prefetch_ahead(panel + second);
-        i32x16 w_low = i32_load(panel), w_high = i32_load(panel + second);
+        if (rows > 1 || INT8_PANELS == 1) prefetch_ahead(panel);
+        if (rows > 1 && INT8_PANELS == 2) prefetch_ahead(panel + second);
+        i32x16 w_low = i32_load(panel), w_high = INT8_PANELS == 2 ? i32_load(panel + second) : i32_zero();
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             i32x16 codes = i32_broadcast(x.codes + r * depth + k);
-            low[r] = dot_i8(low[r], codes, w_low);
-            high[r] = dot_i8(high[r], codes, w_high);
+            low[r] = i32_in_registers(dot_i8(low[r], codes, w_low));
+            if (INT8_PANELS == 2) high[r] = i32_in_registers(dot_i8(high[r], codes, w_high));
         }
     }
 #pragma GCC unroll 16
@@ -97,8 +100,8 @@ ALWAYS_INLINE void gemm_int8_rows(const int rows, QuantizedRows x, const LinearW
 /* The outputs in `range`, on vectors. */
 static void gemm_int8_vectors(QuantizedRows x, const LinearWeights *w, scalar_t *y, int64_t rows, Range range) {
     int64_t depth = w->inputs;
-    for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
-        int64_t second = out + LANES < range.end ? LANES * depth : 0;
+    for (int64_t out = range.begin; out < range.end; out += INT8_PANELS * LANES) {
+        int64_t second = INT8_PANELS == 2 && out + LANES < range.end ? LANES * depth : 0;
         for (int64_t r = 0, taken; r < rows; r += taken) {
             taken = next_rows(rows - r, INT8_MAX_ROWS);
             DISPATCH_ROWS(INT8_MAX_ROWS, taken, gemm_int8_rows, rows_from(x, r, depth), w, out, second, y + r * w->outputs)
