@@ -65,21 +65,23 @@ class Option(NamedTuple):
 
 
 class Context:
-    """The tokens of a text so far, in one array that grows."""
+    """The tokens of a text so far, in one array that grows. address: where it begins in memory, until then."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self._room = np.empty(max(256, 2 * len(tokens)), np.int32)
-        self._count = 0
+        self._place(np.empty(max(256, 2 * len(tokens)), np.int32), 0)
         self.extend(tokens)
 
     def __len__(self) -> int:
         return self._count
 
+    def _place(self, room: NDArray[np.int32], count: int) -> None:
+        self._room, self._count, self.address = room, count, int(room.ctypes.data)
+
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens."""
         count = self._count + len(tokens)
         if count > len(self._room):
-            self._room = np.concatenate((self.tokens, np.empty(count, np.int32)))
+            self._place(np.concatenate((self.tokens, np.empty(count, np.int32))), self._count)
         self._room[self._count : count] = tokens
         self._count = count
 
@@ -91,7 +93,7 @@ class Context:
     def first(self, count: int) -> Context:
         """The text of the first `count` tokens."""
         part = Context()
-        part._room, part._count = self.tokens[:count], count
+        part._place(self.tokens[:count], count)
         return part
 
     def after(self, path: Sequence[int] = ()) -> Match | None:
@@ -110,6 +112,11 @@ class Context:
         place = int(ends[-1]) + 1
         token = int(text[place])
         return Match(token, length, bool((text[ends + 1] == token).all()), place)
+
+    def repeats(self, count: int) -> bool:
+        """Whether the last `count` tokens may have occurred before. False is certain, and found at once."""
+        tokens = self.tokens
+        return len(tokens) > count and tokens[-count:].tobytes() in tokens[:-1].tobytes()
 
     def following(self, match: Match, count: int) -> list[Match]:
         """The next `count` matches, or fewer at the end of the text, if the text goes on as it did there."""

@@ -49,9 +49,13 @@ def on_one() -> Iterator[None]:
 
 def kernel_threads() -> int:
     """The number of threads of a C kernel: that of torch, as it was before `on_one`."""
+    return _thread.kernel_threads or _threads_of_torch()
+
+
+def _threads_of_torch() -> int:
     import torch
 
-    return _thread.kernel_threads or torch.get_num_threads()
+    return torch.get_num_threads()
 
 
 class _Thread(local):

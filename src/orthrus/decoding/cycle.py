@@ -164,8 +164,9 @@ def _verify(runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool) -
         if job.sequence.scores_prompt:
             job.sequence.score_prompt(job.sequence.table.length, logits_RV)
     verified = [
-        _Verified(job, logits_RV[-1 - job.plan.offered :], rows, hidden)
+        _Verified(job, logits_RV if len(logits_RV) == wanted else logits_RV[-wanted:], rows, hidden)
         for job, logits_RV, rows, hidden in zip(jobs, result.logits, result.blocks, result.hidden, strict=True)
+        for wanted in [1 + job.plan.offered]
         if job.verifies
     ]
     checks = [

@@ -35,9 +35,10 @@ def draft_pass(
     roots = [s.anchor if wants else None for s, wants in zip(batch, wanted, strict=True)]
     result = runner.diffuse_rows(roots, width, [s.table for s in batch], rows=rows)
     drafting = [s for s, wants in zip(batch, wanted, strict=True) if wants]
+    computed = zip(drafting, result.logits.unbind(), result.hidden.unbind(), strict=True)
     proposals = [
         Proposal(s.sampler, logits_RV, s.length, 2 * (s.length - 1), temperatures, nodes, own, Lookup(s.context, 1))
-        for s, logits_RV, hidden_RD in zip(drafting, result.logits, result.hidden, strict=True)
+        for s, logits_RV, hidden_RD in computed
         for own in [BlockRows.of(runner, hidden_RD)]
     ]
     drafts = iter(rule.propose(proposals))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from orthrus.batch import ForwardBatch
@@ -34,13 +36,18 @@ class JointResult(NamedTuple):
             return _split(block_rows.view(sum(blocks), width, block_rows.shape[1]), blocks)
 
         count = sum(rows)
-        logits = _split(result.logits[:count], rows)
         if not any(blocks):
-            none = [result.hidden[count:].view(0, width, result.hidden.shape[1])] * len(rows)
-            return JointResult(logits, none, none)
+            none = [_no_blocks(width, *result.hidden.shape[1:], result.hidden.dtype, result.hidden.device)] * len(rows)
+            return JointResult(_split(result.logits, rows), none, none)
+        logits = _split(result.logits[:count], rows)
         hidden = per_sequence(result.hidden[count:])
         of_blocks = per_sequence(result.logits[count:]) if len(result.logits) > count else hidden
         return JointResult(logits, of_blocks, hidden)
+
+
+@cache
+def _no_blocks(width: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(0, width, size, dtype=dtype, device=device)
 
 
 def _split(tensor: Tensor, lengths: Sequence[int]) -> list[Tensor]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, chain, count
 from threading import Lock
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from orthrus.backends.native.kernels import NativeKernels, cache_of
 from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear, weights_of
 from orthrus.backends.select import DraftWeights
 from orthrus.batch import ForwardBatch
+from orthrus.cache import KVCache
 from orthrus.config import ACTIVATIONS, DecoderConfig
 from orthrus.masks import first_keys
 from orthrus.model.decoder import Decoder
@@ -31,6 +33,14 @@ _INTEGER, _POINTER = ctypes.c_int64, ctypes.c_void_p
 FORMS = (NativeLinear, NativeInt8Linear, NativeGroupedLinear)
 PHASES = ("norms", "qkv", "rope and cache write", "attention", "o", "gate_up", "down", "head")
 """What `NativeForward` measures the time of, in order."""
+
+
+class _Angles:
+    """The rotations of the positions up to `last`, for each frequency scale: addresses of cosines and of sines."""
+
+    def __init__(self, last: int, tables: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.last, self._kept = last, tables
+        self.cos, self.sin = (_pointers([pair[part].data_ptr() for pair in tables]) for part in range(2))
 
 
 class NativeForward:
@@ -61,6 +71,8 @@ class NativeForward:
             config.heads, config.kv_heads, config.head_dim, ACTIVATIONS.index(config.activation), config.norm_eps,
             config.norm_offset, decoder.embedding_scale,
         )  # fmt: skip
+        self._ropes, self._angles, self._capped = list(decoder.ropes), _Angles(-1, []), decoder.capped
+        self._cache: tuple[Callable[[], KVCache | None], structs.KVCache, int] = (lambda: None), structs.KVCache(), 0
         self._workspace, self._lock = torch.empty(0, dtype=torch.uint8), Lock()
 
     def free_workspace(self) -> None:
@@ -81,18 +93,15 @@ class NativeForward:
         return result
 
     def _call(self, batch: ForwardBatch, phase_seconds: ctypes.Array[ctypes.c_double] | None) -> PassResult:
-        last = max(position for rows in batch.views for position in rows.positions)
-        angles = [rope.tables(last) for rope in self._decoder.ropes]
-        cos, sin = (_pointers([pair[part].data_ptr() for pair in angles]) for part in range(2))
+        angles = self._angles_up_to(max(max(rows.positions) for rows in batch.views))
         integers, addresses = _integers(batch.integers)
         views, kept = _views(batch, addresses, self._decoder.config)
         rows, threads = sum(view.padded_rows for view in views), kernel_threads()
         counts = len(views), rows, len(batch.logit_rows), batch.num_logits
-        keys, values = batch.cache.keys, batch.cache.values
-        cache = cache_of(keys, values)
+        cache, layer_stride = self._struct_of(batch.cache)
         pass_batch = structs.ForwardBatch(
-            ctypes.addressof(views), addresses[-1], *counts, ctypes.addressof(cos), ctypes.addressof(sin), cache,
-            keys.stride(0),
+            ctypes.addressof(views), addresses[-1], *counts, ctypes.addressof(angles.cos), ctypes.addressof(angles.sin),
+            cache, layer_stride,
         )  # fmt: skip
         hidden_PD = self._embedding.new_empty(len(batch.logit_rows), self._embedding.shape[1])
         logits_LV = self._embedding.new_empty(batch.num_logits, self._vocabulary)
@@ -104,8 +113,23 @@ class NativeForward:
                 self._model, pass_batch, hidden_PD.data_ptr(), logits_LV.data_ptr(), self._workspace.data_ptr(),
                 phase_seconds, threads,
             )  # fmt: skip
-        del integers, views, kept, angles, keys, values  # the structs hold addresses only
-        return PassResult(self._decoder.capped(logits_LV), hidden_PD)
+        del integers, views, kept, angles  # the structs hold addresses only
+        return PassResult(self._capped(logits_LV), hidden_PD)
+
+    def _angles_up_to(self, position: int) -> _Angles:
+        """The rotations of positions up to this one. They are made again where a table has grown."""
+        angles = self._angles
+        if position > angles.last:
+            tables = [rope.tables(position) for rope in self._ropes]
+            self._angles = angles = _Angles(min(len(cos) for cos, _ in tables) - 1, tables)
+        return angles
+
+    def _struct_of(self, cache: KVCache) -> tuple[structs.KVCache, int]:
+        """A cache as C reads it, and how far apart its layers are."""
+        known = self._cache
+        if known[0]() is not cache:
+            known = self._cache = ref(cache), cache_of(cache.keys, cache.values), cache.keys.stride(0)
+        return known[1:]
 
 
 def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) -> bool:

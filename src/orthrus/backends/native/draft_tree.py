@@ -26,6 +26,7 @@ class NativeDraftTree:
         self._choose.argtypes, self._choose.restype = (*pointers, _INTEGER), _INTEGER
         matches = (Match(0, length, alike) for length in range(1, LONGEST + 1) for alike in (False, True))
         self._evidence = np.array([EVIDENCE[match.row] for match in matches], np.float32)
+        self._numbers = self._evidence.ctypes.data, SLOPE, SHIFT, NEW_SLOPE, NO_ROW, LEAST, MOST, LEAST_REST
 
     def __call__(
         self,
@@ -56,9 +57,8 @@ class NativeDraftTree:
         return DraftTree(tokens[:taken], parents[:taken], confidence[:taken], [*map(bool, looked_up[:taken])])
 
     def _context(self, lookup: Lookup) -> structs.DraftContext:
-        text, numbers = lookup.text, (SLOPE, SHIFT, NEW_SLOPE, NO_ROW, LEAST, MOST, LEAST_REST)
-        arrays = text.tokens.ctypes.data, len(text), self._evidence.ctypes.data
-        return structs.DraftContext(*arrays, lookup.first, *numbers)
+        evidence, *numbers = self._numbers
+        return structs.DraftContext(lookup.text.address, len(lookup.text), evidence, lookup.first, *numbers)
 
 
 def _draft_head(inputs: HeadInputs) -> structs.DraftHead:

@@ -119,7 +119,7 @@ class Candidate:
 
 def _looked_up(context: Context) -> Draft:
     """The chain of tokens that followed the newest ones when they occurred before."""
-    match = context.after()
+    match = context.after() if context.repeats(MIN_MATCH) else None
     if match is None or match.length < MIN_MATCH:
         return Draft()
     options = [weighed((), own)[0] for own in context.following(match, MAX_LOOKUP_DRAFTS)]
