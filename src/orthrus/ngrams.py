@@ -65,7 +65,7 @@ class Option(NamedTuple):
 
 
 class Context:
-    """The tokens of a text so far, in one array that grows. address: where it begins in memory, until then."""
+    """The tokens of a text so far, in one array that grows. address: where it begins, until `extend` is called."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._place(np.empty(max(256, 2 * len(tokens)), np.int32), 0)

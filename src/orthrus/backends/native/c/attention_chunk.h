@@ -22,7 +22,7 @@ static void qk_scores_vector(const AttentionScratch *scratch, int64_t rows, int6
         int64_t step = taken * 2 <= MAX_SCORE_SUMS ? 2 : 1; /* there is room for a panel too many, which is not read */
         for (int64_t c = 0; c < panels; c += step) {
             const int32_t *keys = scratch->packed_keys + 16 * c * words;
-            if (r == 0) prefetch_bytes((const char *)values + 64 * c * words, 64 * step * words);
+            if (r == 0) prefetch_to_second_level((const char *)values + 64 * c * words, 64 * step * words);
             const query_t *q = scratch->queries + r * words * 4 / (int64_t)sizeof(scalar_t);
             float *scores = scratch->weights + r * KEY_CHUNK + 16 * c;
             switch (taken) {

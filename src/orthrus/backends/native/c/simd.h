@@ -104,8 +104,8 @@ enum { PREFETCH_BYTES = 4096 };
 
 static inline void prefetch(const void *address) { __builtin_prefetch(address, 0, 3); }
 
-/* To the second-level cache: the first one holds what is computed meanwhile. */
-static inline void prefetch_bytes(const void *from, int64_t bytes) {
+/* Not to the first-level cache, which holds what is computed meanwhile. */
+static inline void prefetch_to_second_level(const void *from, int64_t bytes) {
     for (int64_t l = 0; l < bytes; l += 64) __builtin_prefetch((const char *)from + l, 0, 2);
 }
 
