@@ -248,6 +248,22 @@ def test_windows_scales_and_soft_caps(fast, precision, window, scale, cap):
         assert torch.equal(attend(q, *before, bias, scale, cap), found)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 6, 16])
+@pytest.mark.parametrize("size", [16, 64])
+def test_attention_weights_are_rounded_to_bf16_on_every_processor(size, rows):
+    """Two keys, of weights 1 and w, and values -w and 1 with the rounded w: their sum is zero, or the error of w."""
+    fast = native.load(torch.bfloat16, cache_directory())
+    if fast is None or not fast.supports_ragged_attention(size):
+        pytest.skip("no ragged attention here")
+    bias = torch.full((1, 1, rows, KEY_BLOCK), float("-inf"), dtype=torch.bfloat16)
+    bias[..., :2] = 0
+    for distance in (0.5, 0.75, 1.0, 1.25, 2.0):
+        q, k, v = (torch.zeros(1, count, size, dtype=torch.bfloat16) for count in (rows, KEY_BLOCK, KEY_BLOCK))
+        q[..., 0], k[:, 0, 0] = size**0.5, distance
+        v[:, 0], v[:, 1] = -torch.tensor(-distance).exp().to(torch.bfloat16), 1
+        assert not masked(fast)(q[:, :, None], k[:, None], v[:, None], bias).any(), distance
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 2, 16), (9, 3, 64), (8, 8, 32), (14, 2, 64)])
 def test_attention_forms(precision, heads, kv_heads, size):
     B, R, lengths = 2, 6, [700, 30]
