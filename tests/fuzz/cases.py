@@ -12,13 +12,14 @@ import torch
 from orthrus.backends import select
 from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
-from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
+from orthrus.config import MAX_TREE_NODES, DecodingConfig, DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.model.draft_head import initialise
 from orthrus.runner.runner import Runner
 
 KERNELS = (
@@ -33,7 +34,8 @@ THREADS = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 7)
 
 @dataclass(frozen=True)
 class Setup:
-    """A model. view_noise: scale of the noise on the diffusion view; poison: a value for some of its weights."""
+    """A model. view_noise: scale of the noise on the diffusion view; poison: a value for some of its weights;
+    head_units: the size of a random draft head, 0 for none."""
 
     family: str
     dtype: str
@@ -43,6 +45,7 @@ class Setup:
     diffusion: DiffusionConfig
     view_noise: float
     poison: float | None
+    head_units: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), threads=TH
     if together > 1:
         threads = (1, 2)  # per Python thread: with more, threads mostly wait for each other
     jobs = tuple(_job(rng, setup, requests, threads, serial=together == 1) for _ in range(rng.randint(4, 9)))
+    setup, jobs = _with_trees(random.Random(f"{seed} {number} trees"), setup, jobs)
     return Case(setup, requests, limits, jobs, together)
 
 
@@ -116,6 +120,13 @@ def _setup(rng, kernels, dtype, *, poison):
     return Setup(family, dtype, kernels, rng.randrange(10**6), overrides, diffusion, view_noise, poisoned)
 
 
+def _with_trees(rng, setup, jobs):
+    """The same with a draft head, or without one, and with trees of any size."""
+    sizes = (None, 0, rng.randint(1, 8), rng.randint(1, MAX_TREE_NODES))
+    jobs = [replace(job, config=replace(job.config, tree_nodes=rng.choice(sizes))) for job in jobs]
+    return replace(setup, head_units=rng.choice([0, 16, 48])), tuple(jobs)
+
+
 def build(setup):
     """The runner."""
     config = families.decoder_config(tiny.hf_config(setup.family, **setup.overrides))
@@ -128,6 +139,11 @@ def build(setup):
                 parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * setup.view_noise)
                 if setup.poison is not None and torch.rand((), generator=generator) < 0.5:
                     parameter.view(-1)[:: max(1, parameter.numel() // 7)] = setup.poison
+        if setup.head_units:
+            head = initialise(made.set_draft_head(setup.head_units), generator)
+            head.output.normal_(std=0.3, generator=generator)
+            if setup.poison is not None:
+                head.output[::3] = setup.poison
     kind = setup.kernels
     fast = native.load(made.dtype, cache_directory()) if kind.startswith("native") else None
     if kind == "torch in blocks":

@@ -170,7 +170,7 @@ def test_all_cycles_give_equal_tokens_up_to_the_end_of_the_context(pytestconfig)
         sequence.begin(first.table)
         sequence.start(first.tokens[0])
         while sequence.finish_reason is None:
-            tiny.decode(model.runner, name, sequence, Drafting(8), exact)
+            tiny.decode(model.runner, name, sequence, Drafting(8, nodes=16), exact)
         tokens[name] = sequence.tokens
         assert sequence.finish_reason == "length" and sequence.length == max_positions
     assert tokens["two-pass"] == tokens["one-pass"] == tokens["ar"]

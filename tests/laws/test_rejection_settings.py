@@ -143,15 +143,21 @@ FILTERED = {
     "top-k": {"temperature": 1.4, "top_k": 2, "repetition_penalty": 1.2},
     "top-p": {"temperature": 0.9, "top_p": 0.9, "frequency_penalty": 0.4},
 }
-DRAWN = [(run, {"presence_penalty": 0.5}, 3) for run in RUNS]
-DRAWN += [
-    (run, FILTERED[name], 4) for run, name in itertools.product(("looked up", "two-pass tree with head"), FILTERED)
-]
 
 
 @pytest.mark.sampled(7)
-@pytest.mark.parametrize(("run", "settings", "tokens"), DRAWN)
-def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run, settings, tokens):
+@pytest.mark.parametrize("run", list(RUNS))
+def test_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run):
+    check_draws(monkeypatch, run, {"presence_penalty": 0.5}, 3)
+
+
+@pytest.mark.parametrize("settings", list(FILTERED))
+@pytest.mark.parametrize("run", ["looked up", "two-pass tree with head"])
+def test_filtered_texts_drawn_with_real_noise_have_the_target_distribution(monkeypatch, run, settings):
+    check_draws(monkeypatch, run, FILTERED[settings], 4)
+
+
+def check_draws(monkeypatch, run, settings, tokens):
     """Chi-square over fixed seeds: detects addresses that share a value, and values that depend on each other."""
     params, prompt = SamplingParams(**{"temperature": 0.8, **settings}), RUNS[run].prompt
     requests = [

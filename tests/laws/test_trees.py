@@ -19,14 +19,14 @@ from orthrus.runner.trees import path_tables, tree_of, trees_of
 KERNELS = ("native", "torch", "native int8")
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", [*KERNELS, "torch int8"])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
 @pytest.mark.parametrize("family", families.names())
 def test_rows_of_trees_equal_plain_decoding_of_their_paths(family, dtype, kernels):
     runner = tiny.runner(family, dtype, kernels=kernels)
     assert runner.exact
     rng = random.Random(family)
-    shapes = [random_parents(rng, rng.randint(2, 16)) for _ in range(3)] + [list(range(-1, 4))]
+    shapes = [random_parents(rng, rows) for rows in (rng.randint(2, 16), rng.randint(2, 16), 32)] + [list(range(-1, 4))]
     check_rows(runner, [11, 250, 29, 40], shapes)
 
 
@@ -35,7 +35,7 @@ def test_rows_of_trees_equal_plain_decoding_of_their_paths(family, dtype, kernel
 @pytest.mark.parametrize("family", families.names())
 def test_blocks_in_trees_equal_blocks_after_their_paths(family, dtype, kernels):
     rng = random.Random(family)
-    shapes = [random_parents(rng, rng.randint(2, 16)) for _ in range(3)] + [list(range(-1, 4))]
+    shapes = [random_parents(rng, rows) for rows in (rng.randint(2, 16), rng.randint(2, 16), 32)] + [list(range(-1, 4))]
     check_blocks(tiny.runner(family, dtype, kernels=kernels), [11, 250, 29, 40], shapes)
 
 

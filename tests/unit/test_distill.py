@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
+import processes
 import pytest
 import tiny
 
@@ -79,6 +81,34 @@ def test_a_killed_run_ends_up_with_the_same_bytes(tmp_path, prompts, kill_at):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     ids = [record["id"] for record in records(tmp_path / "whole")]
     assert len(ids) == len(set(ids)) > 4
+
+
+def slowly(questions):
+    for answer in respond(questions):
+        time.sleep(0.002)
+        yield answer
+
+
+def distil_slowly(directory):
+    list(distillation(directory, slowly).run(given(120), 120))
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(tmp_path, request):
+    """kill -9, also while a shard or the manifest is written. What a write had begun may be left beside them."""
+    rng, killed = random.Random(0), tmp_path / "killed"
+    for _ in range(20 if request.config.getoption("--full") else 4):
+        seen = len(list(killed.glob("shard-*.jsonl")))
+        process = processes.CONTEXT.Process(target=distil_slowly, args=(killed,), daemon=True)
+        process.start()
+        while process.is_alive() and len(list(killed.glob("shard-*.jsonl"))) <= seen:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        process.kill()
+        process.join()
+    list(distillation(killed).run(given(120), 120))
+    list(distillation(tmp_path / "whole").run(given(120), 120))
+    whole = files(tmp_path / "whole")
+    assert {name: files(killed)[name] for name in whole} == whole
 
 
 def test_a_shard_cut_in_half_is_named_and_written_again(tmp_path):

@@ -47,12 +47,15 @@ class Draft:
     def tree(
         tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees"
     ) -> Draft:
-        """A tree from one source, none of whose tokens was drawn."""
+        """A tree from one source, none of whose tokens was drawn. Raises ValueError where it is no tree."""
         count = len(tokens)
         sure = list(confidence) or [UNKNOWN_CONFIDENCE] * count
-        assert count == len(parents) == len(sure)
-        assert all(-1 <= parent < node for node, parent in enumerate(parents)), parents
-        assert len(set(zip(parents, tokens, strict=True))) == count, "siblings have one token"
+        if not count == len(parents) == len(sure):
+            raise ValueError(f"{count} tokens, {len(parents)} parents and {len(sure)} values of confidence: not a tree")
+        if not all(-1 <= parent < node for node, parent in enumerate(parents)):
+            raise ValueError(f"parents must come before their children: {list(parents)}")
+        if len(set(zip(parents, tokens, strict=True))) != count:
+            raise ValueError("siblings must have different tokens")
         return Draft(list(tokens), list(parents), sure, [kind] * count, [None] * count)
 
     @staticmethod
@@ -61,7 +64,9 @@ class Draft:
         return Draft.tree(tokens, range(-1, len(tokens) - 1), confidence, kind)
 
     def grown(self, token: int, parent: int, confidence: float, q_V: Tensor | None, kind: Kind = "agrees") -> Draft:
-        """The tree with one more node."""
+        """The tree with one more node. Raises ValueError where a sibling has its token."""
+        if token in self.children.get(parent, ()):
+            raise ValueError("siblings must have different tokens")
         return Draft(
             [*self.tokens, token],
             [*self.parents, parent],

@@ -46,7 +46,7 @@ class Calibration:
             kernel_threads(), torch.__version__, runner.kernels.build,
             runner.linear_kernels,
             ROWS, TREE_NODES, DRAFT_OVERHEAD,
-            runner.draft_weights.head is None,
+            runner.draft_weights.head is None, runner.decoder.draft_head and runner.decoder.draft_head.units,
             [(f.name, f.type) for f in fields(CostModel)],
         )  # fmt: skip
         return f"costs-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
