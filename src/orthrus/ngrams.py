@@ -100,15 +100,17 @@ class Context:
         """The match of the text with a path after it. Occurrences are looked for in the text alone."""
         text = self.tokens
         suffix = [*text[max(0, len(text) - LONGEST + len(path)) :].tolist(), *path][-LONGEST:][::-1]
-        ends, length = np.arange(len(text) - 1), 0
-        for token in suffix:
+        if not suffix:
+            return None
+        ends, length = np.flatnonzero(text[:-1] == suffix[0]), 1
+        if len(ends) == 0:
+            return None
+        for token in suffix[1:]:
             longer = ends[np.searchsorted(ends, length) :]
             longer = longer[text[longer - length] == token]
             if len(longer) == 0:
                 break
             ends, length = longer, length + 1
-        if length == 0:
-            return None
         place = int(ends[-1]) + 1
         token = int(text[place])
         return Match(token, length, bool((text[ends + 1] == token).all()), place)
