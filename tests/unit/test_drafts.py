@@ -35,7 +35,7 @@ def test_a_tree_knows_its_paths_and_children():
 
 @pytest.mark.parametrize(("tokens", "parents"), [([5, 5], [-1, -1]), ([5, 6], [1, -1]), ([5], [-2])])
 def test_duplicates_among_siblings_and_parents_after_their_children_are_refused(tokens, parents):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="must"):
         Draft.tree(tokens, parents)
 
 
