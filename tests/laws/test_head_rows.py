@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from orthrus.training.blocks import Blocks
 from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate, corrections, fitted, head_loss, nearest_inverse
 from orthrus.training.replay import accepted_drafts
 from orthrus.training.rows import head_rows, joined
-from orthrus.training.step import states_of
+from orthrus.training.step import states_of, step
 
 UNITS, K, M, NODES = 32, 8, 7, 40
 OPS = {"reference": ops.Ops, "native": lambda: tiny.native_ops(torch.float32)}
@@ -108,6 +109,21 @@ def test_the_loss_of_a_head_and_its_gradient_equal_the_reference(objective):
         torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_view_and_head_have_objectives_of_their_own():
+    decoder, blocks = with_head("qwen3"), every_root([([*tiny.request(30).prompt], 6)])
+    decoder.draft_head.requires_grad_()
+    names = itertools.product(("kl", "total-variation"), repeat=2)
+    losses = {
+        own: (outcome.loss.item(), outcome.head_loss.item())
+        for own in names
+        for view, head in [map(objectives.load, own)]
+        for outcome in [step(decoder, blocks, view, head_objective=head)]
+    }
+    for (view, head), found in losses.items():
+        assert found == (losses[view, view][0], losses[head, head][1])
+    assert len(set(losses.values())) == len(losses)
 
 
 @pytest.mark.parametrize("how", list(OPS))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
-    from orthrus.training.packing import Packing
     from orthrus.training.tasks import Validation
     from orthrus.training.world import World
 
@@ -93,6 +92,9 @@ KeepRowsOption = Annotated[
     typer.Option(help="Keep the rows that --head-only computes once, in the directory of the run, after its end."),
 ]
 HeadRateOption = Annotated[float, typer.Option(help="Peak learning rate of the draft head.")]
+HeadObjectiveOption = Annotated[
+    str, typer.Option(help="Objective of the draft head, by the same names.", callback=_known_objective)
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the data order and the choice of roots.")]
 HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation and calibration.")]
 ValidateEveryOption = Annotated[
@@ -131,6 +133,7 @@ def command(
     head_units: HeadUnitsOption = None,
     head_only: HeadOnlyOption = False,
     head_learning_rate: HeadRateOption = 3e-3,
+    head_objective: HeadObjectiveOption = "kl",
     keep_rows: KeepRowsOption = True,
     seed: SeedOption = 0,
     held_out: HeldOutOption = 32,
@@ -157,23 +160,25 @@ def command(
     config = TrainConfig(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-        validate_every or VALIDATE_EVERY, save_every, _units(decoder, head_units), head_only, head_learning_rate,
+        validate_every or 1, save_every, _units(decoder, head_units), head_only, head_learning_rate, head_objective,
     )  # fmt: skip
     if loaded is None:
         print_estimate(decoder, config)
         return
     corpus = _corpus(data, loaded, config)
-    packing = Packing(corpus.documents, config)
     if inspect:
-        print_text(packing, loaded.tokenizer.decode)
-        return
-    _train(loaded, _scheduled(config, packing, epochs, steps, validate_every), corpus, output, keep_rows=keep_rows)
+        print_text(Packing(corpus.documents, config), loaded.tokenizer.decode)
+    else:
+        _train(loaded, _scheduled(config, corpus, epochs, steps, validate_every), corpus, output, keep_rows=keep_rows)
 
 
 def _scheduled(
-    config: TrainConfig, packing: Packing, epochs: int | None, steps: int | None, validate_every: int | None
+    config: TrainConfig, corpus: Corpus, epochs: int | None, steps: int | None, validate_every: int | None
 ) -> TrainConfig:
     """The config with the steps of its epochs, unless they are given, and with the default of the validations."""
+    from orthrus.training.packing import Packing
+
+    packing = Packing(corpus.documents, config)
     texts = packing.blocks_per_epoch() / config.roots if config.head_only else packing.texts_per_epoch()
     epoch, default = texts / config.sequences, HEAD_EPOCHS if config.head_only else EPOCHS
     every = max(1, int(epoch)) if config.head_only else VALIDATE_EVERY

@@ -48,7 +48,8 @@ class TrainConfig:
     excluded from training.
 
     head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
-    on a view that stays as it is. The learning rate of the head follows the same schedule to a peak of its own.
+    on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
+    to a peak of its own.
     """
 
     block_size: int = 32
@@ -73,6 +74,7 @@ class TrainConfig:
     head_units: int = 0
     head_only: bool = False
     head_learning_rate: float = 3e-3
+    head_objective: str = "kl"
 
     def __post_init__(self) -> None:
         DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)

@@ -45,7 +45,7 @@ class HeadTask:
         self, decoder: Decoder, config: TrainConfig, corpus: Corpus, digest: str, directory: Path, world: World
     ) -> None:
         self._decoder, self._config, self._world = decoder, config, world
-        self._objective = objectives.load(config.objective)
+        self._objective = objectives.load(config.head_objective)
         described = {name: getattr(config, name) for name in ("sequence_length", "roots", "seed", "mask_token_id")}
         described |= {"frozen": digest, "data": corpus.digest, "held_out": len(corpus.held_out)}
 

@@ -62,11 +62,13 @@ def step(
     *,
     decay: float = 1.0,
     head: Head | None = None,
+    head_objective: Objective | None = None,
 ) -> Outcome:
     """The loss of an unprepared decoder, differentiable with respect to its parameters that require gradients.
 
     `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block. head:
-    that of the decoder, where the caller keeps its transposed weights.
+    that of the decoder, where the caller keeps its transposed weights. head_objective: that of the draft head, if it is
+    another one.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
     states, trained_SM = states_of(decoder, blocks, ops), blocks.trained_SM
@@ -86,7 +88,7 @@ def step(
         ),
         ops,
     )
-    head_loss = draft_head_loss(decoder, collected.rows, objective, decay)[0] if collected else None
+    head_loss = draft_head_loss(decoder, collected.rows, head_objective or objective, decay)[0] if collected else None
     rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)
 

@@ -68,6 +68,7 @@ class ViewTask:
     ) -> None:
         self._decoder, self._config, self.validate = checkpoint.decoder, config, decode
         self._objective = objectives.load(config.objective)
+        self._head_objective = objectives.load(config.head_objective)
         self._packing = Packing(corpus.documents, config)
         self._held_out = Packing(corpus.held_out, replace(config, roots=CALIBRATION_ROOTS))
         self._head = Head.of(self._decoder, transposed=self._decoder.device.type == "cpu")
@@ -79,7 +80,9 @@ class ViewTask:
     def outcome(self, number: int) -> Outcome:
         """See `Task`: of one packed text."""
         blocks, decay = self._packing.blocks(number), self._config.offset_decay
-        return step(self._decoder, blocks, self._objective, decay=decay, head=self._head)
+        return step(
+            self._decoder, blocks, self._objective, decay=decay, head=self._head, head_objective=self._head_objective
+        )
 
     def batch(self, number: int) -> dict[str, Any]:
         """See `Task`."""
