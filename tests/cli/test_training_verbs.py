@@ -207,6 +207,11 @@ def test_estimate_and_inspect_start_nothing(run, bare, tmp_path):
         ),
         ("train -o r --data empty.jsonl --mask-token 300 --block-size 1", "block_size must lie in 2"),
         ("train -o r --data empty.jsonl --mask-token 300 --objective mse", "no objective 'mse'"),
+        ("train -o r --data empty.jsonl --mask-token 300 --head-objective mse", "no objective 'mse'"),
+        (
+            "train -o r --data empty.jsonl --mask-token 300 --head-only --objective total-variation",
+            "set head_objective",
+        ),
         ("export -o e", "no diffusion view to publish"),
         ("export -o e --mean-with nowhere", "nowhere"),
     ],

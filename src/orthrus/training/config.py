@@ -97,6 +97,10 @@ class TrainConfig:
             raise ValueError(f"head_units must be a multiple of {UNIT_MULTIPLE} (0: no head), not {self.head_units}")
         if self.head_units and self.trained_rows < 2:
             raise ValueError("a draft head corrects the rows after the first of a block, and only one row is trained")
+        if self.head_only and self.objective != "kl":
+            raise ValueError(
+                f"head_only does not train the view, whose objective is {self.objective}: set head_objective"
+            )
         if self.head_only and not self.head_units:
             raise ValueError("head_only trains the draft head alone, and head_units is 0: nothing is left to train")
         if not 0 <= self.seed < MAX_SEED:
