@@ -66,7 +66,7 @@ def _library(request, tmp_path_factory):
         try:
             words = [*compiler.command(), *FLAGS, f"-I{sources}", *LEVELS[request.param]]
         except compiler.UnavailableError as error:
-            pytest.skip(str(error))
+            pytest.skip(f"the emulation cannot be compiled: {error}")
         compiler.compile_library(words, "bfloat16", directory / "library.so")
     return directory / "library.so"
 
