@@ -168,7 +168,7 @@ def test_results_become_one_page(run, model, tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     code, _, err = run("bench", "report", tmp_path / "bad.json")
     assert code == 2
-    assert "not what `orthrus bench ... --json` prints" in err
+    assert "not what a benchmark of acceptance, " in err
     code, _, err = run("bench", "report", tmp_path / "none.json")
     assert code == 2
     assert "no such file" in err

@@ -15,9 +15,10 @@ import tiny
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.cli import _progress, train
+from orthrus.cli import _progress, _train_setup
 from orthrus.tokenization import Tokenization
 from orthrus.training.trainer import Trainer
+from orthrus.training.world import device_of_process
 
 TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequences 1 --held-out 3 --dtype float32"
 
@@ -167,7 +168,7 @@ def test_a_processor_that_emulates_bfloat16_is_named(run, bare, tmp_path, monkey
     turns = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three " * 20}]
     (tmp_path / "d.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 6))
     for slowdown, dtype, told in ((9.0, "bfloat16", True), (1.0, "bfloat16", False), (9.0, "float32", False)):
-        monkeypatch.setattr(train, "bfloat16_slowdown", lambda found=slowdown: found)
+        monkeypatch.setattr(_train_setup, "bfloat16_slowdown", lambda found=slowdown: found)
         toy = TOY.replace("float32", dtype)
         code, _, err = run(f"train -o run --data d.jsonl --model {bare} {toy} --inspect")
         assert code == 0, err
@@ -212,6 +213,7 @@ def test_estimate_and_inspect_start_nothing(run, bare, tmp_path):
             "train -o r --data empty.jsonl --mask-token 300 --head-only --objective total-variation",
             "set head_objective",
         ),
+        ("train -o r --data empty.jsonl --mask-token 300 --head-only --estimate", "drop --head-only"),
         ("export -o e", "no diffusion view to publish"),
         ("export -o e --mean-with nowhere", "nowhere"),
     ],
@@ -223,6 +225,46 @@ def test_bad_input_is_answered_in_one_message(run, bare, tmp_path, line, message
     assert message in err
     assert not out
     assert "Traceback" not in err
+
+
+def test_a_warm_start_keeps_the_form_of_view_and_head(run, bare, tmp_path):
+    """Neither an untrained last row nor a head of another size comes in unasked; a changed block size has all rows."""
+    turns = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three " * 9}]
+    (tmp_path / "d.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 9))
+    toy = TOY.replace("--block-size 4 --mask-token 300 ", "")
+    line = f"train --data d.jsonl --model {bare} {toy} --steps 1 --save-every 1"
+
+    def form(name):
+        config = adapters.read_config(tmp_path / name / "last")
+        return config.diffusion.block_size, config.diffusion.trained_rows, config.draft_head.units
+
+    for name, more in (
+        ("first", "--block-size 4 --mask-token 300 --no-train-last-row --head-units 32"),
+        ("same", "--warm-start first/last"),
+        ("head", "--warm-start first/last --head-only"),
+        ("wider", "--warm-start first/last --block-size 6 --head-units 16"),
+        ("longer", "--warm-start first/last --train-last-row"),
+    ):
+        code, _, err = run(f"{line} -o {name} {more}")
+        assert code == 0, err
+    assert [form(name) for name in ("first", "same", "head")] == [(4, 3, 32)] * 3
+    assert [form(name) for name in ("wider", "longer")] == [(6, 6, 16), (4, 4, 32)]
+    for more, message in (
+        ("--block-size 4 --mask-token 300 --head-only", "needs a view that is trained already"),
+        ("--warm-start first/last --epochs 2", "give one of them"),
+    ):
+        code, _, err = run(f"{line} -o none {more}")
+        assert code == 2
+        assert message in err
+    sizes = {more: run(f"{line} -o none {more} --estimate")[1] for more in ("", "--warm-start first/last")}
+    assert "for 256 supervised rows" in sizes[""]
+    assert "for 24 supervised rows" in sizes["--warm-start first/last"]
+
+
+def test_every_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    assert [device_of_process(name) for name in ("cuda", "cpu")] == ["cuda", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [device_of_process(name) for name in ("cuda", "cuda:1", "cpu")] == ["cuda:3", "cuda:1", "cpu"]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -70,8 +71,12 @@ def test_the_mean_of_adapters_changes_view_and_head_alone(published_dir):
         expected = before.decoder.get_parameter(name) + (0.5 if drafts else 0.0)
         torch.testing.assert_close(parameter, expected, rtol=0, atol=1e-6)
     two.decoder.set_draft_head(32)
-    with pytest.raises(ValueError, match="differ in shape from those of"):
+    with pytest.raises(ValueError, match="not of the form of those of"):
         export.average(one, [two])
+    view = before.decoder.diffusion
+    before.decoder.set_view(replace(view, mask_token_id=view.mask_token_id - 1))
+    with pytest.raises(ValueError, match="mask token"):
+        export.average(one, [before])
 
 
 def test_orthrus_is_read_as_qwen3_by_architecture_or_by_tensors(tmp_path):

@@ -10,6 +10,7 @@ import processes
 import pytest
 import tiny
 
+from orthrus.checkpoint.adapter import BackboneIdentity
 from orthrus.training import chat, data
 from orthrus.training.config import DistillConfig, TrainConfig
 from orthrus.training.distill import Distillation, Reply, seed_of
@@ -81,6 +82,31 @@ def test_a_killed_run_ends_up_with_the_same_bytes(tmp_path, prompts, kill_at):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     ids = [record["id"] for record in records(tmp_path / "whole")]
     assert len(ids) == len(set(ids)) > 4
+
+
+def test_a_resumed_run_knows_the_prompts_that_left_no_record(tmp_path):
+    """Neither a prompt without an answer nor a turn after a cut-off answer is in the records, and both were asked."""
+
+    def answer(questions):
+        for n, question in enumerate(questions):
+            text = "" if text_of(question.prompt).count("silence") else "cut off"
+            yield n, Reply(ids_of(text), text, "length")
+
+    turns = [["a", "b"], ["a"], ["silence"], ["A"], ["silence"], ["a", "b"]]
+    asked = [
+        Conversation(f"r{n}", [{"role": "user", "content": text} for text in texts]) for n, texts in enumerate(turns)
+    ]
+    list(distillation(tmp_path / "whole", answer, shard_size=1).run(asked, 6))
+    dropped = [entry["dropped"] for entry in read_manifest(tmp_path / "whole")["shards"]]
+    unanswered, duplicate = {"unanswered or too long": 1}, {"duplicate": 1}
+    assert dropped == [{}, {}, unanswered, duplicate, duplicate, duplicate]
+    for shards in range(1, 6):
+        resumed = tmp_path / f"after-{shards}"
+        run = distillation(resumed, answer, shard_size=1).run(asked, 6)
+        for _ in range(shards):
+            next(run)
+        list(distillation(resumed, answer, shard_size=1).run(asked, 6))
+        assert files(resumed) == files(tmp_path / "whole")
 
 
 def slowly(questions):
@@ -178,6 +204,21 @@ def test_a_manifest_of_the_wrong_shape_is_named(tmp_path, change):
         read_manifest(tmp_path)
 
 
+def test_shards_of_another_model_are_noticed_and_of_another_vocabulary_refused(tmp_path):
+    run, held = distillation(tmp_path), TrainConfig(block_size=4, trained_rows=4, sequence_length=200, held_out=1)
+    run.backbone["tokenizer_sha256"] = "t"
+    list(run.run(given(), 10))
+
+    def notices(sha256, tokenizer):
+        backbone = BackboneIdentity("mine", None, sha256, tokenizer)
+        return data.load([tmp_path], TOKENIZER, ENDS, held, backbone).notices
+
+    assert notices("a" * 64, "t") == []
+    assert "another backbone (toy)" in notices("b" * 64, "t")[0]
+    with pytest.raises(ValueError, match="written by toy, whose vocabulary is another than that of mine"):
+        notices("a" * 64, "u")
+
+
 def test_records_carry_their_tokens_and_spans(tmp_path):
     list(distillation(tmp_path).run(given(3), 3))
     for record in records(tmp_path):
@@ -226,6 +267,10 @@ def test_another_run_does_not_continue_here(tmp_path):
         list(distillation(tmp_path, temperature=0.5).run(given(), 10))
     with pytest.raises(ValueError, match="another backbone"):
         list(distillation(tmp_path, backbone="b" * 64).run(given(), 10))
+    other = distillation(tmp_path)
+    other.backbone["dtype"] = "float32"
+    with pytest.raises(ValueError, match="written in None"):
+        list(other.run(given(), 10))
     with pytest.raises(ValueError, match="prompts_sha256"):
         list(distillation(tmp_path).run(given(9), 10))
     (tmp_path / "manifest.json").write_text("{")

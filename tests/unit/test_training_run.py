@@ -321,8 +321,8 @@ def test_a_full_disk_leaves_the_older_state(bare, jsonl, tmp_path, monkeypatch):
 
 
 def test_the_learning_rate_rises_and_falls():
-    settings = config(steps=100, warmup=0.1, learning_rate=1.0, final_rate=0.1)
-    rates = [rate_at(step, settings) for step in range(100)]
+    settings = config(steps=100, warmup=0.1, final_rate=0.1)
+    rates = [rate_at(step, settings, 1.0) for step in range(100)]
     assert rates[:11] == sorted(rates[:11])
     assert max(rates) == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -39,7 +39,8 @@ def right(prompt: TaskPrompt, text: str) -> bool:
     Raises ValueError if the task defines no right answer.
     """
     if prompt.number is not None:
-        return last_number(text) == last_number(prompt.number)
+        number = last_number(text)
+        return number is not None and number == last_number(prompt.number)
     if prompt.program is None:
         raise ValueError(f"{prompt.part}: this task does not say what a right answer is; gsm8k, humaneval and mbpp do")
     return runs(prompt.program.replace(ANSWER, code_of(text)))

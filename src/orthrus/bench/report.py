@@ -173,7 +173,9 @@ def _read(file: Path) -> tuple[str, Record]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return next(kind for kind in SECTIONS if kind in content), content
     except (ValueError, TypeError, StopIteration) as error:
-        raise ValueError(f"{file}: not what `orthrus bench ... --json` prints") from error
+        raise ValueError(
+            f"{file}: not what a benchmark of {', '.join(SECTIONS)} prints with --json; there are no tables for others"
+        ) from error
 
 
 def _origin(provenance: Record) -> str:

@@ -91,6 +91,8 @@ def measure_settings(
 
     Returns the results of each part, then those of all parts together.
     """
+    if len(settings) != len(set(settings)):
+        raise ValueError(f"each setting is measured once, and one is repeated: {', '.join(settings)}")
     requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
     runs: dict[str, list[Run]] = {setting: [] for setting in settings}
     for setting in settings:

@@ -26,7 +26,12 @@ DOCUMENTS = 4
 
 
 def measure(decoder: Decoder, config: TrainConfig, n: int) -> dict[str, Any]:
-    """Supervised rows per second of the step, its reference and its GEMMs alone, n runs interleaved; and a profile."""
+    """Supervised rows per second of the step, its reference and its GEMMs alone, n runs interleaved; and a profile.
+
+    Raises ValueError for a model that the reference cannot run.
+    """
+    if decoder.config.features:
+        raise ValueError(f"the reference of this benchmark does not know {', '.join(decoder.config.features)}")
     parameters = list(trainable(decoder).values())
     blocks, objective = random_blocks(decoder, config), objectives.load(config.objective)
     rows = int(blocks.trained_SM.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,17 @@ def average(checkpoint: Checkpoint, others: Sequence[Checkpoint]) -> None:
     """Replace view and draft head of an unprepared checkpoint by the mean of its weights and those of the others, such
     as of two runs that began at one view.
 
-    Raises ValueError where one has no view or draft head, or others shapes.
+    Raises ValueError where one has no view or draft head, or others shapes, or blocks of another kind.
     """
     found = [_drafting_parameters(own) for own in (checkpoint, *others)]
     shapes = [{name: parameter.shape for name, parameter in own.items()} for own in found]
-    for other, own in zip(others, shapes[1:], strict=True):
-        if own != shapes[0]:
+    configs = [own.decoder.diffusion for own in (checkpoint, *others)]
+    blocks = [config and replace(config, inverse_temperatures=None) for config in configs]
+    for other, *own in zip(others, shapes[1:], blocks[1:], strict=True):
+        if own != [shapes[0], blocks[0]]:
             raise ValueError(
-                f"{other.view}: its diffusion view and draft head differ in shape from those of {checkpoint.view}:"
-                " only adapters of one backbone, block size and number of head units have a mean"
+                f"{other.view}: its diffusion view and draft head are not of the form of those of {checkpoint.view}:"
+                " only adapters of one backbone, block size, mask token and number of head units have a mean"
             )
     for name, parameter in found[0].items():
         parameter.data = torch.stack([own[name].detach().float() for own in found]).mean(dim=0).to(parameter.dtype)

@@ -178,12 +178,13 @@ def copy_projections(decoder: Decoder) -> None:
 
 
 def give_view(
-    checkpoint: Checkpoint, block_size: int | None, mask_token: int | str | None, *, last_row: bool
+    checkpoint: Checkpoint, block_size: int | None, mask_token: int | str | None, *, last_row: bool | None = None
 ) -> Decoder:
     """Set the diffusion view that an unprepared checkpoint trains: its own, or copies of the AR projections.
 
-    A setting that is None keeps its value; a new view has blocks of 32. Raises ValueError where the mask token is
-    missing or unknown.
+    A setting that is None keeps its value; a new view has blocks of 32. last_row: whether the last row of a block is
+    trained; None for as many rows as before, and for all rows of a view that is new or has blocks of another size.
+    Raises ValueError where the mask token is missing or unknown.
     """
     decoder, tokenizer = checkpoint.decoder, checkpoint.tokenizer
     existing = decoder.diffusion
@@ -199,10 +200,17 @@ def give_view(
     rows = block_size or (existing.block_size if existing else 32)
     mask = existing.mask_token_id if mask_token is None and existing else mask_token
     assert mask is not None
-    decoder.set_view(DiffusionConfig(rows, mask, rows if last_row else rows - 1))
+    decoder.set_view(DiffusionConfig(rows, mask, trained_rows(existing, rows, last_row)))
     if existing is None:
         copy_projections(decoder)
     return decoder
+
+
+def trained_rows(existing: DiffusionConfig | None, block_size: int, last_row: bool | None) -> int:
+    """The trained rows of a block, as `give_view` sets them."""
+    if last_row is None and existing is not None and existing.block_size == block_size:
+        return existing.trained_rows
+    return block_size - (last_row is False)
 
 
 def _chosen_adapter(source: Source, adapter: str | Path | None) -> tuple[Path | None, bool]:

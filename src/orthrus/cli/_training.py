@@ -14,7 +14,7 @@ from orthrus.cli._shared import stderr
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
     from orthrus.training.config import TrainConfig
-    from orthrus.training.packing import Packing
+    from orthrus.training.data import Corpus
     from orthrus.training.trainer import Progress as Step
     from orthrus.training.trainer import Trainer
 
@@ -89,11 +89,12 @@ def print_estimate(decoder: Decoder, config: TrainConfig) -> None:
     console.print(f"a step: {e.flops / 1e12:.2f} TFLOP for {e.rows} supervised rows at most")
 
 
-def print_text(packing: Packing, decode: Any) -> None:
+def print_text(corpus: Corpus, config: TrainConfig, decode: Any) -> None:
     """Print the first packed text with its roots and targets."""
     from orthrus.training.inspect import block_rows, words
+    from orthrus.training.packing import Packing
 
-    blocks, console = packing.blocks(0), Console(highlight=False)
+    blocks, console = Packing(corpus.documents, config).blocks(0), Console(highlight=False)
     text = Text()
     for word in words(blocks, decode):
         if word.begins:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,8 +172,7 @@ def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterat
 
 
 def _backbone(model: Model, dtype: Dtype) -> dict[str, Any]:
-    identity = model.checkpoint.backbone
-    return {"id": identity.id, "revision": identity.revision, "sha256": identity.sha256, "dtype": dtype.value}
+    return {**asdict(model.checkpoint.backbone), "dtype": dtype.value}
 
 
 def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:

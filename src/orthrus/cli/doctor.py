@@ -55,12 +55,12 @@ def command(
         loaded = load_model(model, adapter, precision, device, quantize=quantize, cache=False)
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
+        if calibrate and loaded.decoder.diffusion is not None:
+            report[precision.value]["passes"] = loaded.costs(refresh=True).as_dict()
         report[precision.value]["expected"] = _doctor.expected(loaded)
         report[precision.value]["faster"] = _doctor.hints(loaded, report[precision.value])
         if compiled is not None:
             report[precision.value]["compiled"] = _compared(loaded, precision, compiled)
-        if calibrate and loaded.decoder.diffusion is not None:
-            report[precision.value]["passes"] = loaded.costs(refresh=True).as_dict()
     if as_json:
         print(json.dumps(report, indent=2))
     else:

@@ -57,7 +57,8 @@ def command(
     provenance = checkpoint.provenance
     if others:
         export.average(checkpoint, others)
-        provenance = {**provenance, "mean_with": [other.provenance for other in others]}
+        apart = {name: value for name, value in provenance.items() if name != "validation"}  # of the first one alone
+        provenance = {**apart, "mean_with": [other.provenance for other in others]}
     with stderr.status(f"writing {output}"):
         if layout is Layout.published:
             export.export_published(checkpoint, output)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, quiet, stderr
-from orthrus.cli._training import bfloat16_slowdown, follow, print_estimate, print_text
+from orthrus.cli import _train_setup as setup
+from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, stderr
+from orthrus.cli._train_setup import EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY
+from orthrus.cli._training import follow, print_estimate, print_text
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
-    from orthrus.model.decoder import Decoder
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
     from orthrus.training.tasks import Validation
     from orthrus.training.world import World
-
-EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 4, 500
-MUCH_SLOWER = 3
-"""How many times slower than float32 bfloat16 products must be for a note."""
 
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Directory of the run. The same command resumes the run.")
@@ -37,7 +33,12 @@ WarmStartOption = Annotated[
 ]
 BlockSizeOption = Annotated[int | None, typer.Option(help="K, rows per block.", show_default="the view's own, else 32")]
 TrainLastRowOption = Annotated[
-    bool, typer.Option(help="Also train the last row of a block, which gives one more draft.")
+    bool | None,
+    typer.Option(
+        "--train-last-row/--no-train-last-row",
+        help="Also train the last row of a block, which gives one more draft.",
+        show_default="as the view at the start, else yes",
+    ),
 ]
 MaskTokenOption = Annotated[
     str | None,
@@ -65,7 +66,9 @@ DecayOption = Annotated[
 ]
 EpochsOption = Annotated[
     int | None,
-    typer.Option(help="Times that all texts are used.", show_default=f"2, with --head-only {HEAD_EPOCHS}", min=1),
+    typer.Option(
+        help="Times that all texts are used.", show_default=f"{EPOCHS}, with --head-only {HEAD_EPOCHS}", min=1
+    ),
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", show_default="--epochs", min=1)]
 SequenceLengthOption = Annotated[int, typer.Option(help="Tokens per packed text.")]
@@ -82,7 +85,10 @@ WeightDecayOption = Annotated[float, typer.Option(help="Weight decay of AdamW.")
 ClipOption = Annotated[float, typer.Option(help="Maximum gradient norm.")]
 HeadUnitsOption = Annotated[
     int | None,
-    typer.Option(help="Units of the draft head, a multiple of 16; 0 trains none.", show_default="0.4 hidden sizes"),
+    typer.Option(
+        help="Units of the draft head, a multiple of 16; 0 trains none.",
+        show_default="those of the head at the start, else 0.4 hidden sizes",
+    ),
 ]
 HeadOnlyOption = Annotated[
     bool, typer.Option("--head-only", help="Train the draft head alone, on the view of --warm-start as it is.")
@@ -116,7 +122,7 @@ def command(
     model: ModelOption = "smollm2-demo",
     warm_start: WarmStartOption = None,
     block_size: BlockSizeOption = None,
-    train_last_row: TrainLastRowOption = True,
+    train_last_row: TrainLastRowOption = None,
     mask_token: MaskTokenOption = None,
     objective: ObjectiveOption = "kl",
     offset_decay: DecayOption = 1.0,
@@ -151,100 +157,34 @@ def command(
     `best/` in the output is the adapter with the highest acceptance length on the held-out records.
     """
     from orthrus.training.config import TrainConfig
-    from orthrus.training.packing import Packing
 
-    loaded = None if estimate else _load(model, warm_start, dtype, device, allow_other_backbone)
-    decoder = _give_view(model, loaded, block_size, mask_token, last_row=train_last_row)
-    view = decoder.diffusion
+    loaded = None if estimate else setup.load(model, warm_start, dtype, device, allow_other_backbone)
+    decoder = setup.give_view(model, loaded, warm_start, block_size, mask_token, train_last_row)
+    view, units = decoder.diffusion, setup.units(decoder, head_units)
     assert view is not None
     config = TrainConfig(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-        validate_every or 1, save_every, _units(decoder, head_units), head_only, head_learning_rate, head_objective,
+        validate_every or 1, save_every, units, head_only, head_learning_rate, head_objective,
     )  # fmt: skip
     if loaded is None:
         print_estimate(decoder, config)
         return
-    corpus = _corpus(data, loaded, config)
+    corpus = setup.corpus(data, loaded, config)
     if inspect:
-        print_text(Packing(corpus.documents, config), loaded.tokenizer.decode)
+        print_text(corpus, config, loaded.tokenizer.decode)
     else:
-        _train(loaded, _scheduled(config, corpus, epochs, steps, validate_every), corpus, output, keep_rows=keep_rows)
-
-
-def _scheduled(
-    config: TrainConfig, corpus: Corpus, epochs: int | None, steps: int | None, validate_every: int | None
-) -> TrainConfig:
-    """The config with the steps of its epochs, unless they are given, and with the default of the validations."""
-    from orthrus.training.packing import Packing
-
-    packing = Packing(corpus.documents, config)
-    texts = packing.blocks_per_epoch() / config.roots if config.head_only else packing.texts_per_epoch()
-    epoch, default = texts / config.sequences, HEAD_EPOCHS if config.head_only else EPOCHS
-    every = max(1, int(epoch)) if config.head_only else VALIDATE_EVERY
-    return replace(
-        config, steps=steps or max(1, int((epochs or default) * epoch)), validate_every=validate_every or every
-    )
-
-
-def _load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:
-    """Load the checkpoint with plain weights and without the demo's bundled adapter."""
-    from orthrus.api import DTYPES
-    from orthrus.checkpoint import hub
-
-    quiet()
-    with stderr.status(f"loading {model}"):
-        loaded = hub.load(
-            model, adapter=warm_start or hub.NO_ADAPTER, dtype=DTYPES[dtype.value], device=device,
-            allow_other_backbone=allow_other_backbone,
-        )  # fmt: skip
-    for warning in loaded.warnings:
-        stderr.print(f"warning: {warning}", style="yellow", markup=False)
-    if dtype is Dtype.bfloat16 and device == "cpu" and (slowdown := bfloat16_slowdown()) > MUCH_SLOWER:
-        stderr.print(
-            f"note: this processor multiplies bfloat16 {slowdown:.0f} times slower than float32; --dtype float32 trains"
-            " faster and needs twice the memory",
-            style="yellow",
-        )
-    return loaded
-
-
-def _units(decoder: Decoder, asked: int | None) -> int:
-    from orthrus.model.draft_head import default_units
-
-    return default_units(decoder.config.hidden_size) if asked is None else asked
-
-
-def _corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Corpus:
-    """The records of all paths. Prints what was skipped or cut."""
-    from orthrus.training import data
-
-    corpus = data.load(paths, checkpoint.tokenizer, checkpoint.end_token_ids, config)
-    for notice in corpus.notices:
-        stderr.print(f"note: {notice}", style="yellow", markup=False)
-    return corpus
-
-
-def _give_view(
-    model: str, checkpoint: Checkpoint | None, block_size: int | None, mask_token: str | None, *, last_row: bool
-) -> Decoder:
-    """The decoder with a view to train. Without a loaded checkpoint it has shapes but no weights."""
-    from orthrus.checkpoint import hub
-    from orthrus.config import DiffusionConfig
-
-    if checkpoint is not None:
-        mask = int(mask_token) if mask_token is not None and mask_token.isdecimal() else mask_token
-        return hub.give_view(checkpoint, block_size, mask, last_row=last_row)
-    decoder = hub.describe(model, hub.NO_ADAPTER).decoder
-    rows = block_size or (decoder.diffusion.block_size if decoder.diffusion else 32)
-    return decoder.set_view(DiffusionConfig(rows, 0, rows if last_row else rows - 1))
+        scheduled = setup.scheduled(config, corpus, epochs, steps, validate_every)
+        _train(loaded, scheduled, corpus, output, keep_rows=keep_rows)
 
 
 def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, *, keep_rows: bool) -> None:
     from orthrus.training.trainer import ROWS
     from orthrus.training.world import World
 
-    world = World()
+    if config.head_only:
+        setup.check_view(checkpoint)
+    world = World(checkpoint.decoder.device)
     code = _run(checkpoint, config, corpus, output, world)
     if world.rank == 0 and not code and not keep_rows:
         shutil.rmtree(output / ROWS, ignore_errors=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from orthrus import prompt_files
+from orthrus.checkpoint.adapter import BackboneIdentity
 from orthrus.checkpoint.tensors import save_tensors
 from orthrus.file_cache import cache_directory, write_atomically
 from orthrus.training import chat
@@ -52,19 +53,22 @@ class Corpus:
 
 
 def load(
-    paths: list[Path], tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int], config: TrainConfig
-) -> Corpus:
+    paths: list[Path], tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int], config: TrainConfig,
+    backbone: BackboneIdentity | None = None,
+) -> Corpus:  # fmt: skip
     """Read directories of distilled shards and JSONL files of complete conversations.
 
     Documents without an assistant turn to train on are skipped, and those longer than a sequence are truncated; both
-    are counted in `notices`. Raises ValueError where too few documents remain or a file is invalid.
+    are counted in `notices`. backbone: the model that is trained; shards of another one are noticed, and refused where
+    its vocabulary is another. Raises ValueError where too few documents remain or a file is invalid.
     """
     loaded: list[Document] = []
     sources, notices, kept = [], [], []
     for path in paths:
-        documents, source, notice = _read(path, tokenizer, end_token_ids)
+        read = _read_directory(path, backbone) if path.is_dir() else _read_file(path, tokenizer, end_token_ids)
+        documents, source, noticed = read
         sources.append({"path": path.name, "documents": len(documents), **source})
-        notices += [notice] if notice else []
+        notices += noticed
         loaded += documents
     long = sum(len(d.tokens) > config.sequence_length for d in loaded)
     if long:
@@ -87,21 +91,38 @@ def load(
     return Corpus([d for n, d in enumerate(kept) if n not in held], [kept[n] for n in sorted(held)], notices, sources)
 
 
-def _read(
-    path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]
-) -> tuple[list[Document], dict[str, object], str | None]:
-    """The documents of a file or directory, its entry in `Corpus.sources`, and a notice or None."""
-    if path.is_dir():
-        manifest = read_manifest(path)
-        content = [record for entry in manifest["shards"] for record in read_shard(path, entry)]
-        documents = [Document(r["id"], r["tokens"], [(a, b) for a, b in r["spans"]]) for r in content]
-        source: dict[str, object] = {"manifest_sha256": hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()}
-        counts = unfinished(manifest)
-        notice = counts and (
+Read = tuple[list[Document], dict[str, object], list[str]]
+"""The documents of a file or directory, its entry in `Corpus.sources`, and notices."""
+
+
+def _read_directory(path: Path, backbone: BackboneIdentity | None) -> Read:
+    manifest = read_manifest(path)
+    content = [record for entry in manifest["shards"] for record in read_shard(path, entry)]
+    documents = [Document(r["id"], r["tokens"], [(a, b) for a, b in r["spans"]]) for r in content]
+    notices = [_other_backbone(path, manifest["backbone"], backbone)] if backbone else []
+    if counts := unfinished(manifest):
+        notices.append(
             f"{path} holds {counts[0]} of {counts[1]} prompts: the distillation is unfinished; run the same `orthrus"
             " distill` to go on"
         )
-        return documents, source, notice or None
+    sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    return documents, {"manifest_sha256": sha256}, [notice for notice in notices if notice]
+
+
+def _other_backbone(path: Path, wrote: dict[str, str], backbone: BackboneIdentity) -> str:
+    """A notice where another backbone wrote these shards, else "". Manifests of earlier versions do not name the
+    vocabulary."""
+    if wrote.get("tokenizer_sha256", backbone.tokenizer_sha256) != backbone.tokenizer_sha256:
+        raise ValueError(
+            f"{path}: these shards were written by {wrote.get('id')}, whose vocabulary is another than that of"
+            f" {backbone.id}: distil this model's own answers with `orthrus distill`"
+        )
+    if wrote["sha256"] == backbone.sha256:
+        return ""
+    return f"{path} was written by another backbone ({wrote.get('id')}); answers of the model itself teach more"
+
+
+def _read_file(path: Path, tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int]) -> Read:
     if not path.is_file():
         raise ValueError(f"{path}: no such file or directory of shards")
     data = path.read_bytes()
@@ -111,7 +132,7 @@ def _read(
     documents = _cached(
         cache_directory() / f"tokens-{key}.safetensors", lambda: _encode(data, path, tokenizer, end_token_ids)
     )
-    return documents, {"sha256": sha256}, None
+    return documents, {"sha256": sha256}, []
 
 
 def _encode(

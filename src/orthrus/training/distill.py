@@ -99,12 +99,15 @@ class Distillation:
             yield Shard(entry, indices.stop, existing is not None)
 
     def _existing(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """The entry of a shard that exists undamaged, or None; the fingerprints of its prompts are recorded."""
+        """The entry of a shard that exists undamaged, or None; the fingerprints of its prompts are recorded.
+
+        The records do not give them: prompts without an answer are not among them, nor are the turns after an answer
+        that was cut off. Manifests of earlier versions have nothing else.
+        """
         try:
             for entry in entries:
-                self._fingerprints.update(
-                    fingerprint(record["messages"]) for record in read_shard(self.directory, entry)
-                )
+                records = read_shard(self.directory, entry)
+                self._fingerprints.update(entry.get("asked", [fingerprint(record["messages"]) for record in records]))
                 return entry
         except DamagedShardError:
             return None
@@ -121,8 +124,11 @@ class Distillation:
             write_atomically(self.directory, {MANIFEST: lambda staged: save_json(staged, fresh)})
             return fresh
         manifest = read_manifest(self.directory)
-        if manifest["backbone"]["sha256"] != self.backbone["sha256"]:
-            raise ValueError(f"{path}: these shards were written by another backbone ({manifest['backbone']['id']})")
+        before = manifest["backbone"]
+        if before["sha256"] != self.backbone["sha256"]:
+            raise ValueError(f"{path}: these shards were written by another backbone ({before['id']})")
+        if (dtype := before.get("dtype")) != self.backbone.get("dtype"):
+            raise ValueError(f"{path}: these shards were written in {dtype}; use it again, or another directory")
         changed = [k for k, v in fresh["settings"].items() if manifest["settings"].get(k) != v]
         if changed:
             was = ", ".join(f"{k} was {manifest['settings'].get(k)!r}" for k in changed)
@@ -166,6 +172,7 @@ class Distillation:
             "records": len(answered),
             "answer_tokens": sum(end - start for record in answered for start, end in record["spans"]),
             "dropped": {reason: prompts for reason, prompts in sorted(dropped.items()) if prompts},
+            "asked": [fingerprint(item.messages) for item in kept],
         }
 
     def _select(self, conversations: list[Conversation]) -> tuple[list[Conversation], Counter[str]]:

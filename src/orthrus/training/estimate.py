@@ -28,7 +28,12 @@ class Estimate:
 
 
 def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
-    """Estimate from a decoder on the meta device; activations are those saved for backward of one packed text."""
+    """Estimate from a decoder on the meta device; activations are those saved for backward of one packed text.
+
+    Raises ValueError where a draft head alone is trained.
+    """
+    if config.head_only:
+        raise ValueError("a step is estimated for the training of a view: drop --head-only")
     sizes = {name: p.numel() for name, p in decoder.named_parameters()}
     trained = sum(size for name, size in sizes.items() if ".diffusion." in name)
     frozen = sum(sizes.values()) - trained

@@ -102,7 +102,7 @@ def draw(steps: list[dict[str, Any]], path: Path) -> None:
     loss, agreement, acceptance = figure.subplots(1, 3)
     rows = [record["rows_total"] / 1e3 for record in steps]
     loss.plot(rows, _smooth([record["loss"] for record in steps]))
-    loss.set(title="loss (nats per supervised row)", yscale="log")
+    loss.set(title="loss per supervised row", yscale="log")
     for offset in range(len(steps[0]["agreement"])):
         values = _smooth([record["agreement"][offset] for record in steps])
         agreement.plot(rows, values, color=f"C{offset % 10}", label=f"{offset + 1}")

@@ -67,5 +67,5 @@ def digest(value: Any) -> str:
 
 
 def fingerprint(messages: list[Message]) -> str:
-    """A digest of the user turns that ignores white space and case; other turns are not part of it."""
-    return digest([" ".join(m["content"].lower().split()) for m in messages if m["role"] == "user"])
+    """Sixteen hex digits that stand for the user turns, but for white space and case; other turns do not count."""
+    return digest([" ".join(m["content"].lower().split()) for m in messages if m["role"] == "user"])[:16]

@@ -90,10 +90,13 @@ class RowFiles:
         write_atomically(self.directory, {CONTENT: lambda staged: save_json(staged, content)})
 
     def _map(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A file as a tensor; a new file is zero and takes room as it is written."""
+        """A file as a tensor; a new file is zero. Its room is reserved, since a full disk would end a process that
+        writes to a map."""
         path, size = self.directory / name, torch.Size(shape).numel()
         with path.open("ab") as file:
             file.truncate(size * dtype.itemsize)
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
     def _sync(self, name: str) -> None:

@@ -38,7 +38,8 @@ def restore(directory: Path, parameters: dict[str, nn.Parameter], optimiser: Ada
             counters: dict[str, Any] = json.loads(stored.metadata()["counters"])
             for name, parameter in parameters.items():
                 parameter.data.copy_(stored.get_tensor(name))
-                optimiser.state[parameter] = {m: stored.get_tensor(f"{name}/{m}").clone() for m in MOMENTS}
+                moments = {m: stored.get_tensor(f"{name}/{m}").clone() for m in MOMENTS}
+                optimiser.state[parameter] = {m: own.to(parameter.device) for m, own in moments.items()}
     except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(
             f"{path}: cannot be read as the state of this run ({error}); start again in another directory, with"

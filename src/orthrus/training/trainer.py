@@ -42,8 +42,8 @@ class TrainingFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """One optimiser step: loss in nats per row, weighted by offset; agreement with the teacher by offset; rows. Where
-    the draft head is trained alone, they are those of the head."""
+    """One optimiser step: loss per row, in the unit of its objective, weighted by offset; learning rate; agreement with
+    the teacher by offset; rows. Where the draft head is trained alone, they are those of the head."""
 
     step: int
     loss: float
@@ -84,6 +84,7 @@ class Trainer:
             weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
         self._frozen = frozen_digest(checkpoint.decoder)
+        self._refuse_other_run()
         self._task: Task = ViewTask(checkpoint, config, corpus, validate)
         self.rows_on_disk = 0
         if config.head_only:
@@ -142,10 +143,10 @@ class Trainer:
 
     def _step(self) -> Progress:
         start, config, world = perf_counter(), self.config, self._world
-        rate = rate_at(self.done, config)
         for group in self._optimiser.param_groups:
             head = any(parameter is group["params"][0] for parameter in self._head_parameters)
-            group["lr"] = rate * (config.head_learning_rate / config.learning_rate if head else 1)
+            group["lr"] = rate_at(self.done, config, config.head_learning_rate if head else config.learning_rate)
+        rate = self._optimiser.param_groups[0]["lr"]
         self._optimiser.zero_grad()
         totals = torch.zeros(2 * config.trained_rows + 2, device=self.checkpoint.decoder.device)
         for number in range(world.rank, config.sequences, world.size):
@@ -187,7 +188,7 @@ class Trainer:
         write_atomically(self.directory, {name: lambda path: save_json(path, content)})
         raise TrainingFailedError(
             f"{what}; its batch is in {self.directory / name}. The state of the last save is intact: look at the data,"
-            " or start again with --warm-start and a lower --learning-rate"
+            f" or start again with --warm-start and a lower --{'head-' if self.config.head_only else ''}learning-rate"
         )
 
     def _validated(self) -> Validation:
@@ -216,38 +217,45 @@ class Trainer:
                 "documents": len(self._corpus.documents),
                 "sources": self._corpus.sources,
             },
+            "backbone_sha256": self.checkpoint.backbone.sha256,
+            "dtype": str(self.checkpoint.decoder.dtype).removeprefix("torch."),
             "view_at_start": self.checkpoint.view,
             "warm_start": self.checkpoint.provenance or None,
             "processes": self._world.size,
         }  # fmt: skip
 
-    def _open(self) -> None:
-        """Start in an empty directory or resume the run of this one. Raises ValueError if its settings differ."""
-        description, path = self._description(), self.directory / RUN
+    def _refuse_other_run(self) -> None:
+        """Raise ValueError if the directory holds a run with other settings."""
+        path = self.directory / RUN
         if path.exists():
-            before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(description)
+            before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(self._description())
             changed = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in now if before.get(k) != now[k]]
             if changed:
                 raise ValueError(
                     f"{path}: the run was started with other settings ({'; '.join(changed)}); use another --output"
                 )
+
+    def _open(self) -> None:
+        """Start in an empty directory, or resume the run of this one."""
+        path = self.directory / RUN
+        if path.exists():
             counters = state.restore(self.directory, self._parameters, self._optimiser)
             if counters is not None:
                 self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
                 self._losses = Losses(**counters.get("losses", {}))  # states of earlier versions have none
         elif self._world.rank == 0:
-            write_atomically(self.directory, {RUN: lambda staged: save_json(staged, description)})
+            write_atomically(self.directory, {RUN: lambda staged: save_json(staged, self._description())})
         self._metrics.truncate(self.done)
 
 
-def rate_at(step: int, config: TrainConfig) -> float:
+def rate_at(step: int, config: TrainConfig, peak: float) -> float:
     """The learning rate of a step: linear warm-up, then cosine decay to `final_rate` times the peak."""
     warm = config.warmup * config.steps
     if step < warm:
-        return config.learning_rate * (step + 1) / (warm + 1)
+        return peak * (step + 1) / (warm + 1)
     share = (step - warm) / max(config.steps - warm, 1)
     low = config.final_rate
-    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
+    return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

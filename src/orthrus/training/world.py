@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 
-class World:
-    """Rank, world size, and the collective operations of a run."""
+def device_of_process(device: str) -> str:
+    """The device of this process, where torchrun started several: `cuda` alone names the first GPU to each of them."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
-    def __init__(self) -> None:
+
+class World:
+    """Rank, world size, and the collective operations of a run, whose tensors are on `device`."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            dist.init_process_group("nccl" if self._device.type == "cuda" else "gloo")
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """All-reduce the gradients: every process gets their sum."""
@@ -34,8 +42,7 @@ class World:
 
     def any(self, *, flag: bool) -> bool:
         """Whether the flag is set in any process; the answer is the same in all of them."""
-        device = "cuda" if self.size > 1 and dist.get_backend() == "nccl" else "cpu"
-        return bool(self.sum(torch.tensor(float(flag), device=device)))
+        return bool(self.sum(torch.tensor(float(flag), device=self._device)))
 
     def __enter__(self) -> World:
         return self

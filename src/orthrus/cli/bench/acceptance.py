@@ -72,7 +72,7 @@ def command(
         "batch_size": batch_size, "rule": rule,
     }  # fmt: skip
     replays = rule == "exact"
-    settings = acceptance.settings(loaded, tree_nodes or SIZES, options, replays=replays)
+    settings = acceptance.settings(loaded, dict.fromkeys(tree_nodes or SIZES), options, replays=replays)
     measured = acceptance.replayed if replays else acceptance.decoded
     rows = []
     for name, asked in prompts.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,9 +18,6 @@ from orthrus.cli._shared import (
     quiet,
     stderr,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def command(

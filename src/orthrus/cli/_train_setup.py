@@ -1,0 +1,101 @@
+"""What `orthrus train` does before the first step: it prepares the model, its view, the texts and the schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orthrus.cli._shared import Dtype, quiet, stderr
+from orthrus.cli._training import bfloat16_slowdown
+
+if TYPE_CHECKING:
+    from orthrus.checkpoint.hub import Checkpoint
+    from orthrus.model.decoder import Decoder
+    from orthrus.training.config import TrainConfig
+    from orthrus.training.data import Corpus
+
+EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY = 2, 4, 500
+MUCH_SLOWER = 3
+"""How many times slower than float32 bfloat16 products must be for a note."""
+
+
+def check_view(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where there is no trained view for a draft head."""
+    if checkpoint.view == "none" or checkpoint.view.startswith("untrained"):
+        raise ValueError("--head-only needs a view that is trained already: give one by --warm-start")
+
+
+def scheduled(
+    config: TrainConfig, corpus: Corpus, epochs: int | None, steps: int | None, validate_every: int | None
+) -> TrainConfig:
+    """The config with the steps of its epochs, unless they are given, and with the default of the validations."""
+    from orthrus.training.packing import Packing
+
+    if epochs is not None and steps is not None:
+        raise ValueError("--epochs and --steps both say when training ends: give one of them")
+
+    packing = Packing(corpus.documents, config)
+    texts = packing.blocks_per_epoch() / config.roots if config.head_only else packing.texts_per_epoch()
+    epoch, default = texts / config.sequences, HEAD_EPOCHS if config.head_only else EPOCHS
+    every = max(1, int(epoch)) if config.head_only else VALIDATE_EVERY
+    return replace(
+        config, steps=steps or max(1, int((epochs or default) * epoch)), validate_every=validate_every or every
+    )
+
+
+def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:
+    """Load the checkpoint with plain weights and without the demo's bundled adapter."""
+    from orthrus.api import DTYPES
+    from orthrus.checkpoint import hub
+    from orthrus.training.world import device_of_process
+
+    quiet()
+    with stderr.status(f"loading {model}"):
+        loaded = hub.load(
+            model, adapter=warm_start or hub.NO_ADAPTER, dtype=DTYPES[dtype.value], device=device_of_process(device),
+            allow_other_backbone=allow_other_backbone,
+        )  # fmt: skip
+    for warning in loaded.warnings:
+        stderr.print(f"warning: {warning}", style="yellow", markup=False)
+    if dtype is Dtype.bfloat16 and device == "cpu" and (slowdown := bfloat16_slowdown()) > MUCH_SLOWER:
+        stderr.print(
+            f"note: this processor multiplies bfloat16 {slowdown:.0f} times slower than float32; --dtype float32 trains"
+            " faster and needs twice the memory",
+            style="yellow",
+        )
+    return loaded
+
+
+def units(decoder: Decoder, asked: int | None) -> int:
+    from orthrus.model.draft_head import default_units
+
+    if asked is not None:
+        return asked
+    return decoder.draft_head.units if decoder.draft_head else default_units(decoder.config.hidden_size)
+
+
+def corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Corpus:
+    """The records of all paths. Prints what was skipped or cut."""
+    from orthrus.training import data
+
+    corpus = data.load(paths, checkpoint.tokenizer, checkpoint.end_token_ids, config, checkpoint.backbone)
+    for notice in corpus.notices:
+        stderr.print(f"note: {notice}", style="yellow", markup=False)
+    return corpus
+
+
+def give_view(
+    model: str, checkpoint: Checkpoint | None, warm_start: str | None, block_size: int | None, mask_token: str | None,
+    last_row: bool | None,
+) -> Decoder:  # fmt: skip
+    """The decoder with a view to train. Without a loaded checkpoint it has shapes but no weights."""
+    from orthrus.checkpoint import hub
+    from orthrus.config import DiffusionConfig
+
+    if checkpoint is not None:
+        mask = int(mask_token) if mask_token is not None and mask_token.isdecimal() else mask_token
+        return hub.give_view(checkpoint, block_size, mask, last_row=last_row)
+    decoder = hub.describe(model, warm_start or hub.NO_ADAPTER).decoder
+    rows = block_size or (decoder.diffusion.block_size if decoder.diffusion else 32)
+    return decoder.set_view(DiffusionConfig(rows, 0, hub.trained_rows(decoder.diffusion, rows, last_row)))
