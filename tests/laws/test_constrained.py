@@ -117,6 +117,18 @@ def test_numbers_end_in_every_cycle(limits, cycle, temperature):
         assert isinstance(json.loads(text_of(tokens))["x"], int | float)
 
 
+@pytest.mark.parametrize("cycle", cycles.names())
+@pytest.mark.parametrize("bias", [-100.0, -1000.0])
+def test_tokens_that_a_bias_makes_impossible_are_no_drafts(limits, cycle, bias):
+    """Their probability is 0 in float32, and they are all that the constraint allows beside one token."""
+    (unlikely,) = tiny.tokenizer()("b", add_special_tokens=False)["input_ids"]
+    sampling = SamplingParams(logit_bias=((unlikely, bias),), constraint=Constraint("regex", "[ab]{20}"))
+    runner, asked = tiny.runner(), [tiny.request(new=30, seed=seed, sampling=sampling) for seed in range(2)]
+    expected = [oracle(runner, one, limits) for one in asked]
+    assert decode(runner, asked, limits, cycle) == expected
+    assert expected[0] == (tiny.tokenizer()("a", add_special_tokens=False)["input_ids"] * 20, "stop")
+
+
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
 @pytest.mark.parametrize("quality", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("setting", ["greedy", "sampled"])

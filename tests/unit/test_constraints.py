@@ -150,6 +150,56 @@ def test_a_matcher_at_its_limit_ends_the_answer_and_no_other(monkeypatch):
     assert other.tokens == tiny.oracle(tiny.runner(), asked[1]).tokens
 
 
+def test_answers_after_one_at_the_limit_have_a_matcher_of_their_own(monkeypatch):
+    """The copies of a compiled constraint share their lexer states, and so the limit on their number."""
+    monkeypatch.setattr(constraints, "MAX_LEXER_STATES", 60)
+    limits = Limits(tiny.VOCAB, 2048, ENDS, grammars())
+    constraint = Constraint("regex", "([a-z]{2}|[A-Z]{3}|[0-9]{4}){3,90}-(foo|ba[rz]){2,9}")
+    lengths = []
+    for seed in range(6):
+        sampling = SamplingParams(temperature=2.0, seed=seed, constraint=constraint)
+        (*_, last) = generate(
+            tiny.runner(), [tiny.request(new=60, sampling=sampling)], DecodingConfig(cycle="ar"), limits, tiny.text_of
+        )
+        lengths.append(len(last.sequence.tokens))
+    assert max(lengths) < 60, "no limit was met"
+    assert min(lengths) > 30, lengths
+
+
+def test_tokens_before_the_one_at_the_limit_are_kept(made):
+    """Whether they come one by one or together, as accepted drafts do."""
+
+    class Limited:
+        """A matcher that fails for good at its third token."""
+
+        def __init__(self, matcher, taken=0):
+            self.matcher, self.taken = matcher, taken
+
+        def deep_copy(self):
+            return Limited(self.matcher.deep_copy(), self.taken)
+
+        def is_error(self):
+            return self.taken > 2
+
+        def try_consume_tokens(self, tokens):
+            usable = tokens[: max(0, 2 - self.taken)]
+            self.taken += len(tokens)
+            return self.matcher.try_consume_tokens(usable)
+
+        def __getattr__(self, name):
+            return getattr(self.matcher, name)
+
+    def ending(parts):
+        grammar = made.start(Constraint("regex", "[a-z]*"), ENDS)
+        grammar._matcher = Limited(grammar._matcher)
+        grammar._renew = lambda spent: Limited(made._matcher(Constraint("regex", "[a-z]*")))
+        for part in parts:
+            grammar.advance(ids(part))
+        return grammar.ending
+
+    assert ending("abc") == ending(["abcd"]) == ending(["ab", "cd"]) == Ending(3, "length")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_rows_follow_their_drafts(made, dtype, temperature):

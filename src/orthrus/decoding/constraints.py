@@ -14,9 +14,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from orthrus.decoding.json_digits import DigitBound, Mask
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+T = TypeVar("T")
 CACHED_GRAMMARS = 64
 """Compiled grammars that are kept, least recently used first out."""
 WHITESPACE = r" |\n {0,40}"
@@ -70,14 +72,21 @@ class Grammars:
 
         Raises ValueError naming the option where the constraint is invalid, unsupported or too complex.
         """
+        matcher = self._matcher(constraint)
+        bound = self._digit_bound(constraint.kind)
+        return Grammar(matcher, partial(self._matcher, constraint), end_token_ids, self._vocab_size, bound)
+
+    def _matcher(self, constraint: Constraint, spent: LLMatcher | None = None) -> LLMatcher:
+        """The compiled constraint, compiled anew if it is the `spent` one: its copies share its lexer states, and with
+        them the limit on their number."""
         with self._lock:
             matcher = self._compiled.get(constraint)
-            if matcher is None:
+            if matcher is None or matcher is spent:
                 matcher = self._compiled[constraint] = self._compile(constraint)
                 if len(self._compiled) > CACHED_GRAMMARS:
                     self._compiled.popitem(last=False)
             self._compiled.move_to_end(constraint)
-            return Grammar(matcher.deep_copy, end_token_ids, self._vocab_size, self._digit_bound(constraint.kind))
+            return matcher
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
@@ -126,12 +135,17 @@ class Grammars:
 
 
 class Grammar:
-    """The state of a constraint for one sequence: a matcher that has consumed the kept tokens, and perhaps drafts."""
+    """The state of a constraint for one sequence: a matcher that has consumed the kept tokens, and perhaps drafts.
+
+    compiled: the matcher before any token. renew: gives another one for a matcher that has run into a limit.
+    """
 
     def __init__(
-        self, begin: Callable[[], LLMatcher], end_token_ids: frozenset[int], vocab_size: int, bound: DigitBound
-    ) -> None:
-        self._begin, self._matcher, self._bound = begin, begin(), bound
+        self, compiled: LLMatcher, renew: Callable[[LLMatcher], LLMatcher], end_token_ids: frozenset[int],
+        vocab_size: int, bound: DigitBound,
+    ) -> None:  # fmt: skip
+        self._compiled, self._renew = compiled, renew
+        self._matcher, self._bound = compiled.deep_copy(), bound
         self._ends = end_token_ids
         self._end_mask = _mask_of(end_token_ids, vocab_size)
         self._vocab_size = vocab_size
@@ -169,17 +183,16 @@ class Grammar:
             return True
         if self._bound.reached:
             return bool(self.mask()[token])
-        return bool(self._matcher.validate_tokens([token]))
+        return bool(self._within_limits(lambda matcher: matcher.validate_tokens([token])))
 
     def mask(self) -> Mask:
-        """The tokens that may come next; the end tokens alone where the matcher has run into a limit."""
+        """The tokens that may come next; the end tokens alone where the matcher runs into a limit."""
         if self._mask is None:
             accepts = self._matcher.is_accepting()
-            allowed_V = _unpacked(self._matcher.compute_bitmask(), self._vocab_size)
-            if self._matcher.is_error():
-                self._restore()
+            bits = self._within_limits(lambda matcher: matcher.compute_bitmask())
+            if bits is None:
                 return self._end_mask
-            allowed_V = self._bound.apply(allowed_V)
+            allowed_V = self._bound.apply(_unpacked(bits, self._vocab_size))
             self._mask = allowed_V | self._end_mask if accepts else allowed_V
         return self._mask
 
@@ -203,22 +216,36 @@ class Grammar:
 
     def _consume(self, token: int) -> bool:
         """Take one more token, unless it is an end token, or forbidden."""
-        beyond = self._bound.reached and not self.mask()[token]
-        if token in self._ends or beyond or not self._matcher.try_consume_tokens([token]):
-            if self._matcher.is_error():
-                self._restore()
+        if token in self._ends or (self._bound.reached and not self.mask()[token]):
+            return False
+        if not self._within_limits(lambda matcher: matcher.try_consume_tokens([token])):
             return False
         self._ahead.append(token)
         self._bound.append(token)
         self._mask = None
         return True
 
-    def _restore(self) -> None:
-        """Begin anew with the kept tokens: a matcher that ran into a limit is lost, and drafts must change no token."""
-        self._matcher = self._begin()
-        self._matcher.try_consume_tokens(self._kept)
-        self._bound.take_back(len(self._ahead))
-        self._ahead, self._mask = [], None
+    def _within_limits(self, ask: Callable[[LLMatcher], T]) -> T | None:
+        """What the matcher answers. If it runs into a limit it is lost, and a new one is asked, which has seen neither
+        drafts nor other answers; None if that fails too."""
+        for _ in range(2):
+            answer = ask(self._matcher)
+            if not self._matcher.is_error():
+                return answer
+            if not self._restore():
+                break
+        return None
+
+    def _restore(self) -> bool:
+        """Consume the same tokens by a new matcher. Returns whether they fit its limit; drafts that do not are lost."""
+        self._compiled = self._renew(self._compiled)
+        self._matcher, self._mask = self._compiled.deep_copy(), None
+        consumed = max(self._matcher.try_consume_tokens([*self._kept, *self._ahead]) - len(self._kept), 0)
+        lost = len(self._ahead) - consumed
+        if lost:
+            self._bound.take_back(lost)
+            self._ahead = self._ahead[:consumed]
+        return not lost
 
 
 def restrict(scores_V: Tensor, mask_V: Mask) -> None:

@@ -1,7 +1,7 @@
 """Trees of drafts under a constraint, which decides which tokens may follow a path, and may depend on all of it.
 
-`runner.draft_tree` chooses all other trees in one call. Here a tree is grown node by node, as the constraint is asked
-about every path.
+`runner.draft_tree` chooses trees without one in one call. Here a tree is grown node by node, as the constraint is asked
+about every path. Under the rule `rejection`, drafts are drawn instead.
 
 R rows, V vocabulary.
 """
@@ -38,7 +38,8 @@ def constrained_tree(
             scores_1V = scores_RV[row : row + 1].to(torch.float32, copy=True)
             restrict(scores_1V[0], mask)
             after = rows.after(path, scores_1V, temperatures_R[row])
-            found = [Option(token, math.log(own)) for token, own in zip(after.tokens, after.confidence, strict=True)]
+            likely = zip(after.tokens, after.confidence, strict=True)
+            found = [Option(token, math.log(own)) for token, own in likely if own > 0.0]
         if lookup is not None:
             found = [own for own in lookup.weigh(found, path) if mask[own.token]]
         return found[:1] if nodes is None else found
