@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import torch
 
+from orthrus.backends.select import DraftWeights
 from orthrus.backends.torch import TorchKernels
 from orthrus.cache import KVCache
 from orthrus.config import DecoderConfig, DiffusionConfig, RopeConfig
@@ -33,6 +34,7 @@ class MarkovRunner:
     device, max_rows, kernels, ragged, exact, page_bytes = torch.device("cpu"), 512, TorchKernels(), True, True, 1
 
     between_passes = staticmethod(nullcontext)
+    draft_weights = DraftWeights()
 
     def __init__(self, drafter, trained_rows, chain, *, head=False):
         self._drafter, self._chain = drafter, chain

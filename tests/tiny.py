@@ -173,7 +173,7 @@ def prefill(made, sequence, rule, width=0):
     """Prefill a sequence in a cache of its own, and append its first token."""
     sequence.begin(*made.new_tables())
     while not sequence.tokens:
-        cycle.run(made, [cycle.prefill_job(sequence, made.max_rows, width)], rule)
+        cycle.run(made, [cycle.prefill_job(sequence, made.max_rows, lambda: width)], rule)
 
 
 def decode(made, name, sequence, drafting, rule):

@@ -161,8 +161,8 @@ class Model:
     def engine(self, **options: Unpack[Options]) -> Engine:
         """An engine for requests of this model, which join and leave at any pass.
 
-        The options that count are `cycle`, `rule`, `width`, `candidates` and `batch_size`, the most sequences per pass.
-        Requests are made by `request`. Raises ValueError where the cache does not fit into memory.
+        The options that count are `cycle`, `rule`, `width`, `candidates`, `tree_nodes` and `batch_size`, the most per
+        pass. Requests are made by `request`. Raises ValueError where the cache does not fit into memory.
         """
         config = self.decoding_config(options)
         return Engine(self.runner, config, self.limits, decode=self.decode, costs=self._costs_for(config))

@@ -15,8 +15,8 @@ def attends(row: int, key: int, length: int, parents: Sequence[int], window: int
     """The rule of all causal masks: a row after `length` cached keys attends to the cache, itself, and its ancestors,
     in a layer with a sliding window only to those fewer than `window` positions before it.
 
-    Row r follows row `parents[r]`; the first row follows none (-1). Drafts are a chain today, in which every row
-    follows the one before it, so `kv_lens` and `kv_starts` state the whole rule.
+    Row r follows row `parents[r]`; the first row follows none (-1). In a chain every row follows the one before it, so
+    `kv_lens` and `kv_starts` state the whole rule; a tree needs `row_paths` too.
     """
     distance = 0
     while row >= 0 and row != key - length:

@@ -14,9 +14,11 @@ import torch
 
 from orthrus.cache import pages_for
 from orthrus.config import PAGE, DecodingConfig, SamplingParams, StopConditions
-from orthrus.decoding import cycles
+from orthrus.decoding import cycle, cycles
 from orthrus.decoding.drafting import workspace_positions
-from orthrus.decoding.engine import Engine
+from orthrus.decoding.engine import Engine, generate
+from orthrus.decoding.plan import PassPlan
+from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.rules import exact
 from orthrus.decoding.sequence import Request
 
@@ -29,7 +31,7 @@ class RecordingRule:
 
     def __init__(self):
         self.logits = {}
-        self.propose = exact.propose
+        self.propose, self.DRAWS = exact.propose, exact.DRAWS
 
     def verify(self, checks):
         verdicts = exact.verify(checks)
@@ -115,6 +117,52 @@ def test_tokens_do_not_depend_on_preemption_for_want_of_pages(rule):
         outputs.append(done)
     assert preempted
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_pages_of_its_own_are_not_counted_as_cached_after_a_preemption():
+    """A long prompt loses its pages while it is prefilled, and finds some of them again."""
+    config = DecodingConfig(cycle="ar", batch_size=2, row_budget=256)
+    engine = Engine(tiny.runner("qwen3"), config, tiny.LIMITS, pages=8)
+    index = engine.add(tiny.request(1200, 4))
+    while len(engine.running) == 0 or engine.running[0].table.length < 700:
+        engine.step()
+    (sequence,) = engine.running
+    engine._preempt(sequence)
+    steps = [*engine.step()]
+    assert sequence.table.length > 500, "nothing was found again"
+    while engine.unfinished:
+        steps += engine.step()
+    assert steps[-1].sequence.index == index
+    assert sequence.statistics.cached_tokens == 0
+
+
+def test_the_width_of_the_first_block_is_asked_for_once_per_prompt(monkeypatch):
+    asked = []
+    original = Planner.first_width
+    monkeypatch.setattr(Planner, "first_width", lambda self, *args: asked.append(args[0]) or original(self, *args))
+    config = DecodingConfig(cycle="auto", batch_size=2, row_budget=128)
+    engine = Engine(tiny.runner("qwen3"), config, tiny.LIMITS, costs=tiny.COSTS["passes"])
+    engine.add(tiny.request(5, 40))
+    engine.add(tiny.request(900, 4))
+    while engine.unfinished:
+        engine.step()
+    assert sorted(asked) == [5, 900]
+
+
+def test_a_plan_without_blocks_does_not_widen_those_of_others():
+    plans = [PassPlan(width=8), PassPlan(roots=(-1,), width=4), PassPlan(roots=(-1,), width=3)]
+    jobs = [cycle.Job(None, plan) for plan in plans]
+    assert [cycle.block_width(some) for some in (jobs, jobs[:1], [])] == [4, 0, 0]
+
+
+def test_steps_keep_no_distributions_of_drawn_drafts():
+    """They have the size of the vocabulary, and a reader may fall behind by any number of steps."""
+    sampling, drawn = SamplingParams(temperature=0.9, seed=3), 0
+    config = DecodingConfig(cycle="two-pass", rule="rejection")
+    for step in generate(tiny.runner("qwen3"), [tiny.request(9, 30, sampling=sampling)], config, tiny.LIMITS):
+        assert not any(q is not None for q in step.plan.draft.q)
+        drawn += step.plan.offered
+    assert drawn
 
 
 def test_a_request_without_drafts_decodes_plainly_beside_others():
@@ -205,7 +253,7 @@ def test_an_exception_in_a_pass_ends_no_request_and_changes_no_token(monkeypatch
     failures, verify = iter([3, 9]), exact.verify
 
     class FlakyRule:
-        propose, passes, fails_at = staticmethod(exact.propose), 0, next(failures)
+        DRAWS, propose, passes, fails_at = exact.DRAWS, staticmethod(exact.propose), 0, next(failures)
 
         def verify(self, checks):
             self.passes += 1

@@ -24,9 +24,9 @@ SEEDS = (1, 5, 7, 11, 17, 19, 23)
 """Seeds of cost tables with which drafting pays; with five of them, only in short or only in long contexts."""
 
 
-def decode(requests, cycle, batch, costs):
+def decode(requests, cycle, batch, costs, runner=None):
     config = DecodingConfig(cycle=cycle, batch_size=batch, rule="rejection")
-    steps = generate(tiny.runner(), requests, config, tiny.LIMITS, costs=costs)
+    steps = generate(runner or tiny.runner(), requests, config, tiny.LIMITS, costs=costs)
     done = {step.sequence.index: step.sequence.tokens for step in steps if step.sequence.finish_reason}
     return [done[n] for n in range(len(requests))]
 
@@ -44,6 +44,17 @@ def test_tokens_equal_those_of_the_sequence_alone_for_any_costs(cycle, seed):
         rng.shuffle(order)
         tokens = decode([requests[n] for n in order], cycle, batch, costs)
         assert [tokens[order.index(n)] for n in range(len(requests))] == alone, (batch, order)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_low_precision_drafts_are_drawn_from_the_same_logits_beside_others(dtype):
+    """Few block rows could take their logits from the exact head, in the call for the AR rows; many cannot."""
+    runner = tiny.runner(dtype=dtype, kernels="native low precision")
+    if runner.draft_weights.head is None:
+        pytest.skip("these kernels have no low-precision head")
+    requests = [tiny.request(9, 24, seed, SamplingParams(temperature=0.9, seed=seed)) for seed in range(6)]
+    alone = [decode([request], "one-pass", 1, None, runner)[0] for request in requests]
+    assert decode(requests, "one-pass", 6, None, runner) == alone
 
 
 def test_the_first_block_depends_only_on_the_length_of_its_own_prompt():

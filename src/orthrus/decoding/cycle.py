@@ -7,6 +7,7 @@ anchor, whose logits give the first token; a draft block in the same pass gives 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,16 +107,22 @@ def decoding_jobs(cycle: Cycle, runner: Runner, batch: Seq[Sequence], drafting: 
     return [Job(s, next(plans) if s.request.drafts else PassPlan(width=drafting.width)) for s in batch]
 
 
-def prefill_job(sequence: Sequence, room: int, width: int = 0) -> Job:
+def prefill_job(sequence: Sequence, room: int, width: Callable[[], int] = int) -> Job:
     """The next chunk of a sequence that does not decode yet, of at most `room` rows.
 
-    With a `width`, the pass that computes the first token also computes a draft block of that many rows.
+    The pass that computes the first token also computes a draft block of `width()` rows, if these are not 0.
     """
     room = min(room, SCORED_ROWS) if sequence.scores_prompt else room
     missing, first = sequence.uncached, not sequence.tokens
     verifies = first and len(missing) < room
-    plan = PassPlan(roots=(-1,), width=width) if width and verifies else PassPlan()
+    rows = width() if verifies else 0
+    plan = PassPlan(roots=(-1,), width=rows) if rows else PassPlan()
     return Job(sequence, plan, missing[:room], verifies)
+
+
+def block_width(jobs: Iterable[Job]) -> int:
+    """The rows of each block of a pass, 0 if it has none. A plan without blocks has no say in it."""
+    return max((job.plan.width for job in jobs if job.plan.roots), default=0)
 
 
 def run(runner: Runner, jobs: Seq[Job], rule: Rule, nodes: int | None = None) -> list[Step]:
@@ -123,7 +130,7 @@ def run(runner: Runner, jobs: Seq[Job], rule: Rule, nodes: int | None = None) ->
 
     nodes: the most nodes of the trees that are drafted ahead; None for chains.
     """
-    eager_logits = 0 < sum(job.plan.blocks * job.plan.width for job in jobs) <= EAGER_LOGITS
+    eager_logits = _eager_logits(runner, jobs, rule)
     verified, verdicts = _verify(runner, jobs, rule, eager_logits=eager_logits)
     for job in jobs:
         if not job.verifies:
@@ -136,6 +143,14 @@ def run(runner: Runner, jobs: Seq[Job], rule: Rule, nodes: int | None = None) ->
         for sequence, draft in zip(drafting, drafts, strict=True):
             sequence.ahead = draft
     return steps
+
+
+def _eager_logits(runner: Runner, jobs: Seq[Job], rule: Rule) -> bool:
+    """Whether the pass computes the logits of its blocks too. A low-precision head gives others, and how many blocks
+    the neighbours of a sequence have may not change what is drawn for it."""
+    if rule.DRAWS and runner.draft_weights.head is not None:
+        return False
+    return 0 < sum(job.plan.blocks * job.plan.width for job in jobs) <= EAGER_LOGITS
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ def _verify(runner: Runner, jobs: Seq[Job], rule: Rule, *, eager_logits: bool) -
     result = runner.ar_and_diffuse(
         [job.rows for job in jobs],
         [job.block_roots for job in jobs],
-        max(job.plan.width for job in jobs),
+        block_width(jobs),
         [job.sequence.table for job in jobs],
         logit_rows=[job.logit_rows for job in jobs],
         eager_logits=eager_logits,
@@ -182,7 +197,7 @@ def _commit(job: Job, verdict: Verdict, logits_RV: Tensor) -> Step:
     sequence = job.sequence
     kept = sequence.append(verdict, job.plan) if sequence.tokens else sequence.start(verdict.tokens[0])
     sequence.table.commit_path(job.cached_rows(kept))
-    return Step.of(sequence, kept, job.plan, sequence.score(logits_RV, kept))
+    return Step.of(sequence, kept, job.plan.without_distributions(), sequence.score(logits_RV, kept))
 
 
 def _blocks_ahead(verified: Seq[_Verified], steps: Seq[Step]) -> list[tuple[Sequence, Block]]:

@@ -15,6 +15,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from threading import Lock
 
@@ -179,7 +180,7 @@ class Engine:
             )
             if table is None:
                 break
-            if not sequence.tokens:
+            if not sequence.begun:
                 sequence.statistics.cached_tokens = table.length
             sequence.begin(table)
             insort(self._running, self._waiting.pop(0), key=lambda running: running.order)
@@ -240,13 +241,13 @@ class Engine:
         if len(decoding) == len(self._running):
             yield from [decoding] if decoding else []
             return
-        width = max((job.plan.width for job in decoding), default=0)
+        width = cycle.block_width(decoding)
         used = sum(len(job.rows) + job.plan.blocks * width for job in decoding)
         room = max(self._config.row_budget - used, MIN_CHUNK) if decoding else self._runner.max_rows
         prompts = []
         for sequence in self._running:
             if room and not sequence.decodes:
-                ahead = self._first_width(sequence) if self._cycle.DRAFTS_AHEAD else 0
+                ahead = partial(self._first_width, sequence)
                 prompts.append(cycle.prefill_job(sequence, min(room, self._runner.max_rows), ahead))
                 room -= len(prompts[-1].rows)
         together = [decoding + prompts] if self._runner.ragged else [decoding, *([job] for job in prompts)]
@@ -260,7 +261,7 @@ class Engine:
             self._drafting.planner.learn(batch, plans, [step.kept for _, step in planned])
 
     def _first_width(self, sequence: Sequence) -> int:
-        if not sequence.request.drafts:
+        if not (sequence.request.drafts and self._cycle.DRAFTS_AHEAD):
             return 0
         planner = self._drafting.planner
         return planner.first_width(sequence.length, len(self._running)) if planner else self._drafting.width

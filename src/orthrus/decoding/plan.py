@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from orthrus.decoding.drafts import Draft
@@ -32,6 +32,13 @@ class PassPlan:
     def tree(self) -> Draft:
         """The drafts that are verified."""
         return self.draft.first(self.offered)
+
+    def without_distributions(self) -> PassPlan:
+        """The plan for those who only read it: without the distributions from which drafts were drawn, which take up
+        the size of the vocabulary per draft."""
+        if all(q is None for q in self.draft.q):
+            return self
+        return replace(self, draft=replace(self.draft, q=[None] * len(self.draft.tokens)))
 
     @property
     def blocks(self) -> int:

@@ -28,7 +28,8 @@ def draft_pass(
     runner: Runner, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool], nodes: int | None = None
 ) -> list[Draft]:
     """New drafts for each sequence that is `wanted`, from one diffusion pass over its anchor and width - 1 masks: trees
-    of at most `nodes` nodes, or chains if that is None, no deeper than `trained_rows`. The others get none."""
+    of at most `nodes` nodes, or chains if that is None. Below the depth `trained_rows` there are only tokens that were
+    looked up in the text. The others get none."""
     assert runner.diffusion is not None
     rows = min(width, runner.diffusion.trained_rows)
     temperatures = runner.decoder.draft_temperatures()[:rows]

@@ -151,6 +151,11 @@ class Sequence:
         """n, the number of committed tokens, prompt included."""
         return len(self.request.prompt) + len(self.tokens)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the sequence has ever had pages."""
+        return self._started > 0
+
     def begin(self, table: BlockTable) -> None:
         """Give a sequence its pages. The first time, this starts its clock."""
         self.block_table = table

@@ -249,8 +249,8 @@ class Runner:
         are rows before it, from where `BlockTable.commit_path` takes the rows of one path.
 
         block_roots: per sequence, the rows in which its blocks are rooted; it may be empty. The block of row r equals
-        the one that `diffuse` would compute if the ancestors of r (in a chain, the rows before r) were cached and r
-        were the anchor: it attends to the cache, to its ancestors, and to itself. No AR row depends on a block.
+        the one that `diffuse` would compute by the same weights if the ancestors of r (in a chain, the rows before r)
+        were cached and r were the anchor: it attends to the cache, its ancestors and itself. No AR row depends on it.
 
         Returns the AR logits of `logit_rows` per sequence (all rows if None) and the hidden states of the blocks.
         `draft_logits` turns those into logits once it is known which block is used. With `eager_logits` the pass

@@ -1,8 +1,9 @@
 """The one-pass cycle: one pass verifies the drafts at hand and drafts the next ones, in blocks rooted in its AR rows.
 
 AR keys do not depend on diffusion rows in any layer, so a block may attend to the AR rows of its own pass. After
-verification, the block rooted at the last accepted draft is used; a diffusion pass at that root would compute the same.
-Its first row predicts the bonus token, which is known by then; its other rows are the next drafts.
+verification, the block rooted at the last accepted draft is used or, where that has none, that of its nearest ancestor.
+A diffusion pass at that root would compute the same, up to the low-precision weights of passes that only draft. The
+first row of the block predicts the bonus token, which is known by then; its other rows are the next drafts.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class AcceptanceHistory:
         self._yields = {
             source: _Mean(before.yields_of(source) if before else _defaults(source, widths, rows)) for source in SOURCES
         }
-        self._blocks: list[tuple[str, int, Draft, list[float]]] = []
+        self._blocks: list[tuple[str, int, list[int], list[float]]] = []
         self.verdicts, self.observed = 0, False
 
     def yields_of(self, source: str) -> Yield:
@@ -93,15 +93,17 @@ class AcceptanceHistory:
         The yields are computed when they are asked for, those of many blocks one after another, since each pass of the
         model empties the processor's caches.
         """
-        self._blocks.append((source, width, draft, reached))
+        self._blocks.append((source, width, draft.parents, reached))
 
-    def _add_yields(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
+    def _add_yields(self, source: str, width: int, parents: list[int], reached: list[float]) -> None:
         """Add the yields of a block, as if it had been narrower too, and as its last drafts suggest for wider ones."""
-        depths = [len(path) for path in draft.paths[1:]]
+        depths: list[int] = []
+        for parent in parents:
+            depths.append(1 + (depths[parent] if parent >= 0 else 0))
         deepest = max(depths, default=0)
         limits = [_depth(source, other, self._rows) for other in self._widths]
         limits = [min(own, deepest) if w <= width else own for own, w in zip(limits, self._widths, strict=True)]
-        self._yields[source].add(_yields_to(limits, draft.parents, reached, depths))
+        self._yields[source].add(_yields_to(limits, parents, reached, depths))
 
     def _ratio(self, kind: Kind, confidence: float) -> _Ratio:
         return self._ratios[kind, bisect_left(BIN_EDGES, confidence)]

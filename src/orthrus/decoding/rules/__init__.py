@@ -55,7 +55,12 @@ class Check:
 
 
 class Rule(Protocol):
-    """The two functions of a rule. Each is called once per pass, for all sequences of the batch."""
+    """The two functions of a rule. Each is called once per pass, for all sequences of the batch.
+
+    DRAWS: whether drafts are drawn, so that their distributions decide which tokens follow.
+    """
+
+    DRAWS: bool
 
     def propose(self, proposals: Sequence[Proposal]) -> list[Draft]:
         """Draft a tree of at most `nodes` nodes for each sequence. Advances no sampler."""

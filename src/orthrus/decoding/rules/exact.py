@@ -13,6 +13,8 @@ from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.rules import Check, Proposal
 from orthrus.decoding.sampling import RowRequest, draft_scores, targets
 
+DRAWS = False
+
 
 def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     """See `Rule`. Candidates are ranked with the noise that the target will meet."""

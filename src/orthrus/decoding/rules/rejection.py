@@ -25,6 +25,8 @@ from orthrus.decoding.noise import Purpose
 from orthrus.decoding.rules import Check, Proposal, exact
 from orthrus.decoding.sampling import RowRequest, distributions, draft_scores
 
+DRAWS = True
+
 
 def propose(proposals: Sequence[Proposal]) -> list[Draft]:
     """See `Rule`. Each token is drawn from the q of its row, which the draft keeps."""
