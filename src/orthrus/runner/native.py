@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from orthrus.backends.interface import AttentionChoice, Kernels
+from orthrus.backends.interface import MAX_ROWS, AttentionChoice, Kernels, RowRule
 from orthrus.backends.native import structs
 from orthrus.backends.native.kernels import NativeKernels, cache_of
 from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear, weights_of
@@ -58,7 +58,7 @@ class NativeForward:
         self._forward.argtypes, self._forward.restype = (model, batch, *(_POINTER,) * 4, _INTEGER), None
         self._workspace_bytes.argtypes, self._workspace_bytes.restype = (model, _INTEGER, _INTEGER), _INTEGER
         self._decoder, self._embedding, self._vocabulary = decoder, decoder.embedding, config.vocab_size
-        copies = draft_weights if draft_only else DraftWeights()
+        copies = self._copies = draft_weights if draft_only else DraftWeights()  # C holds the addresses alone
         self._layers = (structs.LayerWeights * config.layers)()
         for index, layer in enumerate(decoder.decoder_layers):
             mlp = copies.mlps[index] if copies.mlps else None
@@ -139,8 +139,7 @@ def supported(decoder: Decoder, kernels: Kernels, attention: AttentionChoice) ->
     if kernels.lacking(decoder.config):
         return False
     forms = all(
-        isinstance(linear, FORMS) and linear.rule.exact and linear.rule.multiple == 1
-        for linear in decoder.linears().values()
+        isinstance(linear, FORMS) and linear.rule == RowRule(1, MAX_ROWS) for linear in decoder.linears().values()
     )
     return forms and decoder.config.intermediate_size % 32 == 0  # threads take both halves of gate_up in whole panels
 

@@ -1,8 +1,8 @@
 """Kernels in C: the work between matrix products, and the products themselves.
 
 Between two products a pass runs dozens of tiny operations, each of which finds its code and data pushed out of the
-caches by the weights that streamed through. Fusing them is worth a quarter of a pass at batch 1. Where there is no C
-compiler the reference implementations in `torch.py` run instead.
+caches by the weights that streamed through. Fusing them is worth a quarter of a pass at batch 1. Where there is neither
+a library built ahead nor a C compiler, the reference implementations in `torch.py` run instead.
 """
 
 from __future__ import annotations

@@ -174,6 +174,8 @@ class TritonKernels(TorchKernels):
         """See `Kernels`."""
         (N, H, E), (G, slots, _), tables = q_NHE.shape, keys_GSE.shape, metadata.block_tables
         group, out = H // G, torch.empty_like(q_NHE)
+        if group > QUERIES:
+            raise RuntimeError(f"{group} query heads share a key head, and these kernels take at most {QUERIES}")
         tree = metadata.row_paths is not None
         row_paths, paths = metadata.row_paths, tables if metadata.path_tables is None else metadata.path_tables
         tile_rows = 1 if tree else QUERIES // group  # rows of a tree have different keys

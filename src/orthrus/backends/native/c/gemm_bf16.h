@@ -1,4 +1,4 @@
-/* Products in bf16 with fp32 sums: on tiles (AMX), or by dot products of pairs (AVX512-BF16). */
+/* Products in bf16 with fp32 sums: on tiles (AMX), or by dot products of pairs (AVX512-BF16, NEON, or fp32). */
 #ifndef ORTHRUS_GEMM_BF16_H
 #define ORTHRUS_GEMM_BF16_H
 

@@ -77,7 +77,7 @@ ALWAYS_INLINE void transposed_panels(const int64_t format, const char *x, const 
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int i = 0; i < 4; i++) load_group_scales(format, w + i * bytes, scales + i);
+    for (int i = 0; i < 4 && i < 2 * groups; i++) load_group_scales(format, w + i * bytes, scales + i);
     for (int i = 0; i < 2; i++) dequantize_tile(format, w + i * bytes, scales + i, tiles + i * GROUP_WEIGHTS);
     for (int64_t k = 0; k < groups; k++, w += 2 * bytes, x += TILE_ROWS * step) {
         scalar_t *now = tiles + (k & 1) * 2 * GROUP_WEIGHTS, *after = tiles + (~k & 1) * 2 * GROUP_WEIGHTS;

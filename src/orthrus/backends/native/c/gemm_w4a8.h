@@ -21,9 +21,6 @@
 #if SIMD_REGISTERS == 32
 #define W4A8_MAX_ROWS 6
 enum { W4A8_PANELS = 2 };
-#elif defined(HAVE_I8MM)
-#define W4A8_MAX_ROWS 4
-enum { W4A8_PANELS = 1 };
 #else
 #define W4A8_MAX_ROWS 4
 enum { W4A8_PANELS = 1 };

@@ -24,8 +24,8 @@ typedef struct {
 /* block_tables [sequences][table_columns]: the pages of each sequence. kv_starts [rows]: where the keys of a row begin in a
  * sliding window; null where they begin at 0. row_paths [rows]: the path of each row of a tree in path_tables
  * [paths][path_columns], which holds the position where the path begins, and the places in the sequence of its keys from
- * there on; -1, for all rows of a segment, or null where the place of every key is its position. Scores are multiplied by `scale` (0: 1 / sqrt(head_dim)); a `soft_cap` c (0:
- * none) then maps them to c tanh(score / c). */
+ * there on; -1, for all rows of a segment, or null where the place of every key is its position. Scores are multiplied by
+ * `scale` (0: 1 / sqrt(head_dim)); a `soft_cap` c (0: none) then maps them to c tanh(score / c). */
 typedef struct {
     const Segment *segments;
     int64_t num_segments;

@@ -1,5 +1,5 @@
-/* The C kernels of a forward pass on a CPU, compiled on the user's machine, once per scalar type (see build.py), except for
- * those in linear_dequant.c.
+/* The C kernels of a forward pass on a CPU, compiled once per scalar type (see build.py), except for those in
+ * linear_dequant.c.
  *
  * Every row is computed independently and in one fixed order, so its bits do not depend on the other rows of a call. All
  * arithmetic is fp32 or exact integers; `scalar_t` is the type in which values are stored. */

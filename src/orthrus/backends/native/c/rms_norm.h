@@ -17,8 +17,6 @@ static inline float inverse_rms(const scalar_t *x, int64_t size, float eps) {
     f32x16 sums = f32_zero();
     for (; i + LANES <= size; i += LANES) sums = f32_add(sums, f32_mul(load_lanes(x + i), load_lanes(x + i)));
     f32_store(lanes, sums);
-    for (; i + LANES <= size; i += LANES)
-        for (int l = 0; l < LANES; l++) lanes[l] += to_float(x[i + l]) * to_float(x[i + l]);
     for (int l = 0; i + l < size; l++) lanes[l] += to_float(x[i + l]) * to_float(x[i + l]);
     float sum = 0;
     for (int l = 0; l < LANES; l++) sum += lanes[l];

@@ -34,6 +34,10 @@ void sleep_while_equal(_Atomic uint32_t *value, uint32_t old) {
 void wake_sleepers(_Atomic uint32_t *value, int64_t count) {
     syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, (int)count, NULL, NULL, 0);
 }
+
+static void lock_sleepers(void) {}
+static void unlock_sleepers(void) {}
+static void forget_sleepers(void) {}
 #else
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t some_value_changed = PTHREAD_COND_INITIALIZER;
@@ -49,6 +53,15 @@ void wake_sleepers(_Atomic uint32_t *value, int64_t count) {
     pthread_mutex_lock(&sleep_lock);
     pthread_cond_broadcast(&some_value_changed);
     pthread_mutex_unlock(&sleep_lock);
+}
+
+static void lock_sleepers(void) { pthread_mutex_lock(&sleep_lock); }
+static void unlock_sleepers(void) { pthread_mutex_unlock(&sleep_lock); }
+
+/* The lock and the sleepers of a forked process are those of threads that it does not have. */
+static void forget_sleepers(void) {
+    pthread_mutex_init(&sleep_lock, NULL);
+    pthread_cond_init(&some_value_changed, NULL);
 }
 #endif
 
@@ -104,16 +117,23 @@ static int add_worker(Team *team) {
 }
 
 /* A forked process has the teams of its parent, but not their threads. */
-static void lock_free_teams(void) { pthread_mutex_lock(&free_lock); }
+static void before_fork(void) {
+    pthread_mutex_lock(&free_lock);
+    lock_sleepers();
+}
 
-static void unlock_free_teams(void) { pthread_mutex_unlock(&free_lock); }
+static void after_fork(void) {
+    unlock_sleepers();
+    pthread_mutex_unlock(&free_lock);
+}
 
-static void forget_teams(void) {
+static void after_fork_in_child(void) {
+    forget_sleepers();
     free_teams = NULL;
     pthread_mutex_unlock(&free_lock);
 }
 
-static void watch_forks(void) { pthread_atfork(lock_free_teams, unlock_free_teams, forget_teams); }
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
 
 /* A team that no one uses, or a new one; NULL without memory. */
 static Team *take_team(void) {
