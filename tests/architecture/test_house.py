@@ -1,4 +1,4 @@
-"""The house, held: import order between and inside rooms, no circles, and the measures of files and functions."""
+"""The source tree: import order between and inside packages, no circles, and the limits of files and functions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORDS = {
     "cache",
     "batch",
 }
-"""Single files at the bottom of the house."""
+"""Single files below all packages."""
 MAY_IMPORT = {
     "config": set(),
     "file_cache": set(),

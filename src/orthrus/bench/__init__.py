@@ -1,1 +1,1 @@
-"""Benchmarks: tasks with real prompts, measurements with provenance, and comparisons with the oracle."""
+"""Benchmarks: tasks with real prompts, measurements with provenance, and comparisons with plain decoding."""

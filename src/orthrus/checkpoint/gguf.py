@@ -1,4 +1,4 @@
-"""GGUF files, dequantised on reading, under Hugging Face tensor names."""
+"""GGUF files under Hugging Face tensor names. Matrices quantised in groups stay packed; other types are dequantised."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def _local(model: Model, batch_size: int, cycle: str | None, rule: str, name: st
         from orthrus.cli._batch.local import local_client
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"a batch needs {error.name}, which is not installed: pip install 'orthrus-lm[serve]'"
+            f"a batch needs {error.name}, which is not installed: pip install -e '.[serve]' in a checkout"
         ) from None
     print_notice(model)
     if model.decoding_config({"cycle": cycle, "rule": rule}).cycle == "auto":

@@ -126,6 +126,6 @@ def _need_extra() -> None:
         import uvicorn
     except ImportError as error:
         raise ValueError(
-            f"the server needs {error.name}, which is not installed: pip install 'orthrus-lm[serve]'"
+            f"the server needs {error.name}, which is not installed: pip install -e '.[serve]' in a checkout"
         ) from None
     del fastapi, prometheus_client, uvicorn

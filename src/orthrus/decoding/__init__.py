@@ -1,1 +1,1 @@
-"""Decoding: noise, sampling, the oracle (plain AR decoding), and the cycles, whose tokens equal those of the oracle."""
+"""Decoding: noise, sampling, a reference implementation (plain AR decoding), and the cycles, which give its tokens."""

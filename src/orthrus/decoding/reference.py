@@ -1,4 +1,4 @@
-"""The oracle: plain AR decoding of one sequence, one token per pass.
+"""The reference implementation: plain AR decoding of one sequence, one token per pass.
 
 It is deliberately separate from the cycles: it shares the runner, the sampler and the noise with them, but no
 bookkeeping. The law tests compare every cycle with this loop.

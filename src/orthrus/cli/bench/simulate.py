@@ -41,7 +41,7 @@ def command(
     astray: Annotated[float | None, typer.Option(help="Old name of --miss-factor.", hidden=True)] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot speed relative to plain decoding into this PNG.")] = None,
 ) -> None:
-    """Model, not measure, tokens per second on an H100-class GPU by acceptance, block size, candidates and batch."""
+    """Model, not measure, tokens per second on an H100-class GPU by acceptance, block size and batch."""
     from orthrus.bench import simulate as simulated
 
     device = simulated.Device()

@@ -1,6 +1,6 @@
 """Verification rules, one file each. A rule draws drafts from diffusion logits and verifies them with AR logits.
 
-To add a rule, add a file with `propose` and `verify`.
+To add a rule, add a file with `DRAWS`, `propose` and `verify`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Check:
 
 
 class Rule(Protocol):
-    """The two functions of a rule. Each is called once per pass, for all sequences of the batch.
+    """A rule: two functions and a constant. Each function is called once per pass, for all sequences of the batch.
 
     DRAWS: whether drafts are drawn, so that their distributions decide which tokens follow.
     """
