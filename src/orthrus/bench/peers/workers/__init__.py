@@ -2,5 +2,6 @@
 
 A module has `REQUIREMENTS` (pip installs them into its environment; if empty, the current environment is used),
 `VARIANTS` (name -> options) and `load(weights, options, threads, device)`, which returns a function from (tokens,
-count, stops) to greedy tokens. `weights` has the paths of the backbone: `directory` (transformers layout), `gguf` and `gguf_q8_0`.
+count, stops) to greedy tokens. `weights` has the paths of the backbone: `directory` (transformers layout), `gguf` and
+`gguf_q8_0`.
 """
