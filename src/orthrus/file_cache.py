@@ -61,13 +61,21 @@ CHECKSUMS = "sums.json"
 
 
 def save_directory(directory: Path, write: Callable[[Path], None]) -> None:
-    """Replace a cached directory by what `write` puts into an empty one, with checksums. Raises OSError."""
+    """Replace a cached directory that is not intact by what `write` puts into an empty one, with checksums. One that
+    another process has completed meanwhile stays, since it may be read already. Raises OSError."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as staged:
-        write(Path(staged))
-        save_json(Path(staged) / CHECKSUMS, _checksums(Path(staged)))
-        shutil.rmtree(directory, ignore_errors=True)
-        shutil.copytree(staged, directory)
+        made = Path(staged) / "made"
+        made.mkdir()
+        write(made)
+        save_json(made / CHECKSUMS, _checksums(made))
+        if not is_intact(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+            try:
+                made.rename(directory)
+            except OSError:
+                if not is_intact(directory):
+                    raise
 
 
 def is_intact(directory: Path) -> bool:

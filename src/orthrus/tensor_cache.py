@@ -126,7 +126,7 @@ def limit() -> int:
     if given is not None:
         try:
             return int(float(given) * 2**30)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(f"{LIMIT} must be a number of GiB, not {given!r}") from None
     place = next(path for path in (directory(), *directory().parents) if path.exists())
     return int(min(MAX_BYTES, MAX_SHARE * (shutil.disk_usage(place).free + used())))

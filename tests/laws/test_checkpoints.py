@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import httpx
+import huggingface_hub.errors
 import pytest
 import tiny
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import export, hub
+from orthrus.checkpoint.tokenizer import digest_of_vocabulary
 from orthrus.model import families
 
 
@@ -77,6 +80,56 @@ def test_the_mean_of_adapters_changes_view_and_head_alone(published_dir):
     before.decoder.set_view(replace(view, mask_token_id=view.mask_token_id - 1))
     with pytest.raises(ValueError, match="mask token"):
         export.average(one, [before])
+
+
+def test_a_published_checkpoint_keeps_its_end_tokens_and_sampling_options(tmp_path):
+    path = tiny.save_checkpoint(tmp_path / "model")
+    (path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [tiny.END, 7], "temperature": 0.6, "top_k": 20})
+    )
+    export.export_published(load(path), tmp_path / "again")
+    before, after = load(path), load(tmp_path / "again")
+    assert after.end_token_ids == before.end_token_ids == {7, tiny.END}
+    assert after.sampling == before.sampling == {"temperature": 0.6, "top_k": 20}
+
+
+def test_a_head_that_the_config_does_not_know_is_refused(tmp_path):
+    path = tiny.save_checkpoint(tmp_path / "model", view=False, tie_word_embeddings=True)
+    weights = load_file(path / "model.safetensors")
+    for change, refused in ((0.0, False), (1.0, True)):
+        save_file(
+            weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + change}, path / "model.safetensors"
+        )
+        if refused:
+            with pytest.raises(ValueError, match='set "tie_word_embeddings" to false'):
+                load(path)
+        else:
+            load(path)
+
+
+def test_tokens_that_fill_up_a_vocabulary_are_no_part_of_it():
+    tokens = {"a": 0, "b": 1, "[PAD7]": 2}
+    assert digest_of_vocabulary(tokens | {"[PAD3]": 3, "[PAD4]": 4}) == digest_of_vocabulary(tokens)
+    assert digest_of_vocabulary(tokens | {"[PAD9]": 3}) != digest_of_vocabulary(tokens)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("GatedRepoError", "accept its licence on the hub"), ("RevisionNotFoundError", "no revision 'abc'"),
+        ("HfHubHTTPError", "Check the name and the network"), (None, r"\(broken\). Check the name and the network"),
+    ],
+)  # fmt: skip
+def test_a_download_that_fails_names_the_remedy(monkeypatch, error, message):
+    def snapshot_download(*_, **__):
+        if error is None:
+            raise RuntimeError("broken")  # as errors of HTTP libraries are
+        response = httpx.Response(404, request=httpx.Request("GET", "http://nowhere"))
+        raise getattr(huggingface_hub.errors, error)("broken", response=response)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match=message):
+        hub.load("someone/a-model", revision="abc")
 
 
 def test_orthrus_is_read_as_qwen3_by_architecture_or_by_tensors(tmp_path):

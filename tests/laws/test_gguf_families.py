@@ -13,6 +13,7 @@ import torch
 from gguf.constants import MODEL_ARCH_NAMES
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from orthrus.checkpoint import hub
 
@@ -72,11 +73,13 @@ def metadata(writer, config):
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    rope = config.rope_parameters
-    writer.add_rope_freq_base((rope.get("full_attention") or rope)["rope_theta"])
-    if "full_attention" in rope:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+    rope = config.rope_parameters.get("full_attention") or config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     writer.add_key_length(size)
@@ -104,14 +107,14 @@ def vocabulary(writer, model):
     writer.add_eos_token_id(tiny.END)
 
 
-@pytest.mark.parametrize("kind", [None, gguf.GGMLQuantizationType.Q8_0], ids=["fp32", "q8_0"])
-@pytest.mark.parametrize("family", list(CASES))
-def test_a_gguf_file_gives_the_decoder_of_its_safetensors_form(tmp_path, family, kind):
-    architecture, overrides = CASES[family][0], CASES[family][1] | {"rms_norm_eps": 2.0**-17}  # exact in fp32
-    config = tiny.hf_config(family, **overrides)
-    directory = tiny.save_checkpoint(tmp_path / "model", family, view=False, **overrides)
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+def write(directory, family, kind=None, extra=lambda writer: None, **changes):
+    """A checkpoint in safetensors form and its GGUF file; `extra` writes more into that."""
+    architecture, overrides = CASES[family][0], CASES[family][1] | {"rms_norm_eps": 2.0**-17} | changes  # exact in fp32
+    config, path = tiny.hf_config(family, **overrides), directory.with_suffix(".gguf")
+    tiny.save_checkpoint(directory, family, view=False, **overrides)
+    writer = gguf.GGUFWriter(path, architecture)
     metadata(writer, config)
+    extra(writer)
     vocabulary(writer, "llama" if architecture in ("phi3", "gemma2", "gemma3") else "gpt2")
     for name, values in converted(directory, architecture, config).items():
         quantised = kind is not None and values.ndim > 1 and values.shape[-1] % 32 == 0 and "ffn_gate_inp" not in name
@@ -121,7 +124,13 @@ def test_a_gguf_file_gives_the_decoder_of_its_safetensors_form(tmp_path, family,
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    expected, found = (hub.load_decoder(str(path), torch.float32) for path in (directory, tmp_path / "model.gguf"))
+    return directory, path
+
+
+@pytest.mark.parametrize("kind", [None, gguf.GGMLQuantizationType.Q8_0], ids=["fp32", "q8_0"])
+@pytest.mark.parametrize("family", list(CASES))
+def test_a_gguf_file_gives_the_decoder_of_its_safetensors_form(tmp_path, family, kind):
+    expected, found = (hub.load_decoder(str(path), torch.float32) for path in write(tmp_path / "model", family, kind))
     assert found.config == expected.config
     tolerance = {"atol": 1e-6, "rtol": 0.0} if kind is None else {"atol": 0.02, "rtol": 0.02}
     for (name, one), other in zip(found.named_parameters(), expected.parameters(), strict=True):
@@ -129,3 +138,73 @@ def test_a_gguf_file_gives_the_decoder_of_its_safetensors_form(tmp_path, family,
     if kind is not None:
         kept = {name for name, linear in found.linears().items() if linear.group_quantized is not None}
         assert kept == {name for name in found.linears() if "router" not in name}
+
+
+THETA = {"rope_theta": 500000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, **THETA}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192, **THETA,
+}  # fmt: skip
+
+
+def factors(rope, size, config):
+    """`rope_freqs.weight` of llama.cpp: by how much transformers divides each frequency."""
+    scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    return (1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2) / size) / scaled).numpy().astype(np.float32)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "rope", [{"rope_type": "linear", "factor": 4.0, **THETA}, YARN, LLAMA3], ids=lambda r: r["rope_type"]
+)
+def test_scaled_rotary_embeddings_of_a_file_are_kept(tmp_path, family, rope):
+    """llama.cpp stores the scaling of Llama 3 as a factor per frequency."""
+    if (family, rope["rope_type"]) == ("qwen2", "llama3"):
+        pytest.skip("Qwen2 has none of it")
+
+    def extra(writer):
+        if rope["rope_type"] == "llama3":
+            config = tiny.hf_config(family, **changes)
+            writer.add_tensor("rope_freqs.weight", factors(rope, 16, config))
+
+    changes = {"rope_parameters": rope, "max_position_embeddings": 16384}
+    paths = write(tmp_path / "model", family, extra=extra, **changes)
+    expected, found = (hub.load_decoder(str(path), torch.float32) for path in paths)
+    assert expected.config.ropes[0] != tiny.decoder(family).config.ropes[0], "nothing is scaled"
+    for one, other in zip(found.config.ropes, expected.config.ropes, strict=True):
+        torch.testing.assert_close(torch.tensor(one.inverse_frequencies), torch.tensor(other.inverse_frequencies))
+        assert one.scaling == other.scaling
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (lambda w: w.add_float32("llama.rope.scaling.yarn_beta_fast", 16.0), "yarn_beta_fast, which is not supported"),
+        (lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "longrope"),
+        (
+            lambda w: w.add_tensor("rope_freqs.weight", np.full(8, 3.0, np.float32)),
+            "other factors than those of Llama 3",
+        ),
+    ],
+)
+def test_rotary_embeddings_that_cannot_be_followed_are_refused(tmp_path, extra, message):
+    _, path = write(tmp_path / "model", "llama", extra=extra)
+    with pytest.raises(ValueError, match=message):
+        hub.load_decoder(str(path), torch.float32)
+
+
+def test_the_ends_of_turns_of_a_file_are_known(tmp_path):
+    """By their metadata, or by their text where the chat template has it; the end of text may be another token."""
+
+    def extra(writer):
+        writer.add_eot_token_id(7)
+        writer.add_chat_template("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+
+    _, path = write(tmp_path / "model", "phi3", extra=extra, sliding_window=None)
+    assert hub.load(str(path), dtype=torch.float32).end_token_ids == {7, tiny.END}
+
+
+def test_a_sliding_window_of_zero_is_none(tmp_path):
+    _, path = write(tmp_path / "model", "phi3", extra=lambda w: w.add_sliding_window(0), sliding_window=None)
+    assert hub.load_decoder(str(path), torch.float32).config.windows == (None,)

@@ -15,6 +15,7 @@ from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import published
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.checkpoint.weights import rotary_order, split
+from orthrus.file_cache import save_json
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 
@@ -67,6 +68,8 @@ def export_published(checkpoint: Checkpoint, directory: Path) -> None:
     content = {**checkpoint.hf_config, "dtype": str(decoder.dtype).removeprefix("torch.")}
     weights = {**tensors(decoder, "ar"), **tensors(decoder, "diffusion")}
     published.save(directory, content, decoder.diffusion, weights, decoder.draft_head)
+    generation = {"eos_token_id": sorted(checkpoint.end_token_ids), **checkpoint.sampling}
+    save_json(directory / "generation_config.json", generation)
     checkpoint.tokenizer.save_pretrained(directory)
 
 

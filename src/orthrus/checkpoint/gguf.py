@@ -40,6 +40,7 @@ METADATA = {
 }  # fmt: skip
 """Metadata keys, without the architecture prefix, and the fields of `config.json` that they become."""
 
+ROPE_FACTORS = "rope_freqs.weight"
 REQUIRED = (
     "context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.layer_norm_rms_epsilon",
@@ -87,6 +88,8 @@ class GgufFile:
                 self._heads[kind] = header.fields[f"{name}.attention.{key}"]
         self._tensors: dict[str, _Stored] = {}
         for info in header.tensors:
+            if info.name == ROPE_FACTORS:
+                continue
             stored = _stored(path, info, header.file_bytes)
             experts = expert_names(info.name, info.shape)
             named = zip(experts, stored.unstacked(), strict=True) if experts else [(hf_name(info.name, name), stored)]
@@ -167,6 +170,20 @@ class GgufFile:
         return values.view(heads, shape[0] // heads // 2, 2, *shape[1:]).transpose(1, 2).reshape(shape)
 
 
+def rope_factors(path: Path, header: Header) -> list[float] | None:
+    """The tensor by which rotary frequencies are divided; None where there is none. It belongs to the config, not to
+    the weights. Raises ValueError where it is not fp32."""
+    found = next((info for info in header.tensors if info.name == ROPE_FACTORS), None)
+    if found is None:
+        return None
+    stored = _stored(path, found, header.file_bytes)
+    if stored.dtype != "float32":
+        raise ValueError(f"{path}: tensor {ROPE_FACTORS} is of type {stored.type}; expected F32")
+    with path.open("rb") as file:
+        file.seek(stored.offset)
+        return [float(value) for value in np.frombuffer(file.read(stored.bytes), np.float32)]
+
+
 def checked_header(path: Path) -> Header:
     """Read the header of a GGUF file and check its metadata against the ranges of a config.
 
@@ -184,6 +201,8 @@ def checked_header(path: Path) -> Header:
             refuse(path, f"{architecture}.{key}", None, validation.BACKBONE[METADATA[key]])
     for full, value in fields.items():
         name = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers reads them all
+        if value == 0 and name == "sliding_window":
+            continue  # there is none
         if name and not validation.BACKBONE[name].accepts(value):
             refuse(path, full, value, validation.BACKBONE[name])
     heads, kv_heads = (fields.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
@@ -197,7 +216,7 @@ def checked_header(path: Path) -> Header:
     tokens = fields.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, ArrayLength):
         refuse(path, "tokenizer.ggml.tokens", tokens, "a list of strings")
-    for kind in ("bos", "eos", "unknown", "padding"):
+    for kind in ("bos", "eos", "eot", "eom", "unknown", "padding"):
         name = f"tokenizer.ggml.{kind}_token_id"
         validation.token_ids(path, name, fields.get(name), tokens.length)
     return header

@@ -5,22 +5,34 @@ What llama.cpp does not store, because its code fixes it for the architecture, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 """The models whose attention scale is derived from the hidden size: llama.cpp knows them by their number of layers."""
 
 
-def of(fields: Mapping[str, Any], tensor_names: list[str]) -> dict[str, Any] | None:
-    """The content of a `config.json`; None for an architecture that `transformers` converts."""
+def of(
+    fields: Mapping[str, Any], tensor_names: list[str], rope_factors: Sequence[float] | None = None
+) -> dict[str, Any] | None:
+    """The content of a `config.json`; None for an architecture that `transformers` converts.
+
+    rope_factors: the tensor `rope_freqs.weight`, by which the rotary frequencies are divided; None where there is none.
+    Raises ValueError where the rotary embeddings are scaled in a way that is not supported.
+    """
     architecture = fields["general.architecture"]
-    mistral = f"{architecture}.attention.sliding_window" in fields or fields.get("general.name") == "mistral"
-    convert = _mistral if architecture == "llama" and mistral else CONVERSIONS.get(architecture)
-    if convert is None:
-        return None
     prefix = f"{architecture}."
     own = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    mistral = "attention.sliding_window" in own or fields.get("general.name") == "mistral"
+    scaled = rope_factors is not None or any(name.startswith("rope.scal") for name in own)
+    convert = CONVERSIONS.get(architecture)
+    if architecture == "llama" and mistral:
+        convert = _mistral
+    elif scaled and convert is None:  # `transformers` would drop that
+        convert = PLAIN.get(architecture)
+    if convert is None:
+        return None
     content = {
         "max_position_embeddings": own["context_length"],
         "num_hidden_layers": own["block_count"],
@@ -34,7 +46,10 @@ def of(fields: Mapping[str, Any], tensor_names: list[str]) -> dict[str, Any] | N
     }
     ids = {"bos": "bos", "eos": "eos", "pad": "padding"}
     content |= {f"{ours}_token_id": fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in ids.items()}
-    return content | convert(own, content)
+    content |= convert(own, content)
+    if rope_factors is not None:
+        content["rope_parameters"] = _llama3(content, rope_factors)
+    return content
 
 
 def _head_dim(own: Mapping[str, Any]) -> int:
@@ -42,14 +57,47 @@ def _head_dim(own: Mapping[str, Any]) -> int:
 
 
 def _rope(own: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """The rotary parameters, with linear scaling where the file has it."""
+    """The rotary parameters, with the scaling that the file has. A factor alone means linear scaling."""
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": own.get("rope.freq_base", theta)}
-    kind = own.get("rope.scaling.type", "none")
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
+    kind = own.get("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    unknown = [name for name, value in own.items() if name.startswith("rope.scaling.") and value != NEUTRAL.get(name)]
+    unknown = [name for name in unknown if name not in SCALING]
+    if unknown:
+        raise ValueError(f"the rotary embeddings are scaled by {', '.join(sorted(unknown))}, which is not supported")
     if kind == "none":
         return parameters
     trained = {"original_max_position_embeddings": own.get("rope.scaling.original_context_length")}
-    parameters |= {"rope_type": kind, "factor": own.get("rope.scaling.factor", 1.0)}
+    parameters |= {"rope_type": kind, "factor": factor}
     return parameters | {name: value for name, value in trained.items() if value is not None}
+
+
+def _llama3(content: Mapping[str, Any], factors: Sequence[float]) -> dict[str, Any]:
+    """The rotary parameters of Llama 3.1 and later, of which a file holds the result: a factor per frequency."""
+    size = content.get("head_dim", content["hidden_size"] // content["num_attention_heads"])
+    theta, scaling = content["rope_parameters"]["rope_theta"], {**LLAMA3, "factor": round(max(factors), 3)}
+    expected = []
+    for pair in range(size // 2):
+        turns = LLAMA3["original_max_position_embeddings"] * theta ** (-2 * pair / size) / (2 * math.pi)
+        kept = (turns - LLAMA3["low_freq_factor"]) / (LLAMA3["high_freq_factor"] - LLAMA3["low_freq_factor"])
+        kept = min(max(kept, 0.0), 1.0)
+        expected.append(1 / ((1 - kept) / scaling["factor"] + kept))
+    same = len(factors) == len(expected) and all(
+        math.isclose(own, other, rel_tol=1e-3) for own, other in zip(factors, expected, strict=True)
+    )
+    if not same:
+        raise ValueError("rope_freqs.weight holds other factors than those of Llama 3, which is not supported")
+    return {"rope_type": "llama3", "rope_theta": theta, **scaling}
+
+
+def _llama(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    size = own.get("rope.dimension_count", content["hidden_size"] // content["num_attention_heads"])
+    return {"model_type": "llama", "head_dim": size, "rope_parameters": _rope(own, 10000.0)}
+
+
+def _qwen2(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    del content
+    return {"model_type": "qwen2", "use_sliding_window": False, "rope_parameters": _rope(own, 10000.0)}
 
 
 def _mistral(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +170,15 @@ def _qwen3_moe(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, 
     }
 
 
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The scaling of rotary embeddings in Llama 3.1 to 3.3, apart from its factor."""
+SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned")
+NEUTRAL = {"rope.scaling.attn_factor": 1.0}
+"""Metadata of scaled rotary embeddings: what is read or has no effect, and further values that have none."""
 UNKNOWN_TO_TRANSFORMERS = ("smollm3",)
 """Architectures whose tokenizer `transformers` reads, but not by way of their config."""
+PLAIN: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]] = {"llama": _llama, "qwen2": _qwen2}
+"""Architectures that `transformers` converts, but for scaled rotary embeddings."""
 CONVERSIONS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]] = {
     "smollm3": _smollm3,
     "phi3": _phi3,

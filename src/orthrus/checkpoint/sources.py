@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import atexit
 import copy
+import hashlib
 import importlib.util
 import inspect
 import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthrus.checkpoint import gguf_config, gguf_convert, plain_config, published
 from orthrus.checkpoint import tokenizer as tokenizers
-from orthrus.checkpoint.gguf import GgufFile, checked_header
+from orthrus.checkpoint.gguf import GgufFile, checked_header, rope_factors
 from orthrus.checkpoint.gguf_header import Header
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEMO = "smollm2-demo"
+ENDS_OF_TURNS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>")
+"""Tokens that end a turn in any vocabulary whose chat template has them."""
 DEMO_FILE = "ORTHRUS_DEMO_FILE"
 """The environment variable that may name the GGUF file of the demo model, which otherwise its package holds."""
 
@@ -93,16 +97,21 @@ def resolve(name: str, revision: str | None) -> Source:
 
 def _download(name: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        path = Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"])
+        )
+    except Exception as error:  # those of the HTTP library have no common type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{name}: cannot be fetched from the hub ({reason}). Check the name and the network, or pass a directory"
-        ) from error
+        remedy = "Check the name and the network, or pass a directory"
+        if isinstance(error, RevisionNotFoundError):
+            remedy = f"It has no revision {revision!r}"
+        elif isinstance(error, RepositoryNotFoundError):  # gated ones too
+            remedy = "Check the name. If it is private or gated, accept its licence on the hub and run `hf auth login`"
+        raise ValueError(f"{name}: cannot be fetched from the hub ({reason}). {remedy}") from error
     return Source(name, path.name, path)
 
 
@@ -176,7 +185,7 @@ def config_directory(source: Source) -> Path:
     """
     if not source.gguf:
         return source.path
-    directory = cache_directory() / f"gguf-{stamp(source.path)}"
+    directory = cache_directory() / f"gguf-{stamp(source.path)}-{_conversion()}"
     if not is_intact(directory):
         with as_value_errors(f"{source.path}: config or tokenizer cannot be read from it"):
             try:
@@ -188,8 +197,17 @@ def config_directory(source: Source) -> Path:
     return directory
 
 
+@cache
+def _conversion() -> str:
+    """A hash of what converts: the code of this package, and the version of the library that it may ask."""
+    code = [Path(str(module.__file__)).read_bytes() for module in (gguf_config, gguf_convert)]
+    parts = (code, Path(__file__).read_bytes(), version("transformers"))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
 def _convert(path: Path, header: Header, directory: Path) -> None:
-    content = gguf_config.of(header.fields, [tensor.name for tensor in header.tensors])
+    names = [tensor.name for tensor in header.tensors]
+    content = gguf_config.of(header.fields, names, rope_factors(path, header))
     made = gguf_convert.converted(path) if content is None else None
     if made is not None:
         save_directory(directory, made.save)
@@ -216,13 +234,23 @@ def _convert(path: Path, header: Header, directory: Path) -> None:
     save_directory(directory, write)
 
 
+def _ends_of_turns(header: Header, tokenizer: tokenizers.TextTokenizer) -> list[int]:
+    """The ids by which turns end in a GGUF file, besides its end of text: named ones, and those of its template."""
+    named = [header.fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom")]
+    template, ids = str(tokenizer.chat_template or ""), tokenizer.vocabulary()
+    known = [ids[text] for text in ENDS_OF_TURNS if text in template and text in ids]
+    return [*(own for own in named if own is not None), *known]
+
+
 def end_token_ids(source: Source, hf: Any, tokenizer: tokenizers.TextTokenizer) -> frozenset[int]:
-    """The ids that end a turn: those of the configs and of the tokenizer.
+    """The ids that end a turn: those of the configs and of the tokenizer. A GGUF file may name its end of text alone.
 
     Raises ValueError naming the file of an id outside the vocabulary.
     """
     generation = source.path / "generation_config.json"
     ids = {source.config_file: hf.eos_token_id, f"{source.path}, its tokenizer": tokenizer.eos_token_id}
-    if not source.gguf and generation.exists():
+    if source.gguf:
+        ids[f"{source.path}, the ends of its turns"] = _ends_of_turns(source.header, tokenizer)
+    elif generation.exists():
         ids[generation] = read_json(generation).get("eos_token_id")
     return frozenset().union(*(token_ids(w, "eos_token_id", value, hf.vocab_size) for w, value in ids.items()))

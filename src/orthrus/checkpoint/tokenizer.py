@@ -209,8 +209,9 @@ def snapshot_settings(full: PreTrainedTokenizerBase) -> Settings | None:
 
 
 def digest_of_vocabulary(vocabulary: Mapping[str, int]) -> str:
-    """The sha256 over all tokens and their ids."""
-    return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
+    """The sha256 over all tokens and their ids, without those with which GGUF files fill a vocabulary up."""
+    tokens = [(token, index) for token, index in sorted(vocabulary.items()) if token != f"[PAD{index}]"]
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
 def _read(snapshot: Path, load_full: Callable[[], PreTrainedTokenizerBase]) -> FastTokenizer | None:

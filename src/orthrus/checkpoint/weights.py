@@ -18,6 +18,7 @@ from orthrus.model.decoder import Decoder
 from orthrus.model.stored import StoredLinear
 from orthrus.quantization import Part, Quantized, StoredMatrix, fused
 
+HEAD = "lm_head.weight"
 ROWS = 2048
 """Rows of a quantised matrix that are expanded at once."""
 
@@ -42,8 +43,11 @@ def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFil
     """Copy tensors into the decoder, fused and cast. `lazily` leaves the weights of linear maps in their file: see
     `StoredLinear`.
 
-    Raises ValueError naming a tensor that is missing, has a wrong shape, or overflows in the dtype of the decoder.
+    Raises ValueError naming a tensor that is missing, has a wrong shape, or overflows in the dtype of the decoder, and
+    where a file with tied embeddings has another head.
     """
+    if decoder.config.tied_head and "embedding" in sources and HEAD in files.names:
+        _refuse_other_head(files, *sources["embedding"])
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
     if decoder.config.tied_head:
@@ -150,11 +154,20 @@ def _refuse_shape(actual: Sequence[int], expected: Sequence[int], what: str) -> 
         raise ValueError(f"{what} has shape {list(actual)}, the config asks for {list(expected)}")
 
 
+def _refuse_other_head(files: TensorFile, embedding: str) -> None:
+    """A head that was trained apart from the embedding would be lost, as it is nowhere read."""
+    if not torch.equal(files.tensor(HEAD), files.tensor(embedding)):
+        raise ValueError(
+            f"{files.path}: {HEAD} differs from {embedding}, which the config says it equals; set"
+            ' "tie_word_embeddings" to false in config.json to use it, or remove it from the file'
+        )
+
+
 def _refuse_unknown(files: TensorFile, config: DecoderConfig) -> None:
     """Refuse files with unread tensors: they mean that the config does not describe this model."""
     sources = {**families.sources(config), **families.sources(config, "diffusion")}
     known = {name for names in sources.values() for name in names}
-    known |= {"lm_head.weight"} if config.tied_head else set()
+    known |= {HEAD} if config.tied_head else set()
     unknown = [n for n in files.names if n not in known and not n.endswith("rotary_emb.inv_freq")]
     if unknown:
         listed = ", ".join(name[:80] for name in sorted(unknown)[:4]) + (", ..." if len(unknown) > 4 else "")

@@ -44,7 +44,7 @@ def _checkpoint(model: str, adapter: str | None) -> dict[str, Any]:
     described = hub.describe(model, adapter)
     decoder, config = described.decoder, described.decoder.config
     sizes = {name: parameter.numel() for name, parameter in decoder.named_parameters()}
-    trained = sum(size for name, size in sizes.items() if ".diffusion." in name)
+    trained = sum(size for name, size in sizes.items() if ".diffusion." in name or name.startswith("draft_head."))
     total = sum(sizes.values())
     record: dict[str, Any] = {
         "checkpoint": described.backbone.id,

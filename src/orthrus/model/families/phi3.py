@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: fused source tensors, and rotary embeddings for a part of each head."""
+"""Phi-3 and Phi-4: fused source tensors, and rotary embeddings for a part of each head."""
 
 from __future__ import annotations
 
