@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -22,11 +23,12 @@ class Tokenization:
     """A thread-safe tokenizer.
 
     Tokenizers of `transformers` set padding and truncation on a shared object before they encode, which fails while
-    another thread encodes, so every call holds a lock.
+    another thread encodes, so every call of those holds a lock.
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer, self._lock = tokenizer, Lock()
+        self._tokenizer = tokenizer
+        self._lock: AbstractContextManager[object] = nullcontext() if tokenizer.thread_safe else Lock()
         self._texts: dict[int, str] = {}
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[int, ...]:

@@ -128,6 +128,14 @@ def test_failed_requests_are_kept_or_sent_again(run, write, out, server):
     assert len(out.read_text().splitlines()) == 2
 
 
+def test_a_body_that_is_no_json_fails_alone(run, write, out, server):
+    given = write(chat("nan", "a", temperature=float("nan")), chat("good", "b"))
+    assert run("batch", given, "--output", out, "--url", server.address)[0] == 1
+    found = records(out)
+    assert found["nan"]["response"]["body"]["error"]["code"] == "invalid_json"
+    assert content(found["good"]) == TEXT
+
+
 def test_a_busy_server_is_asked_again(run, write, out, server):
     server.busy = 2
     assert run("batch", write({"prompt": "busy"}), "--output", out, "--url", server.address)[0] == 0

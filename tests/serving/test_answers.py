@@ -41,10 +41,8 @@ def steps(text, finish="stop", seed=0):
 def read(text, form=ALL, finish="stop", seed=0):
     answer, total = Answer(form), Delta()
     for step in steps(text, finish, seed):
-        delta = answer.add(step)
-        for part in ([delta.content] if delta.content else []) + delta.calls:
+        for part in answer.add(step).parts:
             total.add(part)
-        total.reasoning += delta.reasoning
     return answer, total
 
 
@@ -107,6 +105,20 @@ def test_events_of_a_response_are_those_of_the_api_and_add_up(seed):
     whole = items_of(*answer.whole(), "completed")
     plain = [item.model_dump(exclude={"id", "call_id"}) for item in events.items]
     assert plain == [item.model_dump(exclude={"id", "call_id"}) for item in whole]
+
+
+def test_text_after_a_call_does_not_break_it_where_both_come_in_one_pass():
+    call, events = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', Events()
+    answer, sequence = Answer(Format(tools=True)), SimpleNamespace(statistics=Statistics())
+    texts = [call[:-20], f"{call[-20:]}\nDone.\n{call}"]
+    for number, text in enumerate(texts):
+        piece, finish = Piece(text, number, "plain"), "stop" if number else None
+        list(events.add(answer.add(Step(sequence, Verdict([7]), pieces=(piece,), finish_reason=finish))))
+    list(events.close("completed"))
+    assert [item.type for item in events.items] == ["function_call", "message", "function_call"]
+    calls = [item for item in events.items if item.type == "function_call"]
+    assert [(item.name, item.arguments) for item in calls] == [("f", '{"a": 1}')] * 2
+    assert len({item.call_id for item in calls} - {""}) == 2
 
 
 def test_items_of_a_response_go_back_into_the_conversation():

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from orthrus import cli
-from orthrus.bench.http_client import Outcome, Target
+from orthrus.bench.http_client import LineSplitter, Outcome, Target
 from orthrus.bench.serve import Load, Objectives, arrivals, measure, percentile, summarise
 from orthrus.serving.app import create_app
 from orthrus.serving.http import bind
@@ -145,3 +145,11 @@ def test_arrivals_are_the_same_for_a_seed_and_as_many_as_asked():
     assert times == arrivals(20.0, 2000, 3) != arrivals(20.0, 2000, 4)
     assert times == sorted(times)
     assert times[-1] == pytest.approx(100.0, rel=0.1)
+
+
+def test_lines_end_at_line_feeds_alone():
+    """JSON may hold characters at which Python splits lines too."""
+    split, text = LineSplitter(), 'data: "a\u2028b\x85c"\r\n\r\ndata: "\u00e9"\n'
+    data = text.encode()
+    found = [line for at in range(0, len(data), 3) for line in split.add(data[at : at + 3])]
+    assert found == ['data: "a\u2028b\x85c"', "", 'data: "\u00e9"']

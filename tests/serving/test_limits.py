@@ -13,6 +13,7 @@ from small_server import serving
 
 from orthrus.serving import limits
 from orthrus.serving.logs import ACCESS, JsonFormatter
+from orthrus.serving.service import RequestContext
 from orthrus.serving.settings import ServeSettings
 
 SMALL = {"prompt": "abc", "new": 4}
@@ -155,7 +156,33 @@ def test_a_client_that_goes_away_cancels_its_request(model, access, path):
     exposed = asyncio.run(main())
     assert 'vllm:request_success_total{engine="0",finished_reason="abort"' in exposed
     assert [line["disconnected"] for line in access] == [True, True, False]
-    assert {line["status"] for line in access if line["disconnected"]} <= {200, 499}
+    assert {line["status"] for line in access if line["disconnected"]} == {200 if path == "/v1/stream" else 499}
+
+
+def test_a_client_that_goes_away_before_its_request_is_submitted_cancels_it(model):
+    """Its prompt is still being encoded then."""
+
+    async def main():
+        async with serving(model) as (service, _):
+            context = RequestContext("id", gone=True)
+            tickets = service.submit([model.request("abc", {"raw": True, "max_new_tokens": 480})] * 2, context)
+            await until(lambda: service.unfinished == service.engine.unfinished == 0)
+            assert [ticket.finish_reason for ticket in tickets] == ["cancelled"] * 2
+            assert context.disconnected
+
+    asyncio.run(main())
+
+
+def test_an_unexpected_failure_has_the_id_of_its_request(model, access, monkeypatch):
+    async def main():
+        async with serving(model) as (service, client):
+            monkeypatch.setattr(service, "submit", lambda *_: 1 / 0)
+            response = await client.post("/v1/whole", json=SMALL, headers={"x-request-id": "mine"})
+            assert error_of(response) == (500, "internal_error")
+            assert response.headers["x-request-id"] == "mine"
+
+    asyncio.run(main())
+    assert [(line["status"], line["error"]) for line in access] == [(500, "ZeroDivisionError")]
 
 
 def test_a_reader_that_stops_holds_up_nobody(model):
@@ -237,7 +264,8 @@ def test_pages_of_other_origins_may_call_only_where_they_are_allowed(model):
             page = {"origin": "https://page.example"}
             response = await client.post("/v1/whole", json=SMALL, headers=page)
             assert response.headers["access-control-allow-origin"] == "https://page.example"
-            ask = {**page, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+            sent = "authorization, x-stainless-lang"  # as OpenAI's own client for browsers does
+            ask = {**page, "access-control-request-method": "POST", "access-control-request-headers": sent}
             assert (await client.options("/v1/whole", headers=ask)).status_code == 200
 
     asyncio.run(main())
@@ -319,6 +347,22 @@ def test_a_server_whose_pass_hangs_is_unhealthy_until_it_ends(model, monkeypatch
             return found
 
     assert asyncio.run(main()) == model.generate("abc", max_new_tokens=4, cycle="ar").tokens
+
+
+def test_a_pass_that_hangs_does_not_hold_up_the_end(model, monkeypatch):
+    monkeypatch.setattr("orthrus.serving.service.SECONDS_OF_A_PASS", 0.1)
+    release = threading.Event()
+
+    async def main():
+        async with serving(model, pass_timeout=0.05) as (service, client):
+            monkeypatch.setattr(service.engine, "step", lambda: release.wait(60) and [])
+            call = asyncio.create_task(client.post("/v1/whole", json=SMALL))
+            await until(lambda: service.stuck)
+            await asyncio.wait_for(service.drain(0), 30)
+            release.set()
+            assert (await call).json() == {"tokens": []}
+
+    asyncio.run(main())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

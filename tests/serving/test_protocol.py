@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
 import in_loop
@@ -10,6 +11,7 @@ import openai
 import pytest
 import tiny
 
+from orthrus.serving import errors
 from orthrus.serving.app import create_app
 from orthrus.serving.service import Service
 from orthrus.serving.settings import ServeSettings
@@ -230,6 +232,32 @@ def test_bodies_that_are_no_request(http, body):
         response = http.post(path, content=body, headers={"content-type": "application/json"})
         assert response.status_code == 400, response.text
         assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"messages": [0] * 30_000}, "messages[0]"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [0] * 30_000}]}, "messages[0].content[0]"),
+        ("completions", {"prompt": [""] * 30_000}, "prompt[0]"),
+        ("responses", {"input": [0] * 30_000}, "input[0].type"),
+    ],
+)  # fmt: skip
+def test_one_wrong_item_of_many_is_told(http, monkeypatch, path, body, param):
+    """An error for each would take seconds and gigabytes, in which no one else is answered."""
+    seen, original = [], errors.validation_error
+    monkeypatch.setattr(errors, "validation_error", lambda all_, body: seen.append(len(all_)) or original(all_, body))
+    response = http.post(f"/v1/{path}", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert seen[0] < 20
+
+
+def test_a_response_that_could_not_be_written_is_refused_before_it_is_decoded(http):
+    tool = {"type": "function", "name": "f", "parameters": {"a": "\ud800"}}
+    body = json.dumps({"input": "a", "tools": [tool], "tool_choice": "none", "max_output_tokens": 2})
+    response = http.post("/v1/responses", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "invalid_value"
 
 
 def test_errors_of_the_path_and_the_method_have_the_same_shape(http, client):

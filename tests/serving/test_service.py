@@ -175,6 +175,7 @@ def test_a_prompt_beyond_the_context_or_the_cache_is_refused_at_once(model, page
         ({"request_timeout": 0.0}, "request_timeout must be a positive number"),
         ({"drain_timeout": float("inf")}, "drain_timeout must be a positive number"),
         ({"allowed_origins": ("example.com",)}, "an origin looks like"),
+        ({"allowed_origins": ("https://example.com/",)}, "an origin looks like"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

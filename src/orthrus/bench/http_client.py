@@ -112,9 +112,22 @@ def _missing(outcome: Outcome) -> str | None:
     return None if outcome.chunks else "empty answer"
 
 
+class LineSplitter:
+    """Splits a stream into lines at line feeds alone: httpx splits at further characters, which JSON may hold."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def add(self, chunk: bytes) -> list[str]:
+        """The lines that are complete with this chunk."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        return [line.decode(errors="replace").rstrip("\r") for line in lines]
+
+
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The data of server-sent events, up to [DONE]."""
-    async for line in response.aiter_lines():
+    split = LineSplitter()
+    async for line in (line async for chunk in response.aiter_bytes() for line in split.add(chunk)):
         if line.startswith("data:"):
             data = line.removeprefix("data:").strip()
             if data == "[DONE]":

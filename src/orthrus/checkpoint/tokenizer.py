@@ -31,8 +31,14 @@ FILES = ("*.json", "*.jinja", "*.txt", "*.model", "additional_chat_templates/*")
 """The files of a checkpoint directory that decide about its tokenizer."""
 
 
+LONG_TEXT = 20_000
+"""Characters from which a text is encoded without holding Python's lock, which takes longer for short ones."""
+
+
 class TextTokenizer(Protocol):
-    """What generating needs of a tokenizer."""
+    """What generating needs of a tokenizer. thread_safe: whether several threads may call it at once."""
+
+    thread_safe: bool
 
     @property
     def chat_template(self) -> Any:
@@ -75,6 +81,8 @@ class TextTokenizer(Protocol):
 
 class TransformersTokenizer:
     """A tokenizer of `transformers`."""
+
+    thread_safe = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -128,6 +136,8 @@ class Settings:
 class FastTokenizer:
     """A backend of the `tokenizers` library with its chat template. `load` gives the tokenizer of `transformers`."""
 
+    thread_safe = True
+
     def __init__(self, backend: Tokenizer, settings: Settings, load: Callable[[], PreTrainedTokenizerBase]) -> None:
         self._backend, self._settings, self._load = backend, settings, load
         self.chat_template, self.eos_token_id = settings.chat_template, settings.eos_token_id
@@ -136,7 +146,10 @@ class FastTokenizer:
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """See `TextTokenizer`, as for all below."""
-        return list(self._backend.encode(text, add_special_tokens=special_tokens).ids)
+        if len(text) < LONG_TEXT:
+            return list(self._backend.encode(text, add_special_tokens=special_tokens).ids)
+        (encoded,) = self._backend.encode_batch([text], add_special_tokens=special_tokens)  # lets other threads run
+        return list(encoded.ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `TextTokenizer`."""

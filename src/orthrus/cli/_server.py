@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,7 +43,11 @@ class ServerClient:
         """Raises ValueError unless `url` is one of http or https."""
         import httpx
 
-        if not url.startswith(("http://", "https://")):
+        try:
+            usable = httpx.URL(url).scheme in ("http", "https")
+        except httpx.InvalidURL:
+            usable = False
+        if not usable:
             raise ValueError(f"--url needs an address such as http://127.0.0.1:8000, not {url!r}")
         self.url = url.rstrip("/").removesuffix("/v1")
         self._client = httpx.Client(
@@ -86,7 +90,7 @@ class ServerClient:
                 if not response.is_success:
                     response.read()
                     raise _refusal(response)
-                for line in response.iter_lines():
+                for line in _lines(response.iter_bytes()):
                     if not line.startswith("data:"):
                         continue
                     data = line.removeprefix("data:").strip()
@@ -143,3 +147,11 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ServerError(f"the server answered what is not a JSON object: {text[:80]!r}")
     return value
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    from orthrus.bench.http_client import LineSplitter
+
+    split = LineSplitter()
+    for chunk in chunks:
+        yield from split.add(chunk)

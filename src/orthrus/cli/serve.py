@@ -72,8 +72,8 @@ def command(
         host=host, port=port, api_keys=tuple(api_key or ()), served_model_name=served_model_name,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_queue=max_queue, request_timeout=request_timeout,
         client_timeout=client_timeout, pass_timeout=pass_timeout, drain_timeout=drain_timeout,
-        max_body_bytes=int(max_body_mb * 1e6), log_prompts=log_prompts, allowed_origins=tuple(allow_origin or ()),
-        allowed_hosts=tuple(allowed_host or ()), cycle=cycle, rule=rule,
+        max_body_bytes=int(min(max_body_mb, 1e6) * 1e6), log_prompts=log_prompts,
+        allowed_origins=tuple(allow_origin or ()), allowed_hosts=tuple(allowed_host or ()), cycle=cycle, rule=rule,
     )  # fmt: skip
     set_threads(threads)
     with http.bind(settings) as bound:  # before the model is loaded, which takes longer than to find a port in use

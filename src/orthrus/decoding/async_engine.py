@@ -77,13 +77,14 @@ class AsyncEngine:
         began = self._pass_began
         return 0.0 if began is None else monotonic() - began
 
-    def close(self) -> None:
-        """Cancel all requests and end the thread."""
+    def close(self, seconds: float | None = None) -> None:
+        """Cancel all requests and end the thread. Waits so many seconds for the pass that is running (None: to its
+        end)."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     async def __aenter__(self) -> AsyncEngine:
         """The engine itself."""

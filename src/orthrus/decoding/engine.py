@@ -150,9 +150,9 @@ class Engine:
     def _leave(self) -> list[Step]:
         """Let sequences go that are finished, cancelled or overdue, and all that is kept for them. Returns the steps of
         those that had not finished by themselves."""
+        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}  # before those that it may name
         while self._added:
             insort(self._waiting, self._added.popleft(), key=lambda sequence: sequence.order)
-        cancelled = {self._cancelled.popleft() for _ in range(len(self._cancelled))}
         ended = []
         for sequence in (*self._running, *self._waiting):
             if sequence.finish_reason is None and (sequence.index in cancelled or sequence.overdue):

@@ -44,22 +44,36 @@ def format_of(model: Model, request: Request, *, tools: bool, forced: bool) -> F
 
 @dataclass
 class Delta:
-    """What a step adds to an answer."""
+    """What a step adds to an answer, in its order."""
 
-    content: str = ""
-    reasoning: str = ""
-    calls: list[ToolCallDelta] = field(default_factory=list)
+    parts: list[str | ReasoningDelta | ToolCallDelta] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        """The text, without reasoning and calls."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def reasoning(self) -> str:
+        """The text of the reasoning."""
+        return "".join(part.text for part in self.parts if isinstance(part, ReasoningDelta))
+
+    @property
+    def calls(self) -> list[ToolCallDelta]:
+        """What is added to calls."""
+        return [part for part in self.parts if isinstance(part, ToolCallDelta)]
 
     def add(self, part: str | ReasoningDelta | ToolCallDelta) -> None:
-        """Append a part. Pieces of the arguments of one call become one."""
-        if isinstance(part, ReasoningDelta):
-            self.reasoning += part.text
-        elif isinstance(part, str):
-            self.content += part
-        elif part.id is None and self.calls and self.calls[-1].index == part.index:
-            self.calls[-1] = replace(self.calls[-1], arguments=self.calls[-1].arguments + part.arguments)
+        """Append a part. It is joined to the one before it where it goes on with that."""
+        last = self.parts[-1] if self.parts else None
+        if isinstance(part, str) and isinstance(last, str):
+            self.parts[-1] = last + part
+        elif isinstance(part, ReasoningDelta) and isinstance(last, ReasoningDelta):
+            self.parts[-1] = replace(last, text=last.text + part.text)
+        elif isinstance(part, ToolCallDelta) and isinstance(last, ToolCallDelta) and part.id is None:
+            self.parts[-1] = replace(last, arguments=last.arguments + part.arguments)
         else:
-            self.calls.append(part)
+            self.parts.append(part)
 
 
 class Answer:

@@ -43,7 +43,7 @@ def install(app: FastAPI, service: Service) -> None:
     if service.settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=service.settings.allowed_origins, allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"], expose_headers=["x-request-id"],
+            allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class Limits:
         given = headers.get("x-request-id", "")
         context = RequestContext(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope.setdefault("state", {})["context"] = context
-        answer = _Answer(send, context.request_id)
+        answer = _Answer(send, context)
         body, error = b"", ""
         try:
             self._check(scope, headers)
@@ -77,7 +77,9 @@ class Limits:
             context.disconnected = True
         except Exception as raised:
             error = type(raised).__name__
-            raise
+            if answer.status:
+                raise  # in the middle of an answer
+            await answer.refuse(as_api_error(raised), scope, receive)
         finally:
             self._log(scope, context, answer, body, error)
 
@@ -182,23 +184,24 @@ class _Connection:
         """Wait until the client has gone, and cancel its requests. Runs until it is cancelled."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self.context.gone = True
         self.context.disconnected = any(not ticket.done for ticket in self.context.tickets)
         self.context.cancel()
         self._gone.set()
 
 
 class _Answer:
-    """The sending side: adds the request id, and remembers the status."""
+    """The sending side: adds the request id, and remembers the status: 499 where the client had gone before it."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._id = send, request_id
+    def __init__(self, send: Send, context: RequestContext) -> None:
+        self._send, self._context = send, context
         self.status = 0
 
     async def send(self, message: Message) -> None:
         """Send a message of the application."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self._id.encode())]
+            self.status = 499 if self._context.gone else message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._context.request_id.encode())]
             message = {**message, "headers": headers}
         await self._send(message)
 

@@ -6,7 +6,7 @@ Every service has a registry of its own. All times are in seconds, on the monoto
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -44,11 +44,12 @@ class Load:
 
 @dataclass
 class Progress:
-    """What has been counted of one request. Times are those of `perf_counter`; None before the first token."""
+    """What has been counted of one request, which `arrived` when its head was read. Times are those of `perf_counter`;
+    None before the first token."""
 
     prompt_tokens: int
     max_tokens: int
-    arrived: float = field(default_factory=perf_counter)
+    arrived: float
     generated: int = 0
     passes: int = 0
     cached_tokens: int = 0

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
+from orthrus.reasoning import ReasoningDelta
 from orthrus.serving.answers import Delta
 from orthrus.serving.prompts import called
 from orthrus.serving.protocol import responses as given
@@ -120,12 +121,13 @@ class Events:
 
     def add(self, delta: Delta) -> Iterator[ResponseEvent]:
         """The events of what a pass adds: items that end and begin, and text."""
-        if delta.reasoning:
-            yield from self._write(_Open("reasoning", "rs"), delta.reasoning)
-        if delta.content:
-            yield from self._write(_Open("message", "msg"), delta.content)
-        for call in delta.calls:
-            yield from self._write(_Open("function_call", "fc", call), call.arguments)
+        for part in delta.parts:
+            if isinstance(part, ToolCallDelta):
+                yield from self._write(_Open("function_call", "fc", part), part.arguments)
+            elif isinstance(part, ReasoningDelta):
+                yield from self._write(_Open("reasoning", "rs"), part.text)
+            elif part:
+                yield from self._write(_Open("message", "msg"), part)
 
     def close(self, status: Status) -> Iterator[ResponseEvent]:
         """The events that end the open item."""

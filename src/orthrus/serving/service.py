@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 RECENT = 32
 """Finished requests from which the time until the next free place is estimated."""
 MAX_RETRY_AFTER = 60
+SECONDS_OF_A_PASS = 10.0
+"""How long a shutdown waits for the pass that is running when all requests have ended."""
 IDLE_SECONDS = 5.0
 """Seconds without a request after which a cost table that other programs disturbed is measured again."""
 STILL_DISTURBED_SECONDS = 300.0
@@ -62,9 +64,9 @@ class PassFailedError(Exception):
 class Ticket:
     """An admitted request. `cancel` ends it before the next pass, and its steps with it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, arrived: float) -> None:
         self.request = request
-        self.progress = Progress(len(request.prompt), request.stop.max_new_tokens)
+        self.progress = Progress(len(request.prompt), request.stop.max_new_tokens, arrived)
         self.finish_reason: str | None = None
         self._steps: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
@@ -94,13 +96,15 @@ class Ticket:
 class RequestContext:
     """What the server keeps of an HTTP request; routes find it in `request.state.context`.
 
-    Cancelling the tickets of a client that has gone, and the token counts of the access log, go by `tickets`.
+    Cancelling the tickets of a client that has gone, and the token counts of the access log, go by `tickets`. gone: the
+    client has left; what is submitted for it afterwards is cancelled at once.
     """
 
     request_id: str
     tickets: list[Ticket] = field(default_factory=list)
     arrived: float = field(default_factory=perf_counter)
     disconnected: bool = False
+    gone: bool = False
 
     def cancel(self) -> None:
         """Cancel all that was submitted for this HTTP request."""
@@ -173,23 +177,29 @@ class Service:
             raise DrainingError
         if not self.healthy:
             raise PassFailedError
-        for request in requests:
-            Sequence(0, request, self.engine.limits, self.model.decode)  # finds what the engine would refuse later
         places = self.settings.max_num_seqs + self.settings.max_queue
         if len(requests) > places:
             raise ValueError(f"{len(requests)} answers at once are more than this server can hold ({places})")
+        for request in {id(request.prompt): request for request in requests}.values():
+            Sequence(0, request, self.engine.limits, self.model.decode)  # finds what the engine would refuse later
         missing = len(self._tickets) + len(requests) - places
         if missing > 0:
             self.metrics.count_rejected("queue_full")
             raise QueueFullError(self._seconds_until(missing))
-        timeout = self.settings.request_timeout
-        tickets = [Ticket(r if r.timeout is not None else replace(r, timeout=timeout)) for r in requests]
+        arrived = perf_counter() if context is None else context.arrived
+        waited, default = perf_counter() - arrived, self.settings.request_timeout
+        timeouts = [default if request.timeout is None else request.timeout for request in requests]
+        timed = [replace(r, timeout=max(t - waited, 1e-6)) for r, t in zip(requests, timeouts, strict=True)]
+        tickets = [Ticket(request, arrived) for request in timed]
         if context is not None:
             context.tickets.extend(tickets)
         for ticket in tickets:
             self._tickets.add(ticket)
             ticket._task = asyncio.create_task(self._follow(ticket))
             ticket._task.add_done_callback(partial(self._end, ticket))
+        if context is not None and context.gone:
+            context.disconnected = True
+            context.cancel()
         return tickets
 
     def cancel_all(self) -> None:
@@ -198,14 +208,15 @@ class Service:
             ticket.cancel()
 
     async def drain(self, seconds: float) -> None:
-        """Take no new requests, wait for those in flight, cancel what is left after `seconds`, and end the engine."""
+        """Take no new requests, wait for those in flight, cancel what is left after `seconds`, and end the engine. A
+        pass that hangs is left behind: its thread ends with the process."""
         self.draining = True
         tasks = {ticket._task for ticket in self._tickets if ticket._task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
             self.cancel_all()
             await asyncio.wait(tasks)
-        await asyncio.to_thread(self._served.close)
+        await asyncio.to_thread(self._served.close, SECONDS_OF_A_PASS)
 
     def _seconds_until(self, places: int) -> int:
         """Whole seconds until so many more requests have ended, going by those that ended last; at least 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, fields
 from math import isfinite
 
@@ -57,7 +58,7 @@ class ServeSettings:
                 if not isfinite(seconds) or seconds < 0 or (seconds == 0 and field.name != "drain_timeout"):
                     raise ValueError(f"{field.name} must be a positive number of seconds, not {seconds}")
         for origin in self.allowed_origins:
-            if origin != "*" and not origin.startswith(("http://", "https://")):
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#]+", origin):
                 raise ValueError(f"an origin looks like https://example.com, or is * for all; not {origin!r}")
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -47,9 +48,11 @@ class BatchRunner:
         """The record of a request, as in the output files of OpenAI's batch API."""
         record = {"id": f"batch_req_{uuid4().hex}", "custom_id": request.custom_id}
         if request.body.get("stream"):
-            error = {"message": "a batch has whole answers: leave stream out", "type": "invalid_request_error"}
-            body = {"error": {**error, "param": "stream", "code": "invalid_value"}}
-            return {**record, "response": {"status_code": 400, "request_id": "", "body": body}, "error": None}
+            return record | _refused("a batch has whole answers: leave stream out", "stream", "invalid_value")
+        try:
+            json.dumps(dict(request.body), allow_nan=False)
+        except ValueError as invalid:  # NaN and Infinity, which Python reads
+            return record | _refused(f"the body is not valid JSON: {invalid}", None, "invalid_json")
         response = await self._send(request)
         if response.status_code in (401, 403):
             raise BatchStopped(f"the server answers {response.status_code}: give its key with --api-key")
@@ -81,6 +84,12 @@ class BatchRunner:
                 raise BatchStopped(f"no answer from {self._client.base_url} ({problem or type(problem).__name__})")
             await asyncio.sleep(LOST_WAITS[lost])
             lost += 1
+
+
+def _refused(message: str, param: str | None, code: str) -> dict[str, Any]:
+    """What the record of a request holds that was not sent, as if the server had refused it."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return {"response": {"status_code": 400, "request_id": "", "body": {"error": error}}, "error": None}
 
 
 def _wait(response: httpx.Response, tries: int) -> float:

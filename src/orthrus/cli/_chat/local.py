@@ -63,8 +63,8 @@ class _Answer:
         self._engine, self._request, self._guarded = engine, request, guarded
         self._started, self._first = perf_counter(), 0.0
         self._passes = self._cached = 0
-        self._kept = 0
-        """Tokens of the answer before its last request."""
+        self._kept = self._shown = 0
+        """Tokens of the answer before its last request; characters of that which have been shown."""
 
     def parts(self) -> Iterator[Part]:
         """The parts; the last one has the figures."""
@@ -75,9 +75,10 @@ class _Answer:
                 break
             text, kept, penalty = last.sequence.text, last.sequence.tokens[:loop], penalties.pop(0)
             assert text is not None
-            yield Part(
-                "", taken_back=len(text.text) - (text.ends[loop - 1] if loop else 0), note=LOOPED.format(penalty)
-            )
+            end = (
+                text.ends[loop - 1] if loop else 0
+            )  # some of it may have been held back, as the begin of a stop string
+            yield Part(text.text[self._shown : end], taken_back=max(0, self._shown - end), note=LOOPED.format(penalty))
             self._kept += loop
             request = _going_on(request, kept, penalty)
         yield Part("", figures=self._figures(last))
@@ -85,12 +86,14 @@ class _Answer:
     def _decode(self, request: Request, *, guarded: bool) -> Generator[Part, None, tuple[Step, int | None]]:
         """The text of a request. Returns its last step, and how many tokens came before the loop that ended it."""
         detector, loop = LoopDetector(), None
+        self._shown = 0
         with closing(self._engine.follow(self._engine.add(request))) as steps:  # type: ignore[type-var]
             for step in steps:
                 self._first = self._first or perf_counter() - self._started
                 found = [detector.push(token) for token in step.kept.tokens]
                 if guarded and step.finish_reason is None:
                     loop = next((start for start in found if start is not None), None)
+                self._shown += sum(len(piece.text) for piece in step.pieces)
                 yield from (Part(piece.text, piece.source in ("draft", "lookup")) for piece in step.pieces)
                 if loop is not None:
                     break

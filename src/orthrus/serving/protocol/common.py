@@ -41,7 +41,7 @@ class Extensions(Body):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(None, max_length=64)
     ignore_eos: bool | None = Field(None, description="Choose no end token before `max_tokens`: for load tests")
     drafts: bool | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
@@ -115,7 +115,7 @@ class Sampling(Extensions):
     n: int | None = Field(None, ge=1, le=128)
     response_format: ResponseFormat | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2)

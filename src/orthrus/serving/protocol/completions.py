@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from orthrus.serving.protocol.common import DraftInfo, Sampling, TokenId, Usage
 
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 
 
 class CompletionRequest(Sampling):
@@ -17,8 +17,8 @@ class CompletionRequest(Sampling):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=128)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=128)]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=128)]
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=128)]
     )
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default, as in OpenAI's API")
     echo: bool | None = None

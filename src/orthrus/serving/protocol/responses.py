@@ -21,7 +21,7 @@ class InputText(Body):
     logprobs: list[Any] | None = Field(None, description="of an earlier answer; without effect")
 
 
-Content = str | Annotated[list[InputText], Field(min_length=1)]
+Content = str | Annotated[list[InputText], Field(fail_fast=True, min_length=1)]
 
 
 class MessageItem(Body):
@@ -69,7 +69,7 @@ class ReasoningItem(Body):
     type: Literal["reasoning"]
     id: str | None = None
     summary: Nothing = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
+    content: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
     encrypted_content: None = None
     status: Status | None = None
 
@@ -145,7 +145,7 @@ class ResponseRequest(Extensions):
     PROMPT = "input"
     FORMAT = "text.format"
 
-    input: str | Annotated[list[Item], Field(min_length=1)]
+    input: str | Annotated[list[Item], Field(fail_fast=True, min_length=1)]
     model: str | None = Field(None, description="the served model, which is the default")
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -154,7 +154,7 @@ class ResponseRequest(Extensions):
     temperature: float | None = Field(None, ge=0, le=2)
     text: TextConfig | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=128)
+    tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = Field(None, max_length=128)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="extension")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="extension: variables of the chat template")

@@ -86,6 +86,7 @@ class Chat:
             service.model, requests[0], tools=bool(tools_of(body)), forced=prompts.forces(body.tool_choice)
         )
         self._answers = [Answer(form) for _ in requests]
+        self._ends = service.model.limits.end_token_ids | requests[0].stop.stop_token_ids
 
     async def completion(self, tickets: Sequence[Ticket]) -> out.ChatCompletion:
         """All answers, once they are complete."""
@@ -125,7 +126,7 @@ class Chat:
     def _logprobs(self, found: Sequence[TokenLogprobs]) -> out.Logprobs | None:
         if not self._body.logprobs:
             return None
-        return chat_logprobs(found, self._texts, self._model.limits.end_token_ids)
+        return chat_logprobs(found, self._texts, self._ends)
 
     async def chunks(self, tickets: Sequence[Ticket]) -> AsyncGenerator[str]:
         """The events of a stream: the role of each answer first, then what each pass adds."""

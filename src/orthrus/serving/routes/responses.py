@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from orthrus.decoding import sequence
 from orthrus.serving import prompts
 from orthrus.serving.answers import Answer, collect, follow, format_of, usage
-from orthrus.serving.errors import as_api_error
+from orthrus.serving.errors import APIError, as_api_error
 from orthrus.serving.exchange import Identity, admit, as_json, as_stream, event, prepared, responses
 from orthrus.serving.protocol import response_objects as out
 from orthrus.serving.protocol.chat import Function, Tool
@@ -37,6 +37,7 @@ def router(service: Service) -> APIRouter:
             body, lambda: [prompts.make_request(service, messages, options, body, body.max_output_tokens)]
         )
         answering = Answering(service, body, options, requests[0])
+        answering.check()
         tickets = admit(service, http, body, requests)
         if body.stream:
             return await as_stream(answering.stream(tickets), answering.failed)
@@ -82,6 +83,13 @@ class Answering:
             format_of(service.model, request, tools=bool(tools_of(body)), forced=prompts.forces(body.tool_choice))
         )
         self._events = Events()
+
+    def check(self) -> None:
+        """Raise APIError where the response cannot be written as JSON, since it repeats tools and metadata as given."""
+        try:
+            self._object("in_progress", []).model_dump_json()
+        except ValueError as error:
+            raise APIError(f"a field cannot be repeated in the response: {error}", code="invalid_value") from error
 
     async def response(self, tickets: Sequence[Ticket]) -> out.ResponseObject:
         """The response, once it is complete."""
