@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 import orthrus
 from orthrus.checkpoint import chat_template, gguf_convert, hub, plain_config, sources, tokenizer
+from orthrus.checkpoint.gguf_header import read_header
 from orthrus.model import families
 
 TEXTS = (
@@ -174,6 +175,7 @@ def test_the_demo_file_is_converted_as_transformers_converts_it(tmp_path):
     full = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     assert made.settings == tokenizer.snapshot_settings(full)
+    gguf_convert.split_digits(read_header(path), full.backend_tokenizer)
     assert json.loads(made.backend.to_str()) == json.loads(full.backend_tokenizer.to_str())
     made.save(tmp_path)
     own, theirs = AutoConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
@@ -184,6 +186,15 @@ def test_the_demo_file_is_converted_as_transformers_converts_it(tmp_path):
     assert json.loads(again.backend_tokenizer.to_str()) == json.loads(made.backend.to_str())
     ids = again.apply_chat_template(CHATS[0], add_generation_prompt=True, return_dict=False)
     assert ids == tokenizer.TransformersTokenizer(full).render(CHATS[0], {})
+
+
+def test_the_demo_splits_every_digit_off_first():
+    """As its own tokenizer does, with which it was trained: white space before a digit is one piece."""
+    backend = gguf_convert.converted(sources.resolve("smollm2-demo", None).path).backend
+    pieces = {text: backend.encode(text).tokens for text in ("Mix\n\n2.", "x =  57", "    9")}
+    assert pieces == {
+        "Mix\n\n2.": ["Mix", "ĊĊ", "2", "."], "x =  57": ["x", "Ġ=", "ĠĠ", "5", "7"], "    9": ["ĠĠĠĠ", "9"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Config and tokenizer of a GGUF file without `transformers`, whose conversion takes several seconds.
 
 Covered are Llama files with byte-level BPE and no extras, such as the demo. The files and the tokenizer are those that
-`transformers` makes; where they could differ, the answer is None and the caller asks `transformers`.
+`transformers` makes, except that it does not know of `DIGITS_APART`; where they could differ otherwise, the answer is
+None and the caller asks `transformers`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ DEFAULT_SPECIAL = "<|endoftext|>"
 """The token that `transformers` would add to a vocabulary without it."""
 PLAIN_SPLIT = ("smollm", "gpt-2", "default")
 """Values of `tokenizer.ggml.pre` for which text is split as GPT-2 splits it."""
+DIGITS_APART = ("smollm",)
+"""Those of them for which every digit is split off first, as models with such a value were trained."""
 MAX_TOKENS = 100_000
 """Above this size `transformers` corrects the split of some models."""
 
@@ -73,6 +76,7 @@ def converted(path: Path) -> Converted | None:
         return None
     pairs = [(first, second) for first, second in merges]
     backend = _backend(vocabulary, pairs, _control_tokens(header))
+    split_digits(header, backend)
     template = header.fields.get("tokenizer.chat_template")
     digest = digest_of_vocabulary(backend.get_vocab(with_added_tokens=True))
     return Converted(config, backend, Settings(template, special, vocabulary[special["eos_token"]], digest))
@@ -116,6 +120,13 @@ def _special_tokens(header: Header) -> dict[str, Any] | None:
     if "eos_token" not in special or not {DEFAULT_SPECIAL, *special.values()} <= set(control):
         return None
     return special if isinstance(template, str | None) else None
+
+
+def split_digits(header: Header, backend: Tokenizer) -> None:
+    """Let a backend split every digit off first, if the file asks for it."""
+    if header.fields.get("tokenizer.ggml.pre") in DIGITS_APART:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
 def _control_tokens(header: Header) -> list[str]:

@@ -225,6 +225,8 @@ def _convert(path: Path, header: Header, directory: Path) -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=file)
     else:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        gguf_convert.split_digits(header, tokenizer.backend_tokenizer)
     config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
 
     def write(staged: Path) -> None:
