@@ -61,9 +61,8 @@ def _rope(own: Mapping[str, Any], theta: float) -> dict[str, Any]:
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": own.get("rope.freq_base", theta)}
     factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
     kind = own.get("rope.scaling.type", "linear" if factor != 1.0 else "none")
-    unknown = [name for name, value in own.items() if name.startswith("rope.scaling.") and value != NEUTRAL.get(name)]
-    unknown = [name for name in unknown if name not in SCALING]
-    if unknown:
+    further = {name: value for name, value in own.items() if name.startswith("rope.scaling.") and name not in SCALING}
+    if unknown := [name for name, value in further.items() if value != NEUTRAL.get(name)]:
         raise ValueError(f"the rotary embeddings are scaled by {', '.join(sorted(unknown))}, which is not supported")
     if kind == "none":
         return parameters

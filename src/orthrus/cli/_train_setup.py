@@ -34,7 +34,6 @@ def scheduled(
 
     if epochs is not None and steps is not None:
         raise ValueError("--epochs and --steps both say when training ends: give one of them")
-
     packing = Packing(corpus.documents, config)
     texts = packing.blocks_per_epoch() / config.roots if config.head_only else packing.texts_per_epoch()
     epoch, default = texts / config.sequences, HEAD_EPOCHS if config.head_only else EPOCHS
@@ -68,6 +67,7 @@ def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_ot
 
 
 def units(decoder: Decoder, asked: int | None) -> int:
+    """The units of the draft head: those asked for, those that it has, or the default for a backbone of this size."""
     from orthrus.model.draft_head import default_units
 
     if asked is not None:

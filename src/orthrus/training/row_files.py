@@ -95,7 +95,7 @@ class RowFiles:
         path, size = self.directory / name, torch.Size(shape).numel()
         with path.open("ab") as file:
             file.truncate(size * dtype.itemsize)
-            if size:
+            if size and hasattr(os, "posix_fallocate"):  # not on macOS
                 os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 

@@ -75,9 +75,8 @@ class _Answer:
                 break
             text, kept, penalty = last.sequence.text, last.sequence.tokens[:loop], penalties.pop(0)
             assert text is not None
-            end = (
-                text.ends[loop - 1] if loop else 0
-            )  # some of it may have been held back, as the begin of a stop string
+            # the text before the loop, of which some may have been held back as the begin of a stop string
+            end = text.ends[loop - 1] if loop else 0
             yield Part(text.text[self._shown : end], taken_back=max(0, self._shown - end), note=LOOPED.format(penalty))
             self._kept += loop
             request = _going_on(request, kept, penalty)
