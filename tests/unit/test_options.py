@@ -260,12 +260,13 @@ def test_public_names_are_listed():
     assert {"load", "Model", "Result", "Chunk", "SamplingParams", "StopConditions"} <= set(dir(orthrus))
 
 
-def test_the_tokenizer_serves_one_thread_at_a_time(model):
-    """Fast tokenizers fail where one thread sets padding or truncation while another encodes."""
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_tokenizer_that_is_not_thread_safe_serves_one_thread_at_a_time(model, safe):
+    """Those of transformers fail where one thread sets padding or truncation while another encodes."""
     running, seen = [], []
 
     class Spy:
-        chat_template = model.tokenizer.chat_template
+        chat_template, thread_safe = model.tokenizer.chat_template, safe
 
         def __getattr__(self, name):
             return lambda *args, **kwargs: self._call(getattr(model.checkpoint.text, name), *args, **kwargs)
@@ -284,5 +285,6 @@ def test_the_tokenizer_serves_one_thread_at_a_time(model):
 
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(work, range(16)))
-    assert max(seen) == 1
+    assert (max(seen) == 1) is not safe
     assert [decoded for _, _, decoded in results] == [model.decode([65 + n]) for n in range(16)]
+    assert [text for text, *_ in results] == [tuple(model.checkpoint.text.encode(f"text {n}")) for n in range(16)]
