@@ -141,6 +141,7 @@ def test_a_gguf_file_gives_the_decoder_of_its_safetensors_form(tmp_path, family,
 
 
 THETA = {"rope_theta": 500000.0}
+LINEAR = {"rope_type": "linear", "factor": 4.0, **THETA}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, **THETA}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -154,14 +155,13 @@ def factors(rope, size, config):
     return (1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2) / size) / scaled).numpy().astype(np.float32)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize(
-    "rope", [{"rope_type": "linear", "factor": 4.0, **THETA}, YARN, LLAMA3], ids=lambda r: r["rope_type"]
+    ("family", "rope"),
+    [("llama", LINEAR), ("llama", YARN), ("llama", LLAMA3), ("qwen2", LINEAR), ("qwen2", YARN)],
+    ids=lambda value: value if isinstance(value, str) else value["rope_type"],
 )
 def test_scaled_rotary_embeddings_of_a_file_are_kept(tmp_path, family, rope):
     """llama.cpp stores the scaling of Llama 3 as a factor per frequency."""
-    if (family, rope["rope_type"]) == ("qwen2", "llama3"):
-        pytest.skip("Qwen2 has none of it")
 
     def extra(writer):
         if rope["rope_type"] == "llama3":

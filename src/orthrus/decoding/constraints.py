@@ -76,12 +76,12 @@ class Grammars:
         bound = self._digit_bound(constraint.kind)
         return Grammar(matcher, partial(self._matcher, constraint), end_token_ids, self._vocab_size, bound)
 
-    def _matcher(self, constraint: Constraint, spent: LLMatcher | None = None) -> LLMatcher:
-        """The compiled constraint, compiled anew if it is the `spent` one: its copies share its lexer states, and with
-        them the limit on their number."""
+    def _matcher(self, constraint: Constraint, exhausted: LLMatcher | None = None) -> LLMatcher:
+        """The compiled constraint, compiled anew if it is the `exhausted` one: copies of a matcher share its lexer
+        states, and the limit on their number."""
         with self._lock:
             matcher = self._compiled.get(constraint)
-            if matcher is None or matcher is spent:
+            if matcher is None or matcher is exhausted:
                 matcher = self._compiled[constraint] = self._compile(constraint)
                 if len(self._compiled) > CACHED_GRAMMARS:
                     self._compiled.popitem(last=False)
