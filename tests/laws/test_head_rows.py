@@ -20,6 +20,7 @@ from orthrus.runner.runner import Runner
 from orthrus.training import objectives, ops
 from orthrus.training.blocks import Blocks
 from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate, corrections, fitted, head_loss, nearest_inverse
+from orthrus.training.parameters import of_head, trainable
 from orthrus.training.replay import accepted_drafts
 from orthrus.training.rows import head_rows, joined
 from orthrus.training.step import states_of, step
@@ -124,6 +125,40 @@ def test_view_and_head_have_objectives_of_their_own():
     for (view, head), found in losses.items():
         assert found == (losses[view, view][0], losses[head, head][1])
     assert len(set(losses.values())) == len(losses)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_the_view_learns_from_the_loss_of_the_head(family):
+    """The gradient of the view is that of its own loss and a share of that of the head's, through the hidden states and
+    the logits of the candidates. The gradient of the head is its own."""
+    decoder, share, objective = with_head(family), 0.3, objectives.load("kl")
+    blocks = Blocks(
+        torch.tensor(tiny.request(40).prompt), (0,), torch.tensor([3, 9, 36]), torch.tensor([40, 12, 38]), K, M
+    )
+    parameters = trainable(decoder, head=True)
+    view, head = ([p for name, p in parameters.items() if of_head(name) == which] for which in (False, True))
+    states = states_of(decoder, blocks)
+    rows = head_rows(decoder, states)
+    hidden_SMD = states.hidden_SKD[:, :M]
+    logits_SMV = hidden_SMD @ decoder.head.weight.T
+    if (cap := decoder.config.logit_soft_cap) is not None:
+        logits_SMV = cap * torch.tanh(logits_SMV / cap)
+    logits_SMC = logits_SMV.gather(2, rows.candidates_SMC.long())
+    taught = head_loss(decoder, replace(rows, hidden_SMD=hidden_SMD, logits_SMC=logits_SMC), objective, 0.8)[0]
+
+    def gradients(loss, parameters):
+        return torch.autograd.grad(loss, parameters, retain_graph=True)
+
+    alone = step(decoder, blocks, objective, decay=0.8)
+    both = step(decoder, blocks, objective, decay=0.8, head_gradient=share)
+    torch.testing.assert_close(both.total, alone.total)
+    for found, own, more in zip(
+        gradients(both.total, view), gradients(alone.total, view), gradients(taught, view), strict=True
+    ):
+        torch.testing.assert_close(found, own + share * more, atol=1e-6, rtol=1e-4)
+        assert float(more.abs().max()) > 0
+    for found, own in zip(gradients(both.total, head), gradients(alone.total, head), strict=True):
+        torch.testing.assert_close(found, own, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("how", list(OPS))

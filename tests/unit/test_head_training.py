@@ -32,10 +32,10 @@ def load(bare, adapter, dtype=torch.float32):
     return hub.load(str(bare), adapter=adapter, dtype=dtype)
 
 
-@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("how", [{}, {"head_gradient": 0.5}, {"head_only": True}], ids=["beside", "joint", "alone"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, dtype, only):
-    settings = {"dtype": dtype, "head_only": only, **HEAD}
+def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, dtype, how):
+    settings = {"dtype": dtype, **how, **HEAD}
     whole = train(bare, jsonl, tmp_path / "whole", **settings)
     train(bare, jsonl, tmp_path / "parts", until=3, **settings)
     again = train(bare, jsonl, tmp_path / "parts", **settings)
@@ -46,6 +46,14 @@ def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, dtype, onl
 def test_the_view_trains_to_the_same_bits_with_and_without_a_head(bare, jsonl, tmp_path):
     one, other = train(bare, jsonl, tmp_path / "one"), train(bare, jsonl, tmp_path / "other", **HEAD)
     assert_same(parameters(one, ".diffusion."), parameters(other, ".diffusion."))
+
+
+def test_a_view_that_learns_from_the_head_lowers_the_loss_of_the_head_further(bare, jsonl, tmp_path):
+    losses = []
+    for share in (0.0, 1.0):
+        train(bare, jsonl, tmp_path / str(share), steps=40, head_gradient=share, **HEAD)
+        losses.append(sum(step["head_loss"] for step in read(tmp_path / str(share))[-5:]))
+    assert losses[1] < losses[0]
 
 
 def test_a_head_alone_lowers_its_loss_and_changes_nothing_else(bare, jsonl, tmp_path):

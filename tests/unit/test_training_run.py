@@ -296,6 +296,15 @@ def test_the_losses_of_a_run_are_resumed(bare, jsonl, tmp_path):
     assert resumed._losses == train(bare, jsonl, tmp_path / "whole")._losses
 
 
+def test_a_run_of_a_version_without_a_setting_goes_on_with_its_default(bare, jsonl, tmp_path):
+    train(bare, jsonl, tmp_path / "r", until=2)
+    path = tmp_path / "r" / "run.json"
+    description = json.loads(path.read_text())
+    del description["recipe"]["head_gradient"]
+    path.write_text(json.dumps(description))
+    assert train(bare, jsonl, tmp_path / "r").done == config().steps
+
+
 def test_another_run_does_not_continue_here(bare, jsonl, tmp_path):
     train(bare, jsonl, tmp_path / "run", until=2)
     with pytest.raises(ValueError, match=r"recipe.learning_rate was 0.01, is 0.1"):

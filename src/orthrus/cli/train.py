@@ -101,6 +101,10 @@ HeadRateOption = Annotated[float, typer.Option(help="Peak learning rate of the d
 HeadObjectiveOption = Annotated[
     str, typer.Option(help="Objective of the draft head, by the same names.", callback=_known_objective)
 ]
+HeadGradientOption = Annotated[
+    float,
+    typer.Option(help="Weight of the draft head's loss in what the view learns; 0: its own objective alone."),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the data order and the choice of roots.")]
 HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation and calibration.")]
 ValidateEveryOption = Annotated[
@@ -140,6 +144,7 @@ def command(
     head_only: HeadOnlyOption = False,
     head_learning_rate: HeadRateOption = 3e-3,
     head_objective: HeadObjectiveOption = "kl",
+    head_gradient: HeadGradientOption = 0.0,
     keep_rows: KeepRowsOption = True,
     seed: SeedOption = 0,
     held_out: HeldOutOption = 32,
@@ -165,7 +170,7 @@ def command(
     config = TrainConfig(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-        validate_every or 1, save_every, units, head_only, head_learning_rate, head_objective,
+        validate_every or 1, save_every, units, head_only, head_learning_rate, head_objective, head_gradient,
     )  # fmt: skip
     if loaded is None:
         print_estimate(decoder, config)
@@ -174,11 +179,10 @@ def command(
     if inspect:
         print_text(corpus, config, loaded.tokenizer.decode)
     else:
-        scheduled = setup.scheduled(config, corpus, epochs, steps, validate_every)
-        _train(loaded, scheduled, corpus, output, keep_rows=keep_rows)
+        _train(loaded, setup.scheduled(config, corpus, epochs, steps, validate_every), corpus, output, keep_rows)
 
 
-def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, *, keep_rows: bool) -> None:
+def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, keep_rows: bool) -> None:
     from orthrus.training.trainer import ROWS
     from orthrus.training.world import World
 

@@ -49,7 +49,7 @@ class TrainConfig:
 
     head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
     on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
-    to a peak of its own.
+    to a peak of its own. head_gradient: the weight of the head's loss in the gradient of the view.
     """
 
     block_size: int = 32
@@ -75,6 +75,7 @@ class TrainConfig:
     head_only: bool = False
     head_learning_rate: float = 3e-3
     head_objective: str = "kl"
+    head_gradient: float = 0.0
 
     def __post_init__(self) -> None:
         DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)
@@ -97,6 +98,9 @@ class TrainConfig:
             raise ValueError(f"head_units must be a multiple of {UNIT_MULTIPLE} (0: no head), not {self.head_units}")
         if self.head_units and self.trained_rows < 2:
             raise ValueError("a draft head corrects the rows after the first of a block, and only one row is trained")
+        refuse_outside("head_gradient", self.head_gradient, 0.0, 100.0)
+        if self.head_gradient and (self.head_only or not self.head_units):
+            raise ValueError("head_gradient is for a view and a draft head that are trained together")
         if self.head_only and self.objective != "kl":
             raise ValueError(
                 f"head_only does not train the view, whose objective is {self.objective}: set head_objective"

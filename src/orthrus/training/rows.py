@@ -8,7 +8,7 @@ Shapes: S blocks, M trained rows, N rows, C candidates, I inverse temperatures; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -114,6 +114,16 @@ class Collected:
             (rows.teacher_SMC, shares_NC), (rows.chosen_SM, chosen_N), (rows.chosen_logits_SM, chosen_logits_N),
         ):  # fmt: skip
             target.flatten(0, 1)[places_N] = values.to(target.dtype)
+
+
+def linked(rows: HeadRows, states: States, head: Head, weight: float) -> HeadRows:
+    """The same rows, of which the hidden states and the logits of the candidates pass `weight` times their gradient on
+    to the states. The rest of the vocabulary is taken as a constant."""
+    M = rows.chosen_SM.shape[1]
+    fresh_SMD = states.hidden_SKD[:, :M]
+    hidden_SMD = rows.hidden_SMD + weight * (fresh_SMD - fresh_SMD.detach()) * rows.inside_SM[:, :, None]
+    logits_SMC = (head.weight_VD[rows.candidates_SMC] @ hidden_SMD[:, :, :, None])[:, :, :, 0].float()
+    return replace(rows, hidden_SMD=hidden_SMD, logits_SMC=head.capped(logits_SMC))
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 The frozen pass runs once over the packed text and returns the keys and values of every layer and the hidden states of
 the teacher. Then the rows of all blocks run in one diffusion pass; each row attends to the AR keys of its document
 strictly before its root, and to its own block (arXiv 2605.12825, section 3). Only the projections and norms of the
-diffusion view have gradients, and the draft head, which learns from the hidden states of the same rows and has no
-effect on the view. Logits are computed in chunks of rows.
+diffusion view have gradients, and the draft head, which learns from the hidden states of the same rows. The view may
+learn from the loss of the head too, so that its hidden states tell what follows each token that may stand before a row.
+Logits are computed in chunks of rows.
 
 Shapes: T tokens of the packed text, S roots, K block, N = S * K rows; the rest as in `orthrus.config`.
 """
@@ -26,7 +27,7 @@ from orthrus.training.draft_head import head_loss as draft_head_loss
 from orthrus.training.objectives import Objective
 from orthrus.training.ops import Ops, rms_norm
 from orthrus.training.ops import load as load_ops
-from orthrus.training.rows import Collected, HeadRows, States
+from orthrus.training.rows import Collected, HeadRows, States, linked
 from orthrus.training.vocabulary import Head, Rules, Targets, VocabularyLoss
 
 
@@ -45,7 +46,7 @@ class Outcome:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised: the losses of view and head, which share no trained weight."""
+        """What is minimised: the losses of view and head."""
         return self.loss if self.head_loss is None or self.head_loss is self.loss else self.loss + self.head_loss
 
     @property
@@ -63,12 +64,13 @@ def step(
     decay: float = 1.0,
     head: Head | None = None,
     head_objective: Objective | None = None,
+    head_gradient: float = 0.0,
 ) -> Outcome:
     """The loss of an unprepared decoder, differentiable with respect to its parameters that require gradients.
 
     `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block. head:
     that of the decoder, where the caller keeps its transposed weights. head_objective: that of the draft head, if it is
-    another one.
+    another one. head_gradient: the weight of the head's loss in the gradient of the view.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
     states, trained_SM = states_of(decoder, blocks, ops), blocks.trained_SM
@@ -88,7 +90,12 @@ def step(
         ),
         ops,
     )
-    head_loss = draft_head_loss(decoder, collected.rows, head_objective or objective, decay)[0] if collected else None
+    head_loss = None
+    if collected is not None:
+        rows = collected.rows
+        if head_gradient:
+            rows = linked(rows, states, head or Head.of(decoder), head_gradient)
+        head_loss = draft_head_loss(decoder, rows, head_objective or objective, decay)[0]
     rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)
 

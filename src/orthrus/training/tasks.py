@@ -79,10 +79,11 @@ class ViewTask:
 
     def outcome(self, number: int) -> Outcome:
         """See `Task`: of one packed text."""
-        blocks, decay = self._packing.blocks(number), self._config.offset_decay
+        config = self._config
         return step(
-            self._decoder, blocks, self._objective, decay=decay, head=self._head, head_objective=self._head_objective
-        )
+            self._decoder, self._packing.blocks(number), self._objective, decay=config.offset_decay, head=self._head,
+            head_objective=self._head_objective, head_gradient=config.head_gradient,
+        )  # fmt: skip
 
     def batch(self, number: int) -> dict[str, Any]:
         """See `Task`."""

@@ -225,10 +225,12 @@ class Trainer:
         }  # fmt: skip
 
     def _refuse_other_run(self) -> None:
-        """Raise ValueError if the directory holds a run with other settings."""
+        """Raise ValueError if the directory holds a run with other settings. Those that it did not know yet had their
+        default."""
         path = self.directory / RUN
         if path.exists():
-            before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(self._description())
+            before = _flat({"recipe": asdict(TrainConfig())}) | _flat(json.loads(path.read_text(encoding="utf-8")))
+            now = _flat(self._description())
             changed = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in now if before.get(k) != now[k]]
             if changed:
                 raise ValueError(

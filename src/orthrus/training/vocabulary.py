@@ -34,8 +34,11 @@ class Head(NamedTuple):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V]."""
-        logits_NV = hidden_ND @ (self.weight_VD.T if self.weight_DV is None else self.weight_DV)
-        return logits_NV if self.soft_cap is None else torch.tanh(logits_NV / self.soft_cap) * self.soft_cap
+        return self.capped(hidden_ND @ (self.weight_VD.T if self.weight_DV is None else self.weight_DV))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """The products of hidden states and weights, as logits."""
+        return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
 
     def backward(self, grad_NV: Tensor, logits_NV: Tensor | None) -> Tensor:
         """The gradient with respect to the hidden states [N, D]; a soft cap needs the logits."""
