@@ -115,11 +115,6 @@ class Context:
         token = int(text[place])
         return Match(token, length, bool((text[ends + 1] == token).all()), place)
 
-    def repeats(self, count: int) -> bool:
-        """Whether the last `count` tokens may have occurred before. False is certain, and found at once."""
-        tokens = self.tokens
-        return len(tokens) > count and tokens[-count:].tobytes() in tokens[:-1].tobytes()
-
     def following(self, match: Match, count: int) -> list[Match]:
         """The next `count` matches, or fewer at the end of the text, if the text goes on as it did there."""
         tokens = self.tokens[match.place : match.place + count].tolist()

@@ -11,12 +11,14 @@ import tiny
 import torch
 
 from orthrus.config import DecodingConfig
-from orthrus.decoding.drafts import Draft
+from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.engine import Engine
+from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
+from orthrus.decoding.planning.account import Account
 from orthrus.decoding.planning.choice import choose_roots, count_causally, count_offered
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.planner import tree_size
+from orthrus.decoding.planning.planner import _is_outdated, _rounded, tree_size
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
 from orthrus.ngrams import Option
 from orthrus.runner.draft_tree import BlockRows, grow
@@ -114,6 +116,33 @@ def test_a_yield_sums_path_probabilities_and_covers_all_ends():
     assert drafts.covered[0, 1:] == pytest.approx(1.0)  # nothing is verified, so the path ends at the anchor
     assert drafts.covered[NODES.index(1)].tolist() == pytest.approx([0.0, 0.9, 1.0, 1.0, 1.0])
     assert (drafts.covered[:, 1:] >= drafts.covered[:, :-1] - 1e-12).all()
+
+
+def test_a_block_of_which_nothing_is_verified_counts():
+    """Else the next sequence would draft in vain as often as this one did."""
+    account = Account(AcceptanceHistory((8,), 8))
+    drafts = Draft.chain([1, 2], [0.1, 0.1])
+    account.observe(PassPlan(drafts, drafting_rows=8, probabilities=[0.1, 0.01]), Verdict([5], []), stopped=False)
+    assert (account.history.verdicts, account.history.observed) == (1, True)
+    account.observe(PassPlan(), Verdict([5], []), stopped=False)
+    assert account.history.verdicts == 1
+
+
+def test_drafts_that_were_seldom_accepted_are_tried_again_by_later_sequences():
+    history, drafts = AcceptanceHistory((8,), 8), Draft.chain([1], [0.3])
+    for _ in range(300):
+        history.observe(drafts, [], stopped=False)
+    (low,) = history.probabilities(drafts)
+    assert low < 0.1
+    for _ in range(6):  # in none of which such a draft is verified
+        history = AcceptanceHistory((8,), 8, history)
+    assert history.probabilities(drafts)[0] > 0.9 * 0.3
+
+
+def test_a_batch_solves_its_policies_again_only_where_its_size_changes_much():
+    assert [size for size in range(1, 200) if not _is_outdated(64, size)] == list(range(43, 96))
+    assert not any(_is_outdated(size, size) or _is_outdated(_rounded(size), size) for size in range(1, 200))
+    assert all(_is_outdated(0, size) for size in (1, 64))
 
 
 def test_narrow_blocks_suggest_what_wider_ones_yield():

@@ -28,3 +28,19 @@ def test_parts_with_one_prompt_are_omitted_if_there_are_larger_ones(tmp_path, pr
     shown = report.markdown([file])
     assert ("| small |" in shown) == ("large" not in prompts)
     assert ("| large |" in shown) == ("large" in prompts)
+
+
+def test_headlines_are_of_the_named_setting_and_over_plain_decoding(tmp_path):
+    """Neither a variant of `auto`, nor the total of another task, nor a factor over another setting."""
+    speed = {"prompts": 3, "over_plain": 1.5, "over_plain_quartiles": [1.4, 1.6], "speed": 9.0}
+    records = [
+        {**speed, "part": part, "setting": setting, "over_plain": factor}
+        for part in ("spec_bench, all", "long_context, all")
+        for setting, factor in (("ar", 1.0), ("auto", 1.5), ("auto+15", 1.7))
+    ]
+    records[-2] |= {"over_plain": 1.9, "speed": 99.0}
+    file = tmp_path / "speed.json"
+    file.write_text(json.dumps({"speed": records, "provenance": ORIGIN}))
+    assert "| 1.50 (1.40 to 1.60) |" in report.headlines([file])
+    file.write_text(json.dumps({"speed": records[1:], "provenance": ORIGIN}))
+    assert "1.50" not in report.headlines([file])

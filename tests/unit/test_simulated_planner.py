@@ -29,6 +29,12 @@ def test_poor_drafts_cost_at_most_the_budget(costs, batch):
     assert gain(costs, 0.05, batch) > 0.96
 
 
+@pytest.mark.parametrize("width", [2, 3])
+def test_narrow_blocks_may_have_been_accepted_whole(width):
+    drafts = Drafts([0.99] * width, miss_factor=0.5, nodes=8)
+    assert tokens_per_second(tiny.COSTS["passes"], drafts, 1, 64, 60) > 1
+
+
 def test_where_nothing_pays_decoding_stays_plain():
     assert gain("hopeless", 0.95) == pytest.approx(1, abs=0.01)
 

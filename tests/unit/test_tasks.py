@@ -94,3 +94,13 @@ def test_acceptance_pools_over_cycles():
     assert pooled.tpf == pytest.approx((7 + 5) / (7 + 3))
     assert pooled.by_offset == pytest.approx([3 / 4, 2 / 4, 1 / 4])
     assert pooled.interval[0] <= pooled.acceptance_length <= pooled.interval[1]
+
+
+@pytest.mark.parametrize("settings", [2, 3, 4])
+def test_the_order_of_settings_rotates_within_each_part(settings):
+    parts = ["a", "b", "c", "d", "e", "f"] * 12
+    turns = measure.turns(parts, settings)
+    for part in set(parts):
+        own = [turn for turn, name in zip(turns, parts, strict=True) if name == part]
+        assert [own.count(turn) for turn in range(settings)] == [12 // settings] * settings
+    assert set(measure.turns(["a"] * settings, settings)) == set(range(settings))

@@ -24,6 +24,7 @@ import torch
 from orthrus import torch_threads
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
+from orthrus.bench.measure import turns
 from orthrus.bench.peers import transformers, workers
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request
@@ -112,8 +113,13 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._stderr.close()
 
     def generate(self, request: Request, stops: list[int]) -> tuple[list[int], float]:
@@ -153,12 +159,14 @@ def weights_for(model: Model, chosen: Iterable[str]) -> dict[str, str]:
 
 def measure(
     model: Model,
+    task: str,
     prompts: list[TaskPrompt],
     options: Options,
     chosen: list[str],
     track: Callable[[Iterable[int]], Iterable[int]],
 ) -> list[System]:
-    """Decode every prompt with every system. The order of the systems rotates from prompt to prompt."""
+    """Decode every prompt with every system. The order of the systems rotates from prompt to prompt of a part. A peer
+    that fails is absent."""
     requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
     stops, absent = sorted(model.limits.end_token_ids), {}
     weights, threads, device = weights_for(model, chosen), torch.get_num_threads(), str(model.decoder.device)
@@ -177,21 +185,28 @@ def measure(
         for cycle in OURS:
             systems[f"orthrus {cycle}"](requests[0])
         runs: dict[str, list[Run]] = {name: [] for name in systems}
-        for number in track(range(len(requests))):
-            names = list(systems)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                whole, first = systems[name](requests[number]), systems[name](_first_of(requests[number]))
-                runs[name].append((*whole, first[1]))
+        for number, turn in enumerate(track(turns([prompt.part for prompt in prompts], len(systems)))):
+            names = list(runs)
+            for name in names[turn:] + names[:turn]:
+                try:
+                    whole, first = systems[name](requests[number]), systems[name](_first_of(requests[number]))
+                except (OSError, RuntimeError) as error:
+                    if name not in chosen:
+                        raise
+                    absent[name] = str(error)
+                    del runs[name]
+                else:
+                    runs[name].append((*whole, first[1]))
     parts = {prompt.part for prompt in prompts}
     groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in sorted(parts)}
     if len(parts) > 1:
-        groups["all"] = list(range(len(prompts)))
+        groups[f"{task}, all"] = list(range(len(prompts)))
     measured = [
         _summary(part, name, {system: [own[n] for n in indices] for system, own in runs.items()})
-        for part, indices in groups.items() for name in systems
+        for part, indices in groups.items() for name in runs
     ]  # fmt: skip
     return measured + [
-        System("all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()
+        System(f"{task}, all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()
     ]
 
 

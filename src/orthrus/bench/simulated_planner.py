@@ -96,8 +96,7 @@ def _advance(sequence: Sequence, plan: PassPlan, drafts: Drafts, rng: random.Ran
     path = drafts.accepted(rng, plan.tree)
     kept = sequence.append(Verdict([*(plan.tree.tokens[node] for node in path), next(tokens)], path), plan)
     chosen, sequence.ahead = plan.block_for(kept.path), Draft()
-    if chosen is not None:
-        first = 1 + len(kept.path) - chosen[1]
+    if chosen is not None and (first := 1 + len(kept.path) - chosen[1]) <= len(drafts.by_offset):
         hit = rng.random() < drafts.by_offset[first - 1]
         sequence.ahead = drafts.beside(first, plan.width, tokens, hit=hit)
     return kept

@@ -27,9 +27,9 @@ class Speed:
     """Results of one setting over all prompts of a part.
 
     speed: median tokens per second, prefill included; over_plain: median of the ratio to the first setting, prompt by
-    prompt; expected: tokens per second by the cost table; first_token: median seconds to the first token; between:
-    median and 99th percentile of the seconds between cycles (one or several tokens each); peak: maximum bytes of the
-    process (or of GPU memory), weights included, 0 if the system does not report it.
+    prompt; expected: tokens per second after the first by the cost table, 0 where there are none; first_token: median
+    seconds to the first token; between: median and 99th percentile of the seconds between cycles (one or several tokens
+    each); peak: maximum bytes of the process (or of GPU memory), weights included, 0 if the system does not report it.
     """
 
     part: str
@@ -82,14 +82,15 @@ def options_of(setting: str) -> Options:
 
 def measure_settings(
     model: Model,
+    task: str,
     prompts: list[TaskPrompt],
     options: Options,
     settings: list[str],
     track: Callable[[Iterable[int]], Iterable[int]],
 ) -> list[Speed]:
-    """Decode every prompt with every setting. The order of the settings rotates from prompt to prompt.
+    """Decode every prompt with every setting. The order of the settings rotates from prompt to prompt of a part.
 
-    Returns the results of each part, then those of all parts together.
+    Returns the results of each part, then those of all parts of the task together.
     """
     if len(settings) != len(set(settings)):
         raise ValueError(f"each setting is measured once, and one is repeated: {', '.join(settings)}")
@@ -97,14 +98,15 @@ def measure_settings(
     runs: dict[str, list[Run]] = {setting: [] for setting in settings}
     for setting in settings:
         _decode(model, requests[0], options | options_of(setting))  # warm-up
+    turns = measure.turns([prompt.part for prompt in prompts], len(settings))
     for number in track(range(len(prompts))):
-        turn = number % len(settings)
+        turn = turns[number]
         for setting in settings[turn:] + settings[:turn]:
             runs[setting].append(_decode(model, requests[number], options | options_of(setting)))
     parts = sorted({prompt.part for prompt in prompts})
     groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in parts}
     if len(parts) > 1:
-        groups["all"] = list(range(len(prompts)))
+        groups[f"{task}, all"] = list(range(len(prompts)))
     lengths = [len(request.prompt) for request in requests]
     return [
         _summary(model, (part, setting), [runs[setting][n] for n in chosen], [runs[settings[0]][n] for n in chosen],
@@ -157,7 +159,7 @@ def _summary(
         *name, len(statistics), pooled.generated, pooled.acceptance_length, pooled.acceptance_length + 1,
         sum(s.passes for s in statistics), pooled.tpf, pooled.rows_per_pass,
         float(np.median(speeds)), _quartiles(speeds), float(np.median(speeds / plain)), _quartiles(speeds / plain),
-        sum(s.generated for s in statistics) / seconds,
+        sum(s.generated - 1 for s in statistics) / seconds if seconds else 0.0,
         sum(run.tokens == other.tokens for run, other in zip(runs, base, strict=True)),
         float(np.median([run.ends[0] for run in runs])), _quantiles(gaps, (0.5, 0.99)),
         max(run.peak for run in runs),

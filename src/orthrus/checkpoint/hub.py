@@ -38,7 +38,7 @@ from orthrus.model.decoder import Decoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=7)
+DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=8)
 """The view of the demo model; its mask token, 3 (`<repo_name>`), never occurs in chat."""
 
 NO_ADAPTER = "none"

@@ -19,7 +19,7 @@ def measure(settings: Settings, peer: str) -> Iterator[dict[str, Any]]:
     model = settings.load()
     options: Options = {"max_new_tokens": 4 if settings.dry_run else 128, "temperature": 0.0, "seed": 0}
     prompts = tasks.load("gsm8k", 1 if settings.dry_run else 8)
-    systems = compare.measure(model, prompts, options, [f"{peer} bf16"], lambda items: items)
+    systems = compare.measure(model, "gsm8k", prompts, options, [f"{peer} bf16"], lambda items: items)
     yield {"systems": [asdict(system) for system in systems], "provenance": provenance.of_run(model)}
 
 

@@ -38,11 +38,18 @@ def load(model: Model) -> PreTrainedModel:
 
 def generate(peer: PreTrainedModel, request: Request) -> tuple[list[int], float]:
     """Greedy tokens and the seconds they took, prefill included."""
-    prompt = torch.tensor([request.prompt])
+    prompt = torch.tensor([request.prompt], device=peer.device)
     start = perf_counter()
     with torch.inference_mode():
         out = peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=request.stop.max_new_tokens)
     return out[0, prompt.shape[1] :].tolist(), perf_counter() - start
+
+
+def _ours(model: Model, options: Options, request: Request) -> tuple[list[int], float]:
+    """The same by our plain decoding."""
+    config = model.decoding_config({**options, "cycle": "ar"})
+    (done,) = [s.sequence for s in model.run([request], config) if s.sequence.finish_reason is not None]
+    return done.tokens, done.statistics.seconds
 
 
 def _given(truth: OracleResult) -> OracleResult:
@@ -66,20 +73,21 @@ def compare(
     options: Options,
     track: Callable[[Iterable[Request]], Iterable[Request]],
 ) -> tuple[exactness.Comparison, Speed]:
-    """Compare its greedy tokens with those of our plain decoding, and the speeds, prefill included."""
-    peer, comparison = load(model), exactness.Comparison("transformers")
+    """Compare its greedy tokens with those of our plain decoding, and the speeds, prefill included. The two take turns
+    in being first."""
+    peer, comparison = load(model).to(model.decoder.device), exactness.Comparison("transformers")
+    systems = (partial(_ours, model, options), partial(generate, peer))
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     speeds: list[tuple[float, float]] = []
-    for request in requests[:1]:  # warm-up of both systems
-        generate(peer, request)
-        exactness.oracle(model, request)
+    for request in requests[:1]:  # warm-up
+        for system in systems:
+            system(request)
     for number, request in enumerate(track(requests)):
-        start = perf_counter()
+        runs = {index: systems[index](request) for index in ((0, 1) if number % 2 == 0 else (1, 0))}
+        ours, theirs = (len(tokens) / seconds for tokens, seconds in (runs[0], runs[1]))
+        speeds.append((ours, theirs))
         truth = exactness.oracle(model, request)
-        ours = len(truth.tokens) / (perf_counter() - start)
-        tokens, seconds = generate(peer, request)
-        speeds.append((ours, len(tokens) / seconds))
-        comparison.add(number, truth.tokens, tokens, partial(_given, truth))
+        comparison.add(number, truth.tokens, runs[1][0], partial(_given, truth))
     ratios = [ours / theirs for ours, theirs in speeds]
     low, high = np.quantile(ratios, (0.25, 0.75))
     ours, theirs = (float(np.median(side)) for side in zip(*speeds, strict=True))

@@ -75,7 +75,7 @@ def command(
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0}
     systems = []
     for name, asked in prompts.items():
-        systems += compare.measure(loaded, asked, options, chosen, partial(progress, label=name))
+        systems += compare.measure(loaded, name, asked, options, chosen, partial(progress, label=name))
     if as_json:
         record = {"sides": [asdict(system) for system in systems], "provenance": provenance.of_run(loaded)}
         print(json.dumps(record, indent=2))

@@ -70,7 +70,7 @@ def command(
     measured = []
     for name, asked in prompts.items():
         track = partial(progress, label=name)
-        measured += speeds.measure_settings(loaded, asked, options, settings, track)
+        measured += speeds.measure_settings(loaded, name, asked, options, settings, track)
     if plot is not None:
         speeds.plot(measured, plot)
     if as_json:

@@ -30,14 +30,15 @@ SOURCES = ("pass", "beside")
 class AcceptanceHistory:
     """The ratios of accepted to expected drafts of one sequence, and the yields of its blocks.
 
-    Only drafts whose parent was accepted count. The prior is the estimates of the sequence `before`, or defaults if
-    there is none. `verdicts` counts those on blocks; `observed`: whether it differs from its prior.
+    Only drafts whose parent was accepted count. The prior is the defaults or, after a sequence `before`, the means of
+    its estimates and the defaults: drafts that were seldom accepted are tried again. `verdicts`: passes that had the
+    drafts of a block; `observed`: whether it differs from its prior.
     """
 
     def __init__(self, widths: tuple[int, ...], rows: int, before: AcceptanceHistory | None = None) -> None:
         self._rows = rows
         self._ratios: dict[tuple[Kind, int], _Ratio] = {
-            (kind, place): _Ratio(before._ratios[kind, place].value if before else default)
+            (kind, place): _Ratio((before._ratios[kind, place].value + default) / 2 if before else default)
             for kind, default in DEFAULT_RATIOS.items()
             for place in range(len(BIN_EDGES) + 1)
         }
@@ -77,7 +78,6 @@ class AcceptanceHistory:
         """Count the verdict on a verified draft, of which the nodes of `path` were accepted. stopped: the sequence
         ended with the last of them, so nothing is known about its children."""
         self.observed = True
-        self.verdicts += draft.from_block
         for ratio in self._ratios.values():
             ratio.hits, ratio.expected = DECAY * ratio.hits, DECAY * ratio.expected
         tried = {-1, *path} if not stopped else {-1, *path[:-1]} if path else set()
@@ -162,6 +162,6 @@ def _defaults(source: str, widths: Sequence[int], rows: int) -> Yield:
     """The yields by width that are assumed for the first sequence: those of chains whose drafts are often right."""
     first = 0.8 if source == "pass" else 0.6
     depths = [_depth(source, width, rows) for width in widths]
-    return Yield.joined(
-        [Yield.of(range(-1, depth - 1), [first * 0.7**node for node in range(depth)]) for depth in depths]
-    )
+    nodes = range(max(depths))
+    kept_WM = np.array(nodes) < np.array(depths)[:, None]
+    return Yield.of(range(-1, len(nodes) - 1), [first * 0.7**node for node in nodes], kept_WM)

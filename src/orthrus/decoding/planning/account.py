@@ -53,6 +53,8 @@ class Account:
             self.history.observe_block("pass", plan.drafting_rows, plan.draft, plan.probabilities)
         elif plan.draft.start == 1 and plan.draft.from_block:
             self.history.observe_block("beside", self.block_width, plan.draft, plan.probabilities)
+        if plan.drafting_rows or plan.draft.from_block:
+            self.history.verdicts, self.history.observed = self.history.verdicts + 1, True
         if plan.offered:
             ended = stopped and len(verdict.tokens) == verdict.accepted
             self.history.observe(plan.tree, verdict.path, stopped=ended)
@@ -119,7 +121,7 @@ class Candidate:
 
 def _looked_up(context: Context) -> Draft:
     """The chain of tokens that followed the newest ones when they occurred before."""
-    match = context.after() if context.repeats(MIN_MATCH) else None
+    match = context.after()
     if match is None or match.length < MIN_MATCH:
         return Draft()
     options = [weighed((), own)[0] for own in context.following(match, MAX_LOOKUP_DRAFTS)]

@@ -20,12 +20,7 @@ def count_offered(probabilities: list[list[float]], cost: Callable[[int], list[f
     if len(probabilities) > 1:
         worth.sort()
     costs, offered = cost(len(worth)), [0] * len(probabilities)
-    best, most, tokens = 0, -costs[0], 0.0
-    for count, (negative, _) in enumerate(worth, 1):
-        tokens -= negative
-        if tokens - costs[count] > most:
-            best, most = count, tokens - costs[count]
-    for _, slot in worth[:best]:
+    for _, slot in worth[: _best_count([-negative for negative, _ in worth], costs.__getitem__)]:
         offered[slot] += 1
     return offered
 

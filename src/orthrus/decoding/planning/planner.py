@@ -82,7 +82,7 @@ class Planner:
 
     def first_width(self, context: int, sharers: int = 1) -> int:
         """Rows of the block in the last pass of a prefill beside sharers - 1 sequences; 0 if drafting does not pay."""
-        sharers = 1 if self._alone else sharers
+        sharers = 1 if self._alone else _rounded(sharers)
         policy = self._solve(self._new_history(), sharers, context)
         extra = self.costs.ragged(sharers, sharers, 1, policy.width, context) - self.costs.ar(sharers, 1, context)
         return policy.width if policy.block_value > policy.rate * extra else 0
@@ -97,7 +97,7 @@ class Planner:
             for sequence, account in zip(group, accounts, strict=True):
                 account.rests, verdicts = rests, account.history.verdicts
                 account.passes_to_rest -= rests
-                if not rests and (account.solved_for != sharers or verdicts >= account.solve_at):
+                if not rests and (_is_outdated(account.solved_for, len(group)) or verdicts >= account.solve_at):
                     account.policy = self._solve(account.history, sharers, sequence.length)
                     account.solved_for = sharers
                     account.solve_at = verdicts + max(RESOLVE_EVERY // 4, min(verdicts, RESOLVE_EVERY))
@@ -106,7 +106,7 @@ class Planner:
         """The account of a sequence, up to its newest token."""
         account = self._accounts.get(sequence.index)
         if account is None:
-            account = self._accounts[sequence.index] = Account(self._new_history())
+            account = self._accounts[sequence.index] = Account(self._new_history(), block_width=self._width)
         account.read(sequence)
         return account
 
@@ -261,7 +261,13 @@ def tree_size(costs: CostModel, width: int) -> int:
     return max((nodes for nodes in NODES if nodes >= 4), key=rate)
 
 
+def _is_outdated(solved_for: int, sharers: int) -> bool:
+    """Whether a policy was solved for a batch of another size: half as large again, or smaller by a third. So requests
+    that join and leave change policies seldom."""
+    return not 2 * solved_for < 3 * sharers < 4.5 * solved_for
+
+
 def _rounded(sharers: int) -> int:
-    """Rounded down to two significant bits: a request that joins or leaves need not change the policies."""
+    """Rounded down to two significant bits, so that the times of passes are computed for few sizes of a batch."""
     step = max(1 << sharers.bit_length() - 2, 1) if sharers > 1 else 1
     return sharers // step * step

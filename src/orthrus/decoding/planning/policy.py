@@ -67,11 +67,6 @@ class Yield:
         """The yields of several trees, each alone."""
         return [Yield(*parts) for parts in zip(self.accepted, self.covered, strict=True)]
 
-    @staticmethod
-    def joined(yields: Sequence[Yield]) -> Yield:
-        """The reverse of `split`."""
-        return Yield(np.stack([own.accepted for own in yields]), np.stack([own.covered for own in yields]))
-
     def towards(self, other: Yield, share: float) -> Yield:
         """The weighted mean of two yields."""
         return Yield(
