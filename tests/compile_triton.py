@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -37,9 +38,12 @@ def attention(architecture, dtype, size, *, split, tree):
     types = dict.fromkeys(tensors, f"*{dtype}") | dict.fromkeys(("all_sums", "all_tops", "all_totals"), "*fp32")
     types |= dict.fromkeys(("segments", "all_kv_lens", "tables", "paths", *["row_paths"] * tree), "*i64")
     types |= dict.fromkeys(("columns", "path_columns", "tiles", "H", "per_head"), "i32") | {"scale": "fp32"}
-    constants = {"GROUP": 3, "ROWS": 1 if tree else gpu.QUERIES // 3, "E": size, "QUERIES": gpu.QUERIES,
-                 "KEYS": gpu.KEYS, "CHUNK": gpu.CHUNK, "PAGE": PAGE, "SPLIT": split, "TREE": tree}  # fmt: skip
-    stages = 2 if size * (4 if dtype == "fp32" else 2) <= gpu.WIDE_KEY else 1
+    bytes_of = 4 if dtype == "fp32" else 2
+    constants = {
+        "GROUP": 3, "ROWS": 1 if tree else gpu.QUERIES // 3, "E": size, "QUERIES": gpu.QUERIES,
+        "KEYS": gpu.keys_per_step(size, bytes_of), "CHUNK": gpu.CHUNK, "PAGE": PAGE, "SPLIT": split, "TREE": tree,
+    }  # fmt: skip
+    stages = 2 if size * bytes_of <= gpu.WIDE_KEY else 1
     return compiled(device.attend_segment, architecture, types, constants, (*tensors, "per_head"), stages)
 
 
@@ -53,7 +57,7 @@ def linear(architecture, dtype, rows, width, depth):
 def main(architecture, dtype, size):
     found = {
         f"attention, split {split}, tree {tree}": attention(architecture, dtype, size, split=split, tree=tree)
-        for split, tree in ((True, False), (False, False), (True, True))
+        for split, tree in itertools.product((True, False), repeat=2)
     }
     if dtype != "fp32":
         for rows in (gpu.SMALL_TILE, gpu.LARGE_TILE):

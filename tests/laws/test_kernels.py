@@ -23,6 +23,7 @@ from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
 from orthrus.model.layers import Linear
 from orthrus.model.rope import RopeTable
+from orthrus.runner.runner import Runner
 
 TOLERANCES = {"fp32": {"atol": 2e-5, "rtol": 2e-5}, "bf16": {"atol": 0.03, "rtol": 0.02}}
 
@@ -325,3 +326,26 @@ def test_the_probe_finds_a_kernel_that_breaks_the_promise():
     assert find_row_rule(tail_differs, rows).multiple == 4
     assert not find_row_rule(offset_differs, rows).exact
     assert find_row_rule(lambda x: x * (2 if len(x) <= 32 else 3), rows).max_rows == 32
+
+
+@pytest.mark.parametrize("tree", [False, True])
+def test_a_pass_calls_attention_with_at_most_as_many_rows_as_its_rule_allows(tree):
+    """Also where it verifies: beyond that number the probe found other bits, or asked no more."""
+    runner = tiny.runner("gemma2", kernels="torch")
+    tokens, seen = tiny.request(40).prompt, []
+    parents = [[n // 2 - (n < 2) for n in range(len(tokens))]] if tree else None
+
+    def logits(limit):
+        def attend(q_BAHE, *given):
+            seen.append(q_BAHE.shape[1])
+            return runner.attention.attend(q_BAHE, *given)
+
+        choice = replace(runner.attention, attend=attend, rule=replace(runner.attention.rule, max_rows=limit))
+        limited = Runner(runner.decoder, runner.kernels, choice)
+        return limited.ar([tokens], limited.new_tables(1, 64), parents=parents)[0]
+
+    whole = logits(512)
+    assert max(seen) > 16 or tree
+    seen.clear()
+    assert torch.equal(logits(16), whole)
+    assert max(seen) <= 16

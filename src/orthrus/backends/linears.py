@@ -108,12 +108,13 @@ class GroupedLinear(ExecutableLinear):
 
     def __init__(self, plain: Linear, quantized: GroupQuantized) -> None:
         super().__init__(plain, quantized.raw.nbytes)
+        self._where = plain.device  # the file's weights are read on the CPU
         self.keep(quantized)
 
     def keep(self, quantized: GroupQuantized) -> None:
         """Store the weights in the form that `run` reads."""
         stored = quantized.codes, quantized.scales, quantized.mins
-        self._codes, self._scales, self._mins = (tensor.double() for tensor in stored)
+        self._codes, self._scales, self._mins = (tensor.double().to(self._where) for tensor in stored)
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""

@@ -22,26 +22,32 @@ from orthrus.runner.executor import PassResult
 
 MAX_GRAPH_ROWS, MAX_GRAPHS = 128, 128
 """Passes with more rows run eagerly: they keep the device busy while they are launched. LRU eviction of graphs."""
+CAPTURING = Lock()
+"""Held while any model of the process captures a pass."""
 Capture = Callable[[Callable[[], PassResult]], tuple[PassResult, Callable[[], None]]]
 
 
 def capture_on_cuda(device: torch.device) -> Capture:
-    """Capture work as CUDA graphs that share one memory pool. A capture returns the results and a replay function."""
-    pool = torch.cuda.graph_pool_handle()
+    """Capture work as CUDA graphs that share one memory pool. A capture returns the results and a replay function.
+
+    The stream of the captures is one of this device, since the one that torch would choose is of the first device on
+    which the process captured anything.
+    """
+    pool, side = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def capture(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
-        with torch.cuda.device(device):
+        with CAPTURING, torch.cuda.device(device):
             return captured(work)
 
     def captured(work: Callable[[], PassResult]) -> tuple[PassResult, Callable[[], None]]:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        current = torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             work()  # compiles kernels that are not compiled yet, which is not allowed during capture
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # other threads may allocate memory or wait for the device meanwhile
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             results = work()
         return results, graph.replay
 

@@ -112,7 +112,7 @@ class EagerExecutor:
         return self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, *norm)[1]
 
     def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
-        """Attention of the rows of a view [N, H * E]; padding rows are zero. One call per mask."""
+        """Attention of the rows of a view [N, H * E]; padding rows are zero. One call per mask and `max_rows` rows."""
         padding = len(view.tokens) - len(view.rows.positions)
         if self.attention.ragged:
             attention = self.kernels.attend(q_BAHE[0], *cache.stored, view.metadata[window])
@@ -123,7 +123,10 @@ class EagerExecutor:
             tails: Sequence[Tail | None] = view.tails or [None] * len(masks)
             for q, mask, tail in zip(blocks, masks, tails, strict=True):
                 with cache.ordered(tail) as (keys, values):
-                    outputs.append(self.attention.attend(q, keys, values, mask(), *scores))
+                    bias, rows = mask(), self.attention.rule.max_rows
+                    for start in range(0, q.shape[1], rows):
+                        part = slice(start, start + rows)
+                        outputs.append(self.attention.attend(q[:, part], keys, values, bias[..., part, :], *scores))
             attention = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).flatten(0, 1)
             if view.order is not None:
                 attention = attention[view.order]

@@ -20,7 +20,8 @@ NEGLIGIBLE = 2**25
 def available_bytes(device: torch.device) -> int | None:
     """The free memory of a device; on CPUs also within the limit of the control group. None where it is not known."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch holds it, unused
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     if device.type != "cpu":
         return None
     found = [_available_of_system(), _available_in_control_group()]

@@ -15,7 +15,7 @@ from orthrus.training.ops import Ops
 CHUNK_BYTES = 64 << 20
 """The logits of a chunk of rows: enough rows for fast GEMMs."""
 SLICE_ROWS = 16
-"""Student rows per call of the objective: few enough that their logits stay in the CPU caches."""
+"""Student rows per call of the objective on a CPU: few enough that their logits stay in its caches."""
 
 
 class Head(NamedTuple):
@@ -98,7 +98,8 @@ class VocabularyLoss(torch.autograd.Function):
                 rules.observe(chunk)
             _, chosen_P = ops.largest(chunk.teacher_PV)
             logits_NV = None if head.soft_cap is None else chunk.student_NV.clone()  # gradients replace the logits
-            slices = (part.split(SLICE_ROWS) for part in (chunk.student_NV, chunk.rows_N, chunk.which_N))
+            size = SLICE_ROWS if hidden_ND.device.type == "cpu" else len(chunk.rows_N)
+            slices = (part.split(size) for part in (chunk.student_NV, chunk.rows_N, chunk.which_N))
             for student_NV, rows_N, which_N in zip(*slices, strict=True):
                 chosen_N = student_NV.gather(-1, chosen_P[which_N, None])[:, 0]
                 agreed_N[rows_N] = chosen_N == ops.largest(student_NV)[0]

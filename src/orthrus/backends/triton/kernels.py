@@ -22,11 +22,12 @@ from orthrus.backends.triton import device
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import PAGE, DecoderConfig
 from orthrus.model.layers import Linear
+from orthrus.quantization import in_groups_of_four_bits
 
 QUERIES = 32
 """Query rows per program: rows of a segment times query heads per key/value head. It is fixed, for equal bits."""
-KEYS, CHUNK = 64, 256
-"""Keys per step, and keys per chunk."""
+KEYS, FEW_KEYS, CHUNK = 64, 16, 256
+"""Keys per step, fewer where the keys of a step would not fit into the registers, and keys per chunk."""
 WIDE_KEY = 256
 """Bytes of a key up to which the keys of two steps fit into the shared memory of any GPU (99 KB)."""
 MAX_SPLIT_QUERIES = 64
@@ -93,6 +94,11 @@ class IntegerLinear(Int8Linear):
         return torch._int_mm(padded, self._weight_IO)[: len(q_NI)].float()
 
 
+def keys_per_step(head_dim: int, bytes_of_element: int) -> int:
+    """The keys of a step of attention. In fp32, whose products run without matrix units, all operands are registers."""
+    return FEW_KEYS if bytes_of_element == 4 and head_dim >= 128 else KEYS
+
+
 class TritonKernels(TorchKernels):
     """See `Kernels`."""
 
@@ -111,7 +117,8 @@ class TritonKernels(TorchKernels):
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """See `Kernels`."""
-        if plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
+        in_groups = in_groups_of_four_bits(plain.group_quantized) is not None  # of which there is no other copy
+        if not in_groups and plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
             yield partial(IntegerLinear, plain)
         yield from super().quantised(plain)
 
@@ -190,8 +197,8 @@ class TritonKernels(TorchKernels):
         launch(
             device.attend_segment, (len(metadata.segments) * tiles, G, chunks + 1), q_NHE, keys_GSE,
             values_GSE, metadata.segments, metadata.kv_lens, tables, tables.shape[1], row_paths, paths,
-            paths.shape[1], out, sums, tops, totals, tiles, H, slots * E, E**-0.5, group, tile_rows, E, QUERIES, KEYS,
-            CHUNK, PAGE, split, tree, stages=stages,
+            paths.shape[1], out, sums, tops, totals, tiles, H, slots * E, E**-0.5, group, tile_rows, E, QUERIES,
+            keys_per_step(E, q_NHE.element_size()), CHUNK, PAGE, split, tree, stages=stages,
         )  # fmt: skip
         if split:
             launch(device.merge_row, (N * H,), sums, tops, totals, out, chunks + 1, E)
