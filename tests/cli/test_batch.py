@@ -215,4 +215,18 @@ def test_another_file_is_not_taken_for_an_output(run, write, out):
 
 def test_a_missing_file_is_named_without_the_number_of_the_error(run, out, tmp_path):
     missing = tmp_path / "missing.jsonl"
-    assert run("batch", missing, "-o", out) == (1, "", f"orthrus: {missing}: No such file or directory")
+    expected = f"orthrus: {missing}: no such file; give a JSONL file, or - for standard input"
+    assert run("batch", missing, "-o", out) == (2, "", expected)
+
+
+@pytest.mark.parametrize(
+    "option", [["--adapter", "a"], ["--cycle", "ar"], ["--rule", "rejection"], ["--quantize", "int8"]]
+)
+def test_options_of_a_local_model_are_refused_with_a_server(run, write, out, option):
+    code, _, err = run("batch", write(chat("a", "x")), "--output", out, "--url", "http://127.0.0.1:9", *option)
+    assert (code, "the model is the server's" in err, out.exists()) == (2, True, False)
+
+
+def test_the_model_of_a_server_may_be_named(run, write, out, server):
+    assert run("batch", write({"prompt": "hi"}), "--output", out, "--url", server.address, "--model", "second")[0] == 0
+    assert server.bodies[-1]["model"] == "second"

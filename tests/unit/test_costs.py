@@ -183,6 +183,17 @@ def test_a_disturbed_table_is_measured_again_later_and_the_smaller_spread_is_kep
     assert first.tables == []
 
 
+def test_a_first_answer_waits_for_no_table_that_is_due_again(model, monkeypatch):
+    first = model()
+    first.tables += [replace(TABLE, spread=0.3), replace(TABLE, spread=0.1)]
+    assert first.costs().disturbed
+    assert not model().assume_costs()
+    monkeypatch.setattr(calibration, "MEASURE_AGAIN_AFTER", -1.0)
+    later = model()
+    assert later.assume_costs() and later.costs().spread == 0.3
+    assert later.costs(refresh=True).spread == model().costs().spread == 0.1
+
+
 def test_a_table_is_measured_again_in_a_running_process(model):
     first = model()
     first.tables += [replace(TABLE, spread=0.3), replace(TABLE, spread=0.5), replace(TABLE, spread=0.1)]

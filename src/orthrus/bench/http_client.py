@@ -156,6 +156,8 @@ async def model_of(client: httpx.AsyncClient, url: str, api_key: str | None) -> 
         response = await client.get(f"{url}/v1/models", headers=headers)
         response.raise_for_status()
         return str(response.json()["data"][0]["id"])
+    except httpx.ConnectError as error:
+        raise ValueError(f"no server answers at {url} ({error}): is it running, and is the address right?") from error
     except (httpx.HTTPError, LookupError, ValueError) as error:
         raise ValueError(f"{url} does not answer like a server of OpenAI's API ({error})") from error
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,8 @@ def _picture(kind: str, records: list[Record]) -> str:
     """A bar chart of tokens per second, or lines of milliseconds by rows; empty for other kinds."""
     if kind not in ("speed", "sides", "passes"):
         return ""
+    if find_spec("matplotlib") is None:
+        return "<p>The picture needs matplotlib: <code>pip install -e '.[bench]'</code>\n"
     import matplotlib
 
     matplotlib.use("Agg")

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
 from threading import Thread, Timer
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -124,8 +126,8 @@ def print_notice(model: Model) -> None:
 
 
 def measure_costs(model: Model, *, refresh: bool = False) -> None:
-    """Load the cost table of `--cycle auto`, or measure it once and say so."""
-    with status("measuring the cost of passes on this machine, once (a few seconds)"):
+    """Load the cost table of `--cycle auto`, or measure it and say so."""
+    with status("measuring the cost of passes on this machine (a few seconds)"):
         model.costs(refresh=refresh)
 
 
@@ -141,6 +143,12 @@ def measure_costs_for_speed(model: Model) -> None:
             " `auto` may plan worse than it could; `orthrus doctor --calibrate` times them again",
             style="yellow", markup=False,
         )  # fmt: skip
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise ValueError where a picture is asked for that cannot be drawn, before the work that it would show."""
+    if path is not None and find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install -e '.[bench]' in a checkout")
 
 
 @contextmanager

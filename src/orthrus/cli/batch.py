@@ -16,6 +16,7 @@ from orthrus.cli._batch.output import BatchOutput
 from orthrus.cli._batch.progress import BatchProgress
 from orthrus.cli._batch.requests import BatchRequest, requests_of
 from orthrus.cli._batch.runner import BatchRunner, BatchStopped
+from orthrus.cli._chat.options import ModelOption
 from orthrus.cli._server import (
     CONNECT_SECONDS,
     READ_SECONDS,
@@ -33,7 +34,6 @@ from orthrus.cli._shared import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    ModelOption,
     QuantizeOption,
     load_model,
     measure_costs,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     Clients = AbstractAsyncContextManager[httpx.AsyncClient]
 
-MAX_EXIT_CODE = 100
+DEFAULT_MODEL, MAX_EXIT_CODE = "smollm2-demo", 100
 InputArgument = Annotated[
     Path,
     typer.Argument(
@@ -79,7 +79,7 @@ NameOption = Annotated[
 def command(
     file: InputArgument,
     output: OutputOption,
-    model: ModelOption = "smollm2-demo",
+    model: ModelOption = None,
     adapter: AdapterOption = None,
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
@@ -104,9 +104,10 @@ def command(
 
     Interrupted, it goes on with the same command.
     """
-    where, data = ("standard input", sys.stdin.buffer.read()) if str(file) == "-" else (str(file), file.read_bytes())
+    _check_whose_model(url, rule, adapter, cycle, quantize)
     defaults = without_none(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    requests = requests_of(data, where, {**defaults, **_model_of(url, api_key, served_model_name)})
+    asked = served_model_name or (model if url else None)
+    requests = requests_of(*_read(file), {**defaults, **_model_of(url, api_key, asked)})
     with BatchOutput(output, retry_failed=retry_failed) as kept:
         waiting = [request for request in requests if request.custom_id not in kept.failures]
         _say_what_is_there(kept, len(requests), len(waiting))
@@ -116,7 +117,8 @@ def command(
                 client = remote_client(url, api_key, concurrency)
             else:
                 sampling.apply_limits(ctx_size, threads)
-                loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
+                name = model or DEFAULT_MODEL
+                loaded = load_model(name, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
                 client = _local(loaded, batch_size, cycle, rule, served_model_name)
                 concurrency = 2 * batch_size  # the next prompts wait in the engine
             _run(client, waiting, concurrency, kept, total=len(requests))
@@ -125,6 +127,24 @@ def command(
     if failures:
         stderr.print(f"{failures} failed: --retry-failed sends them again", style="yellow")
         raise typer.Exit(min(failures, MAX_EXIT_CODE))
+
+
+def _read(file: Path) -> tuple[bytes, str]:
+    """The contents of the input, and its name. Raises ValueError if there is no such file."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read(), "standard input"
+    if not file.exists():
+        raise ValueError(f"{file}: no such file; give a JSONL file, or - for standard input")
+    return file.read_bytes(), str(file)
+
+
+def _check_whose_model(url: str | None, rule: str, *local: object) -> None:
+    """Raise ValueError where options for a model in this process are given for a server."""
+    if url is not None and (rule != "exact" or any(option is not None for option in local)):
+        raise ValueError(
+            "with --url the model is the server's: --adapter, --cycle, --rule and --quantize are for a model in this"
+            " process"
+        )
 
 
 def _model_of(url: str | None, api_key: str | None, name: str | None) -> dict[str, str]:

@@ -186,5 +186,5 @@ def _read_prompts(argument: str | None, option: str | None, file: Path | None) -
             raise ValueError("no prompt: give one as an argument, through standard input, or with --file")
         prompt = decode_utf8(sys.stdin.buffer.read(), "standard input")
     if not prompt.strip():
-        raise ValueError("the prompt is empty")
+        raise ValueError("the prompt is empty: give one as an argument, on standard input or by --file")
     return [prompt]

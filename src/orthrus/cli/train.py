@@ -56,8 +56,9 @@ def _known_objective(name: str) -> str:
 ObjectiveOption = Annotated[
     str,
     typer.Option(
-        help="kl: forward KL from the AR view. cross-entropy: the tokens of the text. total-variation: the share of"
-        " drafts that `rejection` rejects. expected-prefix: the share it accepts before the first rejected of a block.",
+        help="What is minimised. kl: forward KL from the AR view. cross-entropy: of the tokens of the text."
+        " total-variation: the share of drafts that `rejection` rejects, row by row. expected-prefix: one less the"
+        " share of a block that it accepts before its first rejected draft.",
         callback=_known_objective,
     ),
 ]

@@ -84,7 +84,8 @@ def load(
         )
     if len(kept) <= config.held_out:
         raise ValueError(
-            f"{len(kept)} usable records are too few: {config.held_out} are held out for validation (held_out)"
+            f"usable records: {len(kept)}, and {config.held_out} are held out for validation; give more data, or lower"
+            " held_out (--held-out)"
         )
     order = sorted(range(len(kept)), key=lambda n: hashlib.sha256(f"{kept[n].id}/{n}".encode()).digest())
     held = set(order[: config.held_out])

@@ -63,7 +63,9 @@ def command(
     loads = [*(Load(concurrency=each) for each in concurrency or ()), *(Load(rate=each) for each in rate or ())]
     loaded = [prompt.prompt for prompt in tasks.load(prompts)]
     asked = [loaded[number % len(loaded)] for number in range(count)]
-    target = Target(url.rstrip("/").removesuffix("/v1"), model or "", fields, api_key, not completions, timeout)
+    target = Target(
+        url.rstrip("/").removesuffix("/v1"), model or "", fields, _first_key(api_key), not completions, timeout
+    )
     loads = loads or [Load(concurrency=each) for each in (1, 4)]
     target, summaries = asyncio.run(_run(target, asked, loads, Objectives(ttft_slo, itl_slo), (seed, warmup, n)))
     if as_json:
@@ -149,6 +151,11 @@ def _doubts(summary: Summary) -> list[str]:
         if difference:
             doubts.append(f"the server counted {difference:+d} tokens beyond its usage: others may use it")
     return doubts
+
+
+def _first_key(keys: str | None) -> str | None:
+    """Of several keys, which `orthrus serve` takes in one variable, the first."""
+    return next(iter((keys or "").split()), None)
 
 
 def _provenance(target: Target, prompts: str, seed: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._shared import check_plot
+
 
 def command(
     shape: Annotated[str, typer.Option(help="qwen3-0.6b, -1.7b, -4b or -8b.")] = "qwen3-8b",
@@ -34,7 +36,7 @@ def command(
         int,
         typer.Option(
             help="Also let the planner decode, with this many tokens per sequence, and print how far it stays behind"
-            " the optimum.",
+            " the best fixed policy.",
             min=0,
         ),
     ] = 0,
@@ -44,6 +46,7 @@ def command(
     """Model, not measure, tokens per second on an H100-class GPU by acceptance, block size and batch."""
     from orthrus.bench import simulate as simulated
 
+    check_plot(plot)
     device = simulated.Device()
     factor = miss_factor if astray is None else astray
     settings = acceptance or [6, 8, 10, 12], width or [8, 16, 32], batch or [1, 4, 16, 64]

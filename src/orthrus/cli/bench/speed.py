@@ -20,6 +20,7 @@ from orthrus.cli._shared import (
     DtypeOption,
     ModelOption,
     QuantizeOption,
+    check_plot,
     load_model,
     measure_costs_for_speed,
     progress,
@@ -40,9 +41,8 @@ def command(
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cycle, with optional candidates, width and nodes: auto, two-pass/4, two-pass+16, one-pass:2/6; may"
-            " be repeated."
-            " The first setting is the baseline.",
+            help="CYCLE[:BLOCKS][/WIDTH][+NODES], such as auto, two-pass/4, two-pass+16 or one-pass:2/6+12: at most 2"
+            " blocks a pass, of 6 rows, and trees of 12 drafts. May be repeated; the first setting is the baseline.",
             show_default="ar, two-pass, one-pass, auto",
         ),
     ] = None,
@@ -59,10 +59,12 @@ def command(
     """Measure tokens per second of the cycles at batch 1. Settings are interleaved per prompt."""
     from orthrus.bench import provenance, tasks
     from orthrus.bench import speed as speeds
+    from orthrus.options import Settings
 
     settings = setting or list(speeds.SETTINGS)
+    check_plot(plot)
     for name in settings:
-        speeds.options_of(name)
+        Settings.of(speeds.options_of(name))
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     measure_costs_for_speed(loaded)

@@ -57,11 +57,14 @@ class Calibration:
         return self._costs is not None or file_cache.age_of(self.key) < inf
 
     def assume(self) -> bool:
-        """Plan by `ASSUMED` until the table is measured, so that a first answer need not wait. Returns whether it was
-        not measured yet; a GPU measures at once, because the assumption is about a CPU."""
+        """Plan by `ASSUMED`, or by a table that is due to be measured again, so that a first answer need not wait.
+        Returns whether to measure after it; a GPU measures at once, because the assumption is about a CPU."""
         with self._lock:
-            if self.known or self._runner.device.type != "cpu":
+            if self._runner.device.type != "cpu" or self._costs is not None:
                 return False
+            if self.known:
+                self._costs = self._cached(lambda: measure(self._runner), refresh=False)
+                return self._is_due(self._costs)
             linears = self._runner.decoder.linears().items()
             one = sum(bytes_of(linear) for name, linear in linears if ".diffusion." not in name) / ASSUMED_BANDWIDTH
             rows, drafting = (tuple((count, one * part) for count, part in table) for table in ASSUMED.values())
@@ -96,13 +99,17 @@ class Calibration:
     def _measured(self, *, refresh: bool) -> CostModel:
         fresh = refresh or not self.known
         costs = self._cached(lambda: measure(self._runner), refresh=refresh)
-        if costs.disturbed and not fresh and file_cache.age_of(self.key) > MEASURE_AGAIN_AFTER:
+        if not fresh and self._is_due(costs):
             log.info("other work disturbed the cost table when it was measured; it is measured again")
             earlier = costs
             costs = self._cached(lambda: min(earlier, measure(self._runner), key=lambda c: c.spread), refresh=True)
         if costs.disturbed:
             log.info("other work disturbed the measurement of the cost table; a later run measures it again")
         return costs
+
+    def _is_due(self, costs: CostModel) -> bool:
+        """Whether a table from the disk was disturbed, long enough ago that another measurement may go better."""
+        return costs.disturbed and file_cache.age_of(self.key) > MEASURE_AGAIN_AFTER
 
     def _cached(self, compute: Callable[[], CostModel], *, refresh: bool) -> CostModel:
         costs: CostModel = file_cache.cached_json(
