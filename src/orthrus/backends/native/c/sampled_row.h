@@ -33,10 +33,17 @@ typedef struct {
     const LoudTokens *loud;
 } RowNoise;
 
+/* A place in a stream: the state before a word. */
+typedef struct {
+    uint128_t state;
+    int64_t word;
+} Cursor;
+
 /* One row while noise is added. scores [vocabulary]: where sums go, in units of logits; NULL to find the largest alone:
  * `best`, in units of noise, of `token`. Near tokens wait until there are enough to compute their noise at once. */
 typedef struct {
     const DraftBlock *block;
+    Cursor at;
     int64_t first;
     float temperature, *scores, best;
     int32_t token, waiting, tokens[PENDING];
@@ -74,9 +81,12 @@ static float largest_logit(const DraftBlock *block, int64_t first, float *scores
     return top > -LARGEST_LOGIT && top < LARGEST_LOGIT ? top + zero : NAN;
 }
 
-static uint32_t bits_of(const LoudTokens *loud, uint128_t increment, int64_t token) {
-    uint128_t state = joined(loud->states + token / STATE_TOKENS * 2);
-    for (int64_t word = token % STATE_TOKENS / 2; word; word--) state = state * MULTIPLIER + increment;
+/* The bits of a token. The cursor moves to its word, from where it is or from the nearest state that was kept. */
+static uint32_t bits_of(const LoudTokens *loud, uint128_t increment, int64_t token, Cursor *at) {
+    int64_t kept = token / STATE_TOKENS, begin = kept * (STATE_TOKENS / 2), word = token / 2;
+    if (at->word < begin || at->word > word) *at = (Cursor){joined(loud->states + kept * 2), begin};
+    for (; at->word < word; at->word++) at->state = at->state * MULTIPLIER + increment;
+    uint128_t state = at->state;
     return (uint32_t)(next_word(&state, increment) >> 32 * (token % 2));
 }
 
@@ -106,13 +116,14 @@ static void add_row_noise(NoisyRow *row, const RowNoise *noise, int64_t index, f
     const LoudTokens *loud = noise->loud + index;
     uint128_t increment = joined(noise->stream.increment);
     add_noise(row, loud->tokens, loud->noise, loud->count);
+    row->at.word = -1;
     for (int64_t i = 0; i < block->vocabulary; i += LANES) {
         int64_t left = block->vocabulary - i, count = left < LANES ? left : LANES;
         if (count == LANES && !f32_any_greater(logits_at(block, row->first + i), f32_set1(border))) continue;
         for (int64_t token = i; token < i + count; token++) {
             if (!(logit_at(block, row->first + token) > border)) continue;
             row->tokens[row->waiting] = (int32_t)token;
-            row->bits[row->waiting++] = bits_of(loud, increment, token);
+            row->bits[row->waiting++] = bits_of(loud, increment, token, &row->at);
             if (row->waiting == PENDING) add_waiting(row);
         }
     }
