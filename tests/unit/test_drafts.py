@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from orthrus.config import DecodingConfig
+from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.engine import Engine
 from orthrus.decoding.plan import PassPlan
@@ -18,8 +18,9 @@ from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.account import Account
 from orthrus.decoding.planning.choice import choose_roots, count_causally, count_offered
 from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.planning.planner import _is_outdated, _rounded, tree_size
+from orthrus.decoding.planning.planner import NOISE_SECONDS, Planner, _is_outdated, _rounded, tree_size
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
+from orthrus.decoding.sequence import Sequence
 from orthrus.ngrams import Option
 from orthrus.runner.draft_tree import BlockRows, grow
 
@@ -143,6 +144,28 @@ def test_a_batch_solves_its_policies_again_only_where_its_size_changes_much():
     assert [size for size in range(1, 200) if not _is_outdated(64, size)] == list(range(43, 96))
     assert not any(_is_outdated(size, size) or _is_outdated(_rounded(size), size) for size in range(1, 200))
     assert all(_is_outdated(0, size) for size in (1, 64))
+
+
+def test_drafts_of_sampled_sequences_cost_their_noise():
+    """Else text that cannot be drafted would decode slower than plainly by more than the budget."""
+    costs = tiny.COSTS["rows"]
+    planner = Planner(DiffusionConfig(8, tiny.MASK, 7), 8, costs)
+
+    def sequences(*temperatures):
+        requests = [tiny.request(3, 8, sampling=SamplingParams(temperature=one)) for one in temperatures]
+        return [Sequence(n, request, tiny.LIMITS) for n, request in enumerate(requests)]
+
+    assert planner._costs_of(sequences(0.0, 0.0)) is costs
+    mild, hot, hottest = (planner._costs_of(sequences(0.0, temperature)) for temperature in (0.8, 1.5, 50.0))
+    for more in (mild, hot, hottest):
+        assert more.ar(2, 4, 10) == costs.ar(2, 4, 10)
+        extra = more.diffuse(1, 8, 10) - costs.diffuse(1, 8, 10)
+        assert more.ragged(1, 4, 2, 8, 10) - costs.ragged(1, 4, 2, 8, 10) == pytest.approx(extra)
+    least, *_ = found = [own.diffuse(1, 8, 10) - costs.diffuse(1, 8, 10) for own in (mild, hot, hottest)]
+    assert least == pytest.approx(NOISE_SECONDS * tiny.LIMITS.vocab_size)
+    assert found == sorted(found) and found[-1] < 5 * least
+    planner.use_costs(tiny.COSTS["passes"])
+    assert planner._costs_of(sequences(0.8)).ar(1, 1, 0) == tiny.COSTS["passes"].ar(1, 1, 0)
 
 
 def test_narrow_blocks_suggest_what_wider_ones_yield():

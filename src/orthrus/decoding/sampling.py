@@ -43,6 +43,7 @@ class Sampler:
     ) -> None:
         self.params, self.noise, self.grammar = params, noise, grammar
         self.processors = LogitProcessors(params, prompt, end_token_ids, vocab_size)
+        self.vocab_size = vocab_size
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Append tokens that the sequence keeps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from math import inf
@@ -91,6 +91,11 @@ class CostModel:
         block_seconds = self.block_overhead + blocks * self.block if blocks else 0.0
         keys = self.key * batch + self.block_key * blocks + self.row_key * (rows - batch + blocks * (width - 1))
         return self._of_rows(rows + blocks * width) + block_seconds + keys * context
+
+    def with_draft_overhead(self, seconds: float) -> CostModel:
+        """The same with more host work for the drafts of a diffusion pass or of blocks."""
+        drafting = tuple((rows, own + seconds) for rows, own in self.drafting)
+        return replace(self, drafting=drafting, block_overhead=self.block_overhead + seconds)
 
     def total(self, shapes: Mapping[tuple[str, int, int, int], int], context: float) -> float:
         """The seconds of all cycles of one sequence; `shapes` counts them by shape, as in `Statistics`."""
