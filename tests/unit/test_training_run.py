@@ -136,7 +136,7 @@ def test_truncated_and_skipped_records_are_reported(tmp_path):
         ([{"prompt": "x"}], "line 1: no assistant turn has text"),
         ([{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}], "turn has text"),
         ([*conversations(2), {"text": "x"}], "line 3: needs `prompt`"),
-        (list(conversations(2)), "2 usable records are too few: 3 are held out"),
+        (list(conversations(2)), "usable records: 2, and 3 are held out"),
         ([], "no records"),
     ],
 )
