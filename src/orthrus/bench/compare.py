@@ -24,7 +24,7 @@ import torch
 from orthrus import torch_threads
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
-from orthrus.bench.measure import turns
+from orthrus.bench.measure import decode_alone, turns
 from orthrus.bench.peers import transformers, workers
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request
@@ -172,7 +172,8 @@ def measure(
     weights, threads, device = weights_for(model, chosen), torch.get_num_threads(), str(model.decoder.device)
     with ExitStack() as stack:
         systems: dict[str, Callable[[Request], tuple[list[int], float]]] = {
-            f"orthrus {cycle}": _ours(model, options, cycle) for cycle in OURS
+            f"orthrus {cycle}": partial(decode_alone, model, model.decoding_config({**options, "cycle": cycle}))
+            for cycle in OURS
         }
         for variant in chosen:
             try:
@@ -208,16 +209,6 @@ def measure(
     return measured + [
         System(f"{task}, all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()
     ]
-
-
-def _ours(model: Model, options: Options, cycle: str) -> Callable[[Request], tuple[list[int], float]]:
-    config = model.decoding_config({**options, "cycle": cycle})
-
-    def generate(request: Request) -> tuple[list[int], float]:
-        (done,) = [s.sequence for s in model.run([request], config) if s.sequence.finish_reason is not None]
-        return done.tokens, done.statistics.seconds
-
-    return generate
 
 
 def _first_of(request: Request) -> Request:

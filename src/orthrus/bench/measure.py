@@ -17,6 +17,8 @@ from orthrus.backends.torch import attend_flash, attend_flash_ungrouped
 from orthrus.bench import exactness
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint.hub import Checkpoint
+from orthrus.config import DecodingConfig
+from orthrus.decoding.sequence import Request
 from orthrus.decoding.statistics import Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.runner.prepare import inference_copy
@@ -52,6 +54,12 @@ def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterato
     for step in model.run(requests, config):
         if step.sequence.finish_reason is not None:
             yield prompts[step.sequence.index], step.sequence.statistics
+
+
+def decode_alone(model: Model, config: DecodingConfig, request: Request) -> tuple[list[int], float]:
+    """The tokens of one request, and the seconds they took, prefill included."""
+    (done,) = [s.sequence for s in model.run([request], config) if s.sequence.finish_reason is not None]
+    return done.tokens, done.statistics.seconds
 
 
 def turns(parts: list[str], settings: int) -> list[int]:

@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from orthrus.bench.measure import synchronise
 from orthrus.cache import BlockTable
 from orthrus.runner.runner import Runner, bytes_of
 
@@ -76,19 +77,14 @@ def measure(
 def run(runner: Runner, table: BlockTable, kind: str, context: int, rows: int) -> float:
     """Seconds of one pass over `rows` rows behind `context` cached tokens."""
     table.commit(context)
-    _wait(runner)
+    synchronise(runner.device)
     start = perf_counter()
     if kind == "ar":
         runner.ar([[0] * rows], [table])
     else:
         runner.diffuse([0], rows, [table], rows=rows)
-    _wait(runner)
+    synchronise(runner.device)
     return perf_counter() - start
-
-
-def _wait(runner: Runner) -> None:
-    if runner.device.type == "cuda":
-        torch.cuda.synchronize(runner.device)
 
 
 def _summary(kind: tuple[str, int, int], times: list[float], base: list[float]) -> Pass:
@@ -111,5 +107,5 @@ def roof(runner: Runner, bandwidth: float) -> Roof:
 def _seconds(runner: Runner, call: Callable[[], Tensor]) -> float:
     start = perf_counter()
     call()
-    _wait(runner)
+    synchronise(runner.device)
     return perf_counter() - start

@@ -77,8 +77,8 @@ class Grammars:
         return Grammar(matcher, partial(self._matcher, constraint), end_token_ids, self._vocab_size, bound)
 
     def _matcher(self, constraint: Constraint, exhausted: LLMatcher | None = None) -> LLMatcher:
-        """The compiled constraint, compiled anew if it is the `exhausted` one: copies of a matcher share its lexer
-        states, and the limit on their number."""
+        """The matcher of a constraint. One that is `exhausted` is replaced by a new one, since all copies of a matcher
+        count their lexer states together, up to one limit."""
         with self._lock:
             matcher = self._compiled.get(constraint)
             if matcher is None or matcher is exhausted:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
+from orthrus.bench.measure import decode_alone
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint import export, hub, published
 from orthrus.decoding.reference import OracleResult
@@ -45,13 +46,6 @@ def generate(peer: PreTrainedModel, request: Request) -> tuple[list[int], float]
     return out[0, prompt.shape[1] :].tolist(), perf_counter() - start
 
 
-def _ours(model: Model, options: Options, request: Request) -> tuple[list[int], float]:
-    """The same by our plain decoding."""
-    config = model.decoding_config({**options, "cycle": "ar"})
-    (done,) = [s.sequence for s in model.run([request], config) if s.sequence.finish_reason is not None]
-    return done.tokens, done.statistics.seconds
-
-
 def _given(truth: OracleResult) -> OracleResult:
     return truth
 
@@ -76,7 +70,8 @@ def compare(
     """Compare its greedy tokens with those of our plain decoding, and the speeds, prefill included. The two take turns
     in being first."""
     peer, comparison = load(model).to(model.decoder.device), exactness.Comparison("transformers")
-    systems = (partial(_ours, model, options), partial(generate, peer))
+    plain = model.decoding_config({**options, "cycle": "ar"})
+    systems = partial(decode_alone, model, plain), partial(generate, peer)
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     speeds: list[tuple[float, float]] = []
     for request in requests[:1]:  # warm-up
