@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orthrus.api import Chunk, Model, Result, load
+    from orthrus.api import Model, load
     from orthrus.config import SamplingParams, StopConditions
     from orthrus.decoding.async_engine import AsyncEngine
     from orthrus.decoding.engine import Engine
+    from orthrus.results import Chunk, Result
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Chunk": "orthrus.api", "Model": "orthrus.api", "Result": "orthrus.api", "load": "orthrus.api",
+    "Model": "orthrus.api", "load": "orthrus.api", "Chunk": "orthrus.results", "Result": "orthrus.results",
     "SamplingParams": "orthrus.config", "StopConditions": "orthrus.config",
     "Engine": "orthrus.decoding.engine", "AsyncEngine": "orthrus.decoding.async_engine",
 }  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -16,70 +15,23 @@ from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
 from orthrus.decoding.constraints import Grammars
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.drafts import TokenLogprobs
 from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence
-from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Piece
 from orthrus.load_options import DTYPES, LoadOptions, LoadSettings
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
+from orthrus.results import Chunk, Result, chunks, in_order, result_of
 from orthrus.runner import prepare
 from orthrus.runner.runner import Runner
 from orthrus.tokenization import Message, Prompt, Tokenization, map_prompts, prompt_list, prompts_in
-from orthrus.tool_calls import ToolCall, parse_tool_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One finished prompt. `tokens` holds the generated ids, end token included; `seed` is the one that was used."""
-
-    text: str
-    tokens: list[int]
-    finish_reason: str
-    statistics: Statistics
-    seed: int
-    prompt_tokens: int = 0
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-
-    @cached_property
-    def tool_calls(self) -> list[ToolCall]:
-        """The tool calls in the text, where they are in the format of Hermes and Qwen models."""
-        return parse_tool_calls(self.text)[1]
-
-    def _records(self) -> Iterator[tuple[str, list[Any]]]:
-        yield "tool_calls", [asdict(call) for call in self.tool_calls]
-        yield "logprobs", [asdict(one) for one in self.logprobs]
-        yield "prompt_logprobs", [None if one is None else asdict(one) for one in self.prompt_logprobs]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `json.dumps` takes: what `orthrus generate --json` prints."""
-        return {
-            "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason, "seed": self.seed,
-            "prompt_tokens": self.prompt_tokens, "statistics": self.statistics.as_dict(),
-            **{name: records for name, records in self._records() if records},
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What a cycle added to the text. `result` is set on the last chunk."""
-
-    pieces: list[Piece]
-    result: Result | None = None
-
-    @property
-    def text(self) -> str:
-        """The new text."""
-        return "".join(piece.text for piece in self.pieces)
 
 
 class Model:
@@ -136,7 +88,7 @@ class Model:
         the prompt that is wrong.
         """
         prompts, many = prompts_in(prompt)
-        ordered = [result for _, result in _in_order(self._steps(prompts, options))]
+        ordered = [result for _, result in in_order(self._steps(prompts, options))]
         return ordered if many else ordered[0]
 
     def results(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> Iterator[tuple[int, Result]]:
@@ -144,7 +96,7 @@ class Model:
 
         Raises ValueError when called, before anything is decoded.
         """
-        return _in_order(self._steps(prompt_list(prompts), options))
+        return in_order(self._steps(prompt_list(prompts), options))
 
     def stream(self, prompt: Prompt, *, engine: Engine | None = None, **options: Unpack[Options]) -> Iterator[Chunk]:
         """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`.
@@ -155,8 +107,8 @@ class Model:
         Raises ValueError when called, before anything is decoded.
         """
         if engine is None:
-            return _chunks(self._steps([prompt], options))
-        return _chunks(engine.follow(engine.add(self.request(prompt, options))))
+            return chunks(self._steps([prompt], options))
+        return chunks(engine.follow(engine.add(self.request(prompt, options))))
 
     def engine(self, **options: Unpack[Options]) -> Engine:
         """An engine for requests of this model, which join and leave at any pass.
@@ -227,34 +179,6 @@ class Model:
 
         config = self.decoding_config(options)
         return self.run(map_prompts(prompts, checked), config)
-
-
-def result_of(sequence: Sequence) -> Result:
-    """The result of a finished sequence."""
-    assert sequence.finish_reason is not None and sequence.text is not None
-    return Result(
-        sequence.text.text, list(sequence.tokens), sequence.finish_reason, sequence.statistics, sequence.seed,
-        len(sequence.request.prompt), list(sequence.logprobs), list(sequence.prompt_logprobs),
-    )  # fmt: skip
-
-
-def _in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Result]]:
-    """Finished sequences with their indices, in order."""
-    ready: dict[int, Result] = {}
-    following = 0
-    for step in steps:
-        if step.finish_reason is not None:
-            ready[step.sequence.index] = result_of(step.sequence)
-        while following in ready:
-            yield following, ready.pop(following)
-            following += 1
-
-
-def _chunks(steps: Iterator[Step]) -> Iterator[Chunk]:
-    """The text of one sequence as it becomes certain."""
-    for step in steps:
-        done = step.finish_reason is not None
-        yield Chunk(list(step.pieces), result_of(step.sequence) if done else None)
 
 
 def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:

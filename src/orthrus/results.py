@@ -1,0 +1,88 @@
+"""What decoding returns: the result of a prompt, and the chunks of its text as they become certain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from orthrus.decoding.cycle import Step
+from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.statistics import Statistics
+from orthrus.decoding.text import Piece
+from orthrus.tool_calls import ToolCall, parse_tool_calls
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished prompt. `tokens` holds the generated ids, end token included; `seed` is the one that was used."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    statistics: Statistics
+    seed: int
+    prompt_tokens: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+
+    @cached_property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tool calls in the text, where they are in the format of Hermes and Qwen models."""
+        return parse_tool_calls(self.text)[1]
+
+    def _records(self) -> Iterator[tuple[str, list[Any]]]:
+        yield "tool_calls", [asdict(call) for call in self.tool_calls]
+        yield "logprobs", [asdict(one) for one in self.logprobs]
+        yield "prompt_logprobs", [None if one is None else asdict(one) for one in self.prompt_logprobs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `json.dumps` takes: what `orthrus generate --json` prints."""
+        return {
+            "text": self.text, "tokens": self.tokens, "finish_reason": self.finish_reason, "seed": self.seed,
+            "prompt_tokens": self.prompt_tokens, "statistics": self.statistics.as_dict(),
+            **{name: records for name, records in self._records() if records},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a cycle added to the text. `result` is set on the last chunk."""
+
+    pieces: list[Piece]
+    result: Result | None = None
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+def result_of(sequence: Sequence) -> Result:
+    """The result of a finished sequence."""
+    assert sequence.finish_reason is not None and sequence.text is not None
+    return Result(
+        sequence.text.text, list(sequence.tokens), sequence.finish_reason, sequence.statistics, sequence.seed,
+        len(sequence.request.prompt), list(sequence.logprobs), list(sequence.prompt_logprobs),
+    )  # fmt: skip
+
+
+def in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Result]]:
+    """Finished sequences with their indices, in order."""
+    ready: dict[int, Result] = {}
+    following = 0
+    for step in steps:
+        if step.finish_reason is not None:
+            ready[step.sequence.index] = result_of(step.sequence)
+        while following in ready:
+            yield following, ready.pop(following)
+            following += 1
+
+
+def chunks(steps: Iterator[Step]) -> Iterator[Chunk]:
+    """The text of one sequence as it becomes certain."""
+    for step in steps:
+        done = step.finish_reason is not None
+        yield Chunk(list(step.pieces), result_of(step.sequence) if done else None)
