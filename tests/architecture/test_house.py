@@ -109,7 +109,7 @@ LAYERS = {
         "planning", "drafting", "engine", "async_engine",
     ],
     "serving": [
-        "settings", "logs", "metrics", "service", "errors", "limits", "http", "protocol", "token_texts", "logprobs",
+        "settings", "logs", "metrics", "service", "other_names", "errors", "limits", "http", "protocol", "token_texts", "logprobs",
         "drafts", "prompts", "answers", "response_items", "exchange", "routes", "app",
     ],
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import httpx
 import in_loop
@@ -13,6 +14,7 @@ import tiny
 
 from orthrus.serving import errors
 from orthrus.serving.app import create_app
+from orthrus.serving.other_names import OTHER_NAMES
 from orthrus.serving.service import Service
 from orthrus.serving.settings import ServeSettings
 
@@ -226,6 +228,32 @@ def test_what_is_wrong_is_named(http, case):
     assert param.split(".")[-1].split("[")[0] in error["message"] or "prompt" in error["message"]
 
 
+def response_formats(text):
+    """The examples of `response_format` in a message."""
+    decode = json.JSONDecoder().raw_decode
+    starts = [match.start() for match in re.finditer(r'\{"type": "(?!object)', text)]
+    return [decode(text[start:].replace("{...}", '{"type": "object"}'))[0] for start in starts]
+
+
+@pytest.mark.parametrize("field", sorted(OTHER_NAMES))
+def test_a_field_of_another_server_points_to_what_takes_its_place(http, field):
+    response = http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2, field: {}})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, field, "unknown_parameter")
+    assert error["message"].startswith(f"{field} is not a field that this server knows: ")
+    if field.startswith(("guided_json", "guided_regex", "guided_choice", "guided_grammar")):
+        assert response_formats(error["message"])
+
+
+@pytest.mark.parametrize("field", sorted(name for name in OTHER_NAMES if "response_format" in OTHER_NAMES[name]))
+def test_what_takes_its_place_is_taken(http, field):
+    for example in response_formats(OTHER_NAMES[field].split("; in /v1/responses")[0]):
+        if example["type"] == "grammar":
+            example["grammar"] = 'start: "a"'
+        given = {"messages": MESSAGES, "max_tokens": 2, "response_format": example}
+        assert http.post("/v1/chat/completions", json=given).status_code == 200, example
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"messages": NaN}', b'{"\\ud800": 1}', b"[" * 100_000])
 def test_bodies_that_are_no_request(http, body):
     for path in ("/v1/chat/completions", "/v1/completions", "/tokenize"):
@@ -264,6 +292,14 @@ def test_errors_of_the_path_and_the_method_have_the_same_shape(http, client):
     for response, status in ((http.get("/v1/nothing"), 404), (http.get("/v1/chat/completions"), 405)):
         assert response.status_code == status
         assert response.json()["error"]["type"] == "invalid_request_error"
+    unknown = http.get("/v1/nothing").json()["error"]
+    assert unknown["message"].startswith("there is nothing at GET /v1/nothing; the routes are GET /health, ")
+    for path in ("chat/completions", "completions", "responses"):
+        assert f"POST /v1/{path}" in unknown["message"]
+    assert unknown["code"] == "unknown_route"
+    wrong = http.get("/v1/chat/completions")
+    assert wrong.json()["error"]["message"] == "/v1/chat/completions takes POST, not GET"
+    assert wrong.headers["allow"] == "POST"
     with pytest.raises(openai.NotFoundError, match="'other' is not served here, only 'tiny'"):
         client.chat.completions.create(model="other", messages=MESSAGES)
 

@@ -85,4 +85,4 @@ def test_a_port_in_use_and_missing_packages_are_told(monkeypatch, capsys):
     assert "--host nowhere.invalid" in error_of("--host", "nowhere.invalid")
     assert "an API key must be ASCII" in error_of("--api-key", " ")
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "pip install -e '.[serve]'" in error_of()
+    assert "the server needs fastapi, which is not installed: pip install 'orthrus-lm[serve]'" in error_of()

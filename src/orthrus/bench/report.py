@@ -208,7 +208,7 @@ def _picture(kind: str, records: list[Record]) -> str:
     if kind not in ("speed", "sides", "passes"):
         return ""
     if find_spec("matplotlib") is None:
-        return "<p>The picture needs matplotlib: <code>pip install -e '.[bench]'</code>\n"
+        return "<p>The picture needs matplotlib: <code>pip install 'orthrus-lm[bench]'</code>\n"
     import matplotlib
 
     matplotlib.use("Agg")

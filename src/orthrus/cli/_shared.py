@@ -148,7 +148,12 @@ def measure_costs_for_speed(model: Model) -> None:
 def check_plot(path: Path | None) -> None:
     """Raise ValueError where a picture is asked for that cannot be drawn, before the work that it would show."""
     if path is not None and find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install -e '.[bench]' in a checkout")
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'orthrus-lm[bench]'")
+
+
+def missing_extra(what: str, error: ImportError, extra: str) -> ValueError:
+    """The error that names a missing package and the extra that installs it."""
+    return ValueError(f"{what} needs {error.name}, which is not installed: pip install 'orthrus-lm[{extra}]'")
 
 
 @contextmanager

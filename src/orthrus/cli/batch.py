@@ -37,6 +37,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     measure_costs,
+    missing_extra,
     print_notice,
     stderr,
     without_none,
@@ -178,9 +179,7 @@ def _local(model: Model, batch_size: int, cycle: str | None, rule: str, name: st
     try:
         from orthrus.cli._batch.local import local_client
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"a batch needs {error.name}, which is not installed: pip install -e '.[serve]' in a checkout"
-        ) from None
+        raise missing_extra("a batch", error, "serve") from None
     print_notice(model)
     if model.decoding_config({"cycle": cycle, "rule": rule}).cycle == "auto":
         measure_costs(model)

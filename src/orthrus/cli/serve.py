@@ -19,6 +19,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     measure_costs,
+    missing_extra,
     print_notice,
     stderr,
 )
@@ -125,7 +126,5 @@ def _need_extra() -> None:
         import prometheus_client
         import uvicorn
     except ImportError as error:
-        raise ValueError(
-            f"the server needs {error.name}, which is not installed: pip install -e '.[serve]' in a checkout"
-        ) from None
+        raise missing_extra("the server", error, "serve") from None
     del fastapi, prometheus_client, uvicorn

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from orthrus.serving.other_names import OTHER_NAMES
 from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError
 
 log = logging.getLogger(__name__)
@@ -93,18 +94,31 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(validation_error(error.errors(), error.body))
 
-    def http(_: Request, error: Exception) -> JSONResponse:
+    def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        if error.status_code == HTTPStatus.BAD_REQUEST:  # the one that FastAPI raises, for a body it cannot parse
-            message = "the body is not valid JSON in UTF-8, or is nested too deeply"
-            return error_response(APIError(message, code="invalid_json"))
-        message = f"{error.detail} ({HTTPStatus(error.status_code).phrase})"
-        return error_response(APIError(message, status=error.status_code, headers=error.headers))
+        return error_response(http_error(app, request, error))
 
     for kind in (APIError, QueueFullError, DrainingError, PassFailedError, Exception):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+def http_error(app: FastAPI, request: Request, error: HTTPException) -> APIError:
+    """What the router or FastAPI refused, with what the server has instead."""
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # the one that FastAPI raises, for a body it cannot parse
+        return APIError("the body is not valid JSON in UTF-8, or is nested too deeply", code="invalid_json")
+    headers, path = error.headers, request.url.path
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        paths = app.openapi()["paths"].items()
+        routes = sorted(f"{method.upper()} {route}" for route, methods in paths for method in methods)
+        message = f"there is nothing at {request.method} {path}; the routes are {', '.join(routes)}"
+        return APIError(message, status=error.status_code, code="unknown_route", headers=headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and headers and "Allow" in headers:
+        message = f"{path} takes {headers['Allow']}, not {request.method}"
+        return APIError(message, status=error.status_code, code="method_not_allowed", headers=headers)
+    message = f"{error.detail} ({HTTPStatus(error.status_code).phrase})"
+    return APIError(message, status=error.status_code, headers=headers)
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> APIError:
@@ -135,7 +149,8 @@ def _field_error(path: str, errors: Sequence[Mapping[str, Any]]) -> APIError:
     error = errors[0]
     kind, context, name = error["type"], error.get("ctx", {}), path or "the body"
     if kind == "extra_forbidden":
-        return APIError(f"{name} is not a field that this server knows", param=path, code="unknown_parameter")
+        instead = f": {OTHER_NAMES[path]}" if path in OTHER_NAMES else ""
+        return APIError(f"{name} is not a field that this server knows{instead}", param=path, code="unknown_parameter")
     if kind == "missing":
         return APIError(f"{name} is missing", param=path or None, code="missing_required_parameter")
     if kind == "none_required":

@@ -1,11 +1,14 @@
-"""Logs as one JSON object per line on stderr. They hold no text of prompts or answers unless that is asked for."""
+"""Logs on stderr: lines for people on a terminal, else one JSON object per line, for programs that collect logs.
+
+They hold no text of prompts or answers unless that is asked for.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -31,11 +34,48 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
+class TextFormatter(logging.Formatter):
+    """Formats a record as a line for people. Characters that a terminal would obey are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback of an exception below it."""
+        fields = getattr(record, "fields", {})
+        message = _request(fields) if record.name == ACCESS else " ".join([record.getMessage(), *_named(fields)])
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        lines = [f"{datetime.fromtimestamp(record.created):%H:%M:%S} {level}{message}"]  # the clock on the wall
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).splitlines()
+        return "\n".join(_printable(line) for line in lines)
+
+
+def _request(fields: Mapping[str, Any]) -> str:
+    """The access log of a request: who asked what, the status, and what was decoded for it."""
+    told = [f"{fields['client']} {fields['method']} {fields['path']} {fields['status']} in {fields['seconds']:.2f} s"]
+    if "prompt_tokens" in fields:
+        cached = f" ({fields['cached_tokens']} cached)" if fields["cached_tokens"] else ""
+        passes = f"{fields['generated_tokens']} generated in {fields['passes']} passes"
+        told.append(f"{fields['prompt_tokens']} prompt tokens{cached}, {passes}")
+    if fields.get("first_token_seconds") is not None:
+        told.append(f"first token after {fields['first_token_seconds']:.2f} s")
+    reasons = [str(reason) for reason in fields.get("finish_reasons", ()) if reason]
+    told += [f"finished by {', '.join(dict.fromkeys(reasons))}"] if reasons else []
+    told += ["the client disconnected"] if fields.get("disconnected") else []
+    return "; ".join([*told, *_named({name: fields[name] for name in ("error", "body") if name in fields})])
+
+
+def _named(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in fields.items()]
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
 @contextmanager
 def on_stderr() -> Iterator[None]:
     """Let the server and the HTTP library under it log to stderr, for as long as the command runs."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
     levels = {"orthrus": logging.INFO, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
     loggers = [logging.getLogger(name) for name in levels]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
