@@ -17,7 +17,8 @@ import torch
 from orthrus.backends.select import DraftWeights
 from orthrus.backends.torch import TorchKernels
 from orthrus.cache import KVCache
-from orthrus.config import DecoderConfig, DiffusionConfig, RopeConfig
+from orthrus.config import DiffusionConfig
+from orthrus.decoder_config import DecoderConfig, RopeConfig
 from orthrus.decoding.sequence import Sequence
 from orthrus.model.draft_head import DraftHead
 from orthrus.runner.executor import DiffusionResult, JointResult

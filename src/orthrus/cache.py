@@ -22,7 +22,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from orthrus.config import PAGE, DecoderConfig
+from orthrus.config import PAGE
+from orthrus.decoder_config import DecoderConfig
 from orthrus.prefix_index import PrefixIndex
 
 

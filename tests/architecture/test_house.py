@@ -13,6 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 C_FILES = sorted((ROOT / "backends" / "native" / "c").iterdir())
 RECORDS = {
     "config",
+    "decoder_config",
     "file_cache",
     "tensor_cache",
     "prompt_files",
@@ -27,6 +28,7 @@ RECORDS = {
 """Single files below all packages."""
 MAY_IMPORT = {
     "config": set(),
+    "decoder_config": set(),
     "file_cache": set(),
     "tensor_cache": {"file_cache"},
     "prompt_files": set(),
@@ -38,15 +40,16 @@ MAY_IMPORT = {
     "gumbel": set(),
     "ngrams": set(),
     "prefix_index": {"config"},
-    "cache": {"config", "prefix_index"},
+    "cache": {"config", "decoder_config", "prefix_index"},
     "batch": {"cache"},
-    "model": {"batch", "config", "quantization"},
-    "backends": {"batch", "config", "model", "gumbel", "ngrams", "quantization", "torch_threads"},
+    "model": {"batch", "config", "decoder_config", "quantization"},
+    "backends": {"batch", "config", "decoder_config", "model", "gumbel", "ngrams", "quantization", "torch_threads"},
     "runner": {
         "backends",
         "batch",
         "cache",
         "config",
+        "decoder_config",
         "file_cache",
         "k_quants",
         "masks",
@@ -56,9 +59,9 @@ MAY_IMPORT = {
         "tensor_cache",
         "torch_threads",
     },
-    "checkpoint": {"config", "file_cache", "model", "quantization"},
+    "checkpoint": {"config", "decoder_config", "file_cache", "model", "quantization"},
     "decoding": {"cache", "config", "file_cache", "gumbel", "ngrams", "runner", "torch_threads"},
-    "training": {"backends", "checkpoint", "config", "file_cache", "model", "prompt_files"},
+    "training": {"backends", "checkpoint", "config", "decoder_config", "file_cache", "model", "prompt_files"},
     "constraints": {"config"},
     "options": {"config", "constraints", "decoding"},
     "tokenization": {"checkpoint", "options"},
@@ -116,6 +119,7 @@ LAYERS = {
 """The order inside the rooms that hold the method: a file imports only what stands before it."""
 LIBRARIES_KEPT_OUT = {
     "config": {"torch", "transformers"},
+    "decoder_config": {"torch", "transformers"},
     "cache": {"transformers"},
     "model": {"transformers"},
     "backends": {"transformers"},

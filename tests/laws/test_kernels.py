@@ -18,7 +18,8 @@ from orthrus.backends.native import linears as native_linears
 from orthrus.backends.select import choose_attention, masked
 from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import ACTIVATIONS, KEY_BLOCK, RopeConfig
+from orthrus.config import KEY_BLOCK
+from orthrus.decoder_config import ACTIVATIONS, RopeConfig
 from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
 from orthrus.model.layers import Linear

@@ -16,7 +16,8 @@ from orthrus.backends.select import masked
 from orthrus.backends.torch import attend_flash, attend_in_blocks
 from orthrus.bench import tasks
 from orthrus.checkpoint import hub
-from orthrus.config import DecodingConfig, RopeConfig, SamplingParams, StopConditions
+from orthrus.config import DecodingConfig, SamplingParams, StopConditions
+from orthrus.decoder_config import RopeConfig
 from orthrus.decoding import cycles
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.engine import generate

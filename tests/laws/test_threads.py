@@ -13,7 +13,8 @@ import torch
 from orthrus import torch_threads
 from orthrus.backends.native import kernels as native
 from orthrus.backends.torch import TorchKernels
-from orthrus.config import DecodingConfig, RopeConfig, SamplingParams
+from orthrus.config import DecodingConfig, SamplingParams
+from orthrus.decoder_config import RopeConfig
 from orthrus.decoding.engine import generate
 from orthrus.decoding.sequence import Sequence
 from orthrus.file_cache import cache_directory

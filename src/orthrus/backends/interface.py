@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from orthrus import gumbel
 from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import DecoderConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.gumbel import RandomBits
 from orthrus.model.layers import Linear
 from orthrus.ngrams import Lookup

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from orthrus.backends.interface import MAX_ROWS, Attend, RowRule
-from orthrus.config import KEY_BLOCK, DecoderConfig
+from orthrus.config import KEY_BLOCK
+from orthrus.decoder_config import DecoderConfig
 
 TILE = 16
 """Rows per call of the reference result."""

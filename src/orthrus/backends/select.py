@@ -29,7 +29,8 @@ from orthrus.backends.native import build, compiler
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.torch import TorchKernels, attend_flash, attend_in_blocks
 from orthrus.batch import AttentionMetadata
-from orthrus.config import KEY_BLOCK, PAGE, DecoderConfig
+from orthrus.config import KEY_BLOCK, PAGE
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, Linear
 

@@ -17,7 +17,8 @@ from orthrus.backends.draft_tree import DraftTree, HeadInputs, draft_tree
 from orthrus.backends.interface import CACHE_LIMIT, MIN_ATTENDED, ExecutableLinear, Kernels, LinearForm
 from orthrus.backends.linears import ExpandedLinear, GroupedLinear, Int8Linear, PackedLinear
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import KEY_BLOCK, DecoderConfig
+from orthrus.config import KEY_BLOCK
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.model.rope import rotate
 from orthrus.ngrams import Lookup

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from orthrus.backends.interface import Kernels
 from orthrus.backends.native.kernels import NativeKernels
-from orthrus.config import DecoderConfig
+from orthrus.decoder_config import DecoderConfig
 
 
 def lacking(config: DecoderConfig) -> dict[str, list[str]]:

@@ -19,7 +19,8 @@ from orthrus.checkpoint import draft_head, published
 from orthrus.checkpoint.draft_head import HeadDescription
 from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
 from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, short_repr
-from orthrus.config import DecoderConfig, DiffusionConfig
+from orthrus.config import DiffusionConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.file_cache import save_json, write_atomically
 from orthrus.model.draft_head import DraftHead
 

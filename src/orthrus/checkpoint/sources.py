@@ -30,7 +30,7 @@ from orthrus.checkpoint.validation import (
     read_json,
     token_ids,
 )
-from orthrus.config import DecoderConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.file_cache import cache_directory, is_intact, save_directory, stamp
 from orthrus.model import families
 

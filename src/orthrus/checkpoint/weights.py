@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
-from orthrus.config import DecoderConfig, DiffusionConfig
+from orthrus.config import DiffusionConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.model.stored import StoredLinear

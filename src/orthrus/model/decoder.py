@@ -10,7 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from orthrus.config import DecoderConfig, DiffusionConfig
+from orthrus.config import DiffusionConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.draft_head import DraftHead, typical_inverse_temperature
 from orthrus.model.layers import DecoderLayer, Linear, View, norm_weight, soft_cap
 from orthrus.model.rope import RopeTable

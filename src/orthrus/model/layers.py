@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthrus.batch import ViewName
-from orthrus.config import DecoderConfig, LayerConfig
+from orthrus.decoder_config import DecoderConfig, LayerConfig
 from orthrus.quantization import Quantized
 
 Attention = Callable[[Tensor], Tensor]

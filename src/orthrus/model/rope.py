@@ -11,7 +11,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from orthrus.config import RopeConfig
+from orthrus.decoder_config import RopeConfig
 
 BLOCK = 512
 

@@ -22,7 +22,7 @@ from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linea
 from orthrus.backends.select import DraftWeights
 from orthrus.batch import ForwardBatch
 from orthrus.cache import KVCache
-from orthrus.config import ACTIVATIONS, DecoderConfig
+from orthrus.decoder_config import ACTIVATIONS, DecoderConfig
 from orthrus.masks import first_keys
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import MLP, DecoderLayer, Linear

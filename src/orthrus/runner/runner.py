@@ -25,7 +25,8 @@ from orthrus.backends.select import DraftWeights, choose_attention, low_precisio
 from orthrus.backends.torch import TorchKernels, attend_in_blocks
 from orthrus.batch import ForwardBatch
 from orthrus.cache import BlockTable, KVCache, page_bytes, pages_for
-from orthrus.config import KEY_BLOCK, DecoderConfig, DiffusionConfig
+from orthrus.config import KEY_BLOCK, DiffusionConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import Linear
 from orthrus.runner import native

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from orthrus.config import DecoderConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer, View
 from orthrus.training.attention import BlockAttention, Scores, causal_attention

@@ -34,7 +34,7 @@ from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
 from orthrus.backends.native.sampling import NativeSampling
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import DecoderConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.gumbel import RandomBits
 from orthrus.model.layers import Linear
 from orthrus.ngrams import Lookup

@@ -20,7 +20,8 @@ from orthrus.backends.linears import Int8Linear
 from orthrus.backends.torch import TorchKernels
 from orthrus.backends.triton import device
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.config import PAGE, DecoderConfig
+from orthrus.config import PAGE
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.layers import Linear
 from orthrus.quantization import in_groups_of_four_bits
 

@@ -14,7 +14,7 @@ from math import isfinite
 from types import ModuleType
 from typing import Any
 
-from orthrus.config import DecoderConfig, LayerConfig, RopeConfig
+from orthrus.decoder_config import DecoderConfig, LayerConfig, RopeConfig
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orthrus.config import DecoderConfig, LayerConfig
+from orthrus.decoder_config import DecoderConfig, LayerConfig
 from orthrus.model.families import rope, windows
 from orthrus.model.families.gemma2 import gemma
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orthrus.config import DecoderConfig
+from orthrus.decoder_config import DecoderConfig
 from orthrus.model.families import common
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orthrus.config import DecoderConfig, ExpertsConfig, LayerConfig
+from orthrus.decoder_config import DecoderConfig, ExpertsConfig, LayerConfig
 from orthrus.model.families import common, one_window
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orthrus.config import DecoderConfig, LayerConfig, RopeConfig
+from orthrus.decoder_config import DecoderConfig, LayerConfig, RopeConfig
 from orthrus.model.families import common, head_dim, rope, windows
 
 
