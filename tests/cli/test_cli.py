@@ -16,12 +16,16 @@ import tiny
 import torch
 
 import orthrus
+from orthrus import machine_load, torch_threads
 from orthrus.backends.native import compiler, levels
 from orthrus.backends.native import kernels as native
-from orthrus.bench import distribution, measure, tasks
+from orthrus.bench import distribution, measure, speed, tasks
+from orthrus.bench.speed import Speed
 from orthrus.cli import commands
+from orthrus.decoding.planning import calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.file_cache import cache_directory
+from orthrus.machine_load import LoadReading
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +451,59 @@ def test_speed_says_that_other_programs_disturbed_the_cost_table(run, model, tmp
     options = ["--model", model, "--max-new-tokens", 4, "--setting", "ar", "--json"]
     code, _, err = run("bench", "speed", "--task", tmp_path / "task.jsonl", *options)
     assert (code, "orthrus doctor --calibrate" in err) == (0, noted)
+
+
+DISTURBED = "other programs were busy while passes were timed"
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "demo"])
+@pytest.mark.parametrize(("spreads", "noted"), [((0.02,), False), ((0.4, 0.5), True)])
+def test_verbs_that_plan_say_that_other_programs_disturbed_the_cost_table(
+    run, model, tmp_path, monkeypatch, verb, spreads, noted
+):
+    """`generate` measures after its answer; a second one plans by the table of the first."""
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    tables = [replace(tiny.random_costs(1), spread=spread) for spread in spreads]
+    monkeypatch.setattr(calibration, "measure", lambda runner, interrupted=None: tables.pop(0))
+    asked = ([] if verb == "chat" else ["count"], ["--model", model, "--dtype", "float32", "--max-new-tokens", 4])
+    for _ in range(2):
+        code, _, err = run(verb, *asked[0], *asked[1], stdin="/exit\n")
+        assert (code, DISTURBED in err) == (0, noted)
+
+
+def test_calibrating_in_a_disturbed_minute_keeps_the_calm_table_and_says_so(run, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    tables = [replace(tiny.random_costs(1), spread=spread) for spread in (0.02, 0.6)]
+    monkeypatch.setattr(calibration, "measure", lambda runner, interrupted=None: tables.pop(0))
+    asked = ["doctor", "--model", model, "--dtype", "float32", "--calibrate", "--json"]
+    assert DISTURBED not in run(*asked)[2]
+    _, out, err = run(*asked)
+    assert json.loads(out)["float32"]["passes"]["spread"] == 0.02
+    assert f"{DISTURBED} again (spread 0.60), so the cost table of before stays (spread 0.02)" in err
+
+
+@pytest.mark.parametrize(("foreign", "noted"), [(0.1, False), (1.3, True)])
+def test_a_benchmark_says_that_other_programs_ran_beside_it(run, model, tmp_path, monkeypatch, foreign, noted):
+    begin = LoadReading(0.0, 0.0, 0.0)
+    readings = [begin, LoadReading(10.0, 9.0, 9.0 + 10 * foreign)]
+    monkeypatch.setattr(calibration, "measure", lambda runner, interrupted=None: tiny.random_costs(1))
+    monkeypatch.setattr(machine_load, "read", lambda: readings.pop(0))
+    monkeypatch.setattr(machine_load, "usable_processors", lambda: 2)
+    monkeypatch.setattr(torch_threads, "kernel_threads", lambda: 2)
+    (tmp_path / "task.jsonl").write_text(json.dumps({"prompt": "count"}))
+    asked = ["--task", tmp_path / "task.jsonl", "--model", model, "--max-new-tokens", 4, "--setting", "ar", "--json"]
+    code, out, err = run("bench", "speed", *asked)
+    assert (code, f"other programs kept {foreign} of 2 processors busy while this was timed" in err) == (0, noted)
+    assert json.loads(out)["provenance"]["foreign_processors"] == pytest.approx(foreign)
+
+
+@pytest.mark.parametrize(("seconds", "doubted"), [(2.0, False), (2.7, False), (9.0, True), (0.9, True)])
+def test_a_speed_that_the_cost_table_does_not_explain_is_doubted(seconds, doubted):
+    """100 tokens, of which the first takes half a second and the others should take 1.5 seconds."""
+    row = Speed("gsm8k", "ar", 4, 400, 0.0, 1.0, 400, 1.0, 1.0, 100 / seconds, (0.0, 0.0), 1.0, (1.0, 1.0), 99 / 1.5,
+                4, 0.5, (0.0, 0.0), 0)  # fmt: skip
+    assert bool(speed.doubts([row, replace(row, setting="auto", speed=1.0)])) == doubted
+    assert speed.doubts([replace(row, generated=4, expected=0.0)]) == []
 
 
 def test_memory_of_a_cycle_is_the_same_at_any_context(run, model):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import replace
 
 import pytest
 import tiny
 
 import orthrus
+from orthrus import machine_load
 from orthrus.decoding.planning import calibration
 from orthrus.decoding.planning import measure as costs
 from orthrus.decoding.planning.cost_model import CostModel
+from orthrus.machine_load import LoadReading
 
 
 def test_no_pass_costs_more_than_one_of_more_rows(monkeypatch):
@@ -69,7 +72,51 @@ def test_steady_work_of_other_programs_is_seen(monkeypatch, share, disturbed):
 
     monkeypatch.setattr(costs, "perf_counter", clock)
     monkeypatch.setattr(costs, "thread_time", lambda: share * now[0])
+    monkeypatch.setattr(machine_load, "read", lambda: LoadReading(now[0], now[0], now[0]))
     assert costs.measure(tiny.runner()).disturbed == disturbed
+
+
+@pytest.mark.parametrize(("foreign", "disturbed"), [(0.0, False), (0.2, False), (0.8, True), (2.0, True)])
+def test_work_of_other_programs_is_seen_though_this_thread_never_waits(monkeypatch, foreign, disturbed):
+    """A team of two threads on two processors: where others slow the second one down, the first one spins."""
+    now = [0.0]
+
+    def clock():
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr(costs, "perf_counter", clock)
+    monkeypatch.setattr(costs, "thread_time", lambda: now[0])
+    monkeypatch.setattr(costs, "kernel_threads", lambda: 2)
+    monkeypatch.setattr(machine_load, "usable_processors", lambda: 2)
+    monkeypatch.setattr(machine_load, "read", lambda: LoadReading(now[0], 0.9 * now[0], (0.9 + foreign) * now[0]))
+    assert costs.measure(tiny.runner()).disturbed == disturbed
+
+
+def test_others_cost_nothing_on_processors_that_the_threads_leave_free():
+    assert machine_load.slowdown(foreign=3.0, threads=4, processors=8) == 0.0
+    assert machine_load.slowdown(foreign=5.0, threads=4, processors=8) == pytest.approx(1 / 3)
+    assert machine_load.slowdown(foreign=9.0, threads=4, processors=8) == math.inf
+    assert machine_load.slowdown(foreign=0.0, threads=8, processors=4) == 0.0
+
+
+def test_the_load_of_the_processors_that_this_process_may_run_on(monkeypatch, tmp_path):
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(machine_load, "STAT", stat)
+    monkeypatch.setattr(machine_load.os, "sched_getaffinity", lambda pid: {1})
+    monkeypatch.setattr(machine_load.os, "sysconf", lambda name: 100)
+    stat.write_text(
+        "cpu  900 0 0 900 0 0 0 0 0 0\ncpu0 9 0 0 0 0 0 0 0 0 0\ncpu1 100 10 20 999 99 3 4 5 50 0\nintr 1\n"
+    )
+    assert machine_load.read().busy == pytest.approx(1.42)
+    for broken in ("", "cpu1 x", "cpu1 1 2"):
+        stat.write_text(broken)
+        assert not machine_load.read().busy
+    stat.unlink()
+    assert machine_load.read().busy is None
+    one, two = LoadReading(0.0, 0.0, None), LoadReading(9.0, 1.0, None)
+    assert machine_load.slowdown_between(one, two, 2) == 0.0
+    assert machine_load.slowdown_between(LoadReading(0, 0, 0), LoadReading(0.1, 0, 0.1), 1) == 0.0  # too short to tell
 
 
 TABLE = CostModel(((1, 1.0), (8, 2.0)), ((2, 1.5), (8, 2.5)), 0.3, 0.2, 1e-3, 2e-3, 5e-4, 0.02)
@@ -180,6 +227,50 @@ def test_a_disturbed_table_is_measured_again_later_and_the_smaller_spread_is_kep
     assert model().costs().spread == 0.3
     assert model().costs().spread == 0.1
     assert model().costs().spread == 0.1
+    assert first.tables == []
+
+
+@pytest.mark.parametrize(
+    ("earlier", "newer", "kept"), [(0.3, 0.5, 0.3), (0.02, 0.5, 0.02), (0.3, 0.1, 0.1), (0.02, 0.06, 0.06)]
+)
+def test_measuring_on_request_keeps_the_calmer_of_two_tables(model, earlier, newer, kept):
+    """An undisturbed newer one wins, because it fits what the machine is like now."""
+    first = model()
+    first.tables += [replace(TABLE, spread=earlier), replace(TABLE, spread=newer)]
+    first.costs()
+    assert first.costs(refresh=True).spread == first.costs().spread == model().costs().spread == kept
+    assert first.calibration.newest.spread == newer
+
+
+def test_an_answer_planned_by_a_disturbed_table_does_not_replace_it_by_a_worse_one(model, monkeypatch):
+    first = model()
+    first.tables += [replace(TABLE, spread=0.3), replace(TABLE, spread=0.9)]
+    assert first.costs().disturbed
+    monkeypatch.setattr(calibration, "MEASURE_AGAIN_AFTER", -1.0)
+    later = model()
+    assert later.assume_costs()
+    assert later.costs(refresh=True).spread == 0.3
+    monkeypatch.setattr(calibration, "MEASURE_AGAIN_AFTER", 300.0)
+    assert model().costs().spread == 0.3
+
+
+def test_an_assumed_table_is_never_kept_for_a_measured_one(model):
+    first = model()
+    assert first.assume_costs()
+    first.tables.append(replace(TABLE, spread=0.9))
+    assert first.calibration.measure_again(lambda: False).spread == 0.9
+    assert model().costs().spread == 0.9
+
+
+def test_a_benchmark_measures_a_disturbed_or_old_table_again(model, monkeypatch):
+    first = model()
+    first.tables += [replace(TABLE, spread=spread) for spread in (0.3, 0.5, 0.2, 0.1, 0.05)]
+    assert first.costs().disturbed
+    assert model().calibration.costs_for_benchmark().spread == 0.2  # of three disturbed ones
+    assert model().calibration.costs_for_benchmark().spread == 0.1
+    assert model().calibration.costs_for_benchmark().spread == 0.1
+    monkeypatch.setattr(calibration, "BENCHMARK_MAX_AGE", -1.0)
+    assert model().calibration.costs_for_benchmark().spread == 0.05
     assert first.tables == []
 
 

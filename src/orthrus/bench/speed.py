@@ -19,6 +19,9 @@ from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request
 from orthrus.decoding.statistics import Statistics
 
+UNEXPLAINED = 1.5
+"""The factor between measured and expected speed of plain decoding from which one of them is doubted. The work around
+passes, which the expectation leaves out, takes a tenth or two with a small model."""
 SETTINGS = ("ar", "two-pass", "one-pass", "auto")
 
 
@@ -113,6 +116,26 @@ def measure_settings(
                  [lengths[n] for n in chosen])
         for part, chosen in groups.items() for setting in settings
     ]  # fmt: skip
+
+
+def doubts(speeds: list[Speed]) -> list[str]:
+    """Where plain decoding took a time that the cost table does not explain: what was measured, and what to do."""
+    return [
+        f"{speed.part}: plain decoding ran at {_after_prefill(speed):.1f} tokens/s after the prefill, where the cost"
+        f" table expects {speed.expected:.1f}. Other programs disturbed one of them, or the machine has changed its"
+        " pace since: repeat it on a quiet machine"
+        for speed in speeds
+        if speed.setting == "ar"
+        and speed.expected
+        and not 1 / UNEXPLAINED <= _after_prefill(speed) / speed.expected <= UNEXPLAINED
+    ]
+
+
+def _after_prefill(speed: Speed) -> float:
+    """Tokens per second after the first one, as `expected` counts them; equal to it where there is no second token."""
+    tokens = speed.generated / speed.prompts
+    seconds = tokens / speed.speed - speed.first_token
+    return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else speed.expected
 
 
 def _decode(model: Model, request: Request, options: Options) -> Run:

@@ -26,6 +26,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     compile_ahead,
     load_model,
+    measure_costs,
     print_notice,
     stderr,
     without_none,
@@ -136,6 +137,8 @@ def _local(model: Model, engine: dict[str, Any], with_tokens: _WithTokens) -> An
     from orthrus.cli._chat.local import LocalAnswers
 
     print_notice(model)
+    if model.decoder.diffusion is not None and model.decoding_config(engine).cycle == "auto":  # type: ignore[arg-type]
+        measure_costs(model)
     return LocalAnswers(model, engine, with_tokens.options(model))  # type: ignore[arg-type]
 
 

@@ -18,6 +18,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     measure_costs,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ def command(
         raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     measure_costs(loaded)
     _introduce(console, loaded, prompt)
-    fast = _stream(console, loaded, prompt, "auto", max_new_tokens)
-    console.rule("the same prompt by plain decoding: one token per pass")
-    plain = _stream(console, loaded, prompt, "ar", max_new_tokens)
+    with timed():
+        fast = _stream(console, loaded, prompt, "auto", max_new_tokens)
+        console.rule("the same prompt by plain decoding: one token per pass")
+        plain = _stream(console, loaded, prompt, "ar", max_new_tokens)
     _compare(console, loaded, fast, plain)
 
 

@@ -11,7 +11,17 @@ from rich.table import Table
 
 from orthrus.cli import _doctor
 from orthrus.cli._plan import print_costs
-from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, ModelOption, QuantizeOption, load_model, status
+from orthrus.cli._shared import (
+    AdapterOption,
+    DeviceOption,
+    Dtype,
+    ModelOption,
+    QuantizeOption,
+    load_model,
+    measure_costs,
+    status,
+    timed,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +66,7 @@ def command(
         report.setdefault("machine", _machine(loaded))
         report[precision.value] = _probes(loaded) | ({"cost": _cost(loaded)} if cost else {})
         if calibrate and loaded.decoder.diffusion is not None:
-            report[precision.value]["passes"] = loaded.costs(refresh=True).as_dict()
+            report[precision.value]["passes"] = _calibrated(loaded)
         report[precision.value]["expected"] = _doctor.expected(loaded)
         report[precision.value]["faster"] = _doctor.hints(loaded, report[precision.value])
         if compiled is not None:
@@ -69,6 +79,11 @@ def command(
         _print(console, report, verbose=verbose)
     if not all(part["exact"] for name, part in report.items() if name != "machine"):
         raise typer.Exit(1)
+
+
+def _calibrated(model: Model) -> dict[str, Any]:
+    measure_costs(model, refresh=True)
+    return model.costs().as_dict()
 
 
 def _compile(precision: Dtype) -> Path:
@@ -146,7 +161,8 @@ def _rule(rule: Any) -> dict[str, Any]:
 def _cost(model: Model) -> list[dict[str, Any]]:
     from orthrus.bench.measure import exactness_cost
 
-    return [exactness_cost(model, context) for context in (100, 200, 450)]
+    with timed():
+        return [exactness_cost(model, context) for context in (100, 200, 450)]
 
 
 def _print(console: Console, report: dict[str, Any], *, verbose: bool) -> None:

@@ -24,6 +24,7 @@ from orthrus.cli._shared import (
     load_model,
     progress,
     stderr,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -175,7 +176,8 @@ def _against_transformers(
     from orthrus.bench.peers import transformers as peer
 
     label = f"{_dtype(model)}, greedy, against transformers"
-    comparison, speed = peer.compare(model, prompts, options, partial(progress, label=label))
+    with timed():
+        comparison, speed = peer.compare(model, prompts, options, partial(progress, label=label))
     _print(console, label, [comparison], prompts)
     low, high = speed.ratio_quartiles
     console.print(

@@ -20,9 +20,10 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
-    measure_costs_for_speed,
+    measure_costs_for_benchmark,
     progress,
     stderr,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -71,13 +72,17 @@ def command(
     if not prompts:
         raise ValueError("no prompts: name at least one task, such as --task gsm8k")
     loaded = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache)
-    measure_costs_for_speed(loaded)
+    measure_costs_for_benchmark(loaded)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0}
     systems = []
-    for name, asked in prompts.items():
-        systems += compare.measure(loaded, name, asked, options, chosen, partial(progress, label=name))
+    with timed() as load:
+        for name, asked in prompts.items():
+            systems += compare.measure(loaded, name, asked, options, chosen, partial(progress, label=name))
     if as_json:
-        record = {"sides": [asdict(system) for system in systems], "provenance": provenance.of_run(loaded)}
+        record = {
+            "sides": [asdict(system) for system in systems],
+            "provenance": provenance.of_run(loaded) | load.as_dict(),
+        }
         print(json.dumps(record, indent=2))
         return
     precision = f"{dtype.value}{', int8' if quantize else ''}"

@@ -12,7 +12,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orthrus.cli._shared import CycleOption, Dtype, DtypeOption, ModelOption, load_model, progress, without_none
+from orthrus.cli._shared import (
+    CycleOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    measure_costs_for_benchmark,
+    progress,
+    timed,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from orthrus.api import Options
@@ -38,18 +48,20 @@ def command(
         cycle=cycle, batch_size=batch_size, max_new_tokens=max_new_tokens, seed=0
     )
     if loaded.decoding_config(options).cycle == "auto":
-        loaded.costs()
+        measure_costs_for_benchmark(loaded)
     kinds: dict[str, Callable[[], Any]] = {
         "arrivals": lambda: engine.arrivals(loaded, options, count, every),
         "uneven batch": lambda: engine.uneven(loaded, options, batch_size, context),
         "chat": lambda: engine.chat(loaded, options, context),
     }
     measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for _ in progress(range(n), "repetitions"):
-        for kind, run in kinds.items():
-            measured[kind].append(asdict(run()))
+    with timed() as load:
+        for _ in progress(range(n), "repetitions"):
+            for kind, run in kinds.items():
+                measured[kind].append(asdict(run()))
     if as_json:
-        print(json.dumps({"engine": measured, "provenance": provenance.of_run(loaded)}, indent=2))
+        record = {"engine": measured, "provenance": provenance.of_run(loaded) | load.as_dict()}
+        print(json.dumps(record, indent=2))
         return
     table = Table(title=f"{model}, {dtype.value}, median of {n} (lowest to highest)")
     for column in ("", "figure", "value"):

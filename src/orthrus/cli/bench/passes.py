@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,7 @@ from orthrus.cli._shared import (
     progress,
     quiet,
     stderr,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -71,13 +73,15 @@ def command(
         raise ValueError(f"a pass of this model has 1 to {runner.max_rows} rows")
     if max(contexts) + max(counts) > runner.config.max_positions:
         raise ValueError(f"this model has {runner.config.max_positions} positions: fewer cached tokens, please")
-    measured, bandwidth = passes.measure(runner, counts, contexts, n, lambda all_: progress(all_, "passes", len(all_)))
-    limits = passes.roof(runner, bandwidth)
-    profiles = {count: profile(runner, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
+    with timed() as load:
+        track = partial(progress, label="passes")
+        measured, bandwidth = passes.measure(runner, counts, contexts, n, track)
+        limits = passes.roof(runner, bandwidth)
+        profiles = {count: profile(runner, count, contexts[0], n) for count in sorted({1, min(16, max(counts))})}
     if as_json:
         record = {
             "passes": [asdict(one) for one in measured], "roof": asdict(limits) | {"floor": limits.floor},
-            "profiles": profiles, "provenance": provenance.of_runner(runner, name),
+            "profiles": profiles, "provenance": provenance.of_runner(runner, name) | load.as_dict(),
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return

@@ -18,6 +18,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
+    measure_costs_for_benchmark,
     progress,
 )
 
@@ -50,6 +51,7 @@ def command(
         raise ValueError("a replay needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     texts = replays.decode(loaded, prompts, {"max_new_tokens": max_new_tokens, "seed": 0, "batch_size": 8})
     runs: dict[str, list[Statistics]] = {}
+    measure_costs_for_benchmark(loaded)
     costs, lengths = loaded.costs(), []
     for _, text in progress(texts, task, len(prompts)):
         if len(text.tokens) < 2:

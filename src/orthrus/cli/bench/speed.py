@@ -22,8 +22,10 @@ from orthrus.cli._shared import (
     QuantizeOption,
     check_plot,
     load_model,
-    measure_costs_for_speed,
+    measure_costs_for_benchmark,
     progress,
+    stderr,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -67,16 +69,20 @@ def command(
         Settings.of(speeds.options_of(name))
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
-    measure_costs_for_speed(loaded)
+    measure_costs_for_benchmark(loaded)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
     measured = []
-    for name, asked in prompts.items():
-        track = partial(progress, label=name)
-        measured += speeds.measure_settings(loaded, name, asked, options, settings, track)
+    with timed() as load:
+        for name, asked in prompts.items():
+            track = partial(progress, label=name)
+            measured += speeds.measure_settings(loaded, name, asked, options, settings, track)
+    for doubt in speeds.doubts(measured):
+        stderr.print(f"note: {doubt}", style="yellow", markup=False)
     if plot is not None:
         speeds.plot(measured, plot)
     if as_json:
-        print(json.dumps({"speed": speeds.as_records(measured), "provenance": provenance.of_run(loaded)}, indent=2))
+        record = {"speed": speeds.as_records(measured), "provenance": provenance.of_run(loaded) | load.as_dict()}
+        print(json.dumps(record, indent=2))
         return
     _print_speed(measured, loaded.checkpoint.view)
 

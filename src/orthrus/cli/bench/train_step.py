@@ -15,6 +15,7 @@ from orthrus.cli._shared import (
     ModelOption,
     quiet,
     stderr,
+    timed,
 )
 
 LABELS = {"step": "step", "plain twin": "reference step", "products alone": "matrix products alone"}
@@ -44,9 +45,11 @@ def command(
         mask = checkpoint.decoder.diffusion.mask_token_id if checkpoint.decoder.diffusion else 0
         hub.give_view(checkpoint, block_size, mask, last_row=True)
         config = TrainConfig(block_size, block_size, mask, sequence_length=sequence_length, roots=roots)
-        measured = training.measure(checkpoint.decoder, config, n)
+        with timed() as load:
+            measured = training.measure(checkpoint.decoder, config, n)
     if as_json:
-        print(json.dumps({**measured, "provenance": provenance.machine(checkpoint.decoder.device)}, indent=2))
+        machine = provenance.machine(checkpoint.decoder.device) | load.as_dict()
+        print(json.dumps({**measured, "provenance": machine}, indent=2))
         return
     table = Table(title=f"a training step with {measured['rows']} supervised rows; medians of n = {n}, interleaved")
     for column in ("", "rows/s", "seconds", "time relative to the step (quartiles)"):

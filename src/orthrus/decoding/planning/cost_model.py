@@ -9,9 +9,8 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
-DISTURBED = 0.15
-"""The relative spread above which a table counts as disturbed by other programs. Measured: 0.01 to 0.06 on a quiet
-machine; 0.23 to 0.35 beside five busy processes on two cores, where passes seemed five times slower."""
+from orthrus.machine_load import DISTURBED
+
 LOOKED_UP = 512
 """The rows below which the seconds of a pass are kept in a list."""
 Table = tuple[tuple[int, float], ...]
@@ -27,7 +26,8 @@ class CostModel:
     seconds per block. key: seconds per key that the first row of a sequence attends to. block_key: the same for the
     first row of a block. row_key: the same for each further row of a sequence or block. spread: how far the
     measured seconds of a pass lay above those of the table, relative to them, in the middle of all passes, or, if that
-    is more, how far the seconds of the passes lay above those in which their thread ran.
+    is more, how far the seconds of the passes lay above those in which their thread ran, or the share by which other
+    programs slowed them down (`machine_load.slowdown_between`).
     """
 
     rows: Table

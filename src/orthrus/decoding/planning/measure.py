@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orthrus import machine_load
 from orthrus.decoding.argmax import best
 from orthrus.decoding.planning.cost_model import CostModel, table
 from orthrus.decoding.propose import EAGER_LOGITS
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
+from orthrus.torch_threads import kernel_threads
 
 ROWS = (1, 2, 4, 8, 16, 17, 32, 33, 64, 128)
 """Rows of the AR passes that are timed. Matrix units compute tiles of 16 or 32 rows, so one more row may take much."""
@@ -50,7 +52,7 @@ def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> 
     """
     passes = _Passes(runner)
     rounds: list[dict[Any, list[float]]] = []
-    began, running = perf_counter(), 0.0
+    load_before, began, running = machine_load.read(), perf_counter(), 0.0
     for turn in range(ROUNDS + 1):
         if turn > MIN_ROUNDS and perf_counter() - began > MAX_SECONDS:
             break
@@ -74,8 +76,9 @@ def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> 
     typical = _typical([{name: min(each) for name, each in times.items()} for times in rounds[1:]])
     counted = [(name, seconds) for times in rounds for name, each in times.items() for seconds in each]
     spread = median(seconds / typical[name] - 1 for name, seconds in counted)
-    if runner.device.type == "cpu":  # beside steady work all passes are slow alike, but this thread often waits
-        spread = max(spread, sum(seconds for _, seconds in counted) / max(running, 1e-9) - 1)
+    if runner.device.type == "cpu":  # beside steady work all passes are slow alike: this thread waits, or it spins
+        waited = sum(seconds for _, seconds in counted) / max(running, 1e-9) - 1
+        spread = max(spread, waited, machine_load.slowdown_between(load_before, machine_load.read(), kernel_threads()))
     return _fitted(passes, typical, spread)
 
 
