@@ -13,6 +13,7 @@ import torch
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
 from orthrus.config import DecodingConfig
+from orthrus.decoding.batch_size import affordable_batch
 from orthrus.decoding.constraints import Grammars
 from orthrus.decoding.cycle import Step
 from orthrus.decoding.engine import Engine, generate
@@ -23,6 +24,7 @@ from orthrus.decoding.text import Piece
 from orthrus.load_options import DTYPES, LoadOptions, LoadSettings
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings, check_type
+from orthrus.progress import AnswerProgress
 from orthrus.results import Chunk, Result, chunks, in_order, result_of
 from orthrus.runner import prepare
 from orthrus.runner.runner import Runner
@@ -76,27 +78,43 @@ class Model:
         return " + ".join(self.runner.linear_kernels)
 
     @overload
-    def generate(self, prompt: str | list[Message] | list[int], **options: Unpack[Options]) -> Result: ...
+    def generate(
+        self, prompt: str | list[Message] | list[int], *, progress: bool | None = None, **options: Unpack[Options]
+    ) -> Result: ...
     @overload
     def generate(
-        self, prompt: list[str] | list[list[Message]] | list[list[int]] | list[Prompt], **options: Unpack[Options]
+        self,
+        prompt: list[str] | list[list[Message]] | list[list[int]] | list[Prompt],
+        *,
+        progress: bool | None = None,
+        **options: Unpack[Options],
     ) -> list[Result]: ...
-    def generate(self, prompt: Any, **options: Unpack[Options]) -> Result | list[Result]:
+    def generate(
+        self, prompt: Any, *, progress: bool | None = None, **options: Unpack[Options]
+    ) -> Result | list[Result]:
         """Decode one prompt, giving a `Result`, or a list of prompts, giving a list of them in the same order.
 
-        A prompt is a string, a list of chat messages, or a list of token ids. Raises ValueError naming the option or
+        A prompt is a string, a list of chat messages, or a list of token ids. Several are decoded together, as many as
+        memory has room for, unless `batch_size` says otherwise; each gets the tokens that it gets alone.
+
+        progress: whether a bar is shown on stderr; None shows it on a terminal. Raises ValueError naming the option or
         the prompt that is wrong.
         """
         prompts, many = prompts_in(prompt)
-        ordered = [result for _, result in in_order(self._steps(prompts, options))]
+        bar = AnswerProgress(len(prompts), shown=progress)
+        ordered = [result for _, result in in_order(self._steps(prompts, options), bar)]
         return ordered if many else ordered[0]
 
-    def results(self, prompts: Iterable[Prompt], **options: Unpack[Options]) -> Iterator[tuple[int, Result]]:
-        """Decode prompts side by side, yielding (index, result) in input order as soon as order allows.
+    def results(
+        self, prompts: Iterable[Prompt], *, progress: bool | None = None, **options: Unpack[Options]
+    ) -> Iterator[tuple[int, Result]]:
+        """Decode prompts together as `generate` does, yielding (index, result) in input order as soon as order allows.
 
-        Raises ValueError when called, before anything is decoded.
+        progress: whether a bar is shown on stderr until the next result is there; None shows it on a terminal. Raises
+        ValueError when called, before anything is decoded.
         """
-        return in_order(self._steps(prompt_list(prompts), options))
+        listed = prompt_list(prompts)
+        return in_order(self._steps(listed, options), AnswerProgress(len(listed), shown=progress))
 
     def stream(self, prompt: Prompt, *, engine: Engine | None = None, **options: Unpack[Options]) -> Iterator[Chunk]:
         """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`.
@@ -178,7 +196,10 @@ class Model:
             return Sequence(0, request, self.limits, self.decode).request
 
         config = self.decoding_config(options)
-        return self.run(map_prompts(prompts, checked), config)
+        requests = map_prompts(prompts, checked)
+        if options.get("batch_size") is None:
+            config = replace(config, batch_size=affordable_batch(self.runner, requests, config, self.limits))
+        return self.run(requests, config)
 
 
 def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:

@@ -12,6 +12,7 @@ from orthrus.decoding.drafts import TokenLogprobs
 from orthrus.decoding.sequence import Sequence
 from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Piece
+from orthrus.progress import AnswerProgress
 from orthrus.tool_calls import ToolCall, parse_tool_calls
 
 
@@ -69,16 +70,21 @@ def result_of(sequence: Sequence) -> Result:
     )  # fmt: skip
 
 
-def in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Result]]:
-    """Finished sequences with their indices, in order."""
+def in_order(steps: Iterator[Step], progress: AnswerProgress) -> Iterator[tuple[int, Result]]:
+    """Finished sequences with their indices, in order. The progress is hidden while the caller has a result."""
     ready: dict[int, Result] = {}
     following = 0
-    for step in steps:
-        if step.finish_reason is not None:
-            ready[step.sequence.index] = result_of(step.sequence)
-        while following in ready:
-            yield following, ready.pop(following)
-            following += 1
+    try:
+        for step in steps:
+            progress.count(step)
+            if step.finish_reason is not None:
+                ready[step.sequence.index] = result_of(step.sequence)
+            while following in ready:
+                progress.hide()
+                yield following, ready.pop(following)
+                following += 1
+    finally:
+        progress.hide()
 
 
 def chunks(steps: Iterator[Step]) -> Iterator[Chunk]:

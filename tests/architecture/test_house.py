@@ -68,7 +68,8 @@ MAY_IMPORT = {
     "options": {"config", "constraints", "decoding"},
     "tokenization": {"checkpoint", "options"},
     "load_options": {"options"},
-    "results": {"decoding", "tool_calls"},
+    "progress": {"decoding"},
+    "results": {"decoding", "progress", "tool_calls"},
     "api": {
         "checkpoint",
         "config",
@@ -76,6 +77,7 @@ MAY_IMPORT = {
         "load_options",
         "model",
         "options",
+        "progress",
         "results",
         "runner",
         "tokenization",
@@ -111,7 +113,7 @@ LAYERS = {
     "decoding": [
         "argmax", "noise", "processors", "filters", "json_digits", "constraints", "sampling", "draft_tree", "text",
         "drafts", "logprobs", "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle",
-        "planning", "drafting", "engine", "async_engine",
+        "planning", "drafting", "batch_size", "engine", "async_engine",
     ],
     "serving": [
         "settings", "logs", "metrics", "service", "other_names", "errors", "limits", "http", "protocol", "token_texts",

@@ -44,7 +44,9 @@ def json_lines(out):
 
 def untimed(record):
     """A record without the fields that differ between runs: times, and what was shared with other sequences."""
-    statistics = {k: v for k, v in record["statistics"].items() if not k.endswith(("seconds", "cached_tokens"))}
+    statistics = {
+        k: v for k, v in record["statistics"].items() if not k.endswith(("seconds", "cached_tokens", "batch_size"))
+    }
     return {k: v for k, v in record.items() if k != "seed"} | {"statistics": statistics}
 
 

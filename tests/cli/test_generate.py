@@ -280,3 +280,10 @@ def test_verify_without_a_view_verifies_plain_decoding(run, bare, tmp_path):
     assert (code, "cycle 'one-pass' needs a diffusion view; this checkpoint has none" in err) == (2, True)
     code, _, err = run("verify", "--model", bare, "--samples", 4)
     assert (code, "--samples compares the rule `rejection`, which needs a diffusion view" in err) == (2, True)
+
+
+def test_the_footer_says_how_many_prompts_were_decoded_together(run, path):
+    lines = "\n".join(f'{{"prompt": "say {n}"}}' for n in range(3))
+    code, _, err = run("generate", "--model", path, "--file", "-", "-n", 3, "--cycle", "two-pass", stdin=lines)
+    assert code == 0
+    assert re.search(r"3 prompts: \d+ tokens, 3 prompts at a time", err), err

@@ -32,16 +32,15 @@ class Clock:
 
 
 def print_footer(console: Console, results: list[Result], clock: Clock, *, sampled: bool) -> None:
-    """Print tokens, seconds and speed of prompt and answer. Several prompts are summed."""
+    """Print tokens, seconds and speed of prompt and answer. Several prompts are summed; they share passes, so there is
+    no time of the prompts alone."""
     alone, statistics = len(results) == 1, [result.statistics for result in results]
-    prompt, prefill = sum(result.prompt_tokens for result in results), sum(s.prefill_seconds for s in statistics)
+    prompt, prefill = sum(result.prompt_tokens for result in results), statistics[0].prefill_seconds
     first = f", first token after {clock.first:.2f} s" if clock.first is not None else ""
-    console.print(
-        f"{f'{len(results)} prompts' if not alone else 'prompt'}: {prompt} tokens read in {prefill:.2f} s"
-        f" ({_rate(prompt, prefill)}){first}",
-        style="dim",
-        soft_wrap=True,
-    )
+    line = f"prompt: {prompt} tokens read in {prefill:.2f} s ({_rate(prompt, prefill)}){first}"
+    if not alone:
+        line = f"{len(results)} prompts: {prompt} tokens, {statistics[0].batch_size} prompts at a time"
+    console.print(line, style="dim", soft_wrap=True)
     generated, passes = sum(s.generated for s in statistics), sum(s.passes for s in statistics)
     seconds = statistics[0].seconds if alone else clock.seconds
     ended = Counter(result.finish_reason for result in results)

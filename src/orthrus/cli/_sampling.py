@@ -95,7 +95,9 @@ TreeNodesOption = Annotated[
     int | None,
     typer.Option(help="Drafts verified per pass, as a tree; 0: a chain.", show_default="as in a chain; auto plans it"),
 ]
-BatchSizeOption = Annotated[int, typer.Option(help="Prompts decoded together in one batch.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option(help="Prompts decoded together in one batch.", show_default="as many as memory allows")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", "-t", help="CPU threads of a forward pass.", show_default="torch's")
 ]

@@ -74,7 +74,7 @@ def command(
     no_diffusion: sampling.NoDiffusionOption = False,
     width: sampling.WidthOption = None,
     tree_nodes: sampling.TreeNodesOption = None,
-    batch_size: sampling.BatchSizeOption = 1,
+    batch_size: sampling.BatchSizeOption = None,
     threads: sampling.ThreadsOption = None,
     ctx_size: sampling.ContextOption = None,
     dtype: DtypeOption = Dtype.bfloat16,

@@ -22,6 +22,7 @@ from threading import Lock
 from orthrus.cache import BlockTable, OutOfPagesError, pages_for
 from orthrus.config import PAGE, DecodingConfig
 from orthrus.decoding import cycle, cycles, rules
+from orthrus.decoding.batch_size import pages_of
 from orthrus.decoding.cycle import Job, Step
 from orthrus.decoding.drafting import drafting_of, with_costs, workspace_positions
 from orthrus.decoding.drafts import Verdict
@@ -84,6 +85,7 @@ class Engine:
         Raises ValueError if it cannot be decoded.
         """
         sequence = Sequence(next(self._ids), request, self._limits, self._decode)
+        sequence.statistics.batch_size = self._config.batch_size
         self._added.append(sequence)
         return sequence.index
 
@@ -291,9 +293,6 @@ def generate(
 
 def _pages_needed(runner: Runner, requests: list[Request], config: DecodingConfig, limits: Limits) -> int:
     """The pages with which no sequence is ever preempted, or as many as memory allows."""
-    workspace = workspace_positions(runner, config)
-    needed = sorted(
-        pages_for(min(len(r.prompt) + r.stop.max_new_tokens, limits.max_positions) + workspace) for r in requests
-    )
+    needed = pages_of(runner, requests, config, limits)
     together = sum(needed[-config.batch_size :])
-    return affordable_pages(runner.page_bytes, runner.device, together, max(needed)) if needed else 1
+    return affordable_pages(runner.page_bytes, runner.device, together, needed[-1]) if needed else 1

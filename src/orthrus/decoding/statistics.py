@@ -16,7 +16,7 @@ class Statistics:
 
     `drafted` and `accepted` count, by offset, the cycles whose drafts reached so far, and those that accepted so many.
     `shapes` counts cycles by (kind, drafts offered, blocks, width of a block). `cached_tokens` of the prompt were not
-    computed, because an earlier sequence starts with them.
+    computed, because an earlier sequence starts with them. `batch_size` is the most sequences that shared its passes.
     """
 
     generated: int = 0
@@ -29,6 +29,7 @@ class Statistics:
     prefill_seconds: float = 0.0
     shapes: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
     cached_tokens: int = 0
+    batch_size: int = 1
 
     @property
     def acceptance_length(self) -> float:
@@ -83,6 +84,7 @@ class Statistics:
             "seconds": self.seconds,
             "prefill_seconds": self.prefill_seconds,
             "cached_tokens": self.cached_tokens,
+            "batch_size": self.batch_size,
             "rows_per_pass": self.rows_per_pass,
             "acceptance_by_offset": self.acceptance_by_offset,
             "cycles_by_kind": dict(self.cycles),
