@@ -139,6 +139,43 @@ def test_quality_is_the_same_by_every_cycle(run, model):
     assert "outside a sandbox" in err
 
 
+def test_two_views_are_compared_on_the_same_answers(run, model, tmp_path):
+    task, adapter = tmp_path / "task.jsonl", tmp_path / "view"
+    task.write_text("\n".join(json.dumps({"prompt": f"say <{n}>"}) for n in range(3)))
+    code, _, err = run("export", "--model", model, "--layout", "adapter", "--output", adapter)
+    assert code == 0, err
+    shared = ["--model", model, "--task", task, "--max-new-tokens", 8]
+    code, out, err = run("bench", "acceptance", "--paired", adapter, adapter, *shared, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["paired"]
+    assert {row["drafts"] for row in rows} >= {"chain", "tree of 8"}
+    assert all(row["first"] == row["second"] and row["interval"] == [0.0, 0.0] for row in rows)
+    code, out, err = run("bench", "acceptance", "--paired", adapter, adapter, *shared)
+    assert code == 0, err
+    assert "neither" in out
+    for wrong in (["--adapter", adapter], ["--rule", "rejection"]):
+        code, _, err = run("bench", "acceptance", "--paired", adapter, adapter, *wrong, *shared)
+        assert code == 2
+        assert "leave --adapter and --rule out" in err
+
+
+def test_training_data_that_repeats_a_benchmark_is_named(run, tmp_path):
+    task, data = tmp_path / "task.jsonl", tmp_path / "data.jsonl"
+    task.write_text('{"prompt": "Who wrote Hamlet?"}\n{"prompt": "Name a river."}\n')
+    data.write_text('{"id": "a", "prompt": "who wrote hamlet"}\n{"id": "b", "prompt": "Who wrote Faust?"}\n')
+    code, out, err = run("bench", "overlap", "--data", data, "--task", task, "--json")
+    assert code == 1, err
+    (found,) = json.loads(out)["overlap"]
+    assert (found["prompts"], found["repeated"], found["records"]) == (2, 1, ["a"])
+    data.write_text('{"id": "b", "prompt": "Who wrote Faust?"}\n')
+    code, out, _ = run("bench", "overlap", "--data", data, "--task", task)
+    assert code == 0
+    assert "1 training records" in out
+    code, _, err = run("bench", "overlap", "--data", tmp_path / "none", "--task", task)
+    assert code == 2
+    assert "no JSONL file" in err
+
+
 def test_results_become_one_page(run, model, tmp_path):
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(json.dumps({"prompt": f"say <{n}>"}) for n in range(2)))

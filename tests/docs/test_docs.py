@@ -102,7 +102,8 @@ def _on_tiny(line, backbone):
     line = line.split("   #")[0].replace("--adapter none", "--adapter run/best")
     if "--output data" in line:
         line += " --data prompts.jsonl"
-    return line if "--model" in line or "--estimate" in line else line + backbone
+    needs_none = any(option in line for option in ("--model", "--estimate", "bench overlap"))
+    return line if needs_none else line + backbone
 
 
 def _tiny_backbone(path):

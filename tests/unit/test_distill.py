@@ -10,11 +10,12 @@ import processes
 import pytest
 import tiny
 
+from orthrus.bench import tasks
 from orthrus.checkpoint.adapter import BackboneIdentity
 from orthrus.training import chat, data
 from orthrus.training.config import DistillConfig, TrainConfig
 from orthrus.training.distill import Distillation, Reply, seed_of
-from orthrus.training.prompts import Conversation, conversations_in, word_ngrams
+from orthrus.training.prompts import Conversation, conversations_in, excluded_ngrams, word_ngrams
 from orthrus.training.shards import DamagedShardError, read_manifest, read_shard, unfinished
 
 TOKENIZER = tiny.tokenizer(tiny.CHAT)
@@ -259,6 +260,34 @@ def test_dropped_prompts_are_counted(tmp_path):
     entry = shard.entry
     assert entry["dropped"] == {"duplicate": 1, "excluded": 1, "unanswered or too long": 2}
     assert entry["records"] == len(records(tmp_path)) == 1
+
+
+def test_distilled_records_are_a_task(tmp_path):
+    list(distillation(tmp_path).run(given(), 10))
+    expected = [record["tokens"][: record["spans"][0][0]] for record in records(tmp_path)]
+    prompts = tasks.load(str(tmp_path))
+    assert [prompt.prompt for prompt in prompts] == expected
+    assert {prompt.part for prompt in prompts} == {tmp_path.name}
+    with pytest.raises(ValueError, match="no manifest"):
+        tasks.load(str(tmp_path.parent))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dropped"),
+    [
+        ("who WROTE Hamlet", True),
+        ("Who wrote Hamlet? Explain.", False),
+        ("Who wrote", False),
+        ("Write a function to reverse words.", True),
+        ("Write a function to", False),
+        ("Write a function to reverse", True),
+        ("Write a function to reverse numbers", False),
+    ],
+)
+def test_a_prompt_of_fewer_than_13_words_is_compared_whole(prompt, dropped):
+    statement = "Write a function to reverse words. Your code should pass these tests: assert reverse('a b') == 'b a'"
+    excluded = excluded_ngrams("Who wrote Hamlet?") | excluded_ngrams(statement)
+    assert excluded.isdisjoint(word_ngrams(prompt)) is not dropped
 
 
 def test_another_run_does_not_continue_here(tmp_path):

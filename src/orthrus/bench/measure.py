@@ -15,22 +15,22 @@ from orthrus.api import Model, Options
 from orthrus.backends.interface import ExecutableLinear
 from orthrus.backends.torch import attend_flash, attend_flash_ungrouped
 from orthrus.bench import exactness
+from orthrus.bench.bootstrap import pooled
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.config import DecodingConfig
-from orthrus.decoding.sequence import Request
+from orthrus.decoding.sequence import Request, Sequence
 from orthrus.decoding.statistics import Statistics
 from orthrus.model.decoder import Decoder
 from orthrus.runner.prepare import inference_copy
 from orthrus.runner.runner import Runner
 
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Acceptance:
     """Acceptance over the prompts of one part, pooled: all accepted drafts divided by all cycles. drafts: what a cycle
-    verifies, a chain or a tree.
+    verifies, a chain or a tree. loops: answers that repeat themselves (see `repetition`); without_loops: A and its
+    interval over the other answers, None where every answer loops.
 
     Intervals are 95 % bootstrap intervals over prompts.
     """
@@ -45,15 +45,17 @@ class Acceptance:
     rows_per_pass: float
     by_offset: list[float]
     drafts: str
+    loops: int = 0
+    without_loops: tuple[float, tuple[float, float]] | None = None
 
 
-def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterator[tuple[TaskPrompt, Statistics]]:
-    """Decode a task's prompts, yielding each prompt with its statistics as it finishes."""
+def decode(model: Model, prompts: list[TaskPrompt], options: Options) -> Iterator[tuple[TaskPrompt, Sequence]]:
+    """Decode a task's prompts, yielding each prompt with its sequence as it finishes."""
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     config = model.decoding_config(options)
     for step in model.run(requests, config):
         if step.sequence.finish_reason is not None:
-            yield prompts[step.sequence.index], step.sequence.statistics
+            yield prompts[step.sequence.index], step.sequence
 
 
 def decode_alone(model: Model, config: DecodingConfig, request: Request) -> tuple[list[int], float]:
@@ -80,12 +82,15 @@ def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_ne
     options: Options = {
         "max_new_tokens": max_new_tokens, "cycle": "two-pass", "tree_nodes": 0, "batch_size": 8, "seed": 0
     }  # fmt: skip
-    return acceptance("held out", [statistics for _, statistics in decode(model, asked, options)])
+    return acceptance("held out", [done.statistics for _, done in decode(model, asked, options)])
 
 
-def acceptance(part: str, runs: Iterable[Statistics], drafts: str = "chain") -> Acceptance:
-    """Summarise the statistics of the prompts of one part."""
+def acceptance(
+    part: str, runs: Iterable[Statistics], drafts: str = "chain", looping: Iterable[bool] = ()
+) -> Acceptance:
+    """Summarise the statistics of the prompts of one part. looping: for each, whether its answer loops."""
     statistics = list(runs)
+    varied = ~np.array(list(looping) or [False] * len(statistics))
     accepted = np.array([sum(s.accepted) for s in statistics], dtype=float)
     cycles = np.array([sum(s.cycles.values()) for s in statistics], dtype=float)
     generated = np.array([s.generated for s in statistics], dtype=float)
@@ -99,21 +104,14 @@ def acceptance(part: str, runs: Iterable[Statistics], drafts: str = "chain") -> 
         part,
         len(statistics),
         int(generated.sum()),
-        *_pooled(accepted, cycles),
-        *_pooled(generated, passes),
+        *pooled(accepted, cycles),
+        *pooled(generated, passes),
         sum(s.rows for s in statistics) / max(1, sum(s.passes - 1 for s in statistics)),
         (kept / np.maximum(drafted, 1)).tolist(),
         drafts,
+        int((~varied).sum()),
+        pooled(accepted[varied], cycles[varied]) if varied.any() else None,
     )
-
-
-def _pooled(above: np.ndarray[Any, Any], below: np.ndarray[Any, Any]) -> tuple[float, tuple[float, float]]:
-    """The ratio of sums, and its 95 % bootstrap interval over prompts."""
-    ratio = float(above.sum() / max(below.sum(), 1.0))
-    picks = np.random.default_rng(0).integers(0, len(above), (RESAMPLES, len(above)))
-    ratios = above[picks].sum(axis=1) / np.maximum(below[picks].sum(axis=1), 1.0)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return ratio, (float(low), float(high))
 
 
 def exactness_cost(model: Model, context: int, n: int = 150) -> dict[str, Any]:

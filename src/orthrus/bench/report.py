@@ -47,6 +47,8 @@ SECTIONS = {
         ("part", lambda r: r["part"]), ("drafts", lambda r: r.get("drafts", "chain")),
         ("prompts", lambda r: str(r["prompts"])),
         ("A (95 %)", lambda r: _spread(r["acceptance_length"], r["interval"])),
+        ("loops", lambda r: str(r.get("loops", ""))),
+        ("A without loops", lambda r: _spread(*r["without_loops"]) if r.get("without_loops") else ""),
         ("tokens per pass (95 %)", lambda r: _spread(r["tpf"], r["tpf_interval"])),
         ("rows per pass", lambda r: f"{r['rows_per_pass']:.1f}"),
     ]),

@@ -41,7 +41,10 @@ TopicsOption = Annotated[
 ]
 ExcludeOption = Annotated[
     list[str] | None,
-    typer.Option(help="Benchmark task or JSONL file; prompts that share 13 consecutive words with it are dropped."),
+    typer.Option(
+        help="Benchmark task or JSONL file; prompts that share 13 consecutive words with it, or are shorter"
+        " and equal a prompt of it or how one begins, are dropped; may be repeated."
+    ),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="System message for self-written prompts.")]
 TemperatureOption = Annotated[float, typer.Option(help="Sampling temperature of the answers; 0 is greedy.")]
@@ -178,7 +181,7 @@ def _backbone(model: Model, dtype: Dtype) -> dict[str, Any]:
 def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
     """Word n-grams to exclude: from all strings of a file, or from the prompts of a benchmark task."""
     from orthrus.bench import tasks
-    from orthrus.training.prompts import texts_of, word_ngrams
+    from orthrus.training.prompts import excluded_ngrams, texts_of
 
     for name in names:
         if Path(name).is_file():
@@ -186,4 +189,4 @@ def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
         else:
             values = [prompt.prompt for prompt in tasks.load(name)]
         for text in texts_of(json.loads(json.dumps(values))):
-            yield from word_ngrams(text)
+            yield from excluded_ngrams(text)

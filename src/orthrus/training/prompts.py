@@ -13,7 +13,9 @@ from orthrus import prompt_files
 from orthrus.training.chat import Message
 
 NGRAM_WORDS = 13
-"""Consecutive words that a prompt may not share with an excluded text."""
+"""Consecutive words that a prompt may not share with an excluded text. A shorter prompt may not equal one."""
+BEGINNING_WORDS = 5
+"""A shorter prompt may not equal the beginning of an excluded text either, if it has so many words."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -47,9 +49,26 @@ def conversations_in(data: bytes, where: str) -> list[Conversation]:
 
 
 def word_ngrams(text: str, size: int = NGRAM_WORDS) -> set[tuple[str, ...]]:
-    """All n-grams of `size` consecutive words, in lower case and without punctuation."""
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
+    """All n-grams of `size` consecutive words, in lower case and without punctuation.
+
+    A text with fewer words is one n-gram by itself, so that two short texts share one where they are equal.
+    """
+    words = _words(text)
+    if not words:
+        return set()
+    return {tuple(words[n : n + size]) for n in range(max(1, len(words) - size + 1))}
+
+
+def excluded_ngrams(text: str) -> set[tuple[str, ...]]:
+    """The n-grams of a benchmark's text that no training prompt may have: `word_ngrams`, and how the text begins, as a
+    benchmark may add tests to a short statement."""
+    words = _words(text)
+    beginnings = range(BEGINNING_WORDS, min(NGRAM_WORDS, len(words)))
+    return word_ngrams(text) | {tuple(words[:count]) for count in beginnings}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def texts_of(value: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Benchmark tasks: one module each, with its prompts as package data. To add a task, add a module.
 
-A task file has `SOURCE`, `LICENCE` and `prompts()`. A path to a JSONL file of `prompt` or `messages` is a task too.
+A task file has `SOURCE`, `LICENCE` and `prompts()`. A path to a JSONL file of `prompt` or `messages` is a task too, and
+so is a directory of distilled records: choices between views are made on records that neither was trained on.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from orthrus.prompt_files import lines, prompt_of
+from orthrus.training.shards import read_manifest, read_shard
 
 ANSWER = "# the answer goes here"
 
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One prompt: a string for the user turn, or messages. `part` names its part of the task.
+    """One prompt: a string for the user turn, messages, or token ids. `part` names its part of the task.
 
     number: the right answer, if it is a number; program: Python that fails if the code inserted at `ANSWER` is wrong.
     """
@@ -38,7 +40,7 @@ def names() -> list[str]:
 
 
 def load(name: str, limit: int | None = None) -> list[TaskPrompt]:
-    """The first `limit` prompts of a task or a JSONL file. Tasks with parts interleave them.
+    """The first `limit` prompts of a task, a JSONL file or a directory of distilled records. Parts are interleaved.
 
     Raises ValueError with the list of tasks if there is no such task or file, or if the file is malformed.
     """
@@ -46,6 +48,8 @@ def load(name: str, limit: int | None = None) -> list[TaskPrompt]:
         loaded = list(importlib.import_module(f"{__name__}.{name}").prompts())
     elif Path(name).is_file():
         loaded = [_from_file(name, number, record) for number, record in lines(Path(name).read_bytes(), name)]
+    elif Path(name).is_dir():
+        loaded = list(_from_records(Path(name)))
     else:
         raise ValueError(f"no task {name!r} and no such file; tasks: {', '.join(names())}")
     if not loaded:
@@ -58,6 +62,13 @@ def records(file: str) -> Iterator[dict[str, Any]]:
     data = (resources.files(__name__) / "data" / file).read_bytes()
     for _, record in lines(data, file):
         yield record
+
+
+def _from_records(directory: Path) -> Iterator[TaskPrompt]:
+    """The prompts of distilled records: the tokens before the first answer."""
+    for entry in read_manifest(directory)["shards"]:
+        for record in read_shard(directory, entry):
+            yield TaskPrompt(record["id"], directory.name, record["tokens"][: record["spans"][0][0]])
 
 
 def _from_file(name: str, number: int, record: dict[str, Any]) -> TaskPrompt:

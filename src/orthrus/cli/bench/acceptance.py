@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,18 +24,35 @@ from orthrus.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from orthrus.api import Options
+    from orthrus.api import Model, Options
+    from orthrus.bench.acceptance import PairedAcceptance, Setting
     from orthrus.bench.measure import Acceptance
+    from orthrus.bench.tasks import TaskPrompt
 
 
 SIZES = (0, 8, 16)
 """The sizes of trees that are measured, in nodes; 0 is a chain."""
 
 
+TaskOption = Annotated[
+    list[str],
+    typer.Option(help="Task name, JSONL file of prompts, or directory of distilled records; may be repeated."),
+]
+PairedOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="FIRST SECOND",
+        help="Two adapters to compare on the same answers, in place of --adapter: prints by how much A of"
+        " the second exceeds that of the first.",
+    ),
+]
+
+
 def command(
-    task: Annotated[list[str], typer.Option(help="Task name or JSONL file of prompts; may be repeated.")],
+    task: TaskOption,
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
+    paired: PairedOption = None,
     limit: Annotated[int | None, typer.Option(help="Prompts per task.", show_default="all", min=1)] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per prompt.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -61,51 +78,90 @@ def command(
     """Measure accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals.
 
     Under the rule `exact`, every text is decoded once and replayed with every setting: also with drafts that are not
-    looked up in the text and, for a model with a draft head, with independent rows alone.
+    looked up in the text and, for a model with a draft head, with independent rows alone. Answers that loop (of whose
+    4-grams of tokens less than 0.7 are distinct) are counted, and A is also given without them.
     """
-    from orthrus.bench import acceptance, provenance, tasks
+    from orthrus.bench import acceptance, tasks
 
+    if paired and (adapter is not None or rule != "exact"):
+        raise ValueError("--paired names both adapters and replays them under the rule exact: leave --adapter and"
+                         " --rule out")  # fmt: skip
     prompts = {name: tasks.load(name, limit) for name in task}
-    loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
+    first, *others = [
+        load_model(model, name, dtype, device, allow_other_backbone, quantize, cache=cache)
+        for name in paired or (adapter,)
+    ]
     options: Options = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "cycle": "two-pass", "width": width,
         "batch_size": batch_size, "rule": rule,
     }  # fmt: skip
-    replays = rule == "exact"
-    settings = acceptance.settings(loaded, dict.fromkeys(tree_nodes or SIZES), options, replays=replays)
-    measured = acceptance.replayed if replays else acceptance.decoded
-    rows = []
+    with_most = max((first, *others), key=lambda loaded: loaded.decoder.draft_head is not None)
+    settings = acceptance.settings(with_most, dict.fromkeys(tree_nodes or SIZES), options, replays=rule == "exact")
+    _report(_measure([first, *others], prompts, options, settings), first, as_json)
+
+
+def _measure(
+    models: list[Model], prompts: dict[str, list[TaskPrompt]], options: Options, settings: list[Setting]
+) -> dict[str, Any]:
+    """The acceptance of one model, or the differences between two."""
+    from orthrus.bench import acceptance
+
+    if len(models) == 2:
+        differences: list[PairedAcceptance] = []
+        for name, asked in prompts.items():
+            pairs = acceptance.replayed_by_both(models, asked, options, settings)
+            differences += acceptance.paired_by_part(name, progress(pairs, name, len(asked) * len(settings)), settings)
+        return {"paired": differences}
+    measured = acceptance.replayed if options["rule"] == "exact" else acceptance.decoded
+    rows: list[Acceptance] = []
     for name, asked in prompts.items():
-        runs = progress(measured(loaded, asked, options, settings), name, len(asked) * len(settings))
-        rows += acceptance.by_part(name, runs, settings)
+        runs = measured(models[0], asked, options, settings)
+        rows += acceptance.by_part(name, progress(runs, name, len(asked) * len(settings)), settings)
+    return {"acceptance": rows}
+
+
+def _report(figures: dict[str, Any], model: Model, as_json: bool) -> None:
+    from orthrus.bench import provenance
+
     if as_json:
-        print(
-            json.dumps({"acceptance": [asdict(row) for row in rows], "provenance": provenance.of_run(loaded)}, indent=2)
-        )
+        content = {name: [asdict(row) for row in rows] for name, rows in figures.items()}
+        print(json.dumps({**content, "provenance": provenance.of_run(model)}, indent=2))
+    elif "paired" in figures:
+        _print_paired(figures["paired"])
     else:
-        _print(rows, loaded.checkpoint.view)
+        _print(figures["acceptance"], model.checkpoint.view)
 
 
 def _print(rows: list[Acceptance], view: str) -> None:
     table = Table(title=f"two-pass; diffusion view: {view}")
+    left = ("part", "drafts", "accepted at offset 1, 2, ...")
     for column in (
-        "part",
-        "drafts",
-        "prompts",
-        "tokens",
-        "A (95 %)",
-        "TPF (95 %)",
-        "rows per pass",
+        "part", "drafts", "prompts", "tokens", "A (95 %)", "loops", "A without loops", "TPF (95 %)", "rows per pass",
         "accepted at offset 1, 2, ...",
-    ):
-        table.add_column(
-            column, justify="left" if column in ("part", "drafts", "accepted at offset 1, 2, ...") else "right"
-        )
+    ):  # fmt: skip
+        table.add_column(column, justify="left" if column in left else "right")
     for row in rows:
         table.add_row(
-            row.part, row.drafts, str(row.prompts), str(row.generated),
-            f"{row.acceptance_length:.2f} ({row.interval[0]:.2f}-{row.interval[1]:.2f})",
-            f"{row.tpf:.2f} ({row.tpf_interval[0]:.2f}-{row.tpf_interval[1]:.2f})",
-            f"{row.rows_per_pass:.1f}", " ".join(f"{share:.2f}" for share in row.by_offset),
+            row.part, row.drafts, str(row.prompts), str(row.generated), _spread(row.acceptance_length, row.interval),
+            str(row.loops), _spread(*row.without_loops) if row.without_loops else "",
+            _spread(row.tpf, row.tpf_interval), f"{row.rows_per_pass:.1f}",
+            " ".join(f"{share:.2f}" for share in row.by_offset),
         )  # fmt: skip
     Console(highlight=False).print(table)
+
+
+def _print_paired(rows: list[PairedAcceptance]) -> None:
+    table = Table(title="A of two-pass cycles, the same answers by two diffusion views")
+    for column in ("part", "drafts", "prompts", "first", "second", "second - first (95 %)", "better"):
+        table.add_column(column, justify="left" if column in ("part", "drafts", "better") else "right")
+    for row in rows:
+        low, high = row.interval
+        table.add_row(
+            row.part, row.drafts, str(row.prompts), f"{row.first:.2f}", f"{row.second:.2f}",
+            f"{row.difference:+.2f} ({low:+.2f} to {high:+.2f})", row.conclusion,
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+
+
+def _spread(middle: float, ends: tuple[float, float]) -> str:
+    return f"{middle:.2f} ({ends[0]:.2f}-{ends[1]:.2f})"
