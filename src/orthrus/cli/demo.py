@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from orthrus.api import Model, Result
 
 PROMPT = "Write a Python function that reverses a string."
-"""The demo model answers it rightly, and accepts about as many drafts as it does on average over HumanEval and GSM8K."""
+"""The demo model answers it rightly, and accepts as many drafts as on average over HumanEval and GSM8K."""
 TYPICAL = """\
 This prompt is typical of code and arithmetic: with trees of eight drafts, the bundled view has 3.6 accepted drafts per
 cycle on HumanEval, 3.7 on GSM8K and 3.6 here. Free prose gains less: 2.9 on Spec-Bench.
