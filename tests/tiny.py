@@ -238,28 +238,28 @@ def scripted(quality, continuations, seed=0, *, branches=True):
         rows, size = min(width, runner.diffusion.trained_rows), nodes if branches else None
         truths = [continuations[sequence.index][len(sequence.tokens) :] for sequence in batch]
         return [
-            scripted_draft(rng, quality_of(sequence), truth, rows, size) if wants else Draft()
+            scripted_draft(rng, quality_of(sequence), truth, rows, runner.config.vocab_size, size) if wants else Draft()
             for sequence, truth, wants in zip(batch, truths, wanted, strict=True)
         ]
 
     return draft_pass
 
 
-def scripted_draft(rng, quality, truth, rows, nodes=None):
+def scripted_draft(rng, quality, truth, rows, vocab_size, nodes=None):
     """A chain of `rows` tokens, or a random tree of `nodes` nodes around it, in random order."""
     padded = (truth + [1] * rows)[:rows]
-    tokens = [t if rng.random() < quality else (t + 1) % VOCAB for t in padded]
-    return Draft.chain(tokens) if nodes is None else random_tree(rng, tokens, nodes)
+    tokens = [t if rng.random() < quality else (t + 1) % vocab_size for t in padded]
+    return Draft.chain(tokens) if nodes is None else random_tree(rng, tokens, nodes, vocab_size)
 
 
-def random_tree(rng, trunk, nodes):
+def random_tree(rng, trunk, nodes, vocab_size):
     """A tree of `nodes` nodes that holds the first tokens of `trunk` as a path and other nodes at random places."""
     tokens, parents, trunk_node, on_trunk = [], [], -1, 0
     while len(tokens) < nodes:
         if on_trunk < len(trunk) and rng.random() < 0.5:
             token, parent = trunk[on_trunk], trunk_node
         else:
-            token, parent = rng.randrange(VOCAB), rng.randrange(-1, len(tokens))
+            token, parent = rng.randrange(vocab_size), rng.randrange(-1, len(tokens))
         if (token, parent) in zip(tokens, parents, strict=True):
             continue
         if on_trunk < len(trunk) and (token, parent) == (trunk[on_trunk], trunk_node):
@@ -279,11 +279,12 @@ def scripted_ahead(quality, continuations, seed=0, *, branches=True):
 
     def drafts_from_blocks(runner, batch, blocks, rule, nodes=None, *, eager_logits):
         del rule, eager_logits
-        drafts = []
+        drafts, vocab_size = [], runner.config.vocab_size
         for sequence, block in zip(batch, blocks, strict=True):
             rows = max(0, min(len(block.rows), runner.diffusion.trained_rows) - (sequence.length - 1 - block.root))
             truth = continuations[sequence.index][len(sequence.tokens) :]
-            drafts.append(scripted_draft(rng, quality_of(sequence), truth, rows, nodes if branches and rows else None))
+            size = nodes if branches and rows else None
+            drafts.append(scripted_draft(rng, quality_of(sequence), truth, rows, vocab_size, size))
         return drafts
 
     return drafts_from_blocks

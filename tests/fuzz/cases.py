@@ -98,6 +98,11 @@ def make(seed, number, *, kernels=KERNELS, dtypes=tuple(tiny.DTYPES), threads=TH
     return Case(setup, requests, limits, jobs, together)
 
 
+def on_threads(case, most):
+    """The same case with at most so many threads per job, for a machine that runs other tests beside it."""
+    return replace(case, jobs=tuple(replace(job, threads=min(job.threads, most)) for job in case.jobs))
+
+
 def _setup(rng, kernels, dtype, *, poison):
     heads, kv_heads, size = rng.choice(SHAPES)
     vocab, block = rng.choice([64, 320, 333]), rng.choice([2, 3, 4, 8, 8, 16, 32])

@@ -7,9 +7,19 @@ import checks
 import decoding
 import pytest
 
+FIRST_MINUTE = range(18)
+"""The cases of seed 0 that `make fuzz` runs in its first minute on two quiet cores: whoever changes what the fuzz is
+made of sees here whether it still runs."""
 QUICK = (1, 2, 7, 14, 16, 20, 28, 82, 106)
 """Fast cases of seed 0 that cover every kind of kernels, Python threads and poisoned views."""
 WITHOUT_COMPILER = (("torch", "fp32"), ("torch in blocks", "bf16"), ("torch unpacked", "bf16"))
+
+
+@pytest.mark.parametrize("number", FIRST_MINUTE)
+def test_the_cases_with_which_the_fuzz_begins_have_no_failures(number):
+    findings = checks.run(cases.on_threads(cases.make(0, number), 1))
+    assert findings.failures == []
+    assert findings.counts["decodings"] > 0
 
 
 @pytest.mark.parametrize("number", QUICK)
