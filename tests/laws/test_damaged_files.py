@@ -384,6 +384,23 @@ def test_tokenizer_settings_of_a_wrong_type_are_refused_by_directory(copy, field
         load(changed(copy, "tokenizer_config.json", **fields))
 
 
+@pytest.mark.parametrize("index", [2**24, 2**32 - 2, 2**63])
+@pytest.mark.parametrize("where", ["tokenizer.json", "added", "vocab.json", "added_tokens.json"])
+def test_an_id_for_which_a_tokenizer_would_take_all_memory_is_refused_by_token(copy, monkeypatch, where, index):
+    """The `tokenizers` library ends the process where it cannot allocate, so no such file may reach it."""
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    content, file = json.loads((copy / "tokenizer.json").read_text()), where
+    if where == "added":
+        content["added_tokens"][3]["id"], file = index, "tokenizer.json"
+    elif where == "tokenizer.json":
+        content["model"]["vocab"]["g"] = index
+    else:
+        content = {"g": index}
+    replace(copy, file, json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{file}: the id of token .* is {index}; expected an id below 16777216"):
+        load(copy)
+
+
 def test_code_that_comes_with_a_tokenizer_never_runs(copy, monkeypatch):
     """The user is not prompted for permission either."""
     replace(copy, "evil.py", f"open({str(copy / 'ran')!r}, 'w')\n")

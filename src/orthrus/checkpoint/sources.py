@@ -27,6 +27,7 @@ from orthrus.checkpoint.validation import (
     check,
     check_backbone,
     check_tokenizer,
+    check_vocabulary,
     read_json,
     token_ids,
 )
@@ -163,6 +164,7 @@ def read_tokenizer(source: Source, config: ModelConfig) -> tokenizers.TextTokeni
     def load() -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
+        check_vocabulary(directory)
         with as_value_errors(f"{source.path}: its tokenizer cannot be loaded"):
             hf = _hf_config(kind, config.content)
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

@@ -188,6 +188,31 @@ def check_tokenizer(path: Path) -> None:
             refuse(path, "added_tokens_decoder", token, f"ids below {MAX_VOCABULARY} as its keys")
 
 
+def check_vocabulary(directory: Path) -> None:
+    """Check the ids in the files from which a tokenizer is built: the `tokenizers` library allocates memory for every
+    id up to the largest, and ends the process where there is too little. Raises ValueError naming file and token."""
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        content = read_json(path)
+        for token, index in content.items() if name != "tokenizer.json" else _tokenizer_ids(content):
+            if isinstance(index, int) and index >= MAX_VOCABULARY:
+                refuse(path, f"the id of token {short_repr(token)}", index, f"an id below {MAX_VOCABULARY}")
+
+
+def _tokenizer_ids(content: dict[str, Any]) -> Iterator[tuple[object, object]]:
+    """The tokens of a `tokenizer.json` and their ids. What has another form is left to the library, which refuses
+    it; a list of tokens has no ids."""
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from vocabulary.items()
+    for token in added if isinstance(added, list) else []:
+        if isinstance(token, dict):
+            yield token.get("content"), token.get("id")
+
+
 def token_ids(where: object, name: str, value: object, vocab_size: int) -> frozenset[int]:
     """The ids of a field that holds null, one id or a list. Raises ValueError for an id outside the vocabulary."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
