@@ -203,11 +203,13 @@ class Sequence:
         return Verdict(verdict.tokens[:kept], path)
 
     def finish(self, reason: FinishReason) -> None:
-        """End the sequence."""
+        """End the sequence. Its reason is "stop" too where a stop string stood before an incomplete character."""
         self.finish_reason = reason
         self.statistics.seconds = perf_counter() - self._started if self._started else 0.0
         if self.text is not None:
             self.text.finish()
+            if self.text.stopped and reason == "length":
+                self.finish_reason = "stop"
 
     def _append(self, tokens: list[int], sources: list[Source]) -> int:
         """Append tokens until the sequence stops. Returns how many were kept."""

@@ -1,4 +1,7 @@
-"""Streamed text from tokens: no incomplete character and no part of a stop string is ever shown."""
+"""Streamed text from tokens: no incomplete character and no part of a stop string is ever shown.
+
+Text and pieces depend on the tokens alone, not on how many of them come between two calls of `take`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class TextStream:
         self.stopped = False
         self._sources: list[Source] = []
         self._finished = False
-        self._taken_tokens = self._taken_characters = 0
+        self._complete_tokens = self._taken_tokens = self._taken_characters = 0
 
     def push(self, token: int, source: Source = "plain") -> None:
         """Add a token. Sets `stopped` and cuts the text where a stop string is now complete."""
@@ -53,8 +56,11 @@ class TextStream:
     def _decode_pending(self) -> None:
         before = self._decode(self._tokens[self._prefix_offset : self._read_offset])
         after = self._decode(self._tokens[self._prefix_offset :])
-        if after.endswith(BROKEN) or len(after) <= len(before):
-            return  # an incomplete character, or no visible text yet
+        if after.endswith(BROKEN):
+            return  # an incomplete character
+        self._complete_tokens = len(self._tokens)
+        if len(after) <= len(before):
+            return  # no visible text yet
         self._prefix_offset, self._read_offset = self._read_offset, len(self._tokens)
         self._extend(after[len(before) :])
 
@@ -62,13 +68,16 @@ class TextStream:
         """Add the text that was held back because its last character is incomplete."""
         before = self._decode(self._tokens[self._prefix_offset : self._read_offset])
         self._extend(self._decode(self._tokens[self._prefix_offset :])[len(before) :])
-        self._read_offset = len(self._tokens)
+        self._read_offset = self._complete_tokens = len(self._tokens)
         self._finished = True
 
     def take(self) -> tuple[Piece, ...]:
-        """The text that has become certain since the last call; after `finish`, all that is left."""
+        """The text that has become certain since the last call; after `finish`, all that is left.
+
+        The tokens of an incomplete character wait for its end: the last of them may get what it decodes to.
+        """
         pieces = []
-        while self._taken_tokens < len(self.ends):
+        while self._taken_tokens < self._complete_tokens:
             token = self._taken_tokens
             if not self._finished and self.ends[token] > self.safe:
                 break
