@@ -1,5 +1,6 @@
 """Faults against a server process of a real model: clients that leave, a flood, SIGTERM under load, SIGKILL and a new
-start, a context too small. Other answers must stay as they are, and nothing may be left behind.
+start, a context too small, clients that hold connections. Other answers must stay as they are, and nothing may be left
+behind.
 
     python tests/fuzz/faults.py --model smollm2-demo
 """
@@ -18,6 +19,7 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 
 import httpx
+from stalled_clients import idle_connections, withheld_bodies
 
 PLACES, QUEUE = 4, 6
 
@@ -153,6 +155,11 @@ async def small(client: httpx.AsyncClient) -> str:
 
 async def run(model: str, count: int) -> None:
     """All faults in turn."""
+    server = Process(model, "--api-key", "key")
+    async with server.client() as client:
+        print("bodies:", await withheld_bodies(server.process.pid, server.url, client), flush=True)
+        print("connections:", await idle_connections(server.process.pid, server.url, client), flush=True)
+        server.process.terminate()
     server = Process(model)
     async with server.client() as client:
         print("disconnects:", await disconnects(client, count), flush=True)

@@ -22,6 +22,17 @@ ModelLenOption = Annotated[
 ]
 NumSeqsOption = Annotated[int, typer.Option(help="Most sequences in a pass.", min=1)]
 QueueOption = Annotated[int, typer.Option(help="Most requests that wait for a place; more get 429.", min=0)]
+ConnectionsOption = Annotated[
+    int | None,
+    typer.Option(help="Most connections; more get 503.", min=1, show_default="four times those of an address"),
+]
+AddressConnectionsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Most connections of one address; more get 429.", min=1,
+        show_default="128, or twice the places and the queue",
+    ),
+]  # fmt: skip
 RequestTimeoutOption = Annotated[float, typer.Option(help="Deadline of a request, in seconds from its arrival.")]
 ClientTimeoutOption = Annotated[
     float, typer.Option(help="Seconds that a client may take to send a request, and to read on in an answer.")

@@ -27,9 +27,9 @@ STATUSES = {
     404: "The model is not served here",
     408: "The body of the request did not come in time",
     413: "The body of the request is too large",
-    429: "The queue is full; `Retry-After` says when to try again",
+    429: "The queue is full, or your address has too many connections; `Retry-After` says when to try again",
     500: "The server failed",
-    503: "The server is shutting down",
+    503: "The server is shutting down, or has too many connections or large bodies",
     504: "The request timed out before its first token",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The HTTP server: a bound socket, deadlines for clients that stall, and signals that drain."""
+"""The HTTP server: a bound socket, limits of connections, deadlines for clients that stall, and signals that drain."""
 
 from __future__ import annotations
 
@@ -15,32 +15,57 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from orthrus.serving.connections import CODE, Connections, refusal_bytes, source_of
 from orthrus.serving.service import Service
 from orthrus.serving.settings import ServeSettings
 
 BACKLOG = 512
 SECONDS_TO_FLUSH = 5
 """How long the last bytes of answers may take when the server exits."""
+SECONDS_TO_REFUSE = 2.0
+"""How long a connection beyond the limits is kept for its answer."""
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with a deadline for the head of a request, and for a client that has stopped reading.
+    """HTTP/1.1 with limits of connections, and with a deadline for the head of a request and for a client that has
+    stopped reading.
 
-    The deadline of a body is kept by `Limits`; that of idle connections by uvicorn.
+    The deadline of a body is kept by `Bodies`; that of idle connections by uvicorn.
     """
 
-    def __init__(self, *args: Any, client_timeout: float, **options: Any) -> None:
+    def __init__(self, *args: Any, service: Service, connections: Connections, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._head = _Deadline(self.loop, client_timeout)
-        self._reader = _Deadline(self.loop, client_timeout)
+        self._service, self._connections = service, connections
+        self._source, self._refusal, self._refused = "", b"", False
+        self._head = _Deadline(self.loop, service.settings.client_timeout)
+        self._reader = _Deadline(self.loop, service.settings.client_timeout)
+        self._goodbye = _Deadline(self.loop, SECONDS_TO_REFUSE)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first request."""
+        """Count the connection, and start the deadline of its first request."""
         super().connection_made(transport)
-        self._head.start(transport)
+        self._source = source_of(self.client[0] if self.client else "")
+        refusal = self._connections.open(self._source)
+        if refusal is None:
+            self._head.start(transport)
+            return
+        self._refusal = refusal_bytes(refusal)
+        self._service.metrics.count_rejected(CODE)
+        if self._connections.crowded:
+            transport.abort()
+        else:
+            self._goodbye.start(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Start a deadline where a head is incomplete, and end it where it is complete."""
+        """Start a deadline where a head is incomplete, and end it where it is complete. A connection beyond the limits
+        is answered, and what it sends is dropped: closed at once, it might be reset before the client has its answer.
+        """
+        if self._refusal:
+            if not self._refused:
+                self._refused = True
+                self.transport.write(self._refusal)
+                self.transport.write_eof()
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._head.start(self.transport)
@@ -58,10 +83,11 @@ class Protocol(H11Protocol):
         self._reader.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the deadlines."""
+        """End the deadlines, and count the connection no longer."""
         super().connection_lost(exc)
-        self._head.stop()
-        self._reader.stop()
+        self._connections.close(self._source, refused=bool(self._refusal))
+        for deadline in (self._head, self._reader, self._goodbye):
+            deadline.stop()
 
 
 class Server(uvicorn.Server):
@@ -75,7 +101,7 @@ class Server(uvicorn.Server):
         settings = service.settings
         config = uvicorn.Config(
             app,
-            http=partial(Protocol, client_timeout=settings.client_timeout),  # type: ignore[arg-type]
+            http=partial(Protocol, service=service, connections=Connections(settings)),  # type: ignore[arg-type]
             ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
             timeout_graceful_shutdown=SECONDS_TO_FLUSH, backlog=BACKLOG,
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """What stands between the network and the routes: request ids, the access log, hosts, keys, sizes, and disconnections.
 
 Written as plain ASGI: a middleware that wraps responses in tasks of its own breaks streaming. The body of a request is
-read here, under a limit of size and time, and handed on in one piece. From then on the connection is watched, and the
-requests of a client that goes away are cancelled before the next pass, whether it was to get a stream or not.
+read here, under limits of size, time and memory, and handed on in one piece; that of a request that needs none is not
+read. From then on the connection is watched, and the requests of a client that goes away are cancelled before the next
+pass, whether it was to get a stream or not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orthrus.serving.bodies import METHODS, Bodies, ClientGoneError
 from orthrus.serving.errors import APIError, as_api_error, error_response
 from orthrus.serving.logs import ACCESS
 from orthrus.serving.service import DrainingError, RequestContext, Service
@@ -52,6 +54,7 @@ class Limits:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service, self._settings = app, service, service.settings
+        self._bodies = Bodies(service.settings)
         self._keys = [_digest(key.encode()) for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,13 +70,18 @@ class Limits:
         body, error = b"", ""
         try:
             self._check(scope, headers)
-            body = await self._read(headers, receive)
-            _check_kind(headers, body)
-            await self._run(scope, _Connection(body, receive, context), answer)
+            if scope["method"] in METHODS and not _is_open(scope["path"]):
+                body = await self._bodies.read(headers, receive)
+                _check_kind(headers, body)
+            else:
+                answer.closes = _has_body(headers)
+            connection = _Connection(body, receive, context)
+            body = body[:LOGGED_BODY] if self._settings.log_prompts else b""
+            await self._run(scope, connection, answer)
         except APIError as refusal:
             self._service.metrics.count_rejected(str(refusal.detail.code))
             await answer.refuse(refusal, scope, receive)
-        except _GoneError:
+        except ClientGoneError:
             context.disconnected = True
         except Exception as raised:
             error = type(raised).__name__
@@ -99,8 +107,7 @@ class Limits:
         if not self._keys and not _origin_allowed(headers, self._settings):
             message = "this server takes no requests from pages of that origin: see --allow-origin and --api-key"
             raise APIError(message, status=403, type="permission_error", code="origin_not_allowed")
-        path = scope["path"]
-        if path in OPEN_PATHS or path.startswith("/playground/"):
+        if _is_open(scope["path"]):
             return
         if self._keys and not self._authorized(headers.get("authorization", "")):
             message, ask = "no valid API key: send one as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"}
@@ -114,31 +121,6 @@ class Limits:
         given = _digest(key.strip().encode())
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         return scheme.lower() == "bearer" and any(matches)
-
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        """The body. Raises APIError if it is too large, or does not come in time."""
-        most = self._settings.max_body_bytes
-        large = f"the body is larger than the {most} bytes that this server takes"
-        too_large = APIError(large, status=413, code="body_too_large")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > most:
-            raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._settings.client_timeout):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _GoneError
-                    body += message.get("body", b"")
-                    if len(body) > most:
-                        raise too_large
-                    if not message.get("more_body", False):
-                        return bytes(body)
-        except TimeoutError:
-            seconds = self._settings.client_timeout
-            late = f"the body did not arrive within {seconds:g} s"
-            raise APIError(late, status=408, code="body_timeout") from None
 
     def _log(self, scope: Scope, context: RequestContext, answer: _Answer, body: bytes, error: str) -> None:
         """Write the access log: no query, no header but the id, and no text unless it is asked for."""
@@ -159,12 +141,8 @@ class Limits:
         access_log.info("request", extra={"fields": fields})
 
 
-class _GoneError(Exception):
-    """The client has gone before its request was complete."""
-
-
 class _Connection:
-    """The receiving side of a request whose body has been read."""
+    """The receiving side of a request whose body has been read, or is dropped as it comes."""
 
     def __init__(self, body: bytes, receive: Receive, context: RequestContext) -> None:
         self.context = context
@@ -191,24 +169,28 @@ class _Connection:
 
 
 class _Answer:
-    """The sending side: adds the request id, and remembers the status: 499 where the client had gone before it."""
+    """The sending side: adds the request id, and remembers the status: 499 where the client had gone before it.
+
+    closes: the answer ends the connection, whose body may not have been read.
+    """
 
     def __init__(self, send: Send, context: RequestContext) -> None:
         self._send, self._context = send, context
-        self.status = 0
+        self.status, self.closes = 0, False
 
     async def send(self, message: Message) -> None:
         """Send a message of the application."""
         if message["type"] == "http.response.start":
             self.status = 499 if self._context.gone else message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self._context.request_id.encode())]
+            headers += [(b"connection", b"close")] if self.closes else []
             message = {**message, "headers": headers}
         await self._send(message)
 
     async def refuse(self, error: APIError, scope: Scope, receive: Receive) -> None:
-        """Answer with an error, and close the connection, whose body may not have been read."""
+        """Answer with an error, and close the connection."""
+        self.closes = True
         response = error_response(error)
-        response.headers["connection"] = "close"
         with suppress(OSError):  # the client need not wait for it
             await response(scope, receive, self.send)
 
@@ -216,6 +198,16 @@ class _Answer:
 def _digest(key: bytes) -> bytes:
     """Of equal length for every key, so that comparing does not tell the length either."""
     return hashlib.sha256(key).digest()
+
+
+def _is_open(path: str) -> bool:
+    """Whether a path needs no key, nor a body."""
+    return path in OPEN_PATHS or path.startswith("/playground/")
+
+
+def _has_body(headers: Headers) -> bool:
+    """Whether a request says that it has a body."""
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _check_kind(headers: Headers, body: bytes) -> None:

@@ -16,11 +16,13 @@ class ServeSettings:
 
     api_keys: any of them opens the API; without keys it is open. served_model_name: what clients call the model (its
     own id by default). max_model_len: the most tokens of a request, prompt and answer together. max_num_seqs: the most
-    sequences in a pass. max_queue: the most requests that wait for one of those places. request_timeout: the deadline
-    of a request that sets none, from its arrival. client_timeout: how long a client may take to send a request, and to
-    read on in an answer. pass_timeout: how long a pass may take before `/health` says that it hangs. drain_timeout: how
-    long a shutdown waits for the requests in flight. allowed_origins: pages of other origins that may call the API
-    (CORS). allowed_hosts: names that a Host header may hold, beside localhost.
+    sequences in a pass. max_queue: the most requests that wait for one of those places. max_connections_per_address,
+    max_connections: the most connections of one address and of all (by default twice as many as there are places and
+    waiting requests, at least 128, and four times that). request_timeout: the deadline of a request that sets none,
+    from its arrival. client_timeout: how long a client may take to send a request, and to read on in an answer.
+    pass_timeout: how long a pass may take before `/health` says that it hangs. drain_timeout: how long a shutdown waits
+    for the requests in flight. allowed_origins: pages of other origins that may call the API (CORS). allowed_hosts:
+    names that a Host header may hold, beside localhost.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +32,8 @@ class ServeSettings:
     max_model_len: int | None = None
     max_num_seqs: int = 8
     max_queue: int = 64
+    max_connections: int | None = None
+    max_connections_per_address: int | None = None
     request_timeout: float = 600.0
     client_timeout: float = 60.0
     pass_timeout: float = 120.0
@@ -46,7 +50,9 @@ class ServeSettings:
             raise ValueError(f"--port must lie in 0 (any free port) to 65535, not {self.port}")
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
             raise ValueError("an API key must be ASCII text without spaces around it, and not empty")
-        for name in ("max_model_len", "max_num_seqs", "max_body_bytes"):
+        for name in (
+            "max_model_len", "max_num_seqs", "max_body_bytes", "max_connections", "max_connections_per_address",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -65,6 +71,16 @@ class ServeSettings:
     def engine_options(self) -> Options:
         """The options of `Model.engine`."""
         return {"cycle": self.cycle, "rule": self.rule, "batch_size": self.max_num_seqs}
+
+    @property
+    def address_limit(self) -> int:
+        """The most connections of one address. By default no client reaches it before the queue is full."""
+        return self.max_connections_per_address or max(128, 2 * (self.max_num_seqs + self.max_queue))
+
+    @property
+    def connection_limit(self) -> int:
+        """The most connections of all addresses together."""
+        return self.max_connections or 4 * self.address_limit
 
     @property
     def local(self) -> bool:
