@@ -138,7 +138,7 @@ class GgufFile:
         return from_rows(stored.type, self._unpermute(name, torch.from_numpy(np.asarray(self._data(stored)))))
 
     def digest(self, *, tied_head: bool) -> str:
-        """The sha256 of the tensors as stored, before dequantisation (cached by path, size and modification time)."""
+        """The sha256 of the tensors as stored, before dequantisation (cached by the `stamp` of its file)."""
         del tied_head  # a GGUF file stores a tied head once
 
         def parts(name: str) -> tuple[str, memoryview]:

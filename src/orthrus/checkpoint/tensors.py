@@ -105,7 +105,7 @@ class SafetensorFiles:
         del name
 
     def digest(self, *, tied_head: bool) -> str:
-        """The sha256 of the backbone's tensors (cached by path, size and modification time)."""
+        """The sha256 of the backbone's tensors (cached by the `stamp` of its files)."""
         files = sorted({entry.file for entry in self.entries.values()})
         kind = "digest-tied" if tied_head else "digest"
         return cached_digest(files, lambda: self._compute_digest(tied_head), kind)
