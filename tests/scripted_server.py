@@ -1,4 +1,7 @@
-"""A server that streams scripted passes in the format of ours, and refuses as ours does."""
+"""A server that streams scripted passes in the format of ours, and refuses as ours does.
+
+A message that begins with "echo " is answered with what follows it, in tokens of three characters.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ SCRIPT = [
     ("lookup", [(" and", "lookup"), (" é", "bonus")], [], [0.7]),
     ("ar", [(".\n", "plain")], [], []),
 ]
+LONG = "refused" * 20
 TEXT = "Here are two <b>tags</b> and é.\n"
 
 
@@ -57,7 +61,7 @@ class ScriptedServer:
         try:
             yield event({"delta": {"role": "assistant", "content": ""}})
             number = 0
-            for shape in passes(drafts):
+            for shape in passes(asked, drafts):
                 number += 1
                 if asked == "break" and number == 3:
                     raise ConnectionError("scripted")
@@ -70,7 +74,8 @@ class ScriptedServer:
             if asked == "differ" and drafts:
                 yield chunk(number + 1, "ar", [("!", "plain")], [], [])
             yield event({"delta": {}, "finish_reason": "stop"})
-            yield event(None, usage={"completion_tokens": 8})
+            count = 1 + sum(len(pieces) for _, pieces, _, _ in passes(asked, drafts))  # and the end token
+            yield event(None, usage={"completion_tokens": count})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.left += 1
@@ -79,10 +84,23 @@ class ScriptedServer:
             self.open -= 1
 
 
-def passes(drafts):
+def passes(asked, drafts):
+    if asked.startswith("echo ") and drafts:
+        return echo(asked.removeprefix("echo "))
     if drafts:
         return SCRIPT
     return [("ar", [(text, "plain")], [], []) for _, pieces, _, _ in SCRIPT for text, _ in pieces]
+
+
+def echo(text):
+    """Passes of three tokens, of which the drafts are accepted; each refuses a long draft too."""
+    tokens = [text[at : at + 3] for at in range(0, len(text), 3)]
+    groups = [tokens[at : at + 3] for at in range(0, len(tokens), 3)]
+    sources = ("draft", "lookup", "bonus")
+    return [
+        ("two-pass", list(zip(group, sources[-len(group) :], strict=True)), [LONG], [0.5] * len(group))
+        for group in groups
+    ]
 
 
 def event(choice, **fields):

@@ -6,14 +6,13 @@ Needs Chromium and selenium; without them the tests in the browser are skipped. 
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
-import pytest
 import tiny
+from browser import Page
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from scripted_server import SCRIPT, TEXT, ScriptedServer, served
+from scripted_server import SCRIPT, TEXT, served
 
 import orthrus
 from orthrus.serving.app import create_app
@@ -21,89 +20,12 @@ from orthrus.serving.routes import playground
 from orthrus.serving.service import Service
 from orthrus.serving.settings import ServeSettings
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="the browser tests need selenium")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("the browser tests need chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-class Page:
-    """The page as a person uses it."""
-
-    def __init__(self, driver, address, server):
-        from selenium.webdriver.common.keys import Keys
-
-        self.driver, self.server, self.keys = driver, server, Keys
-        driver.get(address)
-        driver.execute_script("localStorage.clear(); sessionStorage.clear()")
-        driver.get(address)
-        self.until(lambda: self.text("#model-name") == "scripted")
-
-    def all(self, selector):
-        return self.driver.find_elements("css selector", selector)
-
-    def one(self, selector):
-        return self.all(selector)[-1]
-
-    def text(self, selector):
-        return " ".join(self.one(selector).text.split())
-
-    def until(self, condition):
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        WebDriverWait(self.driver, 20, poll_frequency=0.03).until(lambda _: condition())
-
-    def say(self, text, *, wait=True):
-        self.one("#prompt").send_keys(text + self.keys.ENTER)
-        if wait:
-            self.until(lambda: not self.all("body.busy"))
-
-    def set(self, **values):
-        self.one("#open-settings").click()
-        for name, value in values.items():
-            field = self.one(f"dialog [name={name}]")
-            field.clear()
-            field.send_keys(str(value))
-        self.one("dialog .primary").click()
-
-
-@pytest.fixture(scope="module")
-def server():
-    made = ScriptedServer()
-    made.app.include_router(playground.router())
-    with served(made.app) as made.address:
-        yield made
-
-
-@pytest.fixture
-def page(browser, server):
-    server.bodies.clear()
-    server.most_open = 0
-    return Page(browser, server.address, server)
-
 
 def test_files_have_headers_that_keep_other_sites_out():
     app = FastAPI()
     app.include_router(playground.router())
     client = TestClient(app)
-    for path in ("/", "/playground/playground.css", "/playground/playground.js", "/playground/answer.js"):
+    for path in ("/", *(f"/playground/{name}" for name in playground.FILES if name != "index.html")):
         answer = client.get(path)
         assert answer.status_code == 200
         assert answer.headers["content-security-policy"].startswith("default-src 'self'")

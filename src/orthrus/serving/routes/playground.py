@@ -9,11 +9,14 @@ from fastapi import APIRouter, Request, Response
 
 from orthrus.serving.service import Service
 
+SCRIPTS = (
+    "playground", "element", "server", "inline", "markdown", "answer", "tip", "run", "settings", "chats", "chat",
+    "race",
+)  # fmt: skip
 FILES = {
     "index.html": "text/html; charset=utf-8",
     "playground.css": "text/css; charset=utf-8",
-    "playground.js": "text/javascript; charset=utf-8",
-    "answer.js": "text/javascript; charset=utf-8",
+    **{f"{name}.js": "text/javascript; charset=utf-8" for name in SCRIPTS},
 }
 HEADERS = {
     "Content-Security-Policy": (
