@@ -91,13 +91,14 @@ class KVCache:
         if self._holders[page] == 0:
             heappush(self._free, page)
 
-    def known_prefix(self, tokens: Sequence[int]) -> tuple[list[int], int]:
-        """The pages of the longest prefix of `tokens` that is kept, and its length. The last page may match in part."""
-        return self._prefixes.match(tokens)
+    def known_prefix(self, tokens: Sequence[int], salt: str = "") -> tuple[list[int], int]:
+        """The pages of the longest prefix of `tokens` that is kept with this salt, and its length. The last page may
+        match in part."""
+        return self._prefixes.match(tokens, salt)
 
-    def keep_prefix(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Keep the pages of `tokens`, which a sequence holds, for later prompts."""
-        added, dropped = self._prefixes.insert(tokens, pages)
+    def keep_prefix(self, tokens: Sequence[int], pages: Sequence[int], salt: str = "") -> None:
+        """Keep the pages of `tokens`, which a sequence holds, for later prompts with the same salt."""
+        added, dropped = self._prefixes.insert(tokens, pages, salt)
         for page in added:
             self.share(page)
             self._indexed[page] = True

@@ -2,7 +2,8 @@
 
 A tree: each node is one page, and its path from the root gives the tokens before it. Only the last page of a sequence
 may be partly filled. Keys and values depend on the tokens up to their position alone, and their bits do not depend on
-the pass that computed them, so a shared prefix changes no bit.
+the pass that computed them, so a shared prefix changes no bit. There is a tree per salt: sequences with different salts
+share nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class _Node:
     tokens: tuple[int, ...]
     page: int
     parent: _Node | None
+    salt: str
     children: dict[tuple[int, ...], _Node] = field(default_factory=dict)
 
 
@@ -25,13 +27,13 @@ class PrefixIndex:
     """Maps tokens to pages. The cache counts it as one of the holders of a page."""
 
     def __init__(self) -> None:
-        self._root = _Node((), -1, None)
+        self._roots: dict[str, _Node] = {}
         self._by_age: dict[_Node, None] = {}
         """All nodes, the least recently used first. A parent is always used after its children: the first is a leaf."""
 
-    def match(self, tokens: Sequence[int]) -> tuple[list[int], int]:
+    def match(self, tokens: Sequence[int], salt: str = "") -> tuple[list[int], int]:
         """The pages of the longest known prefix of `tokens`, and its length. The last page may match in part."""
-        node, pages, length = self._root, [], 0
+        node, pages, length = self._root(salt), [], 0
         while (child := node.children.get(tuple(tokens[length : length + PAGE]))) is not None and len(
             child.tokens
         ) == PAGE:
@@ -45,12 +47,12 @@ class PrefixIndex:
         self._use(node)
         return pages, length
 
-    def insert(self, tokens: Sequence[int], pages: Sequence[int]) -> tuple[list[int], list[int]]:
+    def insert(self, tokens: Sequence[int], pages: Sequence[int], salt: str = "") -> tuple[list[int], list[int]]:
         """Keep the pages of `tokens`, except those whose tokens are known already.
 
         Returns the pages that are new here, and those that were dropped for fuller ones.
         """
-        node, added, dropped = self._root, [], []
+        node, added, dropped = self._root(salt), [], []
         for start, page in zip(range(0, len(tokens), PAGE), pages, strict=False):
             own = tuple(tokens[start : start + PAGE])
             child = node.children.get(own)
@@ -59,7 +61,7 @@ class PrefixIndex:
                     break  # a fuller page has them
                 for known in [known for known in node.children.values() if own[: len(known.tokens)] == known.tokens]:
                     dropped.append(self._remove(known))
-                child = node.children[own] = _Node(own, page, node)
+                child = node.children[own] = _Node(own, page, node, salt)
                 added.append(page)
             node = child
         self._use(node)
@@ -69,15 +71,23 @@ class PrefixIndex:
         """Drop the page that was least recently used, and return it; None if there is none."""
         return self._remove(next(iter(self._by_age))) if self._by_age else None
 
+    def _root(self, salt: str) -> _Node:
+        """The root of a tree. It is kept while the tree has pages."""
+        return self._roots.get(salt) or _Node((), -1, None, salt)
+
     def _use(self, node: _Node) -> None:
         while node.parent is not None:
             self._by_age.pop(node, None)
             self._by_age[node] = None
             node = node.parent
+        if node.children:
+            self._roots[node.salt] = node
 
     def _remove(self, node: _Node) -> int:
         assert node.parent is not None and not node.children
         del node.parent.children[node.tokens], self._by_age[node]
+        if node.parent.parent is None and not node.parent.children:
+            del self._roots[node.salt]
         return node.page
 
 

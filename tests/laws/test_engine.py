@@ -289,6 +289,20 @@ def test_closing_an_iterator_cancels_its_request():
     assert engine.unfinished == 0 and engine.step() == []
 
 
+def test_requests_share_a_prefix_with_those_of_the_same_salt_alone_and_have_the_same_tokens():
+    runner = tiny.runner("llama")
+    engine = Engine(runner, DecodingConfig(cycle="one-pass"), tiny.LIMITS)
+    request = Request((*PREFIX, 1), SamplingParams(), StopConditions(20))
+    cached, tokens = [], []
+    for salt in ("one", "two", "one", "", "two"):
+        for step in engine.follow(engine.add(replace(request, cache_salt=salt))):
+            last = step.sequence
+        cached.append(last.statistics.cached_tokens)
+        tokens.append(last.tokens)
+    assert cached == [0, 0, len(PREFIX), 0, len(PREFIX)]
+    assert tokens == [tiny.oracle(runner, request).tokens] * 5
+
+
 def test_a_prompt_shares_pages_of_one_that_is_still_being_decoded():
     runner = tiny.runner("llama")
     engine = Engine(runner, DecodingConfig(cycle="ar", batch_size=2), tiny.LIMITS)

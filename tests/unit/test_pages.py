@@ -136,3 +136,28 @@ def test_a_cache_is_freed_as_soon_as_nobody_uses_it():
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_prefixes_with_different_salts_share_no_page_and_leave_nothing_behind():
+    cache = cache_of(4)
+    tokens, tables = list(range(PAGE + 5)), {}
+    for salt in ("one", "two"):
+        assert cache.known_prefix(tokens, salt) == ([], 0)
+        table = tables[salt] = filled(cache, len(tokens))
+        cache.keep_prefix(tokens[:PAGE], table.pages[:1], salt)
+        cache.keep_prefix(tokens, table.pages, salt)
+    for salt, table in tables.items():
+        assert cache.known_prefix(tokens, salt) == (table.pages, len(tokens))
+        table.free()
+    assert cache.known_prefix(tokens) == ([], 0)
+    assert cache.available_pages == 4
+    taken = [cache.take() for _ in range(4)]
+    assert sorted(taken) == list(range(4)) and not cache._prefixes._roots
+
+
+def test_the_only_page_of_a_salt_is_replaced_by_a_fuller_one():
+    cache = cache_of(2)
+    short, long = filled(cache, 20), filled(cache, 40)
+    cache.keep_prefix(list(range(20)), short.pages, "salt")
+    cache.keep_prefix(list(range(40)), long.pages, "salt")
+    assert cache.known_prefix(list(range(40)), "salt") == (long.pages, 40)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+
+class SharePrefixes(StrEnum):
+    """Which requests share the cache of a common prefix."""
+
+    keys = "keys"
+    all = "all"
+    off = "off"
+
 
 ModelArgument = Annotated[
     str, typer.Argument(help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name).")
@@ -22,6 +32,10 @@ ModelLenOption = Annotated[
 ]
 NumSeqsOption = Annotated[int, typer.Option(help="Most sequences in a pass.", min=1)]
 QueueOption = Annotated[int, typer.Option(help="Most requests that wait for a place; more get 429.", min=0)]
+SharePrefixesOption = Annotated[
+    SharePrefixes,
+    typer.Option(help="Which requests share the cache of a common prefix: those of one API key, all, or none."),
+]
 ConnectionsOption = Annotated[
     int | None,
     typer.Option(help="Most connections; more get 503.", min=1, show_default="four times those of an address"),

@@ -45,6 +45,7 @@ def command(
     max_model_len: options.ModelLenOption = None,
     max_num_seqs: options.NumSeqsOption = 8,
     max_queue: options.QueueOption = 64,
+    share_prefixes: options.SharePrefixesOption = options.SharePrefixes.keys,
     max_connections: options.ConnectionsOption = None,
     max_connections_per_address: options.AddressConnectionsOption = None,
     request_timeout: options.RequestTimeoutOption = 600.0,
@@ -74,7 +75,8 @@ def command(
     settings = ServeSettings(
         host=host, port=port, api_keys=tuple(api_key or ()), served_model_name=served_model_name,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_queue=max_queue,
-        max_connections=max_connections, max_connections_per_address=max_connections_per_address,
+        share_prefixes=share_prefixes.value, max_connections=max_connections,
+        max_connections_per_address=max_connections_per_address,
         request_timeout=request_timeout, client_timeout=client_timeout, pass_timeout=pass_timeout,
         drain_timeout=drain_timeout, max_body_bytes=int(min(max_body_mb, 1e6) * 1e6), log_prompts=log_prompts,
         allowed_origins=tuple(allow_origin or ()), allowed_hosts=tuple(allowed_host or ()), cycle=cycle, rule=rule,

@@ -177,9 +177,7 @@ class Engine:
             if sequence.finish_reason is not None:
                 del self._waiting[0]
                 continue
-            table = self._table_for(
-                [] if sequence.scores_prompt else sequence.committed[:-1], sequence.length + self._workspace
-            )
+            table = self._table_for(sequence)
             if table is None:
                 break
             if not sequence.begun:
@@ -187,13 +185,15 @@ class Engine:
             sequence.begin(table)
             insort(self._running, self._waiting.pop(0), key=lambda running: running.order)
 
-    def _table_for(self, tokens: list[int], positions: int) -> BlockTable | None:
-        """A table with that many positions, which shares a known prefix of `tokens`; None if pages are missing.
+    def _table_for(self, sequence: Sequence) -> BlockTable | None:
+        """The table of a sequence that joins, which shares a known prefix of its tokens; None if pages are missing.
 
         A page that is shared in part must be copied. Where there is no page for the copy, whole pages alone are shared.
         """
-        table = BlockTable(self.cache)
-        pages, length = self.cache.known_prefix(tokens) if self._runner.exact else ([], 0)
+        table, positions = BlockTable(self.cache), sequence.length + self._workspace
+        shares = self._runner.exact and not sequence.scores_prompt
+        tokens = sequence.committed[:-1] if shares else []
+        pages, length = self.cache.known_prefix(tokens, sequence.request.cache_salt)
         for shared in (length, length // PAGE * PAGE):
             table.adopt(pages[: pages_for(shared)], shared)
             if table.pages_missing(positions) <= self.cache.available_pages:
@@ -222,15 +222,16 @@ class Engine:
     def _share_prompts(self, steps: list[Step]) -> None:
         """Let later prompts share the whole pages of those that have just been prefilled."""
         for step in steps:
-            sequence = step.sequence
+            sequence, request = step.sequence, step.sequence.request
             if self._runner.exact and len(sequence.tokens) == len(step.kept.tokens):
-                whole = len(sequence.request.prompt) // PAGE
-                self.cache.keep_prefix(sequence.request.prompt[: whole * PAGE], sequence.table.pages[:whole])
+                whole = len(request.prompt) // PAGE
+                tokens, pages = request.prompt[: whole * PAGE], sequence.table.pages[:whole]
+                self.cache.keep_prefix(tokens, pages, request.cache_salt)
 
     def _give_up_pages(self, sequence: Sequence) -> None:
         table = sequence.table
         if self._runner.exact:
-            self.cache.keep_prefix(sequence.committed[: table.length], table.pages)
+            self.cache.keep_prefix(sequence.committed[: table.length], table.pages, sequence.request.cache_salt)
         table.free()
         sequence.block_table = None
 

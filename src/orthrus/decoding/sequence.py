@@ -29,6 +29,7 @@ class Request:
 
     priority: of the requests that wait, those with the lowest number run first. timeout: seconds from `add` after which
     the request ends, whatever it has by then; None for no limit. drafts: False decodes it plainly, one token per pass.
+    cache_salt: it shares the cached prefix of its prompt with requests of the same salt alone.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +38,7 @@ class Request:
     priority: int = 0
     timeout: float | None = None
     drafts: bool = True
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         check_length(self.sampling, self.stop)

@@ -69,7 +69,7 @@ class Limits:
         answer = _Answer(send, context)
         body, error = b"", ""
         try:
-            self._check(scope, headers)
+            self._check(scope, headers, context)
             if scope["method"] in METHODS and not _is_open(scope["path"]):
                 body = await self._bodies.read(headers, receive)
                 _check_kind(headers, body)
@@ -99,8 +99,8 @@ class Limits:
             watch.cancel()
             connection.context.cancel()  # the client has gone: drop what is not sent
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raise APIError where host, origin, key or the state of the server forbid to go on."""
+    def _check(self, scope: Scope, headers: Headers, context: RequestContext) -> None:
+        """Raise APIError where host, origin, key or the state of the server forbid to go on; note the key."""
         if not _host_allowed(headers.get("host", ""), self._settings):
             message = "this server does not answer to the name in the Host header: see --allowed-host"
             raise APIError(message, status=403, type="permission_error", code="host_not_allowed")
@@ -109,18 +109,20 @@ class Limits:
             raise APIError(message, status=403, type="permission_error", code="origin_not_allowed")
         if _is_open(scope["path"]):
             return
-        if self._keys and not self._authorized(headers.get("authorization", "")):
+        context.key = self._key(headers.get("authorization", ""))
+        if self._keys and not context.key:
             message, ask = "no valid API key: send one as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"}
             raise APIError(message, status=401, type="authentication_error", code="invalid_api_key", headers=ask)
         if self._service.draining:
             raise as_api_error(DrainingError())
 
-    def _authorized(self, header: str) -> bool:
-        """Whether the header holds one of the keys. Every key is compared, in a time that tells nothing about them."""
+    def _key(self, header: str) -> str:
+        """What stands for the key in the header, "" if the server has no such key. Every key is compared, in a time
+        that tells nothing about them."""
         scheme, _, key = header.partition(" ")
         given = _digest(key.strip().encode())
         matches = [hmac.compare_digest(given, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        return given.hex() if scheme.lower() == "bearer" and any(matches) else ""
 
     def _log(self, scope: Scope, context: RequestContext, answer: _Answer, body: bytes, error: str) -> None:
         """Write the access log: no query, no header but the id, and no text unless it is asked for."""

@@ -17,6 +17,7 @@ from functools import partial
 from math import ceil
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from orthrus.decoding.async_engine import AsyncEngine
 from orthrus.decoding.cycle import Step
@@ -96,11 +97,13 @@ class Ticket:
 class RequestContext:
     """What the server keeps of an HTTP request; routes find it in `request.state.context`.
 
-    Cancelling the tickets of a client that has gone, and the token counts of the access log, go by `tickets`. gone: the
-    client has left; what is submitted for it afterwards is cancelled at once.
+    Cancelling the tickets of a client that has gone, and the token counts of the access log, go by `tickets`. key: the
+    same for all requests with one API key. gone: the client has left; what is submitted for it afterwards is cancelled
+    at once.
     """
 
     request_id: str
+    key: str = ""
     tickets: list[Ticket] = field(default_factory=list)
     arrived: float = field(default_factory=perf_counter)
     disconnected: bool = False
@@ -189,8 +192,12 @@ class Service:
         arrived = perf_counter() if context is None else context.arrived
         waited, default = perf_counter() - arrived, self.settings.request_timeout
         timeouts = [default if request.timeout is None else request.timeout for request in requests]
-        timed = [replace(r, timeout=max(t - waited, 1e-6)) for r, t in zip(requests, timeouts, strict=True)]
-        tickets = [Ticket(request, arrived) for request in timed]
+        salt = self._cache_salt("" if context is None else context.key)
+        limited = [
+            replace(request, timeout=max(timeout - waited, 1e-6), cache_salt=salt)
+            for request, timeout in zip(requests, timeouts, strict=True)
+        ]
+        tickets = [Ticket(request, arrived) for request in limited]
         if context is not None:
             context.tickets.extend(tickets)
         for ticket in tickets:
@@ -247,6 +254,11 @@ class Service:
             before, costs.spread, "; to be repeated" if costs.disturbed else "",
         )  # fmt: skip
         return STILL_DISTURBED_SECONDS if costs.disturbed else None
+
+    def _cache_salt(self, key: str) -> str:
+        """The salt of requests that are submitted together with an API key: others may have it too, as the settings
+        say."""
+        return {"keys": key, "all": "", "off": uuid4().hex}[self.settings.share_prefixes]
 
     async def _follow(self, ticket: Ticket) -> None:
         """Move the steps of a request from the engine into its ticket until it ends."""

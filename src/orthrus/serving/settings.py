@@ -9,6 +9,9 @@ from math import isfinite
 
 from orthrus.options import Options
 
+SHARING = ("keys", "all", "off")
+"""Which requests may share the cache of a common prefix."""
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -16,7 +19,8 @@ class ServeSettings:
 
     api_keys: any of them opens the API; without keys it is open. served_model_name: what clients call the model (its
     own id by default). max_model_len: the most tokens of a request, prompt and answer together. max_num_seqs: the most
-    sequences in a pass. max_queue: the most requests that wait for one of those places. max_connections_per_address,
+    sequences in a pass. max_queue: the most requests that wait for one of those places. share_prefixes: which requests
+    share the cache of a common prefix: those of one API key, all, or none. max_connections_per_address,
     max_connections: the most connections of one address and of all (by default twice as many as there are places and
     waiting requests, at least 128, and four times that). request_timeout: the deadline of a request that sets none,
     from its arrival. client_timeout: how long a client may take to send a request, and to read on in an answer.
@@ -32,6 +36,7 @@ class ServeSettings:
     max_model_len: int | None = None
     max_num_seqs: int = 8
     max_queue: int = 64
+    share_prefixes: str = "keys"
     max_connections: int | None = None
     max_connections_per_address: int | None = None
     request_timeout: float = 600.0
@@ -56,6 +61,8 @@ class ServeSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.share_prefixes not in SHARING:
+            raise ValueError(f"share_prefixes must be one of {', '.join(SHARING)}, not {self.share_prefixes!r}")
         if self.max_queue < 0:
             raise ValueError(f"max_queue must not be negative, got {self.max_queue}")
         for field in fields(self):
