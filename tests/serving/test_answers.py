@@ -16,7 +16,7 @@ from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Piece
 from orthrus.serving.answers import Answer, Delta, Format, usage
 from orthrus.serving.errors import APIError
-from orthrus.serving.logprobs import completion_logprobs
+from orthrus.serving.logprobs import TextOffsets, completion_logprobs
 from orthrus.serving.protocol.responses import ResponseRequest
 from orthrus.serving.response_items import Events, items_of, messages_of
 
@@ -136,9 +136,10 @@ def test_items_of_a_response_go_back_into_the_conversation():
 
 
 def test_log_probabilities_of_a_text_completion():
-    texts = SimpleNamespace(text=lambda token: {1: "a", 2: "bc", 3: "a"}[token])
+    names = {1: "a", 2: "bc", 3: "a"}
+    texts = SimpleNamespace(text=names.get, in_text=lambda token, first=False: names[token].encode())
     found = [None, TokenLogprobs(2, -0.5, ((1, -0.1), (3, -0.3))), TokenLogprobs(1, float("-inf"))]
-    shown = completion_logprobs(found, [1, 2, 1], texts, 4)
+    shown = completion_logprobs(found, [1, 2, 1], texts, TextOffsets(texts, 4).of_answer([1, 2, 1]))
     assert shown.tokens == ["a", "bc", "a"]
     assert shown.text_offset == [4, 5, 7]
     assert shown.token_logprobs == [None, -0.5, -9999.0]

@@ -30,6 +30,13 @@ class TokenTexts:
         """The bytes of the text of a token."""
         return list(self._of(token)[1])
 
+    def in_text(self, token: int, *, first: bool = False) -> bytes:
+        """The bytes that a token adds to a text, of which it is the first token with any or a later one: none if it is
+        one that texts leave out, such as an end token. The first may lose its blank."""
+        text, content = self._model.decode([token]), self._of(token)[1]
+        left_out = not text and self._pieces.get(token, "").strip(SPACE)
+        return text.encode() if left_out or (first and BROKEN not in text) else content
+
     @cached_property
     def _pieces(self) -> dict[int, str]:
         return {token: piece for piece, token in self._model.checkpoint.text.vocabulary().items()}

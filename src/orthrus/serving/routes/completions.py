@@ -14,7 +14,7 @@ from orthrus.serving import prompts
 from orthrus.serving.answers import Answer, follow, usage
 from orthrus.serving.drafts import draft_info
 from orthrus.serving.exchange import DONE, Identity, admit, as_json, as_stream, event, prepared, responses
-from orthrus.serving.logprobs import completion_logprobs
+from orthrus.serving.logprobs import TextOffsets, completion_logprobs
 from orthrus.serving.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from orthrus.serving.service import Service, Ticket
 from orthrus.serving.token_texts import TokenTexts
@@ -84,7 +84,7 @@ class Texts:
         self._identity = Identity(service, "cmpl-")
         self._answers = [Answer() for _ in requests]
         self._scored: list[tuple[TokenLogprobs | None, ...]] = [()] * len(requests)
-        self._shown = [0] * len(requests)
+        self._offsets = [TextOffsets(texts) for _ in requests]
 
     async def completion(self, tickets: Sequence[Ticket]) -> Completion:
         """All continuations, once they are complete."""
@@ -125,12 +125,12 @@ class Texts:
         all_tokens, all_found = list(tokens), list[TokenLogprobs | None](found)
         if self._body.max_tokens == 0:
             all_tokens, all_found = [], []
-        if first and self._body.echo:
-            all_tokens = [*self._requests[index].prompt, *all_tokens]
+        prompt = self._requests[index].prompt if first and self._body.echo else ()
+        offsets = self._offsets[index].of_prompt(self._prompt(index), prompt) if prompt else []
+        offsets += self._offsets[index].of_answer(all_tokens)
+        if prompt:
             all_found = [*self._scored[index], *all_found]
-        shown = completion_logprobs(all_found, all_tokens, self._texts, self._shown[index])
-        self._shown[index] += sum(map(len, shown.tokens))
-        return shown
+        return completion_logprobs(all_found, [*prompt, *all_tokens], self._texts, offsets)
 
     async def chunks(self, tickets: Sequence[Ticket]) -> AsyncGenerator[str]:
         """The events of a stream: what each pass adds. The first of a choice begins with the prompt where it is
