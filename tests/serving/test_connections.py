@@ -85,7 +85,7 @@ async def refused_after(client, sources, source, expected):
 
 def test_connections_are_limited_per_address(model):
     async def main():
-        async with serving(model, max_connections_per_address=2) as (service, client):
+        async with serving(model, connections_per_ip=2) as (service, client):
             await refused_after(client, ["127.0.0.2"] * 2, "127.0.0.2", 429)
             async with connection(client, "127.0.0.2"), connection(client, "127.0.0.2"):
                 assert (await client.get("/health")).status_code == 200  # from 127.0.0.1
@@ -169,8 +169,8 @@ def test_limits_of_connections_leave_room_for_every_place_of_the_queue():
     default = ServeSettings()
     assert (default.address_limit, default.connection_limit) == (144, 576)
     assert ServeSettings(max_num_seqs=100, max_queue=400).address_limit == 1000
-    given = ServeSettings(max_connections=7, max_connections_per_address=3)
+    given = ServeSettings(max_connections=7, connections_per_ip=3)
     assert (given.address_limit, given.connection_limit) == (3, 7)
-    for name in ("max_connections", "max_connections_per_address"):
+    for name in ("max_connections", "connections_per_ip"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1"):
             ServeSettings(**{name: 0})

@@ -38,7 +38,7 @@ class Connections:
             self._refused += 1
             message = (
                 f"this server takes {self._most_of_source} connections from one address: close some, reuse them, or"
-                " start it with a larger --max-connections-per-address"
+                " start it with a larger --connections-per-ip"
             )
             return APIError(message, status=429, type="rate_limit_error", code=CODE, headers=RETRY_AFTER)
         self._admitted[source] += 1

@@ -20,7 +20,7 @@ class ServeSettings:
     api_keys: any of them opens the API; without keys it is open. served_model_name: what clients call the model (its
     own id by default). max_model_len: the most tokens of a request, prompt and answer together. max_num_seqs: the most
     sequences in a pass. max_queue: the most requests that wait for one of those places. share_prefixes: which requests
-    share the cache of a common prefix: those of one API key, all, or none. max_connections_per_address,
+    share the cache of a common prefix: those of one API key, all, or none. connections_per_ip,
     max_connections: the most connections of one address and of all (by default twice as many as there are places and
     waiting requests, at least 128, and four times that). request_timeout: the deadline of a request that sets none,
     from its arrival. client_timeout: how long a client may take to send a request, and to read on in an answer.
@@ -38,7 +38,7 @@ class ServeSettings:
     max_queue: int = 64
     share_prefixes: str = "keys"
     max_connections: int | None = None
-    max_connections_per_address: int | None = None
+    connections_per_ip: int | None = None
     request_timeout: float = 600.0
     client_timeout: float = 60.0
     pass_timeout: float = 120.0
@@ -56,7 +56,7 @@ class ServeSettings:
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
             raise ValueError("an API key must be ASCII text without spaces around it, and not empty")
         for name in (
-            "max_model_len", "max_num_seqs", "max_body_bytes", "max_connections", "max_connections_per_address",
+            "max_model_len", "max_num_seqs", "max_body_bytes", "max_connections", "connections_per_ip",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -82,7 +82,7 @@ class ServeSettings:
     @property
     def address_limit(self) -> int:
         """The most connections of one address. By default no client reaches it before the queue is full."""
-        return self.max_connections_per_address or max(128, 2 * (self.max_num_seqs + self.max_queue))
+        return self.connections_per_ip or max(128, 2 * (self.max_num_seqs + self.max_queue))
 
     @property
     def connection_limit(self) -> int:
