@@ -17,6 +17,7 @@ import typer
 
 from orthrus import torch_threads
 from orthrus.backends.native import levels
+from orthrus.cli._help import HelpCommand, HelpGroup
 
 
 def commands() -> list[str]:
@@ -29,6 +30,7 @@ def build(names: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         help="Lossless parallel token generation: several tokens per forward pass, the same text as the base model.",
         no_args_is_help=True,
+        cls=HelpGroup,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -46,7 +48,7 @@ def build(names: Sequence[str]) -> typer.Typer:
         if hasattr(command, "app"):
             app.add_typer(command.app, name=name)
         else:
-            app.command(name=name)(command.command)
+            app.command(name=name, cls=HelpCommand)(command.command)
     return app
 
 

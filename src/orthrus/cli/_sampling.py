@@ -9,108 +9,180 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orthrus.cli._help import CONSTRAINTS, DRAFTING, INPUT, LOADING, OUTPUT, SAMPLING, STOPPING
 from orthrus.cli._shared import without_none
 from orthrus.prompt_files import parse_object
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Options, Prompt
 
-MAX_THREADS = 1024
-SHAPE = "What the answer must match"
 NOTHING_PLANNED = "--explain-plan needs --cycle auto and a diffusion view: without them no pass is planned"
 
 PromptArgument = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
-PromptOption = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", rich_help_panel=INPUT)
+]
 FileOption = Annotated[
     Path | None,
     typer.Option(
-        help="JSONL, one object per line with `prompt`, `messages` or `conversations`; `-` is standard input."
+        help="JSONL, one object per line with `prompt`, `messages` or `conversations`; `-` is standard input.",
+        rich_help_panel=INPUT,
     ),
 ]
 MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", "--max-tokens", "-n", help="Stop after this many tokens.")
+    int,
+    typer.Option(
+        "--max-new-tokens", "--max-tokens", "-n", help="Stop after this many tokens.", rich_help_panel=STOPPING
+    ),
 ]
-MinNewTokensOption = Annotated[int, typer.Option(help="Suppress end tokens until this many tokens are generated.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.")]
-TopPOption = Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")]
-TopKOption = Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")]
-MinPOption = Annotated[float, typer.Option(help="Keep tokens at least this fraction as likely as the most likely one.")]
-RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1 discourages tokens already in the text.")]
-PresencePenaltyOption = Annotated[float, typer.Option(help="Subtracted once from the logit of each generated token.")]
+MinNewTokensOption = Annotated[
+    int, typer.Option(help="Suppress end tokens until this many tokens are generated.", rich_help_panel=STOPPING)
+]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=SAMPLING)]
+TopPOption = Annotated[
+    float, typer.Option(help="Keep the smallest set of tokens with this probability.", rich_help_panel=SAMPLING)
+]
+TopKOption = Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.", rich_help_panel=SAMPLING)]
+MinPOption = Annotated[
+    float,
+    typer.Option(help="Keep tokens at least this fraction as likely as the most likely one.", rich_help_panel=SAMPLING),
+]
+RepetitionPenaltyOption = Annotated[
+    float, typer.Option(help="Above 1 discourages tokens already in the text.", rich_help_panel=SAMPLING)
+]
+PresencePenaltyOption = Annotated[
+    float, typer.Option(help="Subtracted once from the logit of each generated token.", rich_help_panel=SAMPLING)
+]
 FrequencyPenaltyOption = Annotated[
-    float, typer.Option(help="Subtracted from a token's logit for each time it was generated.")
+    float,
+    typer.Option(help="Subtracted from a token's logit for each time it was generated.", rich_help_panel=SAMPLING),
 ]
 LogitBiasOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="ID_OR_TEXT=VALUE", help="Add a value to the logit of a token; may be repeated."),
+    typer.Option(
+        metavar="ID_OR_TEXT=VALUE",
+        help="Add a value to the logit of a token; may be repeated.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="Seed for sampling; without it one is drawn and reported.")]
-StopOption = Annotated[list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.")]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed for sampling; without it one is drawn and reported.", rich_help_panel=SAMPLING)
+]
+StopOption = Annotated[
+    list[str] | None, typer.Option(help="Stop string, cut from the text; may be repeated.", rich_help_panel=STOPPING)
+]
 StopTokenOption = Annotated[
-    list[str] | None, typer.Option(help="Additional end token, as text (`<|im_end|>`) or id; may be repeated.")
+    list[str] | None,
+    typer.Option(help="Additional end token, as text (`<|im_end|>`) or id; may be repeated.", rich_help_panel=STOPPING),
 ]
-SystemOption = Annotated[str | None, typer.Option(help="System message for the chat template.")]
+SystemOption = Annotated[str | None, typer.Option(help="System message for the chat template.", rich_help_panel=INPUT)]
 ChatTemplateKwargsOption = Annotated[
-    str | None, typer.Option(help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.")
+    str | None,
+    typer.Option(
+        help="JSON object for the chat template, such as '{\"enable_thinking\": false}'.", rich_help_panel=INPUT
+    ),
 ]
-RawOption = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+RawOption = Annotated[
+    bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.", rich_help_panel=INPUT)
+]
 JsonSchemaOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE_OR_JSON", help="The answer must be JSON that matches this schema.", rich_help_panel=SHAPE
+        metavar="FILE_OR_JSON", help="The answer must be JSON that matches this schema.", rich_help_panel=CONSTRAINTS
     ),
 ]
 JsonObjectOption = Annotated[
-    bool, typer.Option("--json-object", help="The answer must be a JSON object.", rich_help_panel=SHAPE)
+    bool, typer.Option("--json-object", help="The answer must be a JSON object.", rich_help_panel=CONSTRAINTS)
 ]
 RegexOption = Annotated[
-    str | None, typer.Option(help="The answer must match this regular expression.", rich_help_panel=SHAPE)
+    str | None, typer.Option(help="The answer must match this regular expression.", rich_help_panel=CONSTRAINTS)
 ]
 GrammarOption = Annotated[
-    Path | None, typer.Option(help="File of a Lark grammar that the answer must match.", rich_help_panel=SHAPE)
+    Path | None, typer.Option(help="File of a Lark grammar that the answer must match.", rich_help_panel=CONSTRAINTS)
 ]
 ToolsOption = Annotated[
-    Path | None, typer.Option(help="JSON file: a list of tools as in OpenAI's API.", rich_help_panel=SHAPE)
+    Path | None, typer.Option(help="JSON file: a list of tools as in OpenAI's API.", rich_help_panel=CONSTRAINTS)
 ]
 ToolChoiceOption = Annotated[
     str | None,
     typer.Option(
-        metavar="auto|none|required|NAME", help="Whether a tool is called, or which.", show_default="auto",
-        rich_help_panel=SHAPE,
+        metavar="auto|none|required|NAME",
+        help="Whether a tool is called, or which.",
+        show_default="auto",
+        rich_help_panel=CONSTRAINTS,
     ),
-]  # fmt: skip
+]
 LogprobsOption = Annotated[
     int | None,
-    typer.Option(help="With --json: the log-probability of each token, with so many alternatives (0 to 20)."),
+    typer.Option(
+        help="With --json: the log-probability of each token, with so many alternatives (0 to 20).",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 RuleOption = Annotated[
-    str, typer.Option(help="exact: same tokens as plain decoding. rejection: same distribution, more drafts accepted.")
+    str,
+    typer.Option(
+        help="exact: same tokens as plain decoding. rejection: same distribution, more drafts accepted.",
+        rich_help_panel=DRAFTING,
+    ),
 ]
 ExplainOption = Annotated[
-    bool, typer.Option("--explain-plan", help="Print the planner's costs, choices and predictions after the text.")
+    bool,
+    typer.Option(
+        "--explain-plan",
+        help="Print the planner's costs, choices and predictions after the text.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-NoDiffusionOption = Annotated[bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.")]
-WidthOption = Annotated[int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size")]
+NoDiffusionOption = Annotated[
+    bool, typer.Option("--no-diffusion", help="Alias of --cycle ar.", rich_help_panel=DRAFTING)
+]
+WidthOption = Annotated[
+    int | None, typer.Option(help="Rows per diffusion block.", show_default="the block size", rich_help_panel=DRAFTING)
+]
 TreeNodesOption = Annotated[
     int | None,
-    typer.Option(help="Drafts verified per pass, as a tree; 0: a chain.", show_default="as in a chain; auto plans it"),
+    typer.Option(
+        help="Drafts verified per pass, as a tree; 0: a chain.",
+        show_default="as in a chain; auto plans it",
+        rich_help_panel=DRAFTING,
+    ),
 ]
 BatchSizeOption = Annotated[
-    int | None, typer.Option(help="Prompts decoded together in one batch.", show_default="as many as memory allows")
+    int | None,
+    typer.Option(
+        help="Prompts decoded together in one batch.", show_default="as many as memory allows", rich_help_panel=INPUT
+    ),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", "-t", help="CPU threads of a forward pass.", show_default="torch's")
+    int | None,
+    typer.Option(
+        "--threads", "-t", help="CPU threads of a forward pass.", show_default="torch's", rich_help_panel=LOADING
+    ),
 ]
 ContextOption = Annotated[
     int | None,
-    typer.Option("--ctx-size", "-c", help="Maximum tokens, prompt included.", show_default="the model's context"),
+    typer.Option(
+        "--ctx-size",
+        "-c",
+        help="Maximum tokens, prompt included.",
+        show_default="the model's context",
+        rich_help_panel=LOADING,
+    ),
 ]
 VerboseOption = Annotated[
     bool,
-    typer.Option("--verbose", help="Also print kernels, cycles, acceptance by offset and load time to stderr."),
+    typer.Option(
+        "--verbose",
+        help="Also print kernels, cycles, acceptance by offset and load time to stderr.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 AsJsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON line per prompt, in input order, and nothing else on stdout.")
+    bool,
+    typer.Option(
+        "--json", help="One JSON line per prompt, in input order, and nothing else on stdout.", rich_help_panel=OUTPUT
+    ),
 ]
 
 
@@ -185,24 +257,6 @@ def _read(file: Path, option: str) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: {file} cannot be read: {error}") from error
-
-
-def set_threads(threads: int | None) -> None:
-    """Set the number of CPU threads. Raises ValueError if it is out of range."""
-    if threads is None:
-        return
-    if not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"--threads must lie in 1..{MAX_THREADS}, not {threads}")
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def apply_limits(ctx_size: int | None, threads: int | None) -> None:
-    """Check the size of the context and set the number of CPU threads. Raises ValueError if one is out of range."""
-    if ctx_size is not None and ctx_size < 1:
-        raise ValueError(f"--ctx-size must be at least 1, not {ctx_size}")
-    set_threads(threads)
 
 
 def biases(given: list[str] | None) -> list[tuple[str, float]]:

@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orthrus.cli._help import LOADING
+
 if TYPE_CHECKING:
     import httpx
 
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", help="Use an OpenAI-compatible server, such as http://127.0.0.1:8000, instead of a model."),
+    typer.Option(
+        "--url",
+        help="Use an OpenAI-compatible server, such as http://127.0.0.1:8000, instead of a model.",
+        rich_help_panel=LOADING,
+    ),
 ]
 ApiKeyOption = Annotated[
-    str | None, typer.Option("--api-key", envvar="ORTHRUS_API_KEY", help="API key of the server at --url.")
+    str | None,
+    typer.Option(
+        "--api-key", envvar="ORTHRUS_API_KEY", help="API key of the server at --url.", rich_help_panel=LOADING
+    ),
 ]
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 """Deadlines: for a connection, and for the next bytes of an answer, before which a prompt may wait in a queue."""

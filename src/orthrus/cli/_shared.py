@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orthrus import file_cache, machine_load
 from orthrus.backends.native import build
+from orthrus.cli._help import DRAFTING, LOADING
 
 if TYPE_CHECKING:
     from orthrus.api import Model
@@ -42,30 +43,43 @@ class Quantize(StrEnum):
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name)."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name).",
+        rich_help_panel=LOADING,
+    ),
 ]
 AdapterOption = Annotated[
     str | None,
     typer.Option(
-        help="Adapter directory with a diffusion view for this backbone; `none` ignores the demo's bundled view."
+        help="Adapter directory with a diffusion view for this backbone; `none` ignores the demo's bundled view.",
+        rich_help_panel=LOADING,
     ),
 ]
-DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.", rich_help_panel=LOADING)]
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option(
         help="Quantize weights and activations of all linear layers. Output is then identical to plain decoding of the"
-        " quantized model."
+        " quantized model.",
+        rich_help_panel=LOADING,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cuda:1, ...", rich_help_panel=LOADING)]
 AllowOption = Annotated[
-    bool, typer.Option("--allow-other-backbone", help="Load an adapter trained on other weights of the same shape.")
+    bool,
+    typer.Option(
+        "--allow-other-backbone",
+        help="Load an adapter trained on other weights of the same shape.",
+        rich_help_panel=LOADING,
+    ),
 ]
 CycleOption = Annotated[
     str | None,
     typer.Option(
-        help="auto (default) plans every pass; two-pass and one-pass are fixed, at full width; ar is plain decoding."
+        help="auto (default) plans every pass; two-pass and one-pass are fixed, at full width; ar is plain decoding.",
+        rich_help_panel=DRAFTING,
     ),
 ]
 CacheOption = Annotated[
@@ -74,6 +88,7 @@ CacheOption = Annotated[
         "--cache/--no-cache",
         help="Keep packed weights and the findings of the probes on disk, and start from them. `orthrus doctor"
         " --verbose` says where, how much, and what bounds it.",
+        rich_help_panel=LOADING,
     ),
 ]
 stderr = Console(stderr=True, highlight=False)

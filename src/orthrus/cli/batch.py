@@ -17,6 +17,7 @@ from orthrus.cli._batch.progress import BatchProgress
 from orthrus.cli._batch.requests import BatchRequest, requests_of
 from orthrus.cli._batch.runner import BatchRunner, BatchStopped
 from orthrus.cli._chat.options import ModelOption
+from orthrus.cli._limits import apply_limits
 from orthrus.cli._server import (
     CONNECT_SECONDS,
     READ_SECONDS,
@@ -117,7 +118,7 @@ def command(
             if url is not None:
                 client = remote_client(url, api_key, concurrency)
             else:
-                sampling.apply_limits(ctx_size, threads)
+                apply_limits(ctx_size, threads)
                 name = model or DEFAULT_MODEL
                 loaded = load_model(name, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
                 client = _local(loaded, batch_size, cycle, rule, served_model_name)

@@ -14,6 +14,7 @@ from orthrus.cli._chat.answers import Answerer
 from orthrus.cli._chat.remote import RemoteAnswers
 from orthrus.cli._chat.session import COMMANDS, Session
 from orthrus.cli._chat.terminal import LineReader, PromptReader, Reader, history_file
+from orthrus.cli._limits import apply_limits
 from orthrus.cli._server import ApiKeyOption, ServerClient, UrlOption
 from orthrus.cli._shared import (
     AdapterOption,
@@ -130,7 +131,7 @@ def _check_local(engine: dict[str, Any], ctx_size: int | None, threads: int | No
     from orthrus.options import Settings
 
     Settings.of(engine)
-    sampling.apply_limits(ctx_size, threads)
+    apply_limits(ctx_size, threads)
 
 
 def _local(model: Model, engine: dict[str, Any], with_tokens: _WithTokens) -> Answerer:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli import _doctor
+from orthrus.cli._help import LOADING, OUTPUT
 from orthrus.cli._plan import print_costs
 from orthrus.cli._shared import (
     AdapterOption,
@@ -33,7 +34,8 @@ def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     dtype: Annotated[
-        list[Dtype] | None, typer.Option(help="Dtype to check; may be repeated.", show_default="both")
+        list[Dtype] | None,
+        typer.Option(help="Dtype to check; may be repeated.", show_default="both", rich_help_panel=LOADING),
     ] = None,
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
@@ -50,7 +52,9 @@ def command(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Also print every kernel and probe, versions and files.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Report what this machine has, which kernels run, which bits hold, and how fast; exit code 1 if a probe fails.
 

@@ -12,6 +12,7 @@ import typer
 
 from orthrus.cli import _sampling as sampling
 from orthrus.cli._footer import Clock, print_details, print_footer
+from orthrus.cli._limits import apply_limits
 from orthrus.cli._plan import explain, print_tree, warn_of_collapse
 from orthrus.cli._shared import (
     AdapterOption,
@@ -92,7 +93,7 @@ def command(
     compile_ahead(dtype, device)
     biases = sampling.biases(logit_bias)
     sampling.check(options, prompts, biases, explain_plan=explain_plan)
-    sampling.apply_limits(ctx_size, threads)
+    apply_limits(ctx_size, threads)
     started = perf_counter()
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started

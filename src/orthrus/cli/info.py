@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import AdapterOption, quiet
 
 
@@ -19,7 +20,9 @@ def command(
         typer.Argument(help="smollm2-demo, a checkpoint directory, a .gguf file, an adapter directory, or a hub id."),
     ] = "smollm2-demo",
     adapter: AdapterOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the description as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Describe a checkpoint: backbone, diffusion view, sizes, and the share of trained weights."""
     from orthrus.checkpoint import adapter as adapters

@@ -7,7 +7,8 @@ import json
 from typing import TYPE_CHECKING
 
 from orthrus.cli import _serving as options
-from orthrus.cli._sampling import RuleOption, ThreadsOption, set_threads
+from orthrus.cli._limits import set_threads
+from orthrus.cli._sampling import RuleOption, ThreadsOption
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,

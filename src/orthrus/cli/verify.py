@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._distribution import compare_distributions
+from orthrus.cli._help import LOADING, OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -40,7 +41,8 @@ TemperatureOption = Annotated[
     list[float] | None, typer.Option(help="0 is greedy; may be repeated.", show_default="0 and 0.8")
 ]
 DtypesOption = Annotated[
-    list[Dtype] | None, typer.Option(help="Dtype to verify; may be repeated.", show_default="bfloat16")
+    list[Dtype] | None,
+    typer.Option(help="Dtype to verify; may be repeated.", show_default="bfloat16", rich_help_panel=LOADING),
 ]
 CyclesOption = Annotated[
     list[str] | None,
@@ -83,7 +85,7 @@ def command(
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Compare every cycle with plain decoding, token for token; exit code 1 if anything differs.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from orthrus.cli._help import DRAFTING, INPUT, LOADING, OUTPUT, SAMPLING, STOPPING
+
 RECOMMENDED = "what the checkpoint recommends"
 
 ModelOption = Annotated[
@@ -15,30 +17,60 @@ ModelOption = Annotated[
         "--model", "-m",
         help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name); with --url, a model of the"
         " server.",
-        show_default="smollm2-demo; with --url, the first model of the server",
-    ),
+        show_default="smollm2-demo; with --url, the first model of the server", rich_help_panel=LOADING),
 ]  # fmt: skip
-SystemOption = Annotated[str | None, typer.Option(help="System message.")]
+SystemOption = Annotated[str | None, typer.Option(help="System message.", rich_help_panel=INPUT)]
 MaxNewTokensOption = Annotated[
     int | None,
-    typer.Option("--max-new-tokens", "--max-tokens", "-n", help="Maximum tokens per answer.", show_default="512"),
+    typer.Option(
+        "--max-new-tokens",
+        "--max-tokens",
+        "-n",
+        help="Maximum tokens per answer.",
+        show_default="512",
+        rich_help_panel=STOPPING,
+    ),
 ]
-MinNewTokensOption = Annotated[int | None, typer.Option(help="Suppress end tokens until this many tokens.")]
-TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED)]
+MinNewTokensOption = Annotated[
+    int | None, typer.Option(help="Suppress end tokens until this many tokens.", rich_help_panel=STOPPING)
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED, rich_help_panel=SAMPLING)
+]
 TopPOption = Annotated[
-    float | None, typer.Option(help="Keep the smallest set with this probability.", show_default=RECOMMENDED)
+    float | None,
+    typer.Option(
+        help="Keep the smallest set with this probability.", show_default=RECOMMENDED, rich_help_panel=SAMPLING
+    ),
 ]
-TopKOption = Annotated[int | None, typer.Option(help="Keep this many tokens; 0 keeps all.", show_default=RECOMMENDED)]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(help="Keep this many tokens; 0 keeps all.", show_default=RECOMMENDED, rich_help_panel=SAMPLING),
+]
 MinPOption = Annotated[
     float | None,
-    typer.Option(help="Keep tokens at least this fraction as likely as the best.", show_default=RECOMMENDED),
+    typer.Option(
+        help="Keep tokens at least this fraction as likely as the best.",
+        show_default=RECOMMENDED,
+        rich_help_panel=SAMPLING,
+    ),
 ]
 RepetitionPenaltyOption = Annotated[
     float | None,
-    typer.Option(help="Above 1 discourages tokens already in the text; 1 keeps loops.", show_default=RECOMMENDED),
+    typer.Option(
+        help="Above 1 discourages tokens already in the text; 1 keeps loops.",
+        show_default=RECOMMENDED,
+        rich_help_panel=SAMPLING,
+    ),
 ]
-PresencePenaltyOption = Annotated[float | None, typer.Option(help="Subtracted once for each generated token.")]
-FrequencyPenaltyOption = Annotated[float | None, typer.Option(help="Subtracted each time a token was generated.")]
-RuleOption = Annotated[str | None, typer.Option(help="exact (default) or rejection; see generate.")]
-ColorOption = Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.")]
+PresencePenaltyOption = Annotated[
+    float | None, typer.Option(help="Subtracted once for each generated token.", rich_help_panel=SAMPLING)
+]
+FrequencyPenaltyOption = Annotated[
+    float | None, typer.Option(help="Subtracted each time a token was generated.", rich_help_panel=SAMPLING)
+]
+RuleOption = Annotated[
+    str | None, typer.Option(help="exact (default) or rejection; see generate.", rich_help_panel=DRAFTING)
+]
+ColorOption = Annotated[bool, typer.Option(help="Show accepted drafts in green as they come.", rich_help_panel=OUTPUT)]
 HistoryOption = Annotated[bool, typer.Option(help="Keep the lines you type in a file, for the arrow keys.")]

@@ -7,7 +7,11 @@ import pkgutil
 
 import typer
 
-app = typer.Typer(help="Run benchmarks. Results record model, machine, versions and command.", no_args_is_help=True)
+from orthrus.cli._help import HelpCommand, HelpGroup
+
+app = typer.Typer(
+    help="Run benchmarks. Results record model, machine, versions and command.", no_args_is_help=True, cls=HelpGroup
+)
 
 
 @app.callback()
@@ -17,4 +21,4 @@ def _bench() -> None:
 
 for _module in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
     _command = importlib.import_module(f"{__name__}.{_module.name}")
-    app.command(name=_module.name.replace("_", "-"))(_command.command)
+    app.command(name=_module.name.replace("_", "-"), cls=HelpCommand)(_command.command)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -73,7 +74,9 @@ def command(
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print figures and provenance as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Measure accepted drafts per cycle (A) and tokens per pass (TPF) of the two-pass cycle, with 95 % intervals.
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
     CacheOption,
@@ -46,7 +47,9 @@ def command(
     device: DeviceOption = "cpu",
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print figures and provenance as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Measure tokens per second of plain decoding, `auto` and peers with the same prompts, weights and threads.
 

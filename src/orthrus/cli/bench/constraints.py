@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import CycleOption, Dtype, DtypeOption, ModelOption, load_model, progress, without_none
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def command(
     batch_size: Annotated[int, typer.Option(help="Answers decoded together.", min=1)] = 8,
     cycle: CycleOption = None,
     dtype: DtypeOption = Dtype.bfloat16,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every answer and the figures as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every answer and the figures as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Answer generated JSON schemas: how many answers match, and what the constraint does to drafting."""
     from orthrus.bench import constraints, provenance, schemas

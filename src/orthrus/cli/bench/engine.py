@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     CycleOption,
     Dtype,
@@ -38,7 +39,7 @@ def command(
     cycle: CycleOption = None,
     n: Annotated[int, typer.Option("-n", help="Repetitions; medians are shown.", min=1)] = 5,
     dtype: DtypeOption = Dtype.bfloat16,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Serve requests that arrive over time, decode short sequences beside a long one, answer two turns of a chat."""
     from orthrus.bench import engine, provenance

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
@@ -30,7 +31,7 @@ def command(
     ] = None,
     width: Annotated[int, typer.Option(help="Rows per block, and rows verified per pass.", min=2)] = 8,
     dtype: DtypeOption = Dtype.bfloat16,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Measure the bytes that a cycle needs beyond plain decoding. Drafting has no KV cache of its own."""
     from orthrus.api import DTYPES

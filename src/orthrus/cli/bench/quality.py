@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -46,7 +47,9 @@ def command(
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print figures and provenance as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Count the right answers of every cycle, greedy. Exit code 1 if the cycles do not generate the same tokens.
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import stderr
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def command(
     api_key: Annotated[str | None, typer.Option(help="Key of the server.", envvar="ORTHRUS_API_KEY")] = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for.", show_default="the server's first")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds without data after which a request has failed.")] = 600.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Measure a server under load: throughput, goodput, time to the first token, time between tokens, errors."""
     from orthrus.bench import tasks

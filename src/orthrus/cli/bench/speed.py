@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -56,7 +57,9 @@ def command(
     quantize: QuantizeOption = None,
     cache: CacheOption = True,
     allow_other_backbone: AllowOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print figures and provenance as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Measure tokens per second of the cycles at batch 1. Settings are interleaved per prompt."""
     from orthrus.bench import provenance, tasks

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
@@ -31,7 +32,9 @@ def command(
     roots: Annotated[int, typer.Option(help="Blocks in the packed text.", min=1)] = 192,
     n: Annotated[int, typer.Option("-n", help="Interleaved repetitions, after two for warm-up.", min=1)] = 7,
     dtype: DtypeOption = Dtype.bfloat16,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and provenance as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print figures and provenance as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Measure a training step against its reference (autograd, dense masks) and against its matrix products alone."""
     from orthrus.api import DTYPES
