@@ -87,7 +87,8 @@ def test_the_footer_tells_prompt_and_answer_apart(run, path, tmp_path):
     assert code == 0
     number, speed = r"\d+\.\d\d s", r"\d+\.\d tokens/s"
     assert re.search(rf"prompt: \d+ tokens read in {number} \({speed}\), first token after {number}", err)
-    assert re.search(rf"5 tokens in \d+ passes \(\d\.\d\d per pass\), {number}, {speed}, ended by length, seed 7", err)
+    ended = "ended by length, seed 7, temperature 1"
+    assert re.search(rf"5 tokens in \d+ passes \(\d\.\d\d per pass\), {number}, {speed}, {ended}", err)
     assert "kernels" not in err
     file = tmp_path / "two.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "b"}')
@@ -98,10 +99,25 @@ def test_the_footer_tells_prompt_and_answer_apart(run, path, tmp_path):
     assert "ended by length 2" in err
 
 
+def test_generate_and_chat_sample_as_the_checkpoint_recommends_and_say_so(run, tmp_path):
+    path = tiny.save_checkpoint(tmp_path / "model", template=tiny.CHAT)
+    (path / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.9, "top_k": 7}')
+    options = ("--model", path, "-n", 12, "--seed", 5)
+    model = orthrus.load(path)
+    sampled = model.generate("hi", max_new_tokens=12, temperature=0.9, top_k=7, seed=5)
+    code, out, err = run("generate", "hi", *options, "--json")
+    assert (code, json.loads(out)["tokens"]) == (0, sampled.tokens)
+    assert "seed 5, temperature 0.9, top_k 7" in run("generate", "hi", *options)[2]
+    code, out, err = run("generate", "hi", *options, "--temperature", 0)
+    assert (out.strip("\n"), "greedy" in err) == (model.generate("hi", max_new_tokens=12).text.strip("\n"), True)
+    assert "sampling: temperature 0.9, top_k 7" in run("chat", *options, stdin="")[2]
+    assert "sampling: greedy" in run("chat", *options, "--temperature", 0, stdin="")[2]
+
+
 def test_a_footer_is_two_lines_however_narrow_the_pipe(model):
     shown = io.StringIO()
     results = model.generate(["a", "b"], max_new_tokens=3, cycle="ar")
-    print_footer(Console(file=shown, width=40), results, Clock(), sampled=True)
+    print_footer(Console(file=shown, width=40), results, Clock(), sampling="temperature 1")
     assert [len(line) > 40 for line in shown.getvalue().splitlines()] == [True, True]
 
 

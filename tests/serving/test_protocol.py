@@ -68,7 +68,9 @@ def test_choices_differ_and_are_those_of_their_sample_index(client, model):
     assert len(set(alone)) == 3
 
 
-def test_temperature_is_1_unless_set(client, model):
+def test_without_a_temperature_the_checkpoint_decides_and_greedy_where_it_says_nothing(client, model, monkeypatch):
+    assert chat(client).choices[0].message.content == expected(model).text
+    monkeypatch.setitem(model.checkpoint.sampling, "temperature", 1.0)
     assert chat(client, seed=7).choices[0].message.content == expected(model, temperature=1.0, seed=7).text
 
 
@@ -180,9 +182,9 @@ def test_the_asynchronous_client(model):
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport) as inner:
             client = openai.AsyncOpenAI(base_url="http://localhost/v1", api_key="none", http_client=inner)
-            answers = await asyncio.gather(*(chat(client, seed=seed) for seed in range(5)))
+            answers = await asyncio.gather(*(chat(client, temperature=1, seed=seed) for seed in range(5)))
             text = ""
-            async for chunk in await chat(client, seed=1, stream=True):
+            async for chunk in await chat(client, temperature=1, seed=1, stream=True):
                 text += chunk.choices[0].delta.content or ""
         await service.drain(5)
         return [answer.choices[0].message.content for answer in answers], text

@@ -12,9 +12,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import in_loop
 import pytest
 
 from orthrus import cli
+from orthrus.cli import serve
+from orthrus.serving.settings import ServeSettings
 
 
 @pytest.fixture
@@ -86,3 +89,17 @@ def test_a_port_in_use_and_missing_packages_are_told(monkeypatch, capsys):
     assert "an API key must be ASCII" in error_of("--api-key", " ")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "the server needs fastapi, which is not installed: pip install 'orthrus-lm[serve]'" in error_of()
+
+
+def test_the_first_request_that_it_prints_is_answered_as_generate_answers(model):
+    settings = ServeSettings(served_model_name="tiny", max_model_len=64, cycle="ar")
+    transport = in_loop.InLoop(model, settings)
+    try:
+        shown = serve._welcome(transport.service, 8000)
+        body = json.loads(re.search(r"-d '(.*)'", shown)[1])
+        answer = transport.http.post("/v1/chat/completions", json=body).json()
+    finally:
+        transport.end()
+    assert "sampling:   greedy" in shown
+    alone = model.generate(serve.QUESTION, max_new_tokens=answer["usage"]["completion_tokens"])
+    assert answer["choices"][0]["message"]["content"] == alone.text

@@ -11,7 +11,7 @@ import tiny_gguf
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.generation_config import sampling_options
 from orthrus.checkpoint.sources import Source
-from orthrus.cli._chat.settings import starting_options
+from orthrus.cli._defaults import described, starting_options
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,13 @@ def test_a_given_temperature_replaces_what_goes_with_the_recommended_one():
     recommended = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
     assert starting_options(recommended, {"seed": 1}) == {**recommended, "seed": 1}
     assert starting_options(recommended, {"temperature": 0.0}) == {"temperature": 0.0, "repetition_penalty": 1.05}
+
+
+def test_settings_in_words_leave_out_what_changes_nothing():
+    assert described({"temperature": 0.0, "top_k": 20}) == "greedy"
+    assert described({"temperature": 0.0, "repetition_penalty": 1.1}) == "greedy, repetition_penalty 1.1"
+    assert described({"temperature": 0.6, "top_k": 0, "top_p": 0.95, "min_p": 0.0}) == "temperature 0.6, top_p 0.95"
+
+
+def test_the_demo_and_other_checkpoints_that_recommend_nothing_are_greedy():
+    assert hub.load("smollm2-demo", lazily=True).default_sampling == {"temperature": 0.0}

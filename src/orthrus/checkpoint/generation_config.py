@@ -1,6 +1,7 @@
 """How the authors of a checkpoint would sample from it: `generation_config.json`, or the sampling keys of GGUF.
 
-Nothing here changes what `generate` does by default. Chat starts from these values, under every option that is given.
+The commands `generate`, `chat` and `serve` start from these values, under every option that is given.
+`Model.generate` does not: it is greedy by default.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def sampling_options(source: Source) -> dict[str, Any]:
         content = {"repetition_penalty": content.get("repetition_penalty"), "temperature": 0.0}
     found = _valid(content)
     return {"temperature": 1.0, **found} if content.get("do_sample") is True else found
+
+
+def default_sampling(recommended: dict[str, Any]) -> dict[str, Any]:
+    """What is sampled with where the user says nothing: what is recommended, greedy where it names no temperature."""
+    return {"temperature": 0.0, **recommended}
 
 
 def _valid(content: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import draft_head, published
 from orthrus.checkpoint.draft_head import HeadDescription
-from orthrus.checkpoint.generation_config import sampling_options
+from orthrus.checkpoint.generation_config import default_sampling, sampling_options
 from orthrus.checkpoint.sources import (
     DEMO,
     ModelConfig,
@@ -57,7 +57,7 @@ class UnreadWeights:
 class Checkpoint:
     """A loaded model: decoder, tokenizer, end tokens, identity, config, and the origin of its diffusion view.
 
-    sampling: the sampling options that the checkpoint recommends; only chat starts from them.
+    sampling: the sampling options that the checkpoint recommends.
     """
 
     decoder: Decoder
@@ -70,6 +70,11 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     unread: UnreadWeights | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def default_sampling(self) -> dict[str, Any]:
+        """The settings of `orthrus generate`, `chat` and `serve` where the user says nothing."""
+        return default_sampling(self.sampling)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -150,6 +155,7 @@ class Description:
     backbone: adapters.BackboneIdentity
     view: str
     adapter: adapters.AdapterConfig | None
+    default_sampling: dict[str, Any]
 
 
 def describe(name: str, adapter: str | Path | None = None, revision: str | None = None) -> Description:
@@ -166,7 +172,8 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
     if head is not None:
         decoder.set_draft_head(head.units)
     config = adapters.read_config(chosen) if chosen is not None else None
-    return Description(decoder, adapters.BackboneIdentity(source.id, source.revision, *digests), view, config)
+    identity = adapters.BackboneIdentity(source.id, source.revision, *digests)
+    return Description(decoder, identity, view, config, default_sampling(sampling_options(source)))
 
 
 def copy_projections(decoder: Decoder) -> None:

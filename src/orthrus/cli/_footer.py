@@ -31,9 +31,12 @@ class Clock:
             self.first = self.seconds
 
 
-def print_footer(console: Console, results: list[Result], clock: Clock, *, sampled: bool) -> None:
+def print_footer(console: Console, results: list[Result], clock: Clock, *, sampling: str) -> None:
     """Print tokens, seconds and speed of prompt and answer. Several prompts are summed; they share passes, so there is
-    no time of the prompts alone."""
+    no time of the prompts alone.
+
+    sampling: the settings in words, which `orthrus.cli._defaults` gives.
+    """
     alone, statistics = len(results) == 1, [result.statistics for result in results]
     prompt, prefill = sum(result.prompt_tokens for result in results), statistics[0].prefill_seconds
     first = f", first token after {clock.first:.2f} s" if clock.first is not None else ""
@@ -45,10 +48,10 @@ def print_footer(console: Console, results: list[Result], clock: Clock, *, sampl
     seconds = statistics[0].seconds if alone else clock.seconds
     ended = Counter(result.finish_reason for result in results)
     how = ", ".join(reason if alone else f"{reason} {count}" for reason, count in sorted(ended.items()))
-    seed = f", seed {results[0].seed}" if sampled and alone else ""
+    seed = f", seed {results[0].seed}" if alone and not sampling.startswith("greedy") else ""
     console.print(
         f"{generated} tokens in {passes} passes ({generated / passes:.2f} per pass), {seconds:.2f} s,"
-        f" {_rate(generated, seconds)}, ended by {how}{seed}",
+        f" {_rate(generated, seconds)}, ended by {how}{seed}, {sampling}",
         style="dim",
         soft_wrap=True,
     )

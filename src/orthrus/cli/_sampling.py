@@ -14,9 +14,12 @@ from orthrus.cli._shared import without_none
 from orthrus.prompt_files import parse_object
 
 if TYPE_CHECKING:
-    from orthrus.api import Model, Options, Prompt
+    from orthrus.api import Options, Prompt
 
 NOTHING_PLANNED = "--explain-plan needs --cycle auto and a diffusion view: without them no pass is planned"
+
+OWN = "the checkpoint's"
+"""The default of a setting that `generation_config.json` may hold."""
 
 PromptArgument = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
 PromptOption = Annotated[
@@ -38,17 +41,36 @@ MaxNewTokensOption = Annotated[
 MinNewTokensOption = Annotated[
     int, typer.Option(help="Suppress end tokens until this many tokens are generated.", rich_help_panel=STOPPING)
 ]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=SAMPLING)]
-TopPOption = Annotated[
-    float, typer.Option(help="Keep the smallest set of tokens with this probability.", rich_help_panel=SAMPLING)
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="0 is greedy.", show_default=f"{OWN}, else 0", rich_help_panel=SAMPLING)
 ]
-TopKOption = Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.", rich_help_panel=SAMPLING)]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep the smallest set of tokens with this probability.",
+        show_default=f"{OWN}, else 1",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option(help="Keep this many tokens; 0 keeps all.", show_default=f"{OWN}, else 0", rich_help_panel=SAMPLING),
+]
 MinPOption = Annotated[
-    float,
-    typer.Option(help="Keep tokens at least this fraction as likely as the most likely one.", rich_help_panel=SAMPLING),
+    float | None,
+    typer.Option(
+        help="Keep tokens at least this fraction as likely as the most likely one.",
+        show_default=f"{OWN}, else 0",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 RepetitionPenaltyOption = Annotated[
-    float, typer.Option(help="Above 1 discourages tokens already in the text.", rich_help_panel=SAMPLING)
+    float | None,
+    typer.Option(
+        help="Above 1 discourages tokens already in the text.",
+        show_default=f"{OWN}, else 1",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 PresencePenaltyOption = Annotated[
     float, typer.Option(help="Subtracted once from the logit of each generated token.", rich_help_panel=SAMPLING)
@@ -257,38 +279,3 @@ def _read(file: Path, option: str) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option}: {file} cannot be read: {error}") from error
-
-
-def biases(given: list[str] | None) -> list[tuple[str, float]]:
-    """Parse --logit-bias into pairs of token (as given) and value. Raises ValueError unless ID_OR_TEXT=VALUE."""
-    parsed = []
-    for item in given or ():
-        token, _, value = item.rpartition("=")
-        try:
-            parsed.append((token, float(value)))
-        except ValueError:
-            token = ""
-        if not token:
-            raise ValueError(f"--logit-bias takes ID_OR_TEXT=VALUE, such as 42=-5 or '<|im_end|>=2', not {item!r}")
-    return parsed
-
-
-def named_tokens(model: Model, stops: list[str] | None, biases: list[tuple[str, float]]) -> Options:
-    """The options that name tokens by their text. Raises ValueError for a text that is no token."""
-    return {
-        "stop_token_ids": [token_id(model, text, "stop token") for text in stops or ()],
-        "logit_bias": {token_id(model, text, "token"): value for text, value in biases},
-    }
-
-
-def token_id(model: Model, text: str, what: str) -> int:
-    """The id of a token given by id, by its entry in the vocabulary, or by text that is one token."""
-    if text.isdecimal():
-        return int(text)
-    entry = model.checkpoint.text.vocabulary().get(text)
-    if entry is not None:
-        return int(entry)
-    ids = model.checkpoint.text.encode(text, special_tokens=False)
-    if len(ids) != 1 or model.decode(ids) != text:
-        raise ValueError(f"{what} {text!r} is not in the vocabulary; give its exact text or its id")
-    return int(ids[0])

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from orthrus.cli import _sampling as sampling
+from orthrus.cli import _tokens as tokens
 from orthrus.cli._chat import options as given
 from orthrus.cli._chat import settings
 from orthrus.cli._chat.answers import Answerer
 from orthrus.cli._chat.remote import RemoteAnswers
 from orthrus.cli._chat.session import COMMANDS, Session
 from orthrus.cli._chat.terminal import LineReader, PromptReader, Reader, history_file
+from orthrus.cli._defaults import described, starting_options
 from orthrus.cli._limits import apply_limits
 from orthrus.cli._server import ApiKeyOption, ServerClient, UrlOption
 from orthrus.cli._shared import (
@@ -52,11 +54,11 @@ def command(
     system: given.SystemOption = None,
     max_new_tokens: given.MaxNewTokensOption = None,
     min_new_tokens: given.MinNewTokensOption = None,
-    temperature: given.TemperatureOption = None,
-    top_p: given.TopPOption = None,
-    top_k: given.TopKOption = None,
-    min_p: given.MinPOption = None,
-    repetition_penalty: given.RepetitionPenaltyOption = None,
+    temperature: sampling.TemperatureOption = None,
+    top_p: sampling.TopPOption = None,
+    top_k: sampling.TopKOption = None,
+    min_p: sampling.MinPOption = None,
+    repetition_penalty: sampling.RepetitionPenaltyOption = None,
     presence_penalty: given.PresencePenaltyOption = None,
     frequency_penalty: given.FrequencyPenaltyOption = None,
     logit_bias: sampling.LogitBiasOption = None,
@@ -98,9 +100,10 @@ def command(
         name = model or DEFAULT_MODEL
         loaded = load_model(name, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
         answerer = _local(loaded, engine, with_tokens)
-        options = settings.starting_options(
-            loaded.checkpoint.sampling, {"max_new_tokens": DEFAULT_MAX_TOKENS, **options}
+        options = starting_options(
+            loaded.checkpoint.default_sampling, {"max_new_tokens": DEFAULT_MAX_TOKENS, **options}
         )
+        stderr.print(f"sampling: {described(options)}; /set changes it", style="dim", markup=False, soft_wrap=True)
     _chat(answerer, options, system, color=color, history=history)
 
 
@@ -110,7 +113,7 @@ class _WithTokens:
     def __init__(self, template: str | None, biases: list[str] | None, stop_token: list[str] | None) -> None:
         """Raises ValueError for text that cannot be parsed."""
         self._template = None if template is None else parse_object(template, "--chat-template-kwargs")
-        self._biases, self._stop = sampling.biases(biases), stop_token or []
+        self._biases, self._stop = tokens.biases(biases), stop_token or []
 
     @property
     def given(self) -> bool:
@@ -120,8 +123,8 @@ class _WithTokens:
     def options(self, model: Model) -> dict[str, Any]:
         """The options by name. Raises ValueError for a token that is unknown."""
         return without_none(
-            logit_bias={sampling.token_id(model, text, "token"): value for text, value in self._biases} or None,
-            stop_token_ids=[sampling.token_id(model, text, "stop token") for text in self._stop] or None,
+            logit_bias={tokens.token_id(model, text, "token"): value for text, value in self._biases} or None,
+            stop_token_ids=[tokens.token_id(model, text, "stop token") for text in self._stop] or None,
             chat_template_kwargs=self._template,
         )
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from orthrus.cli import _sampling as sampling
+from orthrus.cli import _tokens as tokens
+from orthrus.cli._defaults import described, starting_options
 from orthrus.cli._footer import Clock, print_details, print_footer
 from orthrus.cli._limits import apply_limits
 from orthrus.cli._plan import explain, print_tree, warn_of_collapse
@@ -49,11 +51,11 @@ def command(
     file: sampling.FileOption = None,
     max_new_tokens: sampling.MaxNewTokensOption = 256,
     min_new_tokens: sampling.MinNewTokensOption = 0,
-    temperature: sampling.TemperatureOption = 0.0,
-    top_p: sampling.TopPOption = 1.0,
-    top_k: sampling.TopKOption = 0,
-    min_p: sampling.MinPOption = 0.0,
-    repetition_penalty: sampling.RepetitionPenaltyOption = 1.0,
+    temperature: sampling.TemperatureOption = None,
+    top_p: sampling.TopPOption = None,
+    top_k: sampling.TopKOption = None,
+    min_p: sampling.MinPOption = None,
+    repetition_penalty: sampling.RepetitionPenaltyOption = None,
     presence_penalty: sampling.PresencePenaltyOption = 0.0,
     frequency_penalty: sampling.FrequencyPenaltyOption = 0.0,
     logit_bias: sampling.LogitBiasOption = None,
@@ -91,13 +93,14 @@ def command(
     options: Options = sampling.options_of(locals())
     prompts = _read_prompts(prompt, prompt_option, file)
     compile_ahead(dtype, device)
-    biases = sampling.biases(logit_bias)
+    biases = tokens.biases(logit_bias)
     sampling.check(options, prompts, biases, explain_plan=explain_plan)
     apply_limits(ctx_size, threads)
     started = perf_counter()
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started
-    options.update(sampling.named_tokens(loaded, stop_token, biases))
+    named = tokens.named_tokens(loaded, stop_token, biases)
+    options = {**starting_options(loaded.checkpoint.default_sampling, options), **named}  # type: ignore[typeddict-item]
     results = _generate(loaded, prompts, options, explain_plan=explain_plan, as_json=as_json)
     if verbose:
         print_details(stderr, loaded, results, load_seconds)
@@ -122,7 +125,7 @@ def _generate(
     else:
         alone = len(prompts) == 1
         results = [_print_stream(model, prompts[0], options, clock)] if alone else _print_texts(model, prompts, options)
-        print_footer(stderr, results, clock, sampled=bool(options.get("temperature")))
+        print_footer(stderr, results, clock, sampling=described(options))
     if planned:
         if explain_plan:
             explain(stderr, model.costs(), [(result.statistics, result.prompt_tokens) for result in results])

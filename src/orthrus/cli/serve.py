@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from orthrus.cli import _serving as options
+from orthrus.cli._defaults import described
 from orthrus.cli._limits import set_threads
 from orthrus.cli._sampling import RuleOption, ThreadsOption
 from orthrus.cli._shared import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from orthrus.serving.service import Service
     from orthrus.serving.settings import ServeSettings
 
+QUESTION = "What is the capital of France?"
 EXPOSED = (
     "warning: other machines can reach this server, and no API key is set: anyone among them can use it."
     " Set one with --api-key or ORTHRUS_API_KEY, or listen on 127.0.0.1"
@@ -105,13 +107,14 @@ async def _serve(service: Service, bound: socket.socket) -> None:
 
 
 def _welcome(service: Service, port: int) -> str:
-    """Where the server is, and a first request."""
+    """Where the server is, how it samples, and a first request."""
     url = _url(service.settings, port)
-    body = json.dumps({"model": service.model_name, "messages": [{"role": "user", "content": "Name a colour."}]})
+    body = json.dumps({"model": service.model_name, "messages": [{"role": "user", "content": QUESTION}]})
     key = "  -H 'Authorization: Bearer YOUR_KEY'" if service.settings.api_keys else ""
     return (
         f"serving {service.model_name} at {url} ({service.max_model_len} tokens of context,"
         f" {service.settings.max_num_seqs} requests at once)\n"
+        f"  sampling:   {described(service.model.checkpoint.default_sampling)}, where a request does not say\n"
         f"  playground: {url}/\n"
         f"  OpenAI API: {url}/v1\n"
         f"  try it:     curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n"

@@ -79,17 +79,17 @@ def sampling_options(body: Sampling, model: Model) -> Chosen:
 
 
 def temperature_options(temperature: float | None, top_p: float | None, seed: int | None, own: Chosen) -> Chosen:
-    """What a request says, then the model's `own`, then OpenAI's defaults. Seeds may be negative there."""
+    """What a request says, then the model's `own`. Seeds may be negative in OpenAI's API."""
     return {
-        "temperature": _first(temperature, own.get("temperature"), 1.0),
+        "temperature": _first(temperature, own["temperature"]),
         "top_p": _first(top_p, own.get("top_p"), 1.0),
         "seed": None if seed is None else seed % 2**64,
     }
 
 
 def extension_options(body: Extensions, model: Model) -> Chosen:
-    """The fields beyond OpenAI's, with the model's generation config where they are left open."""
-    own: Mapping[str, Any] = model.checkpoint.sampling
+    """The fields beyond OpenAI's, with the model's default sampling where they are left open."""
+    own: Mapping[str, Any] = model.checkpoint.default_sampling
     options: Chosen = {
         **own,
         "min_new_tokens": body.min_tokens,

@@ -9,8 +9,6 @@ import typer
 
 from orthrus.cli._help import DRAFTING, INPUT, LOADING, OUTPUT, SAMPLING, STOPPING
 
-RECOMMENDED = "what the checkpoint recommends"
-
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -33,35 +31,6 @@ MaxNewTokensOption = Annotated[
 ]
 MinNewTokensOption = Annotated[
     int | None, typer.Option(help="Suppress end tokens until this many tokens.", rich_help_panel=STOPPING)
-]
-TemperatureOption = Annotated[
-    float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED, rich_help_panel=SAMPLING)
-]
-TopPOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Keep the smallest set with this probability.", show_default=RECOMMENDED, rich_help_panel=SAMPLING
-    ),
-]
-TopKOption = Annotated[
-    int | None,
-    typer.Option(help="Keep this many tokens; 0 keeps all.", show_default=RECOMMENDED, rich_help_panel=SAMPLING),
-]
-MinPOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Keep tokens at least this fraction as likely as the best.",
-        show_default=RECOMMENDED,
-        rich_help_panel=SAMPLING,
-    ),
-]
-RepetitionPenaltyOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Above 1 discourages tokens already in the text; 1 keeps loops.",
-        show_default=RECOMMENDED,
-        rich_help_panel=SAMPLING,
-    ),
 ]
 PresencePenaltyOption = Annotated[
     float | None, typer.Option(help="Subtracted once for each generated token.", rich_help_panel=SAMPLING)

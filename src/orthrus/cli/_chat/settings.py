@@ -17,18 +17,6 @@ ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 UNSET = ("none", "default", "off")
 
 
-def starting_options(recommended: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a chat: those given over those the checkpoint recommends.
-
-    A temperature that is given, 0 too, replaces all that the checkpoint recommends except its penalty: `top_p` and the
-    like belong to the temperature they were chosen with.
-    """
-    base = dict(recommended)
-    if "temperature" in given:
-        base = {name: value for name, value in base.items() if name == "repetition_penalty"}
-    return {**base, **given}
-
-
 def parse(name: str, text: str) -> tuple[str, Any]:
     """The setting and value of `/set NAME VALUE`; the value is None for `none`. Raises ValueError with the remedy."""
     name = ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
