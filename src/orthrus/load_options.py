@@ -66,9 +66,17 @@ class LoadSettings:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {given.dtype!r}")
         if given.quantize not in (None, "int8"):
             raise ValueError(f"quantize must be int8, not {given.quantize!r}")
-        try:
-            torch.zeros(1, device=given.device).item()
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"device {str(given.device)!r} cannot be used here: {reason}") from error
+        _check_device(given.device)
         return LoadSettings(**{**options, "dtype": dtype})
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise ValueError where the device does not exist, or is one for which there are no kernels."""
+    name = str(device)
+    if name.split(":", maxsplit=1)[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: use cpu, which is the default, or cuda (cuda:1, ...)")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error

@@ -258,6 +258,7 @@ def test_settings_are_checked_before_a_model_loads(monkeypatch, given, message):
 
 def test_public_names_are_listed():
     assert {"load", "Model", "Result", "Chunk", "SamplingParams", "StopConditions"} <= set(dir(orthrus))
+    assert not {"Any", "TYPE_CHECKING", "annotations", "ModuleType"} & set(dir(orthrus))
 
 
 @pytest.mark.parametrize("safe", [False, True])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from orthrus.checkpoint import draft_head, published
 from orthrus.checkpoint.draft_head import HeadDescription
+from orthrus.checkpoint.foreign import refuse_lora
 from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
 from orthrus.checkpoint.validation import BACKBONE, DIFFUSION, Field, check, read_json, refuse, short_repr
 from orthrus.config import DiffusionConfig
@@ -111,6 +112,7 @@ def read_config(directory: Path) -> AdapterConfig:
     if not path.exists():
         raise ValueError(f"{directory}: no adapter here ({CONFIG} is missing)")
     content = read_json(path)
+    refuse_lora(directory, content)
     version = content.get("format")
     if type(version) is not int or version != FORMAT:
         refuse(path, "format", version, f"{FORMAT}, the format that this version of Orthrus reads")

@@ -17,6 +17,7 @@ import torch
 from orthrus.checkpoint import adapter as adapters
 from orthrus.checkpoint import draft_head, published
 from orthrus.checkpoint.draft_head import HeadDescription
+from orthrus.checkpoint.foreign import refuse_foreign
 from orthrus.checkpoint.generation_config import default_sampling, sampling_options
 from orthrus.checkpoint.sources import (
     DEMO,
@@ -135,6 +136,8 @@ class _CheckpointFiles:
 
 def _open(name: str, revision: str | None) -> _CheckpointFiles:
     source = resolve(name, revision)
+    if not source.gguf:
+        refuse_foreign(source.path)
     files = _CheckpointFiles(source, source.files(), read_config(source))
     meta_decoder(files.config.decoder, None, files.tensors)
     return files

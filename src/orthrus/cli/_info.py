@@ -1,7 +1,7 @@
 """What `orthrus info` knows of a checkpoint or an adapter: one field per fact, numbers in units and not in words.
 
-docs/quickstart.md documents the fields. They keep their names, and every record of a kind has all of them; what does not
-apply is null.
+docs/quickstart.md documents the fields. They keep their names, and every record of a kind has all of them; what does
+not apply is null.
 """
 
 from __future__ import annotations

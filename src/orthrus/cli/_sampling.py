@@ -33,11 +33,12 @@ FileOption = Annotated[
     ),
 ]
 MaxNewTokensOption = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--max-new-tokens", "--max-tokens", "-n", help="Stop after this many tokens.", rich_help_panel=STOPPING
+        "--max-new-tokens", "--max-tokens", "-n",
+        help="Stop after this many tokens.", show_default="256", rich_help_panel=STOPPING,
     ),
-]
+]  # fmt: skip
 MinNewTokensOption = Annotated[
     int, typer.Option(help="Suppress end tokens until this many tokens are generated.", rich_help_panel=STOPPING)
 ]
@@ -268,14 +269,16 @@ def options_of(given: Mapping[str, Any]) -> Options:
 
 
 def _tools(file: Path) -> Any:
+    text = _read(file, "--tools")
     try:
-        return json.loads(_read(file, "--tools"))
+        return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"--tools: {file} is no JSON: {error}") from error
+        raise ValueError(f"--tools: {file} is not JSON: {error}") from error
 
 
 def _read(file: Path, option: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{option}: {file} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{option}: {file} cannot be read: {reason}") from error

@@ -92,6 +92,16 @@ CacheOption = Annotated[
     ),
 ]
 stderr = Console(stderr=True, highlight=False)
+PIPE_WIDTH = 200
+"""Columns of a table in a pipe, which has no width of its own: rich would take 80, and cut names off."""
+
+
+def table_console(*, silent: bool = False) -> Console:
+    """The standard output for tables, wide enough for their names where it is a pipe."""
+    console = Console(highlight=False, quiet=silent)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def quiet() -> None:
@@ -222,7 +232,11 @@ def status(text: str, after: float = 0.3) -> Iterator[None]:
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and ETA on stderr; the bar disappears at the end."""
+    """Iterate with a progress bar and ETA on stderr; the bar disappears at the end. A pipe gets one line."""
+    if not stderr.is_terminal:
+        stderr.print(f"{label} ...", markup=False, soft_wrap=True)
+        yield from items
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

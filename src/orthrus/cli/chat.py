@@ -16,7 +16,7 @@ from orthrus.cli._chat.remote import RemoteAnswers
 from orthrus.cli._chat.session import COMMANDS, Session
 from orthrus.cli._chat.terminal import LineReader, PromptReader, Reader, history_file
 from orthrus.cli._defaults import described, starting_options
-from orthrus.cli._limits import apply_limits
+from orthrus.cli._limits import apply_limits, check_length
 from orthrus.cli._server import ApiKeyOption, ServerClient, UrlOption
 from orthrus.cli._shared import (
     AdapterOption,
@@ -100,6 +100,7 @@ def command(
         name = model or DEFAULT_MODEL
         loaded = load_model(name, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
         answerer = _local(loaded, engine, with_tokens)
+        check_length(loaded, max_new_tokens)
         options = starting_options(
             loaded.checkpoint.default_sampling, {"max_new_tokens": DEFAULT_MAX_TOKENS, **options}
         )

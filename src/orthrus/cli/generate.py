@@ -14,7 +14,7 @@ from orthrus.cli import _sampling as sampling
 from orthrus.cli import _tokens as tokens
 from orthrus.cli._defaults import described, starting_options
 from orthrus.cli._footer import Clock, print_details, print_footer
-from orthrus.cli._limits import apply_limits
+from orthrus.cli._limits import apply_limits, check_length
 from orthrus.cli._plan import explain, print_tree, warn_of_collapse
 from orthrus.cli._shared import (
     AdapterOption,
@@ -41,6 +41,10 @@ NO_VIEW = (
     "note: this checkpoint has no diffusion view, so it uses plain decoding, one token per pass."
     " To speed it up: --adapter DIR, a published Orthrus checkpoint, or a view of your own by `orthrus train`"
 )
+NO_TEMPLATE = (
+    "note: this tokenizer has no chat template, so the prompt is continued as it is, as with --raw: a checkpoint of an"
+    " instruct model has one in tokenizer_config.json or chat_template.jinja"
+)
 
 
 def command(
@@ -49,7 +53,7 @@ def command(
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     file: sampling.FileOption = None,
-    max_new_tokens: sampling.MaxNewTokensOption = 256,
+    max_new_tokens: sampling.MaxNewTokensOption = None,
     min_new_tokens: sampling.MinNewTokensOption = 0,
     temperature: sampling.TemperatureOption = None,
     top_p: sampling.TopPOption = None,
@@ -99,6 +103,7 @@ def command(
     started = perf_counter()
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started
+    check_length(loaded, max_new_tokens)
     named = tokens.named_tokens(loaded, stop_token, biases)
     options = {**starting_options(loaded.checkpoint.default_sampling, options), **named}  # type: ignore[typeddict-item]
     results = _generate(loaded, prompts, options, explain_plan=explain_plan, as_json=as_json)
@@ -111,6 +116,8 @@ def _generate(
 ) -> list[Result]:
     """Print the answers and their statistics."""
     print_notice(model)
+    if not model.checkpoint.text.chat_template and not options.get("raw"):
+        stderr.print(NO_TEMPLATE, style="yellow", soft_wrap=True)
     if model.decoder.diffusion is None:
         stderr.print(NO_VIEW, style="yellow")
     planned = model.decoder.diffusion is not None and model.decoding_config(options).cycle == "auto"

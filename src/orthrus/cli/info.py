@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._defaults import described
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._info import adapter_record, checkpoint_record
-from orthrus.cli._shared import AdapterOption, quiet
+from orthrus.cli._shared import AdapterOption, quiet, table_console
 
 if TYPE_CHECKING:
     from orthrus.cli._info import Record
@@ -47,7 +46,7 @@ def command(
     table.add_column(overflow="fold")
     for name, value in _adapter_rows(record) if alone else _checkpoint_rows(record):
         table.add_row(name, str(value))
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 def _checkpoint_rows(record: Record) -> Iterator[Row]:

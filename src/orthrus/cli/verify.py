@@ -25,6 +25,7 @@ from orthrus.cli._shared import (
     load_model,
     progress,
     stderr,
+    table_console,
     timed,
 )
 
@@ -112,7 +113,7 @@ def command(
             raise typer.Exit(1)
         return
     prompts = [p for name in task or ("gsm8k", "humaneval", "spec_bench") for p in tasks.load(name, limit)]
-    console, outcomes = Console(highlight=False, quiet=as_json), []
+    console, outcomes = table_console(silent=as_json), []
     for precision in precisions:
         loaded = load_model(model, adapter, precision, device, allow_other_backbone, quantize, cache=cache)
         options: Options = {"max_new_tokens": max_new_tokens, "seed": seed}
@@ -222,7 +223,7 @@ def _run(
 def _print(console: Console, label: str, comparisons: list[Comparison], prompts: list[TaskPrompt]) -> None:
     table = Table(title=label)
     for column in ("cycle", "prompts", "identical", "tokens compared", "first divergence", "logit gap there"):
-        table.add_column(column, justify="left" if column == "cycle" else "right")
+        table.add_column(column, justify="left" if column == "cycle" else "right", overflow="fold")
     for c in comparisons:
         first = min(c.divergences, key=lambda d: d.index, default=None)
         where = f"token {first.index} of {prompts[first.prompt].id}" if first else "none"

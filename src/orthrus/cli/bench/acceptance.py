@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
@@ -22,6 +21,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     progress,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _print(rows: list[Acceptance], view: str) -> None:
             _spread(row.tpf, row.tpf_interval), f"{row.rows_per_pass:.1f}",
             " ".join(f"{share:.2f}" for share in row.by_offset),
         )  # fmt: skip
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 def _print_paired(rows: list[PairedAcceptance]) -> None:
@@ -163,7 +163,7 @@ def _print_paired(rows: list[PairedAcceptance]) -> None:
             row.part, row.drafts, str(row.prompts), f"{row.first:.2f}", f"{row.second:.2f}",
             f"{row.difference:+.2f} ({low:+.2f} to {high:+.2f})", row.conclusion,
         )  # fmt: skip
-    Console(highlight=False).print(table)
+    table_console().print(table)
 
 
 def _spread(middle: float, ends: tuple[float, float]) -> str:

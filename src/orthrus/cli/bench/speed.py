@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
@@ -26,6 +25,7 @@ from orthrus.cli._shared import (
     measure_costs_for_benchmark,
     progress,
     stderr,
+    table_console,
     timed,
 )
 
@@ -112,6 +112,6 @@ def _print_speed(measured: list[Speed], view: str) -> None:
             f"{1e3 * row.first_token:.0f}", f"{1e3 * row.between[0]:.1f} / {1e3 * row.between[1]:.1f}",
             f"{row.peak / 1e6:,.0f}", end_section=last,
         )  # fmt: skip
-    console = Console(highlight=False)
+    console = table_console()
     console.print(speeds)
     console.print(details)
