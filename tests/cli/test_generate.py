@@ -303,3 +303,15 @@ def test_the_footer_says_how_many_prompts_were_decoded_together(run, path):
     code, _, err = run("generate", "--model", path, "--file", "-", "-n", 3, "--cycle", "two-pass", stdin=lines)
     assert code == 0
     assert re.search(r"3 prompts: \d+ tokens, 3 prompts at a time", err), err
+
+
+def test_measuring_after_an_answer_can_be_left_to_the_next_run(run, path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api.Model, "assume_costs", lambda _: True)
+    monkeypatch.setattr(api.Model, "costs", interrupted)
+    monkeypatch.setattr(api.Model, "_costs_for", lambda *_: tiny.random_costs(1))
+    code, out, err = run("generate", "hi", "--model", path, "-n", 3, "--json")
+    assert (code, len(json.loads(out)["tokens"])) == (0, 3)
+    assert "interrupted" not in err

@@ -4,6 +4,7 @@ damaged, missing or of other sources is never loaded."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -378,3 +379,14 @@ def test_a_wheel_without_a_compiler_is_pure_python(tree, tmp_path):
     assert "orthrus/backends/native/c/native.c" in files
     if sys.platform == "linux":
         assert output.count("no-such-compiler") <= 1
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("wheels", "installed"), [("pure", ["hatchling"]), ("pure linux-x86_64", ["hatchling", "ziglang"])]
+)
+def test_building_wheels_installs_the_build_tool_alone(wheels, installed):
+    command = ["make", "--dry-run", "--always-make", "wheels", f"WHEELS={wheels}"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"pip install --quiet '(\w+)", shown) == installed
+    assert "editable" not in shown

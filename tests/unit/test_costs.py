@@ -156,8 +156,9 @@ def test_measuring_is_limited_in_time_on_a_slow_machine(monkeypatch):
     monkeypatch.setattr(type(tiny.runner()), "diffuse_rows", diffuse)
     costs.measure(tiny.runner())
     seldom = sum(count > costs.MANY_ROWS for count in costs.DRAFT_ROWS)
-    always = (1 + costs.MIN_ROUNDS) * (len(costs.DRAFT_ROWS) - seldom)
-    assert len(drafted) == costs.REPEATS * (always + 2 * seldom)
+    warm, always = len(costs.DRAFT_ROWS), costs.MIN_ROUNDS * (len(costs.DRAFT_ROWS) - seldom)
+    assert len(drafted) == warm + costs.REPEATS * (always + seldom)
+    assert costs.MIN_ROUNDS == 1
 
 
 def test_a_change_of_pace_makes_no_kind_of_pass_look_faster():

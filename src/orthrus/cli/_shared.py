@@ -161,6 +161,16 @@ def measure_costs(model: Model, *, refresh: bool = False) -> None:
     note_disturbed_costs(model)
 
 
+def measure_costs_after_answer(model: Model) -> None:
+    """Measure the cost table that an answer was planned without. The answer is complete, so Ctrl-C ends the wait."""
+    try:
+        with status(f"{MEASURING}; Ctrl-C leaves it to the next run"):
+            model.costs(refresh=True)
+    except KeyboardInterrupt:
+        return
+    note_disturbed_costs(model)
+
+
 def measure_costs_for_benchmark(model: Model) -> None:
     """The same before speeds are measured: a table that is old or was disturbed is measured again. Without a view there
     is nothing to plan."""

@@ -29,6 +29,7 @@ from orthrus.cli._shared import (
     compile_ahead,
     load_model,
     measure_costs,
+    measure_costs_after_answer,
     print_notice,
     stderr,
 )
@@ -142,7 +143,7 @@ def _generate(
             print_tree(stderr, model.run([again], model.decoding_config(options)), model.decode)
         warn_of_collapse(stderr, [result.statistics for result in results])
     if assumed:  # after the first answer, which need not wait for it
-        measure_costs(model, refresh=True)
+        measure_costs_after_answer(model)
     return results
 
 

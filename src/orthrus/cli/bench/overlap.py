@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._help import OUTPUT
+
 SHOWN = 3
 """Ids of records that are named per task."""
 
@@ -22,7 +24,9 @@ def command(
     task: Annotated[
         list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated.", show_default="all tasks")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print figures and all ids as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print figures and all ids as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Compare training prompts with benchmarks: 13 words in a row, or a whole prompt that has fewer words and equals
     one of the benchmark, or how one begins.

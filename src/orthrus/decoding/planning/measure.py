@@ -29,7 +29,7 @@ before it left other data in the processor's caches. Kinds with more rows run fi
 similar passes and finds its weights cached as in plain decoding."""
 MANY_ROWS, SELDOM = 33, 3
 """Kinds of passes of more rows run in every third round: they take half of the time, and only batches need them."""
-MIN_ROUNDS, MAX_SECONDS = 3, 6.0
+MIN_ROUNDS, MAX_SECONDS = 1, 6.0
 """After this many rounds, measuring stops once it has taken this many seconds, which limits it on a slow machine."""
 DRAFT_ROWS = (2, 4, 8, 16, 32, 64)
 """Rows of the diffusion passes that are timed."""
@@ -60,7 +60,7 @@ def measure(runner: Runner, interrupted: Callable[[], bool] = lambda: False) -> 
         for name, (context, run) in passes.kinds.items():
             if name in passes.seldom and turn and turn % SELDOM != 1:
                 continue
-            for repeat in range(REPEATS):
+            for repeat in range(REPEATS if turn else 1):  # the first round warms up: nothing of it is counted
                 if interrupted():
                     raise MeasuringInterrupted
                 passes.table.commit(context)
