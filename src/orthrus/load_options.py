@@ -74,7 +74,7 @@ def _check_device(device: str | torch.device) -> None:
     """Raise ValueError where the device does not exist, or is one for which there are no kernels."""
     name = str(device)
     if name.split(":", maxsplit=1)[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported: use cpu, which is the default, or cuda (cuda:1, ...)")
+        raise ValueError(f"device {name!r} cannot be used here: give cpu, which is the default, or cuda (cuda:1, ...)")
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:

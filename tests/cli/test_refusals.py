@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--device", "mps"], "device 'mps' is not supported: use cpu, which is the default, or cuda"),
+        (["--device", "mps"], "device 'mps' cannot be used here: give cpu, which is the default, or cuda"),
         (["--tools", "nofile"], "--tools: nofile cannot be read: No such file or directory"),
         (["-n", "99999"], "--max-new-tokens 99999 is beyond the context of 2048 tokens"),
         (["-c", "64", "-n", "65"], "--max-new-tokens 65 is beyond the context of 64 tokens"),
