@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -104,12 +104,19 @@ def command(
     started = perf_counter()
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache, ctx_size)
     load_seconds = perf_counter() - started
-    check_length(loaded, max_new_tokens)
-    named = tokens.named_tokens(loaded, stop_token, biases)
-    options = {**starting_options(loaded.checkpoint.default_sampling, options), **named}  # type: ignore[typeddict-item]
+    options = _completed(loaded, options, tokens.named_tokens(loaded, stop_token, biases))
     results = _generate(loaded, prompts, options, explain_plan=explain_plan, as_json=as_json)
     if verbose:
         print_details(stderr, loaded, results, load_seconds)
+
+
+def _completed(model: Model, given: Options, named: Options) -> Options:
+    """The options given, those that name tokens, and the checkpoint's own sampling for the rest. Raises ValueError for
+    an answer that is longer than the context."""
+    check_length(model, given.get("max_new_tokens"))
+    options: Any = {**starting_options(model.checkpoint.default_sampling, given), **named}
+    chosen: Options = options
+    return chosen
 
 
 def _generate(
