@@ -318,6 +318,49 @@ def test_a_prompt_shares_pages_of_one_that_is_still_being_decoded():
     assert [sequence.tokens for sequence in done.values()] == [tiny.oracle(runner, r).tokens for r in requests]
 
 
+def steps_until_done(engine, most=200):
+    """Run all passes. Each ends some request, or gives one a token or a chunk of its prompt."""
+    for _ in range(most):
+        if not engine.unfinished:
+            return
+        engine.step()
+    pytest.fail(f"{engine.unfinished} requests are unfinished after {most} passes")
+
+
+def test_whole_pages_are_shared_where_no_page_is_left_for_the_copy_of_a_part():
+    """The cache has three pages, of which the first request leaves two, the second in part. A request that continues it
+    needs three: with a copy of the second there would have to be four."""
+    runner = tiny.runner("llama")
+    engine = Engine(runner, DecodingConfig(cycle="ar", batch_size=1), tiny.LIMITS, pages=3)
+    prompt = tiny.request(PAGE + 80, seed=5).prompt
+    engine.add(Request(prompt, SamplingParams(), StopConditions(1)))
+    steps_until_done(engine)
+    assert engine.cache.known_prefix(prompt)[1] > PAGE
+    longer = Request((*prompt, *tiny.request(PAGE, seed=6).prompt), SamplingParams(), StopConditions(2))
+    engine.add(longer)
+    engine.step()
+    (sequence,) = engine.running
+    assert sequence.statistics.cached_tokens == PAGE
+    steps_until_done(engine)
+    assert sequence.tokens == tiny.oracle(runner, longer).tokens
+
+
+def test_requests_that_came_last_give_up_their_pages_first():
+    runner, done, preempted = tiny.runner("qwen3"), {}, []
+    engine = Engine(runner, DecodingConfig(cycle="ar", batch_size=3), tiny.LIMITS, pages=4)
+    requests = [tiny.request(PAGE - 80 + n, 100, n) for n in range(3)]
+    for request in requests:
+        engine.add(request)
+    while engine.unfinished:
+        running = engine.running
+        done |= {step.sequence.index: step.sequence.tokens for step in engine.step()}
+        without_pages = [s.index for s in running if s.block_table is None and s.finish_reason is None]
+        assert without_pages == [s.index for s in running][len(running) - len(without_pages) :]
+        preempted += without_pages
+    assert preempted and 0 not in preempted
+    assert [done[n] for n in range(3)] == [tiny.oracle(runner, request).tokens for request in requests]
+
+
 def test_threads_may_add_cancel_and_step_at_once():
     runner = tiny.runner("qwen3")
     engine = Engine(runner, DecodingConfig(cycle="one-pass", batch_size=4), tiny.LIMITS)

@@ -13,7 +13,7 @@ from orthrus.decoding import cycles
 from orthrus.decoding.drafts import TokenLogprobs
 from orthrus.decoding.engine import Engine
 from orthrus.decoding.logprobs import token_logprobs
-from orthrus.decoding.sequence import Request
+from orthrus.decoding.sequence import Request, Sequence
 
 SETTINGS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_k": 20, "repetition_penalty": 1.2}}
 
@@ -86,6 +86,15 @@ def test_a_preempted_prompt_is_scored_once():
     _, crowded = steps_of(runner, requests, "two-pass", pages=5)
     assert crowded[0].prompt_logprobs == alone[0].prompt_logprobs
     assert len(alone[0].prompt_logprobs) == 700
+
+
+def test_rows_that_were_scored_before_a_preemption_are_skipped():
+    """The sequence lost its pages after eight rows, and its prompt is computed again in other chunks."""
+    request, logits = asked(prompt_logprobs=2), torch.randn(11, tiny.VOCAB)
+    sequence = Sequence(0, request, tiny.LIMITS, tiny.text_of)
+    for first, last in ((0, 8), (0, 4), (4, 11)):
+        sequence.score_prompt(first, logits[first:last])
+    assert sequence.prompt_logprobs == [None, *token_logprobs(logits[:-1], request.prompt[1:], 2)]
 
 
 @pytest.mark.parametrize("cycle", ["ar", "one-pass"])

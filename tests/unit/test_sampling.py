@@ -75,6 +75,18 @@ def test_penalties_follow_their_definitions():
     assert targets(made, rows, 1, [1, 0]) == [1, 0, 2]
 
 
+def test_a_token_that_the_drafts_repeat_counts_as_often_as_it_occurs():
+    """The third row assumes two drafts of token 0: 4 - 2 * 1.5 is below 3 - 1.5, and 2 is what is left."""
+    made, rows = sampler(frequency_penalty=1.5), torch.stack([LOGITS] * 4)
+    drafts = [0, 0, 1]
+    ahead = targets(made, rows, 0, drafts)
+    assert ahead == [0, 1, 1, 2]
+    for row, token in enumerate(drafts):
+        assert targets(made, rows[:1], row) == ahead[row : row + 1]
+        made.advance([token])
+    assert targets(made, rows[:1], 3) == ahead[3:]
+
+
 def test_end_tokens_are_forbidden_below_the_minimum_length():
     made = sampler(ends=frozenset([0]), min_new_tokens=2)
     assert targets(made, torch.stack([LOGITS] * 3), 0, [1, 1]) == [1, 1, 0]

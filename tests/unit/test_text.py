@@ -47,6 +47,15 @@ def test_a_stop_string_is_cut_and_no_part_of_it_is_ever_shown():
     assert "one ST" not in shown[:6]
 
 
+def test_the_longest_end_that_may_begin_a_stop_string_is_held_back():
+    """Of "xaa", the last letter alone begins the stop string, and so do the last two."""
+    stream = TextStream(bytewise, ["aab"])
+    assert push_all(stream, b"xaa") == ["x", "x", "x"]
+    assert "".join(piece.text for piece in stream.take()) == "x"
+    push_all(stream, b"b")
+    assert stream.stopped and stream.text == "x"
+
+
 def test_pieces_make_the_text_and_say_how_each_token_came():
     stream, taken = TextStream(bytewise, ["STOP"]), []
     for n, byte in enumerate("é ST é SSTOP".encode()):
