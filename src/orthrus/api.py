@@ -6,197 +6,202 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 
 from orthrus.checkpoint import hub
 from orthrus.checkpoint.sources import DEMO
-from orthrus.config import DecodingConfig
+from orthrus.config import SamplingParams
 from orthrus.decoding.batch_size import affordable_batch
-from orthrus.decoding.constraints import Grammars
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.engine import Engine, generate
-from orthrus.decoding.planning.calibration import Calibration
-from orthrus.decoding.planning.cost_model import CostModel
-from orthrus.decoding.sequence import Limits, Request, Sequence
+from orthrus.decoding.engine import Engine
+from orthrus.decoding.sequence import Request
 from orthrus.decoding.text import Piece
 from orthrus.load_options import DTYPES, LoadOptions, LoadSettings
-from orthrus.model.decoder import Decoder
-from orthrus.options import Options, Settings, check_type
+from orthrus.loaded_model import LoadedModel
+from orthrus.options import Options, check_type
 from orthrus.progress import AnswerProgress
-from orthrus.results import Chunk, Result, chunks, in_order, result_of
+from orthrus.requests import SamplingParamsOfEach
+from orthrus.results import Chunk, Result, chunks, grouped, in_order, result_of
 from orthrus.runner import prepare
-from orthrus.runner.runner import Runner
-from orthrus.tokenization import Message, Prompt, Tokenization, map_prompts, prompt_list, prompts_in
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from orthrus.tokenization import Message, Prompt, prompt_list, prompts_in
 
 __all__ = ["DTYPES", "Chunk", "Message", "Model", "Options", "Piece", "Prompt", "Result", "load", "result_of"]
 
+OnePrompt = str | list[Message] | list[int]
+SeveralPrompts = list[str] | list[list[Message]] | list[list[int]] | list[Prompt] | Iterator[Prompt]
 
-class Model:
+
+class Model(LoadedModel):
     """A loaded checkpoint that generates text, losslessly. Several threads may use it at once."""
-
-    def __init__(self, checkpoint: hub.Checkpoint, runner: Runner, ctx_size: int | None = None) -> None:
-        self.checkpoint, self.runner = checkpoint, runner
-        self.decoder = checkpoint.decoder
-        config = self.decoder.config
-        self.calibration = Calibration(runner)
-        self._tokenization = Tokenization(checkpoint.text)
-        if ctx_size is not None and ctx_size > config.max_positions:
-            raise ValueError(f"context size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
-        ends, text = checkpoint.end_token_ids, checkpoint.text
-        grammars = Grammars(text.backend_json, config.vocab_size, ends)
-        self.limits = Limits(config.vocab_size, ctx_size or config.max_positions, ends, grammars)
-
-    def __repr__(self) -> str:
-        decoder, config = self.decoder, self.decoder.config
-        sizes = Decoder(config, None, decoder.dtype, torch.device("meta")).parameters()
-        parameters = sum(parameter.numel() for parameter in sizes)
-        view = f"{self.checkpoint.view}, blocks of {decoder.diffusion.block_size}" if decoder.diffusion else "none"
-        return (
-            f"<orthrus.Model {self.checkpoint.backbone.id}: {config.family}, {config.layers} layers, hidden size"
-            f" {config.hidden_size}, {parameters / 1e6:.1f} M parameters; {str(decoder.dtype).removeprefix('torch.')}"
-            f" on {decoder.device}; diffusion view: {view}; kernels: {self.kernels}>"
-        )
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of `transformers`, which is imported on first use: generating needs none of it."""
-        return self.checkpoint.tokenizer
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a user of this model should know: another backbone, slow kernels."""
-        return [*self.checkpoint.warnings, *prepare.warnings(self.runner)]
-
-    @property
-    def kernels(self) -> str:
-        """The matrix products that an AR pass runs, by name."""
-        return " + ".join(self.runner.linear_kernels)
 
     @overload
     def generate(
-        self, prompt: str | list[Message] | list[int], *, progress: bool | None = None, **options: Unpack[Options]
+        self,
+        prompt: OnePrompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        n: None = None,
+        progress: bool | None = None,
+        **options: Unpack[Options],
     ) -> Result: ...
     @overload
     def generate(
         self,
-        prompt: list[str] | list[list[Message]] | list[list[int]] | list[Prompt],
+        prompt: OnePrompt,
+        sampling_params: SamplingParams | None = None,
         *,
+        n: int,
         progress: bool | None = None,
         **options: Unpack[Options],
     ) -> list[Result]: ...
+    @overload
     def generate(
-        self, prompt: Any, *, progress: bool | None = None, **options: Unpack[Options]
-    ) -> Result | list[Result]:
-        """Decode one prompt, giving a `Result`, or a list of prompts, giving a list of them in the same order.
+        self,
+        prompt: SeveralPrompts,
+        sampling_params: SamplingParamsOfEach = None,
+        *,
+        n: None = None,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> list[Result]: ...
+    @overload
+    def generate(
+        self,
+        prompt: SeveralPrompts,
+        sampling_params: SamplingParamsOfEach = None,
+        *,
+        n: int,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> list[list[Result]]: ...
+    def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParamsOfEach = None,
+        *,
+        n: int | None = None,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Result | list[Result] | list[list[Result]]:
+        """Decode one prompt, giving a `Result`, or several, giving a list of them in the same order.
 
-        A prompt is a string, a list of chat messages, or a list of token ids. Several are decoded together, as many as
-        memory has room for, unless `batch_size` says otherwise; each gets the tokens that it gets alone.
+        A prompt is a string, a list of chat messages, or a list of token ids. Those of a list, a generator or a column
+        are decoded together; each gets the tokens it gets alone. With `n`, a list of n samples replaces each result.
+        sampling_params: a record, or one for each prompt; options go before it. progress: whether stderr shows a bar;
+        None: on a terminal. Raises ValueError naming the option or the prompt that is wrong.
 
-        progress: whether a bar is shown on stderr; None shows it on a terminal. Raises ValueError naming the option or
-        the prompt that is wrong.
+        Options (None for one is its default):
+            max_new_tokens, max_tokens: int = 256 in [0, inf). The most tokens of an answer; 0 needs prompt_logprobs.
+            min_new_tokens: int = 0 in [0, inf). No end token is chosen before that many tokens.
+            stop: str | list[str] = (). Strings that end an answer, and are cut from it.
+            stop_token_ids: list[int] = (). Tokens that end an answer, beside those of the model.
+            temperature: float = 0.0 in [0, 100]. Below 1e-5: greedy, the most likely token.
+            top_k: int = 0 in [0, inf). Keeps that many likely tokens; 0 keeps all.
+            top_p: float = 1.0 in (0, 1]. Keeps the smallest set of tokens with that probability.
+            min_p: float = 0.0 in [0, 1]. Keeps tokens at least that fraction as likely as the most likely one.
+            repetition_penalty: float = 1.0 in [0.01, 100]. Above 1 discourages tokens of prompt and answer.
+            presence_penalty: float = 0.0 in [-2, 2]. Subtracted from the logits of tokens of the answer.
+            frequency_penalty: float = 0.0 in [-2, 2]. The same, times the number of their occurrences.
+            logit_bias: dict[int, float] = (). Added to the logits of tokens, values in [-1e6, 1e6].
+            seed: int = None in [0, 18446744073709551615]. Of the noise of sampling; drawn, and reported, if None.
+            sample_index: int = 0 in [0, 4294967295]. Another number gives another sample of the same seed.
+            cycle: str = 'auto'. Or 'ar' (plain; the default without a diffusion view), 'two-pass', 'one-pass'.
+            rule: str = 'exact'. Plain decoding's tokens; 'rejection': its distribution, more drafts accepted.
+            width: int = None in [2, inf). Rows of a draft block, at most the block size, which is the default.
+            candidates: int = None in [1, inf). The most blocks of a one-pass cycle; needs cycle='one-pass'.
+            tree_nodes: int = None in [0, 64]. The most drafts of a pass, as a tree; 0: a chain. None: as planned.
+            batch_size: int = None in [1, inf). Prompts decoded together; None: as many as memory allows.
+            raw: bool = False. Continues the prompt without the chat template.
+            system: str = None. A system message before the prompt.
+            chat_template_kwargs: dict[str, Any] = {}. Variables of the chat template.
+            json_object: bool = False. The answer is a JSON object.
+            json_schema: dict | str | type = None. The answer matches a schema; classes of pydantic are schemas.
+            regex: str = None. The answer matches a regular expression.
+            grammar: str = None. The answer matches a Lark grammar.
+            tools: list[dict] = (). Tools in OpenAI's format; see `Result.tool_calls`.
+            tool_choice: str | dict = 'auto'. Or 'none', 'required', or the name of a tool.
+            logprobs: int = None in [0, 20]. Log-probabilities of the answer, with that many alternatives.
+            prompt_logprobs: int = None in [0, 20]. The same for the prompt.
         """
         prompts, many = prompts_in(prompt)
-        bar = AnswerProgress(len(prompts), shown=progress)
-        ordered = [result for _, result in in_order(self._steps(prompts, options), bar)]
+        results = self._decoded(prompts, sampling_params, n, progress, options)
+        ordered: Any = [one for _, one in (results if n is None else grouped(results, n))]
         return ordered if many else ordered[0]
 
+    @overload
     def results(
-        self, prompts: Iterable[Prompt], *, progress: bool | None = None, **options: Unpack[Options]
-    ) -> Iterator[tuple[int, Result]]:
-        """Decode prompts together as `generate` does, yielding (index, result) in input order as soon as order allows.
+        self,
+        prompts: Iterable[Prompt],
+        sampling_params: SamplingParamsOfEach = None,
+        *,
+        n: None = None,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[tuple[int, Result]]: ...
+    @overload
+    def results(
+        self,
+        prompts: Iterable[Prompt],
+        sampling_params: SamplingParamsOfEach = None,
+        *,
+        n: int,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[tuple[int, list[Result]]]: ...
+    def results(
+        self,
+        prompts: Iterable[Prompt],
+        sampling_params: SamplingParamsOfEach = None,
+        *,
+        n: int | None = None,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[tuple[int, Result]] | Iterator[tuple[int, list[Result]]]:
+        """Decode prompts together, yielding (index, result) in input order as soon as order allows.
 
-        progress: whether a bar is shown on stderr until the next result is there; None shows it on a terminal. Raises
+        Arguments and options are those of `generate`; `prompts` is any iterable, which is read to its end. Raises
         ValueError when called, before anything is decoded.
         """
-        listed = prompt_list(prompts)
-        return in_order(self._steps(listed, options), AnswerProgress(len(listed), shown=progress))
+        results = self._decoded(prompt_list(prompts), sampling_params, n, progress, options)
+        return results if n is None else grouped(results, n)
 
-    def stream(self, prompt: Prompt, *, engine: Engine | None = None, **options: Unpack[Options]) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        engine: Engine | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Chunk]:
         """Decode one prompt, yielding text as it becomes certain; the last chunk carries the `Result`.
 
         engine: one made by `engine()`. It keeps its cache from call to call: of a prompt that starts like an earlier
-        one, such as the next turn of a chat, only the new tokens are computed.
+        one, such as the next turn of a chat, only the new tokens are computed. The options are those of `generate`.
 
         Raises ValueError when called, before anything is decoded.
         """
         if engine is None:
-            return chunks(self._steps([prompt], options))
-        return chunks(engine.follow(engine.add(self.request(prompt, options))))
+            steps = self._steps(self._requests.samples([prompt], options, sampling_params), options)
+        else:
+            steps = engine.follow(engine.add(self._requests.one(prompt, options, sampling_params)))
+        return chunks(steps, self.token_texts)
 
-    def engine(self, **options: Unpack[Options]) -> Engine:
-        """An engine for requests of this model, which join and leave at any pass.
+    def _decoded(
+        self,
+        prompts: Seq[Prompt],
+        sampling_params: SamplingParamsOfEach,
+        n: int | None,
+        progress: bool | None,
+        options: Options,
+    ) -> Iterator[tuple[int, Result]]:
+        """Check everything now, and decode when asked: the results of all samples of all prompts, in order."""
+        requests = self._requests.samples(prompts, options, sampling_params, n)
+        return in_order(self._steps(requests, options), self.token_texts, AnswerProgress(len(requests), shown=progress))
 
-        The options that count are `cycle`, `rule`, `width`, `candidates`, `tree_nodes` and `batch_size`, the most per
-        pass. Requests are made by `request`. Raises ValueError where the cache does not fit into memory.
-        """
+    def _steps(self, requests: list[Request], options: Options) -> Iterator[Step]:
         config = self.decoding_config(options)
-        return Engine(self.runner, config, self.limits, decode=self.decode, costs=self._costs_for(config))
-
-    def prompt_tokens(self, prompt: Prompt, options: Options) -> tuple[int, ...]:
-        """Token ids of a prompt: through the chat template where the tokenizer has one, unless `raw`."""
-        return self._tokenization.encode(prompt, Settings.of(options))
-
-    def request(self, prompt: Prompt, options: Options) -> Request:
-        """The engine's record of a prompt and its options. Raises ValueError where one of them is impossible."""
-        settings = Settings.of(options)
-        return Request(self._tokenization.encode(prompt, settings), settings.sampling, settings.stop)
-
-    def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
-        """Token ids of a text as it stands: no chat template, but the special tokens that the tokenizer adds."""
-        return self._tokenization.encode_text(text, special_tokens=special_tokens)
-
-    def decode(self, tokens: Seq[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        return self._tokenization.decode(tokens)
-
-    def decoding_config(self, options: Options) -> DecodingConfig:
-        """Which cycle runs: the one asked for, else `auto`, or plain decoding where there is no diffusion view.
-
-        Raises ValueError where this checkpoint cannot be decoded so.
-        """
-        view = self.decoder.diffusion
-        config = Settings.of(options, cycle="auto" if view else "ar").decoding
-        if view is None and config.cycle != "ar":
-            raise ValueError(
-                f"cycle {config.cycle!r} needs a diffusion view; this checkpoint has none: use --cycle ar, or"
-                " give it one (--adapter, or a published Orthrus checkpoint)"
-            )
-        if view is not None and config.width is not None and config.width > view.block_size:
-            raise ValueError(f"width {config.width} is beyond the block size {view.block_size} of this checkpoint")
-        return config
-
-    def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
-        """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
-        return generate(self.runner, requests, config, self.limits, self.decode, self._costs_for(config))
-
-    def _costs_for(self, config: DecodingConfig) -> CostModel | None:
-        return self.calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None
-
-    def costs(self, *, refresh: bool = False) -> CostModel:
-        """What passes of this model cost on this device: measured once, in seconds, and kept on disk.
-
-        `refresh` measures again. Raises ValueError where there is no diffusion view to plan for.
-        """
-        return self.calibration.costs(refresh=refresh)
-
-    def assume_costs(self) -> bool:
-        """Plan by an assumed cost table until `costs(refresh=True)` measures it. Returns whether there was none."""
-        return self.calibration.assume()
-
-    def _steps(self, prompts: Seq[Prompt], options: Options) -> Iterator[Step]:
-        """Check everything now, and decode when asked."""
-
-        def checked(prompt: Prompt) -> Request:
-            request = self.request(prompt, options)
-            return Sequence(0, request, self.limits, self.decode).request
-
-        config = self.decoding_config(options)
-        requests = map_prompts(prompts, checked)
         if options.get("batch_size") is None:
             config = replace(config, batch_size=affordable_batch(self.runner, requests, config, self.limits))
         return self.run(requests, config)

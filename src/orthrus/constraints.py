@@ -105,14 +105,19 @@ def checked_choice(name: str, value: object) -> str:
 
 
 def checked_schema(name: str, value: object) -> str:
-    """A JSON schema, given as a mapping, a boolean or JSON text, as JSON text."""
+    """A JSON schema, given as a mapping, a boolean, JSON text or a class of pydantic, as JSON text."""
+    if isinstance(value, type) and hasattr(value, "model_json_schema"):
+        try:
+            value = value.model_json_schema()
+        except Exception as error:  # pydantic has an error of its own for each type without a schema
+            raise ValueError(f"{name}: {value!r} has no JSON schema: {error}") from error
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} is no JSON: {error}") from error
     if not isinstance(value, Mapping | bool):
-        raise ValueError(f"{name} must be a JSON schema, as a mapping or as JSON text")  # noqa: TRY004
+        raise ValueError(f"{name} must be a JSON schema: a mapping, JSON text, or a class of pydantic")  # noqa: TRY004
     try:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:

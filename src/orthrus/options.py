@@ -6,7 +6,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any, TypedDict
 
@@ -23,6 +23,7 @@ class Options(TypedDict, total=False):
     """
 
     max_new_tokens: int | None
+    max_tokens: int | None
     stop: str | Seq[str] | None
     stop_token_ids: Seq[int] | None
     temperature: float | None
@@ -46,7 +47,7 @@ class Options(TypedDict, total=False):
     system: str | None
     chat_template_kwargs: Mapping[str, Any] | None
     json_object: bool | None
-    json_schema: Mapping[str, Any] | str | None
+    json_schema: Mapping[str, Any] | str | type | None
     regex: str | None
     grammar: str | None
     tools: Seq[Mapping[str, Any]] | None
@@ -68,9 +69,17 @@ class Settings:
     tools: tuple[Mapping[str, Any], ...] = ()
 
     @staticmethod
-    def of(options: Mapping[str, Any], *, cycle: str = DecodingConfig.cycle) -> Settings:
-        """Check options; `cycle` is the default of the option. Raises ValueError naming the option that is wrong."""
+    def of(
+        options: Mapping[str, Any],
+        *,
+        cycle: str = DecodingConfig.cycle,
+        sampling_params: SamplingParams | None = None,
+    ) -> Settings:
+        """Check options; `cycle` is the default of the option, and `sampling_params` are those of the options that it
+        holds. Raises ValueError naming the option that is wrong."""
         given = _checked(options)
+        params = SamplingParams() if sampling_params is None else sampling_params
+        check_type("sampling_params", params, SamplingParams, "an orthrus.SamplingParams")
         decoding = DecodingConfig(**{"cycle": cycle, **_part(given, DecodingConfig)})
         cycles.load(decoding.cycle)
         rules.load(decoding.rule)
@@ -86,7 +95,8 @@ class Settings:
             raise ValueError(
                 f"raw leaves the chat template out, so there is no place for {conflicting}: drop one of them"
             )
-        sampling = SamplingParams(**_part(given, SamplingParams), constraint=constraints.of_options(given))
+        constraint = constraints.of_options(given) or params.constraint
+        sampling = replace(params, **_part(given, SamplingParams), constraint=constraint)
         check_length(sampling, stop)
         return Settings(sampling, stop, decoding, raw, system, template, tools)
 
@@ -131,8 +141,14 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in KINDS:
             near = difflib.get_close_matches(str(name), KINDS, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(KINDS)}"
+            hint = "it is an argument of generate and results" if name in ARGUMENTS else hint
             raise ValueError(f"unknown option {name!r}; {hint}")
-    return {name: KINDS[name](name, value) for name, value in options.items() if value is not None}
+    given = {name: KINDS[name](name, value) for name, value in options.items() if value is not None}
+    if "max_tokens" in given:
+        if "max_new_tokens" in given:
+            raise ValueError("max_tokens and max_new_tokens are one option: give one of them")
+        given["max_new_tokens"] = given.pop("max_tokens")
+    return given
 
 
 def _part(given: Mapping[str, Any], record: type[SamplingParams] | type[DecodingConfig]) -> dict[str, Any]:
@@ -212,8 +228,12 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "chat_template_kwargs": _template, "json_object": _boolean, "json_schema": constraints.checked_schema,
     "regex": _string, "grammar": _string, "tools": constraints.checked_tools,
     "tool_choice": constraints.checked_choice, "logprobs": _integer, "prompt_logprobs": _integer,
+    "max_tokens": _integer,
 }  # fmt: skip
 """The function that converts each option to a plain value, or raises ValueError."""
+
+ARGUMENTS = ("n", "progress", "sampling_params")
+"""Arguments of `generate` and `results`, and of no engine."""
 
 RESERVED = frozenset(
     (

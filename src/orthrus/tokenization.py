@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from orthrus.checkpoint.tokenizer import TextTokenizer
 from orthrus.options import Settings, as_integer, as_integers, wrong
 
+P = TypeVar("P")
 T = TypeVar("T")
 Message = Mapping[str, Any]
 """`role` and `content` (a string or a list of OpenAI text parts); the chat template receives all other keys too."""
@@ -84,20 +85,35 @@ class Tokenization:
 
 
 def prompts_in(given: Any) -> tuple[list[Prompt], bool]:
-    """The argument of `generate` as a list of prompts, and whether it was a list of prompts or a single one."""
-    if isinstance(given, list | tuple) and (not given or _is_prompt(given[0])):
-        return list(given), True
-    return [given], False
+    """The argument of `generate` as a list of prompts, and whether there were several: a list, a generator, a column
+    of a table or another iterable of prompts, rather than a single one. Raises ValueError for rows of a table."""
+    if isinstance(given, list | tuple) and not given:
+        return [], True
+    single = isinstance(given, str | bytes | Mapping | set | frozenset) or not isinstance(given, Iterable)
+    if single or as_integers(given) is not None or len(getattr(given, "shape", ())) > 1:
+        return [given], False
+    items = given if isinstance(given, list | tuple) else _without_rows(list(given))
+    if not items or _is_prompt(items[0]):
+        return list(items), True
+    return [items], False
 
 
 def prompt_list(given: Any) -> list[Prompt]:
-    """Any iterable of prompts as a list. Raises ValueError for a single prompt or another value."""
+    """Any iterable of prompts as a list. Raises ValueError for a single prompt, rows of a table or another value."""
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise wrong("prompts", given, "a list of prompts")
-    return list(given)
+    return _without_rows(list(given))
 
 
-def map_prompts(prompts: Seq[Prompt], make: Callable[[Prompt], T]) -> list[T]:
+def _without_rows(items: list[Any]) -> list[Any]:
+    """The items of an iterable. Raises ValueError where they are rows, such as those of a dataset."""
+    if items and isinstance(items[0], Mapping) and "role" not in items[0]:
+        columns = ", ".join(map(str, items[0]))
+        raise ValueError(f"rows are no prompts: give one column, such as rows['prompt'] (columns: {columns})")
+    return items
+
+
+def map_prompts(prompts: Seq[P], make: Callable[[P], T]) -> list[T]:
     """Apply `make` to every prompt; a ValueError of it names the index of the prompt."""
     results = []
     for number, prompt in enumerate(prompts, 1):

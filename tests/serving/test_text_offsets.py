@@ -12,7 +12,7 @@ from small_server import serving
 
 from orthrus.serving.app import create_app
 from orthrus.serving.logprobs import TextOffsets
-from orthrus.serving.token_texts import TokenTexts
+from orthrus.token_texts import TokenTexts
 
 ANSWER = 6
 
@@ -73,7 +73,7 @@ def test_offsets_in_a_vocabulary_of_sentencepiece():
         return content.decode(errors="replace").removeprefix(" ")
 
     text = SimpleNamespace(vocabulary=lambda: {piece: token for token, piece in enumerate(pieces)})
-    texts = TokenTexts(SimpleNamespace(decode=decode, checkpoint=SimpleNamespace(text=text)))
+    texts = TokenTexts(decode, text.vocabulary)
     tokens = [0, 1, 2, 3, 4, 1, 5, 6]
     assert decode(tokens) == "The \u00e9 Thex"
     assert TextOffsets(texts).of_answer(tokens) == [0, 0, 3, 4, 4, 5, 9, 10]

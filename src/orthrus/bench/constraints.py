@@ -47,7 +47,7 @@ def answers(model: Model, seeds: range, options: Options) -> Iterator[tuple[Answ
     while engine.unfinished:
         for step in engine.step():
             if step.finish_reason is not None:
-                seed, result = indices[step.sequence.index], result_of(step.sequence)
+                seed, result = indices[step.sequence.index], result_of(step.sequence, model.token_texts)
                 problems = _problems(asked[seed], result)
                 yield Answer(seed, result.finish_reason, len(result.tokens), problems, result.text), result
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from orthrus.decoding.drafts import TokenLogprobs
 from orthrus.serving.protocol.chat_answers import Logprobs, TokenLogprob, TopLogprob
 from orthrus.serving.protocol.completions import CompletionLogprobs
-from orthrus.serving.token_texts import BROKEN, TokenTexts
+from orthrus.token_texts import BROKEN, TokenTexts
 
 IMPOSSIBLE = -9999.0
 """JSON has no -infinity; OpenAI's API shows this instead."""

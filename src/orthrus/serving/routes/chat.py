@@ -18,13 +18,13 @@ from orthrus.serving.protocol import chat_answers as out
 from orthrus.serving.protocol.chat import ChatRequest, Tool
 from orthrus.serving.protocol.common import Usage
 from orthrus.serving.service import Service, Ticket
-from orthrus.serving.token_texts import TokenTexts
+from orthrus.token_texts import TokenTexts
 from orthrus.tool_calls import ToolCallDelta
 
 
 def router(service: Service) -> APIRouter:
     """The route of chat completions."""
-    routes, texts = APIRouter(tags=["chat"]), TokenTexts(service.model)
+    routes, texts = APIRouter(tags=["chat"]), service.model.token_texts
 
     @routes.post("/v1/chat/completions", response_model=out.ChatCompletion, responses=responses(out.ChatChunk))
     async def create_chat_completion(body: ChatRequest, http: Request) -> Response:

@@ -17,14 +17,14 @@ from orthrus.serving.exchange import DONE, Identity, admit, as_json, as_stream, 
 from orthrus.serving.logprobs import TextOffsets, completion_logprobs
 from orthrus.serving.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from orthrus.serving.service import Service, Ticket
-from orthrus.serving.token_texts import TokenTexts
+from orthrus.token_texts import TokenTexts
 
 DEFAULT_MAX_TOKENS = 16
 
 
 def router(service: Service) -> APIRouter:
     """The route of text completions."""
-    routes, texts = APIRouter(tags=["completions"]), TokenTexts(service.model)
+    routes, texts = APIRouter(tags=["completions"]), service.model.token_texts
 
     @routes.post("/v1/completions", response_model=Completion, responses=responses(Completion))
     async def create_completion(body: CompletionRequest, http: Request) -> Response:

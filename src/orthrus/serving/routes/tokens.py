@@ -13,12 +13,11 @@ from orthrus.serving.errors import APIError
 from orthrus.serving.exchange import responses
 from orthrus.serving.protocol import tokens as protocol
 from orthrus.serving.service import Service
-from orthrus.serving.token_texts import TokenTexts
 
 
 def router(service: Service) -> APIRouter:
     """The routes of the tokenizer."""
-    routes, texts = APIRouter(tags=["tokens"]), TokenTexts(service.model)
+    routes, texts = APIRouter(tags=["tokens"]), service.model.token_texts
 
     def encode(body: protocol.TokenizeRequest) -> list[int]:
         if body.messages is not None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from orthrus.api import Model
 
 BROKEN = "\ufffd"
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -16,10 +13,13 @@ SPACE = "\u2581"
 
 
 class TokenTexts:
-    """Texts of single tokens of a model's vocabulary. Special tokens are shown as they are named."""
+    """Texts of single tokens of a vocabulary. Special tokens are shown as they are named.
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    decode: the text of token ids, without special tokens. vocabulary: gives the id of each token; asked once.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], vocabulary: Callable[[], Mapping[str, int]]) -> None:
+        self._decode, self._vocabulary = decode, vocabulary
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def text(self, token: int) -> str:
@@ -33,13 +33,13 @@ class TokenTexts:
     def in_text(self, token: int, *, first: bool = False) -> bytes:
         """The bytes that a token adds to a text, of which it is the first token with any or a later one: none if it is
         one that texts leave out, such as an end token. The first may lose its blank."""
-        text, content = self._model.decode([token]), self._of(token)[1]
+        text, content = self._decode([token]), self._of(token)[1]
         left_out = not text and self._pieces.get(token, "").strip(SPACE)
         return text.encode() if left_out or (first and BROKEN not in text) else content
 
     @cached_property
     def _pieces(self) -> dict[int, str]:
-        return {token: piece for piece, token in self._model.checkpoint.text.vocabulary().items()}
+        return {token: piece for piece, token in self._vocabulary().items()}
 
     def _of(self, token: int) -> tuple[str, bytes]:
         known = self._known.get(token)
@@ -48,7 +48,7 @@ class TokenTexts:
         return known
 
     def _decoded(self, token: int) -> tuple[str, bytes]:
-        text, piece = self._model.decode([token]), self._pieces.get(token, "")
+        text, piece = self._decode([token]), self._pieces.get(token, "")
         if BROKEN in text:
             content = _bytes_of(piece)
             if content is not None:
