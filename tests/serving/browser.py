@@ -38,6 +38,7 @@ class Page:
         from selenium.webdriver.common.keys import Keys
 
         self.driver, self.server, self.keys = driver, server, Keys
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # of a test that failed
         driver.get(address)
         driver.execute_script("localStorage.clear(); sessionStorage.clear()")
         driver.get(address)
