@@ -40,7 +40,9 @@ def pytest_addoption(parser):
 
 
 SHARE = 6
-"""Of the cases that a law has for a family with features, one in so many runs without `--full`."""
+"""Of the cases that a law has for a family of `tiny.CORE` with features, one in so many runs without `--full`."""
+PARITY = "test_views.py"
+"""The law that the AR view equals `transformers`."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -48,7 +50,8 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--full"):
         return
     left_out = {item for item in items if item.get_closest_marker("full")}
-    left_out |= _repeated_for_families(items) | _beyond_pairs(items) | _beyond_samples(items)
+    left_out |= _beyond_pairs(items) | _beyond_samples(items)
+    left_out |= _repeated_for_families(items) | _repeated_for_others([item for item in items if item not in left_out])
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
@@ -59,16 +62,51 @@ def _repeated_for_families(items):
 
     Which cases run differs by family, so each law holds every family in some case, and every case in some family.
     """
-    groups, left_out = {}, set()
-    for item in items:
-        family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
-        if isinstance(family, str) and "laws" in item.path.parts:
-            groups.setdefault((item.function, family), []).append(item)
+    left_out, groups = set(), _by_family(items, lambda item: item.function, core=True)
     plain = _without_features() if groups else set()
     for number, ((_, family), cases) in enumerate(groups.items()):
         if family not in plain and len(cases) >= SHARE:
             left_out |= {case for n, case in enumerate(cases) if n % SHARE != number % SHARE}
     return left_out
+
+
+def _repeated_for_others(items):
+    """Each family outside `tiny.CORE` meets every law, which is a file, in one case, and that of parity in all.
+
+    The cases of the families are spread evenly over those of the file, so that its tests share the families.
+    """
+    laws, left_out = {}, set()
+    for (law, _), cases in _by_family(items, lambda item: item.path, core=False).items():
+        laws.setdefault(law, []).append(cases)
+    for law, families in laws.items():
+        if law.name != PARITY:
+            kept = {cases[number * len(cases) // len(families)] for number, cases in enumerate(families)}
+            left_out |= {case for cases in families for case in cases} - kept
+    return left_out
+
+
+def _by_family(items, key, *, core):
+    """The cases of laws by `key` and by their family: one of `tiny.CORE`, or one of the others."""
+    groups = {}
+    for item in items:
+        family = _family_of(item)
+        if family is not None and _in_core(family) == core:
+            groups.setdefault((key(item), family), []).append(item)
+    return groups
+
+
+def _family_of(item):
+    """The family of a case of a law, named by a parameter or by that of a fixture; None for other tests."""
+    if not hasattr(item, "callspec") or "laws" not in item.path.parts:
+        return None
+    named = (item.callspec.params.get(name) for name in ("family", "peer", "published_dir"))
+    return next((family for family in named if isinstance(family, str)), None)
+
+
+def _in_core(family):
+    import tiny
+
+    return family in tiny.CORE
 
 
 def _beyond_pairs(items):
@@ -104,7 +142,7 @@ def _without_features():
 
     from orthrus.model import families
 
-    return {name for name in families.names() if not families.decoder_config(tiny.hf_config(name)).features}
+    return {name for name in tiny.CORE if not families.decoder_config(tiny.hf_config(name)).features}
 
 
 @pytest.fixture(autouse=True)

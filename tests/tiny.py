@@ -31,6 +31,8 @@ from orthrus.quantization import GroupQuantized
 from orthrus.runner.runner import Runner
 from orthrus.training.ops import NativeOps
 
+CORE = ("gemma2", "gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3")
+"""The families that meet most cases of a law without `--full`; each of the others meets one case of every law."""
 VOCAB = 320
 MASK = 300
 END = 319
@@ -68,6 +70,56 @@ DIFFERENCES = {
         "use_sliding_window": True,
         "sliding_window": 40,
     },
+    "gpt_oss": {
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 7,
+    },
+    "mixtral": {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},
+    "qwen2_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+        "mlp_only_layers": [1],
+        "use_sliding_window": True,
+        "sliding_window": 7,
+    },
+    "granite": {
+        "embedding_multiplier": 1.5,
+        "attention_multiplier": 0.3125,
+        "residual_multiplier": 0.625,
+        "logits_scaling": 0.5,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "gemma": {"head_dim": 16, "intermediate_size": 128, "tie_word_embeddings": False},
+    "ministral": {"head_dim": 16, "sliding_window": 7},
+    "seed_oss": {"head_dim": 32, "attention_out_bias": True},
+    "ernie4_5": {"head_dim": 16, "use_bias": True, "tie_word_embeddings": False},
+    "glm4": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    "exaone4": {"sliding_window": 7, "sliding_window_pattern": 2},
+    "starcoder2": {"intermediate_size": 128, "sliding_window": 7, "tie_word_embeddings": False},
+    "stablelm": {
+        "use_qkv_bias": True,
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    },
+    "cohere2": {"sliding_window": 7, "sliding_window_pattern": 2, "tie_word_embeddings": False, "logit_scale": 1.5},
+    "nemotron": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    "hunyuan_v1_dense": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "rope_theta": 1e4, "factor": 1.0},
+    },
 }
 """Config overrides by family, which switch its features on: windows are shorter than prompts. A family without features
 of its own needs no entry."""
@@ -92,7 +144,7 @@ def randomise(decoder, seed=0):
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            ones = 1 - decoder.config.norm_offset
+            ones = 1 - decoder.config.norm_offset if name.endswith(("norm", "norm.weight")) else 0
             parameter.copy_(ones + values / 10 if "norm" in name else values * 1.5 / parameter.shape[-1] ** 0.5)
         copy_projections(decoder)
         for name, parameter in decoder.named_parameters():

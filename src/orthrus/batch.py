@@ -122,7 +122,8 @@ class SlotMapping:
 
     table_2N: the row of the rectangle of queries, and the cache slot of each row. The linear maps may have more rows
     than N: padding, which is written nowhere. Rows of the rectangle [B, A] that no row maps to are zero. cos and signed
-    sin are [N, 1, E], fp32. The q and k norms multiply by their weight plus `norm_offset`.
+    sin are [N, 1, E], fp32. The q and k norms multiply by their weight plus `norm_offset`, and stand
+    before the rotation or after it (`norm_last`).
     """
 
     table_2N: Tensor
@@ -131,6 +132,7 @@ class SlotMapping:
     query_shape: tuple[int, int]
     norm_eps: float
     norm_offset: float = 0.0
+    norm_last: bool = False
 
     @property
     def full(self) -> bool:

@@ -141,7 +141,7 @@ def test_one_pass_cycles_equal_their_replay(family, temperature):
     assert sum(replayed), "the drafts of the tiny model are never accepted, so this test checks nothing"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 def test_extra_memory_of_drafting_does_not_grow_with_context(family):
     """By a byte for chains; trees differ in shape, and their metadata with them, by less than 16 bytes per token."""
     runner, extra = tiny.runner(family, "fp32", 8, prepared=False), {}

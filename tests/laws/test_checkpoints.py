@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import huggingface_hub.errors
@@ -226,8 +227,8 @@ def test_damaged_weights_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model_type": "gpt2"}, "family 'gpt2' is not supported.*llama, mistral"),
-        ({"model_type": "qwen2_moe"}, "family 'qwen2_moe' is not supported"),
+        ({"model_type": "gpt2"}, "family 'gpt2' is not supported.*llama, ministral"),
+        ({"model_type": "falcon"}, "family 'falcon' is not supported"),
         ({"model_type": "llama", "use_sliding_window": True, "sliding_window": 64}, "sliding-window"),
         ({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "chunked_attention"),
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 3}, "layer_types .* in a mistral"),
@@ -303,3 +304,10 @@ def test_a_full_disk_leaves_the_old_adapter_intact(tmp_path):
     assert ended.stdout.startswith("refused:"), ended.stderr
     assert {f.name: f.read_bytes() for f in (tmp_path / "adapter").iterdir()} == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
+
+
+def test_the_refusal_of_another_family_names_the_page_that_says_how_to_add_one():
+    with pytest.raises(ValueError, match=r"'falcon' is not supported; .* arcee, .*backbones\.md") as error:
+        families.load("falcon")
+    page = str(error.value).rpartition(" says how")[0].split()[-1]
+    assert "one file" in (Path(__file__).parents[2] / page).read_text()

@@ -5,6 +5,8 @@ Tensor names and metadata keys come from the `gguf` library, not from ours.
 
 from __future__ import annotations
 
+import re
+
 import gguf
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tokenizers import pre_tokenizers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from orthrus.checkpoint import hub
+from orthrus.model import families
 
 BARE = {"attention_bias": False, "mlp_bias": False}
 CASES = {
@@ -27,9 +30,29 @@ CASES = {
     "phi3": ("phi3", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 16, "tie_word_embeddings": True}),
     "gemma3_text": ("gemma3", {"query_pre_attn_scalar": 16, "sliding_window_pattern": 6, "num_hidden_layers": 7}),
+    "mixtral": ("llama", {}),
+    "qwen2_moe": ("qwen2moe", {"mlp_only_layers": None, "use_sliding_window": False}),
+    "gpt_oss": ("gpt-oss", {}),
+    "granite": ("granite", BARE),
+    "olmo2": ("olmo2", {}),
+    "gemma": ("gemma", {"tie_word_embeddings": True}),
+    "arcee": ("arcee", {"attention_bias": True}),
+    "seed_oss": ("seed_oss", {}),
+    "ernie4_5": ("ernie4_5", {"use_bias": False}),
+    "glm4": ("glm4", {}),
+    "hunyuan_v1_dense": ("hunyuan-dense", {}),
+    "exaone4": ("exaone4", {"sliding_window_pattern": 4, "num_hidden_layers": 5}),
+    "starcoder2": ("starcoder2", {}),
+    "stablelm": ("stablelm", {}),
+    "cohere2": ("cohere2", {"sliding_window_pattern": 4, "num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "nemotron": ("nemotron", {}),
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": None, "use_sliding_window": False}),
 }
 """Architecture and config of each family, without what a GGUF file cannot say."""
+
+
+PERMUTED = ("llama", "smollm3", "granite", "arcee")
+"""Architectures whose q and k have another order in GGUF files."""
 
 
 def permuted(weight, heads):
@@ -45,19 +68,19 @@ def converted(directory, architecture, config):
     names, tensors, stacked = gguf.get_tensor_name_map(arch, config.num_hidden_layers), {}, {}
     for name, tensor in load_file(directory / "model.safetensors").items():
         values = tensor.float().numpy()
-        if architecture in ("llama", "smollm3") and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if architecture in PERMUTED and ("q_proj." in name or "k_proj." in name):
             values = permuted(values, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
-        if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
+        if architecture in ("gemma", "gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
             values = values + 1
-        if ".experts." in name:
-            before, _, after = name.partition(".experts.")
-            stacked.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append(
-                (int(after.split(".")[0]), values)
-            )
+        if several := re.fullmatch(r"(.*\.(?:experts|norms))\.(\d+)\.(.*)", name):
+            before, number, after = several.groups()
+            whole = f"{before}.{after}" if before.endswith("experts") else f"{before.removesuffix('.norms')}.{after}"
+            stacked.setdefault(whole, []).append((int(number), values))
             continue
-        tensors[names.get_name(name, (".weight", ".bias")) or name] = values
+        own = names.get_name(name, (".weight", ".bias")) or name
+        tensors[f"{own}.weight" if own.endswith("sinks") else own] = values
     for name, parts in stacked.items():
-        tensors[names.get_name(name, (".weight",))] = np.stack(
+        tensors[names.get_name(name, (".weight", ".bias"))] = np.stack(
             [values for _, values in sorted(parts, key=lambda p: p[0])]
         )
     return tensors
@@ -71,16 +94,17 @@ def metadata(writer, config):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    (name,) = (name for name in families.EPSILONS if hasattr(config, name))
+    (writer.add_layer_norm_rms_eps if name == "rms_norm_eps" else writer.add_layer_norm_eps)(getattr(config, name))
     writer.add_vocab_size(config.vocab_size)
     rope = config.rope_parameters.get("full_attention") or config.rope_parameters
-    writer.add_rope_freq_base(rope["rope_theta"])
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_rope_freq_base(rope["rope_theta"] * rope.get("alpha", 1.0) ** (size / (size - 2)))
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     writer.add_key_length(size)
     if getattr(config, "sliding_window", None):
@@ -89,10 +113,19 @@ def metadata(writer, config):
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if config.model_type == "cohere2":
+        writer.add_logit_scale(config.logit_scale)
     if getattr(config, "num_experts", None):
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
+    if getattr(config, "shared_expert_intermediate_size", None):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
 
 
 def vocabulary(writer, model):
@@ -109,13 +142,15 @@ def vocabulary(writer, model):
 
 def write(directory, family, kind=None, extra=lambda writer: None, **changes):
     """A checkpoint in safetensors form and its GGUF file; `extra` writes more into that."""
-    architecture, overrides = CASES[family][0], CASES[family][1] | {"rms_norm_eps": 2.0**-17} | changes  # exact in fp32
-    config, path = tiny.hf_config(family, **overrides), directory.with_suffix(".gguf")
+    architecture, overrides = CASES[family][0], CASES[family][1] | changes
+    plain, path = tiny.hf_config(family, **overrides), directory.with_suffix(".gguf")
+    overrides |= {name: 2.0**-17 for name in families.EPSILONS if hasattr(plain, name)}  # exact in fp32
+    config = tiny.hf_config(family, **overrides)
     tiny.save_checkpoint(directory, family, view=False, **overrides)
     writer = gguf.GGUFWriter(path, architecture)
     metadata(writer, config)
     extra(writer)
-    vocabulary(writer, "llama" if architecture in ("phi3", "gemma2", "gemma3") else "gpt2")
+    vocabulary(writer, "llama" if architecture in ("phi3", "gemma", "gemma2", "gemma3") else "gpt2")
     for name, values in converted(directory, architecture, config).items():
         quantised = kind is not None and values.ndim > 1 and values.shape[-1] % 32 == 0 and "ffn_gate_inp" not in name
         stored = gguf.quantize(values, kind) if quantised else values

@@ -10,7 +10,7 @@ from orthrus.backends.interface import MAX_ROWS, AttentionChoice, RowRule
 from orthrus.backends.select import masked
 from orthrus.backends.torch import TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.runner.runner import Runner
 
 pytest.importorskip("triton", reason="Triton is not installed: it comes with torch for CUDA, and with the extra `dev`")

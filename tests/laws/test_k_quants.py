@@ -22,7 +22,7 @@ from orthrus.backends.native.linears import DequantLinear
 from orthrus.checkpoint import hub
 from orthrus.file_cache import cache_directory
 from orthrus.k_quants import K_BYTES, KQuantized
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.runner import native as native_runner
 from orthrus.runner import prepare
 

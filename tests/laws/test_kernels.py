@@ -22,7 +22,7 @@ from orthrus.config import KEY_BLOCK
 from orthrus.decoder_config import ACTIVATIONS, RopeConfig
 from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.model.rope import RopeTable
 from orthrus.runner.runner import Runner
 

@@ -17,7 +17,7 @@ from orthrus.backends.native import compiler, levels
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native.linears import PROBED_OUTPUTS
 from orthrus.file_cache import cache_directory
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only")
 

@@ -91,7 +91,7 @@ def test_low_precision_drafts_change_no_bit_of_an_ar_row_and_stay_close(family, 
     (logits, drafts), (_, with_rounded_view), (low_logits, low_drafts) = results
     assert torch.equal(logits, low_logits)
     assert 0 < (low_drafts - with_rounded_view).norm() / drafts.norm() < 0.08
-    assert (low_drafts - drafts).norm() / drafts.norm() < (0.4 if low.config.per_layer else 0.27)
+    assert (low_drafts - drafts).norm() / drafts.norm() < (0.4 if low.config.features else 0.27)
 
 
 @pytest.mark.parametrize("kernels", ["native", "native int8", "native low precision"])

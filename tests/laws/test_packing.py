@@ -12,7 +12,7 @@ from orthrus.backends.linears import Int8Linear
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native.packing import LAYOUTS, Packer
 from orthrus.file_cache import cache_directory
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.quantization import BYTES, TYPES, GroupQuantized, from_rows
 
 

@@ -36,6 +36,9 @@ CASES = [(family, {}) for family in families.names()] + [
     ("gemma3_text", {"tie_word_embeddings": True, "hidden_size": 96, "sliding_window": 1}),
     ("phi3", {"sliding_window": None, "partial_rotary_factor": 0.75}),
     ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "num_experts_per_tok": 6}),
+    ("ministral", {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    ("stablelm", {"qk_layernorm": False, "use_parallel_residual": False}),
+    ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
     ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
 ]
 

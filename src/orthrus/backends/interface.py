@@ -22,7 +22,7 @@ from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.decoder_config import DecoderConfig
 from orthrus.gumbel import RandomBits
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.ngrams import Lookup
 
 MAX_ROWS = 512
@@ -47,7 +47,7 @@ class RowRule:
     exact: bool = True
 
 
-ATTENTION_FEATURES = ("sliding window", "attention scale", "attention soft cap")
+ATTENTION_FEATURES = ("sliding window", "attention scale", "attention soft cap", "attention sinks")
 """Those of `DecoderConfig.features` that attention kernels must have."""
 
 
@@ -62,10 +62,11 @@ class Attend(Protocol):
         bias_B1RS: Tensor,
         scale: float | None = None,
         soft_cap: float | None = None,
+        sinks_H: Tensor | None = None,
     ) -> Tensor:
         """Softmax(cap(q k scale) + bias) v [B, R, H*E]; head h reads key/value head h // (H / G).
 
-        scale, soft_cap: see `DecoderConfig`.
+        scale, soft_cap: see `DecoderConfig`. sinks_H: one more score of each head in the softmax, without a value.
         """
         ...
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthrus.backends.interface import ExecutableLinear
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.quantization import GroupQuantized
 
 

@@ -32,7 +32,8 @@ from orthrus.batch import AttentionMetadata
 from orthrus.config import KEY_BLOCK, PAGE
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import MLP, Linear
+from orthrus.model.linear import Linear
+from orthrus.model.mlp import MLP
 
 LinearForms = Callable[[Linear], Iterator[LinearForm]]
 """Gives the forms of a linear map to try, best first."""
@@ -169,7 +170,7 @@ def choose_attention(
             kernels.notice = f"the attention of {kernels.name} does not keep its bits here: torch's runs"
         except RuntimeError as error:
             kernels.notice = f"{error}: torch's attention runs"
-    if device.type == "cpu" and config.attention_soft_cap is None:
+    if device.type == "cpu" and config.attention_soft_cap is None and not config.attention_sinks:
         try:
             choice = AttentionChoice(
                 attend_flash,
@@ -194,7 +195,9 @@ def masked(kernels: Kernels) -> Attend:
         bias_B1RS: Tensor,
         scale: float | None = None,
         soft_cap: float | None = None,
+        sinks_H: Tensor | None = None,
     ) -> Tensor:
+        assert sinks_H is None
         B, R, H, E = q_BRHE.shape
         attended = (bias_B1RS == 0).expand(B, 1, R, -1).flatten(0, 2)
         starts = attended.int().argmax(dim=-1)

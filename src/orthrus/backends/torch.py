@@ -19,7 +19,9 @@ from orthrus.backends.linears import ExpandedLinear, GroupedLinear, Int8Linear, 
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import KEY_BLOCK
 from orthrus.decoder_config import DecoderConfig
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
+from orthrus.model.norms import rms_norm
+from orthrus.model.ops import gate
 from orthrus.model.rope import rotate
 from orthrus.ngrams import Lookup
 from orthrus.quantization import in_groups_of_four_bits
@@ -61,10 +63,8 @@ class TorchKernels(Kernels):
         """None."""
 
     def norm(self, x_ND: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
-        """By torch's own operation. With an offset in fp32: the sum would lose bits of a weight near zero."""
-        if offset == 0.0:
-            return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D, eps)
-        return F.rms_norm(x_ND.float(), x_ND.shape[-1:], weight_D.float() + offset, eps).to(x_ND.dtype)
+        """By torch's own operation."""
+        return rms_norm(x_ND, weight_D, eps, offset)
 
     def add_norm(
         self, hidden_ND: Tensor, delta_ND: Tensor | None, weight_D: Tensor, eps: float, offset: float = 0.0
@@ -87,15 +87,14 @@ class TorchKernels(Kernels):
         (B, A), (query_rows_N, slots_N) = mapping.query_shape, mapping.table_2N
         qkv = qkv_NF.view(len(qkv_NF), -1, E)[: len(query_rows_N)]
         q, k, v = qkv.split((qkv.shape[1] - 2 * G, G, G), dim=1)
-        if norms is not None:
-            q, k = (
-                TorchKernels.norm(self, t, w, mapping.norm_eps, mapping.norm_offset)
-                for t, w in zip((q, k), norms, strict=True)
-            )
-        keys_GSE.transpose(0, 1)[slots_N] = _clamped(rotate(k, mapping.cos, mapping.sin))
+        q, k = (
+            _normed_and_rotated(x_NHE, weight, mapping)
+            for x_NHE, weight in zip((q, k), norms or (None, None), strict=True)
+        )
+        keys_GSE.transpose(0, 1)[slots_N] = _clamped(k)
         values_GSE.transpose(0, 1)[slots_N] = _clamped(v)
         queries = q.new_zeros(B * A, *q.shape[1:])
-        return queries.index_copy_(0, query_rows_N, rotate(q, mapping.cos, mapping.sin)).unflatten(0, (B, A))
+        return queries.index_copy_(0, query_rows_N, q).unflatten(0, (B, A))
 
     def supports_ragged_attention(self, head_dim: int) -> bool:
         """No: attention takes a mask."""
@@ -107,11 +106,8 @@ class TorchKernels(Kernels):
         raise NotImplementedError
 
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
-        """In two operations. GELU in float64: see `soft_cap`."""
-        gate, up = gate_up_NF.chunk(2, dim=-1)
-        if activation == "silu":
-            return F.silu(gate) * up
-        return F.gelu(gate.double(), approximate="tanh").to(gate.dtype) * up
+        """In two operations."""
+        return gate(gate_up_NF, activation)
 
     def draft_tree(
         self,
@@ -125,6 +121,19 @@ class TorchKernels(Kernels):
         return draft_tree(logits_RV, temperatures, nodes, inputs, lookup)
 
 
+def _normed_and_rotated(x_NHE: Tensor, weight_E: Tensor | None, mapping: SlotMapping) -> Tensor:
+    """q or k after their norm, if there is one, and the rotation, in the order of the model."""
+    norm = (
+        None
+        if weight_E is None
+        else partial(rms_norm, weight_D=weight_E, eps=mapping.norm_eps, offset=mapping.norm_offset)
+    )
+    if norm is not None and not mapping.norm_last:
+        x_NHE = norm(x_NHE)
+    x_NHE = rotate(x_NHE, mapping.cos, mapping.sin)
+    return norm(x_NHE) if norm is not None and mapping.norm_last else x_NHE
+
+
 def _clamped(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=-CACHE_LIMIT).clamp_(-CACHE_LIMIT, CACHE_LIMIT)
 
@@ -136,21 +145,23 @@ def attend_flash(
     bias_B1RS: Tensor,
     scale: float | None = None,
     soft_cap: float | None = None,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place. It has no soft cap.
+    """One fused call of torch's CPU flash kernel, which reads grouped heads and the cache in place. It has no soft cap
+    and no sinks.
 
     A single row is passed as one row per query head of a group, padded with zero rows, because fewer than
     `MIN_ATTENDED` rows would take another code path.
     """
     B, R, H, E = q_BRHE.shape
     if R == 1:
-        assert soft_cap is None
+        assert soft_cap is None and sinks_H is None
         q_BGNE = q_BRHE.view(B, k_BGSE.shape[1], -1, E)
         heads = q_BGNE.shape[2]
         padded = F.pad(q_BGNE, (0, 0, 0, -heads % MIN_ATTENDED))
         out_BGNE = _flash(padded, k_BGSE, v_BGSE, bias_B1RS.expand(-1, -1, padded.shape[2], -1), scale)
         return out_BGNE[:, :, :heads].reshape(B, 1, H * E)
-    return attend_flash_ungrouped(q_BRHE, k_BGSE, v_BGSE, bias_B1RS, scale, soft_cap)
+    return attend_flash_ungrouped(q_BRHE, k_BGSE, v_BGSE, bias_B1RS, scale, soft_cap, sinks_H)
 
 
 def attend_flash_ungrouped(
@@ -160,9 +171,10 @@ def attend_flash_ungrouped(
     bias_B1RS: Tensor,
     scale: float | None = None,
     soft_cap: float | None = None,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """The same for any number of rows, without that padding: what decoding without bitwise guarantees would use."""
-    assert soft_cap is None
+    assert soft_cap is None and sinks_H is None
     out_BHRE = _flash(q_BRHE.transpose(1, 2), k_BGSE, v_BGSE, bias_B1RS, scale)
     return out_BHRE.transpose(1, 2).reshape(*q_BRHE.shape[:2], -1)
 
@@ -182,16 +194,20 @@ def attend_in_blocks(
     bias_B1RS: Tensor,
     scale: float | None = None,
     soft_cap: float | None = None,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """The reference implementation: blocks of 512 keys merged in order by online softmax, on any device.
 
-    A fully masked block multiplies by exactly 1 and adds exactly 0, also before the first key of a sliding window.
+    A fully masked block multiplies by exactly 1 and adds exactly 0, also before the first key of a sliding window. A
+    sink is as a first key whose value is zero.
     """
     B, R, H, E = q_BRHE.shape
     G, scale = k_BGSE.shape[1], E**-0.5 if scale is None else scale
     q_BGNE = q_BRHE.view(B, R, G, H // G, E).permute(0, 2, 3, 1, 4).reshape(B, G, -1, E)
     top = torch.full((B, G, q_BGNE.shape[2], 1), LOWEST, device=q_BRHE.device)
-    total, out = torch.zeros_like(top), torch.zeros(q_BGNE.shape, device=q_BRHE.device)
+    if sinks_H is not None:
+        top = sinks_H.float().view(G, H // G).repeat_interleave(R, 1)[None, :, :, None].expand_as(top)
+    total, out = torch.full_like(top, 0.0 if sinks_H is None else 1.0), torch.zeros(q_BGNE.shape, device=q_BRHE.device)
     for start in range(0, k_BGSE.shape[2], KEY_BLOCK):
         keys = slice(start, start + KEY_BLOCK)
         bias = bias_B1RS[..., keys].float().expand(B, H // G, R, KEY_BLOCK).reshape(B, 1, -1, KEY_BLOCK)

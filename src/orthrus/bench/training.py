@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import MLP, View
+from orthrus.model.layers import View
+from orthrus.model.mlp import MLP
 from orthrus.model.rope import rotate
 from orthrus.training import objectives
 from orthrus.training.anchors import choose
@@ -93,12 +94,12 @@ def plain_loss(decoder: Decoder, blocks: Blocks) -> Tensor:
     sees = torch.cat((before[index], index[:, None] == index), dim=1)
     with torch.no_grad():
         hidden, memory = _plain_pass(decoder, "ar", blocks.tokens_T, blocks.offsets_T, causal, None)
-        teacher_TV = F.linear(F.rms_norm(hidden, hidden.shape[-1:], decoder.norm, eps), decoder.head.weight)
+        teacher_TV = F.linear(F.rms_norm(hidden, hidden.shape[-1:], decoder.norm.weight, eps), decoder.head.weight)
     ids_SK = torch.full((len(blocks.roots_S), K), decoder.diffusion.mask_token_id)
     ids_SK[:, 0] = blocks.tokens_T[blocks.roots_S]
     positions = blocks.offsets_T[blocks.roots_S][:, None] + torch.arange(K)
     hidden, _ = _plain_pass(decoder, "diffusion", ids_SK.flatten(), positions.flatten(), sees, memory)
-    normed = F.rms_norm(hidden, hidden.shape[-1:], decoder.norm, eps).view(*ids_SK.shape, -1)
+    normed = F.rms_norm(hidden, hidden.shape[-1:], decoder.norm.weight, eps).view(*ids_SK.shape, -1)
     student_NV = F.linear(normed[:, : blocks.trained_rows][blocks.trained_SM], decoder.head.weight)
     target_NV = teacher_TV[blocks.targets_SM[blocks.trained_SM] - 1]
     log_q, log_p = student_NV.float().log_softmax(-1), target_NV.float().log_softmax(-1)
@@ -118,7 +119,8 @@ def _plain_pass(
     hidden, kept = decoder.embedding[ids], []
     for number, layer in enumerate(decoder.decoder_layers):
         view: View = layer.view(name)
-        qkv = view.qkv(F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, eps))
+        assert layer.attention_norm is not None
+        qkv = view.qkv(F.rms_norm(hidden, hidden.shape[-1:], layer.attention_norm.weight, eps))
         q, k, v = qkv.view(len(ids), -1, config.head_dim).split((config.heads, config.kv_heads, config.kv_heads), 1)
         if view.norms is not None:
             q, k = (F.rms_norm(t, t.shape[-1:], w.to(t.dtype), eps) for t, w in zip((q, k), view.norms, strict=True))
@@ -129,8 +131,8 @@ def _plain_pass(
         one, two, three = (t.transpose(0, 1)[None] for t in (q, k, v))
         attention = F.scaled_dot_product_attention(one, two, three, attn_mask=sees, enable_gqa=True)
         hidden = hidden + view.o(attention[0].transpose(0, 1).flatten(1))
-        assert isinstance(layer.mlp, MLP)
-        gate, up = layer.mlp.gate_up(F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, eps)).chunk(2, -1)
+        assert isinstance(layer.mlp, MLP) and layer.mlp_norm is not None
+        gate, up = layer.mlp.gate_up(F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm.weight, eps)).chunk(2, -1)
         hidden = hidden + layer.mlp.down(F.silu(gate) * up)
     return hidden, kept
 

@@ -16,15 +16,15 @@ from orthrus.checkpoint import published
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.checkpoint.weights import rotary_order, split
 from orthrus.file_cache import save_json
-from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.model.tensor_names import sources
 
 
 def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
     """The weights of one view of an unprepared decoder: Hugging Face names, unfused, in the dtype of the decoder."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     exported: dict[str, Tensor] = {}
-    for ours, theirs in families.sources(decoder.config, view).items():
+    for ours, theirs in sources(decoder.config, view).items():
         tensor, order = parameters[ours].detach(), rotary_order(decoder.config, ours)
         stored = tensor if order is None else tensor[order.argsort()]
         for name, part in zip(theirs, split(decoder.config, ours, stored, len(theirs)), strict=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orthrus.checkpoint import gguf_architectures, validation
-from orthrus.checkpoint.gguf_architectures import expert_names, hf_name
+from orthrus.checkpoint.gguf_architectures import hf_name, stacked_names
 from orthrus.checkpoint.gguf_header import ArrayLength, Header, TensorInfo, read_header
 from orthrus.checkpoint.tensors import digest_of
 from orthrus.checkpoint.validation import as_value_errors, refuse, short_repr
@@ -36,20 +36,26 @@ METADATA = {
     "attention.sliding_window": "sliding_window", "attention.sliding_window_pattern": "sliding_window_pattern",
     "attn_logit_softcapping": "attn_logit_softcapping", "final_logit_softcapping": "final_logit_softcapping",
     "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok", "expert_weights_norm": "norm_topk_prob",
-    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_feed_forward_length": "moe_intermediate_size", "attention.layer_norm_epsilon": "layer_norm_eps",
+    "attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier", "logit_scale": "logits_scaling",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }  # fmt: skip
 """Metadata keys, without the architecture prefix, and the fields of `config.json` that they become."""
 
 ROPE_FACTORS = "rope_freqs.weight"
-REQUIRED = (
-    "context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-)  # fmt: skip
+REQUIRED = ("context_length", "block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
+REQUIRED_BY = {
+    "qwen3moe": EXPERTS,
+    "qwen2moe": (*EXPERTS, "expert_shared_feed_forward_length"),
+    "gpt-oss": (*EXPERTS, "attention.sliding_window"),
+    "cohere2": ("logit_scale", "attention.sliding_window"),
+}
+"""What files of single architectures must state besides."""
 COMMON_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34)}
 """Name, values and bytes of a group of the types of most files: importing gguf for them takes a tenth of a start."""
-
-EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
-"""Required in an architecture with experts."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,16 @@ class _Stored:
     shape: tuple[int, ...]
 
     def unstacked(self) -> list[_Stored]:
-        """The matrices of a tensor that stacks several."""
+        """The parts of a tensor that stacks several."""
         count, size = self.shape[0], self.bytes // self.shape[0]
         first = replace(self, bytes=size, stored_shape=self.stored_shape[1:], shape=self.shape[1:])
         return [replace(first, offset=self.offset + index * size) for index in range(count)]
+
+    def as_matrix(self) -> _Stored:
+        """A vector as a matrix of one row; a matrix as it is."""
+        if len(self.shape) > 1:
+            return self
+        return replace(self, shape=(1, *self.shape), stored_shape=(1, *self.stored_shape))
 
 
 class GgufFile:
@@ -80,24 +92,24 @@ class GgufFile:
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self._heads: dict[str, int] = {}
-        name = header.fields["general.architecture"]
-        architecture = gguf_architectures.of(name)
+        name = gguf_architectures.name_of(header.fields)
+        architecture, prefix = gguf_architectures.of(name), header.fields["general.architecture"]
         self._norm_offset = architecture.norm_offset
         if architecture.permuted:
             for kind, key in {"q_proj": "head_count", "k_proj": "head_count_kv"}.items():
-                self._heads[kind] = header.fields[f"{name}.attention.{key}"]
+                self._heads[kind] = header.fields[f"{prefix}.attention.{key}"]
         self._tensors: dict[str, _Stored] = {}
         for info in header.tensors:
             if info.name == ROPE_FACTORS:
                 continue
             stored = _stored(path, info, header.file_bytes)
-            experts = expert_names(info.name, info.shape)
-            named = zip(experts, stored.unstacked(), strict=True) if experts else [(hf_name(info.name, name), stored)]
+            several = stacked_names(info.name, info.shape, name)
+            named = zip(several, stored.unstacked(), strict=True) if several else [(hf_name(info.name, name), stored)]
             for ours, tensor in named:
                 if ours in self._tensors:
                     both = f"{short_repr(ours)}, one of them {short_repr(info.name)}"
                     raise ValueError(f"{path}: two tensors map to {both}")
-                self._tensors[ours] = tensor
+                self._tensors[ours] = tensor.as_matrix() if ours.endswith(".shared_expert_gate.weight") else tensor
         with path.open("rb") as file:
             self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of read-only memory
         self._bytes = np.frombuffer(self._file, np.uint8)
@@ -161,7 +173,7 @@ class GgufFile:
 
     def _unpermute(self, name: str, values: Tensor) -> Tensor:
         """Undo the reordering of rotary dimensions that llama.cpp's converter applies to q and k of Llama."""
-        kind = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        kind = name.rpartition(".")[0].rpartition(".")[2]  # biases are reordered too
         if kind not in self._heads:
             return values
         heads, shape = self._heads[kind], values.shape
@@ -193,16 +205,19 @@ def checked_header(path: Path) -> Header:
     fields, architecture = header.fields, header.fields.get("general.architecture")
     if not isinstance(architecture, str):
         refuse(path, "general.architecture", architecture, "a string")
-    known = gguf_architectures.of(architecture)
+    known = gguf_architectures.of(gguf_architectures.name_of(fields))
     with as_value_errors(str(path)):
         families.load(known.family)
-    for key in (*REQUIRED, *EXPERTS * (architecture == "qwen3moe")):
+    eps = LAYER_NORM_EPS if known.layer_norm else RMS_EPS
+    for key in (*REQUIRED, eps, *REQUIRED_BY.get(architecture, ())):
         if f"{architecture}.{key}" not in fields:
             refuse(path, f"{architecture}.{key}", None, validation.BACKBONE[METADATA[key]])
     for full, value in fields.items():
         name = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers reads them all
         if value == 0 and name == "sliding_window":
             continue  # there is none
+        if architecture == "exaone4" and name == "sliding_window_pattern":
+            continue  # a value per layer, which is not read: llama.cpp's code has a fixed pattern
         if name and not validation.BACKBONE[name].accepts(value):
             refuse(path, full, value, validation.BACKBONE[name])
     heads, kv_heads = (fields.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))

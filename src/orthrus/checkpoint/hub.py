@@ -33,8 +33,8 @@ from orthrus.checkpoint.tokenizer import TextTokenizer
 from orthrus.checkpoint.weights import fill, meta_decoder
 from orthrus.config import DiffusionConfig
 from orthrus.file_cache import stamp
-from orthrus.model import families
 from orthrus.model.decoder import Decoder
+from orthrus.model.tensor_names import sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -247,9 +247,9 @@ def _unread_decoder(
         if head is not None:
             draft_head.read(directory, head, decoder)
         copies = diffusion is not None and view_tensors is None
-        fill(decoder, families.sources(config), files.tensors, lazily=lazily and not copies)
+        fill(decoder, sources(config), files.tensors, lazily=lazily and not copies)
         if view_tensors is not None:
-            fill(decoder, families.sources(config, "diffusion"), view_tensors, lazily=lazily)
+            fill(decoder, sources(config, "diffusion"), view_tensors, lazily=lazily)
         elif copies:
             copy_projections(decoder)
 

@@ -16,10 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthrus.checkpoint import gguf_config, gguf_convert, plain_config, published
+from orthrus.checkpoint import gguf_config, gguf_conversions, gguf_convert, gguf_rope, plain_config, published
 from orthrus.checkpoint import tokenizer as tokenizers
 from orthrus.checkpoint.gguf import GgufFile, checked_header, rope_factors
 from orthrus.checkpoint.gguf_header import Header
+from orthrus.checkpoint.stacked_experts import unstacked
 from orthrus.checkpoint.tensors import SafetensorFiles, TensorFile
 from orthrus.checkpoint.validation import (
     TYPE,
@@ -38,6 +39,7 @@ from orthrus.model import families
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CONVERTERS = (gguf_config, gguf_conversions, gguf_rope, gguf_convert)
 DEMO = "smollm2-demo"
 ENDS_OF_TURNS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>")
 """Tokens that end a turn in any vocabulary whose chat template has them."""
@@ -74,7 +76,7 @@ class Source:
 
     def files(self) -> TensorFile:
         """The tensors of the checkpoint."""
-        return GgufFile(self.path, self.header) if self.gguf else SafetensorFiles(self.path)
+        return GgufFile(self.path, self.header) if self.gguf else unstacked(SafetensorFiles(self.path))
 
     @cached_property
     def header(self) -> Header:
@@ -202,7 +204,7 @@ def config_directory(source: Source) -> Path:
 @cache
 def _conversion() -> str:
     """A hash of what converts: the code of this package, and the version of the library that it may ask."""
-    code = [Path(str(module.__file__)).read_bytes() for module in (gguf_config, gguf_convert)]
+    code = [Path(str(module.__file__)).read_bytes() for module in CONVERTERS]
     parts = (code, Path(__file__).read_bytes(), version("transformers"))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

@@ -100,6 +100,13 @@ class SafetensorFiles:
         with as_value_errors(f"{file}: tensor {name} cannot be read"), safe_open(file, "pt") as opened:
             return opened.get_tensor(name)
 
+    def part(self, name: str, index: int) -> Tensor:
+        """One entry of a tensor along its first dimension. Raises ValueError as `tensor` does."""
+        file = self.entry(name).file
+        with as_value_errors(f"{file}: tensor {name} cannot be read"), safe_open(file, "pt") as opened:
+            part: Tensor = opened.get_slice(name)[index]
+            return part
+
     def group_quantized(self, name: str) -> None:
         """None: quantised groups are read from GGUF files only."""
         del name

@@ -14,6 +14,8 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, NoReturn
 
+from orthrus.model.families import EPSILONS
+
 MAX_JSON_BYTES = 64 * 2**20
 MAX_DEPTH = 32
 MAX_VOCABULARY = 2**24
@@ -64,7 +66,10 @@ BACKBONE = {
     "num_key_value_heads": Field(int, 1, 1024),
     "head_dim": Field(int, 2, 1024),
     "max_position_embeddings": Field(int, 1, 2**27, required=True),
-    "rms_norm_eps": Field(float, 1e-12, 0.1, required=True),
+    "rms_norm_eps": Field(float, 1e-12, 0.1),
+    "layer_norm_eps": Field(float, 1e-12, 0.1),
+    "norm_epsilon": Field(float, 1e-12, 0.1),
+    "norm_eps": Field(float, 1e-12, 0.1),
     "rope_theta": Field(float, 1, 1e12),
     "partial_rotary_factor": Field(float, 0, 1),
     "rope_parameters": Field(dict),
@@ -74,9 +79,20 @@ BACKBONE = {
     "architectures": Field(list),
     "tie_word_embeddings": Field(bool),
     "attention_bias": Field(bool),
+    "attention_out_bias": Field(bool),
     "mlp_bias": Field(bool),
+    "use_bias": Field(bool),
+    "use_qkv_bias": Field(bool),
+    "qkv_bias": Field(bool),
+    "qk_layernorm": Field(bool),
+    "use_parallel_residual": Field(bool),
+    "embedding_multiplier": Field(float, 1e-6, 1e6),
+    "attention_multiplier": Field(float, 1e-6, 1e6),
+    "residual_multiplier": Field(float, 1e-6, 1e6),
+    "logits_scaling": Field(float, 1e-6, 1e6),
+    "logit_scale": Field(float, 1e-6, 1e6),
     "use_sliding_window": Field(bool),
-    "sliding_window": Field(int, 1, 2**27),
+    "sliding_window": Field(int, 0, 2**27),
     "sliding_window_pattern": Field(int, 1, 1024),
     "use_bidirectional_attention": Field(bool),
     "query_pre_attn_scalar": Field(float, 1e-3, 2**16),
@@ -89,9 +105,12 @@ BACKBONE = {
     "num_local_experts": Field(int, 1, 1024),
     "num_experts_per_tok": Field(int, 1, 1024),
     "moe_intermediate_size": Field(int, 1, 2**20),
+    "shared_expert_intermediate_size": Field(int, 1, 2**20),
     "norm_topk_prob": Field(bool),
     "decoder_sparse_step": Field(int, 1, 1024),
     "mlp_only_layers": Field(list, 0, 1023),
+    "swiglu_alpha": Field(float, 1e-3, 1e3),
+    "swiglu_limit": Field(float, 1e-3, 1e3),
     "num_labels": Field(int, 0, 2**16),
 }
 """The fields of `config.json` that families read, besides `model_type`."""
@@ -108,6 +127,7 @@ ROPE = {
     "beta_slow": Field(float, 1e-3, 1e6),
     "low_freq_factor": Field(float, 1e-3, 1e6),
     "high_freq_factor": Field(float, 1e-3, 1e6),
+    "alpha": Field(float, 1e-3, 1e6),
     "mscale": Field(float, 0, 1e3),
     "mscale_all_dim": Field(float, 0, 1e3),
     "truncate": Field(bool),
@@ -156,9 +176,13 @@ def check(where: object, content: Mapping[str, Any], table: Mapping[str, Field],
 
 def check_backbone(where: object, content: dict[str, Any]) -> None:
     """Check a `config.json` against the tables, and its fields against each other. Raises ValueError."""
+    if isinstance(content.get("sliding_window_pattern"), str):  # of EXAONE 4, whose configs state `layer_types` too
+        content = {**content, "sliding_window_pattern": None}
     check(where, content, BACKBONE)
     for name in ("rope_parameters", "rope_scaling"):
         _check_rope(where, content.get(name) or {}, name)
+    if all(content.get(name) is None for name in EPSILONS):
+        refuse(where, EPSILONS[0], None, f"{BACKBONE[EPSILONS[0]]} (or one of {', '.join(EPSILONS[1:])})")
     heads, kv_heads = content["num_attention_heads"], content.get("num_key_value_heads")
     if kv_heads is not None and heads % kv_heads:
         refuse(where, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, {heads}")

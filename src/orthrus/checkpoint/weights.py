@@ -14,9 +14,9 @@ from torch import Tensor
 from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DiffusionConfig
 from orthrus.decoder_config import DecoderConfig
-from orthrus.model import families
 from orthrus.model.decoder import Decoder
 from orthrus.model.stored import StoredLinear
+from orthrus.model.tensor_names import sources
 from orthrus.quantization import Part, Quantized, StoredMatrix, fused
 
 HEAD = "lm_head.weight"
@@ -33,27 +33,27 @@ def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files
     decoder = Decoder(config, diffusion, torch.bfloat16, torch.device("meta"))
     if files is not None:
         parameters = dict(decoder.named_parameters(remove_duplicate=False))
-        for ours, theirs in families.sources(config, "ar" if diffusion is None else "diffusion").items():
+        for ours, theirs in sources(config, "ar" if diffusion is None else "diffusion").items():
             for part, name in zip(split(config, ours, parameters[ours], len(theirs)), theirs, strict=True):
                 _refuse_shape(files.shape(name), part.shape, f"{files.path}: tensor {name}")
         _refuse_unknown(files, config)
     return decoder
 
 
-def fill(decoder: Decoder, sources: dict[str, tuple[str, ...]], files: TensorFile, *, lazily: bool = False) -> None:
-    """Copy tensors into the decoder, fused and cast. `lazily` leaves the weights of linear maps in their file: see
-    `StoredLinear`.
+def fill(decoder: Decoder, names: dict[str, tuple[str, ...]], files: TensorFile, *, lazily: bool = False) -> None:
+    """Copy tensors into the decoder, fused and cast. names: those of the file, as `sources` gives them. `lazily` leaves
+    the weights of linear maps in their file: see `StoredLinear`.
 
     Raises ValueError naming a tensor that is missing, has a wrong shape, or overflows in the dtype of the decoder, and
     where a file with tied embeddings has another head.
     """
-    if decoder.config.tied_head and "embedding" in sources and HEAD in files.names:
-        _refuse_other_head(files, *sources["embedding"])
+    if decoder.config.tied_head and "embedding" in names and HEAD in files.names:
+        _refuse_other_head(files, *names["embedding"])
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
     if decoder.config.tied_head:
         linears["embedding"] = decoder.head
-    for ours, theirs in sources.items():
+    for ours, theirs in names.items():
         stored = _StoredWeight(decoder.config, decoder.dtype, ours, theirs, files)
         if lazily and ours in linears and ours != "embedding":
             parent, _, name = ours.removesuffix(".weight").rpartition(".")
@@ -123,16 +123,19 @@ def rotary_order(config: DecoderConfig, name: str) -> Tensor | None:
     """The order in which a tensor of ours has the rows of its sources; None where it is the same.
 
     Kernels rotate dimension i of a head together with i + E/2. Files with partial rotary embeddings pair i with i + R/2
-    among the first R dimensions, so q and k get their rows in another order: the rotated halves first in each half.
-    Scores are sums over dimensions and do not depend on it.
+    among the first R dimensions, or i with i + 1 (`rotary_pairs`), so q and k get their rows in another order: the
+    rotated halves first in each half. Scores are sums over dimensions and do not depend on it.
     """
-    E, R = config.head_dim, config.rotary_dim
-    if R is None or not (".qkv." in name or name.endswith(("q_norm", "k_norm"))):
+    E, R = config.head_dim, config.rotary_dim or config.head_dim
+    reordered = config.rotary_pairs or R < E
+    if not reordered or not (".qkv." in name or name.endswith(("q_norm", "k_norm"))):
         return None
-    first, second, rest = torch.arange(R // 2), torch.arange(R // 2, R), torch.arange(R, E)
+    rotated, rest = torch.arange(R), torch.arange(R, E)
+    first, second = (rotated[::2], rotated[1::2]) if config.rotary_pairs else rotated.chunk(2)
     head = torch.cat((first, rest[: (E - R) // 2], second, rest[(E - R) // 2 :]))
     if ".qkv." not in name:
-        return head
+        count = 1 if config.qk_norm == "head" else config.heads if name.endswith("q_norm") else config.kv_heads
+        return (torch.arange(count)[:, None] * E + head).flatten()
     heads = torch.arange(config.heads + config.kv_heads)[:, None] * E + head
     values = torch.arange((config.heads + config.kv_heads) * E, (config.heads + 2 * config.kv_heads) * E)
     return torch.cat((heads.flatten(), values))
@@ -142,10 +145,8 @@ def split(config: DecoderConfig, name: str, tensor: Tensor, count: int) -> tuple
     """The `count` parts of a tensor of ours, as views, in the order of its sources."""
     if count == 1:
         return (tensor,)
-    if ".gate_up." in name:
-        return tensor.chunk(2)
     if ".qkv." not in name:
-        return (tensor,)
+        return tensor.chunk(count)
     sizes = [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
     return tensor.split(sizes)
 
@@ -166,8 +167,7 @@ def _refuse_other_head(files: TensorFile, embedding: str) -> None:
 
 def _refuse_unknown(files: TensorFile, config: DecoderConfig) -> None:
     """Refuse files with unread tensors: they mean that the config does not describe this model."""
-    sources = {**families.sources(config), **families.sources(config, "diffusion")}
-    known = {name for names in sources.values() for name in names}
+    known = {name for view in ("ar", "diffusion") for names in sources(config, view).values() for name in names}
     known |= {HEAD} if config.tied_head else set()
     unknown = [n for n in files.names if n not in known and not n.endswith("rotary_emb.inv_freq")]
     if unknown:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from orthrus.config import DiffusionConfig
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.draft_head import DraftHead, typical_inverse_temperature
-from orthrus.model.layers import DecoderLayer, Linear, View, norm_weight, soft_cap
+from orthrus.model.layers import DecoderLayer, View
+from orthrus.model.linear import Linear
+from orthrus.model.norms import Norm
+from orthrus.model.ops import soft_cap
 from orthrus.model.rope import RopeTable
 
 
@@ -33,7 +36,7 @@ class Decoder(nn.Module):
             DecoderLayer(config, config.layer(index), diffusion is not None, dtype, device)
             for index in range(config.layers)
         )
-        self.norm = norm_weight(config.hidden_size, dtype, device)
+        self.norm = Norm(config, dtype, device)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
         if config.tied_head:
             self.head.weight = self.embedding
@@ -59,8 +62,9 @@ class Decoder(nn.Module):
         return hidden_ND if self.embedding_scale == 1.0 else hidden_ND * self.embedding_scale
 
     def capped(self, logits_NV: Tensor) -> Tensor:
-        """The logits of a head after the soft cap of the model, if it has one."""
-        return soft_cap(logits_NV, self.config.logit_soft_cap)
+        """The products of hidden states and a head as logits: times the scale of the model, below its soft cap."""
+        scaled_NV = logits_NV if self.config.logit_scale == 1.0 else logits_NV * self.config.logit_scale
+        return soft_cap(scaled_NV, self.config.logit_soft_cap)
 
     def linears(self) -> dict[str, Linear]:
         """All linear maps by name."""

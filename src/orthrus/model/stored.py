@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.quantization import Quantized
 
 

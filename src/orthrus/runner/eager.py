@@ -80,7 +80,7 @@ class EagerExecutor:
         tokens, mapping, positions, segments, kv_lens, row_paths = parts
         config, table_2N = self.decoder.config, mapping.view(2, -1)
         angles = [rope.rows(positions, max(rows.positions)) for rope in self.decoder.ropes]
-        norm = config.norm_eps, config.norm_offset
+        norm = config.norm_eps, config.norm_offset, config.qk_norm_last
         slots = [SlotMapping(table_2N, cos, sin, rows.query_shape, *norm) for cos, sin in angles]
         windows, scores = config.windows, (config.attention_scale, config.attention_soft_cap)
         if self.attention.ragged:
@@ -94,7 +94,7 @@ class EagerExecutor:
             }
             return DeviceRows(rows, tokens, slots, ragged, {}, None, [])
         tails = tails_of(rows, batch)
-        masks = {window: _masks(rows, len(tails), batch.span, self.decoder.norm, window) for window in windows}
+        masks = {window: _masks(rows, len(tails), batch.span, self.decoder.norm.weight, window) for window in windows}
         rectangle = slots[0].full and rows.query_rows == list(range(len(rows.query_rows)))
         return DeviceRows(rows, tokens, slots, {}, masks, None if rectangle else table_2N[0], tails)
 
@@ -108,18 +108,18 @@ class EagerExecutor:
             copies = mlps[index] if mlps else None
             attention = _LayerAttention(self, layer, views, _LayerCache(cache, order))
             hidden_ND, delta_ND = layer(hidden_ND, delta_ND, attention, self.kernels, copies)
-        norm = self.decoder.config.norm_eps, self.decoder.config.norm_offset
-        return self.kernels.add_norm(hidden_ND, delta_ND, self.decoder.norm, *norm)[1]
+        return self.decoder.norm.of_sum(hidden_ND, delta_ND, self.kernels)[1]
 
-    def attend(self, view: DeviceRows, window: int | None, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
+    def attend(self, view: DeviceRows, layer: DecoderLayer, q_BAHE: Tensor, cache: _LayerCache) -> Tensor:
         """Attention of the rows of a view [N, H * E]; padding rows are zero. One call per mask and `max_rows` rows."""
+        window = layer.kind.window
         padding = len(view.tokens) - len(view.rows.positions)
         if self.attention.ragged:
             attention = self.kernels.attend(q_BAHE[0], *cache.stored, view.metadata[window])
         else:
             masks, config = view.masks[window], self.decoder.config
             blocks = q_BAHE.chunk(len(masks), dim=1) if len(masks) > 1 else [q_BAHE]
-            scores, outputs = (config.attention_scale, config.attention_soft_cap), []
+            scores, outputs = (config.attention_scale, config.attention_soft_cap, layer.sinks), []
             tails: Sequence[Tail | None] = view.tails or [None] * len(masks)
             for q, mask, tail in zip(blocks, masks, tails, strict=True):
                 with cache.ordered(tail) as (keys, values):
@@ -174,11 +174,11 @@ class _LayerAttention:
         queries, kind = [], layer.kind
         for view, x_ND in zip(views, normed_ND.split([len(view.tokens) for view in views]), strict=True):
             projections = layer.view(view.rows.view)
-            qkv = projections.qkv(x_ND)
+            qkv = projections.project(x_ND)
             mapping = view.mappings[kind.rope]
             queries.append(kernels.rope_and_cache_write(qkv, projections.norms, mapping, *self._cache.stored))
         deltas = [
-            layer.view(view.rows.view).o(self._executor.attend(view, kind.window, q_BAHE, self._cache))
+            layer.view(view.rows.view).o(self._executor.attend(view, layer, q_BAHE, self._cache))
             for view, q_BAHE in zip(views, queries, strict=True)
         ]
         return deltas[0] if len(deltas) == 1 else torch.cat(deltas)

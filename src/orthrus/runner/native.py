@@ -25,7 +25,9 @@ from orthrus.cache import KVCache
 from orthrus.decoder_config import ACTIVATIONS, DecoderConfig
 from orthrus.masks import first_keys
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import MLP, DecoderLayer, Linear
+from orthrus.model.layers import DecoderLayer
+from orthrus.model.linear import Linear
+from orthrus.model.mlp import MLP
 from orthrus.runner.executor import PassResult
 from orthrus.torch_threads import kernel_threads
 
@@ -66,10 +68,10 @@ class NativeForward:
             place = config.windows.index(layer.kind.window)
             self._layers[index] = _layer(layer, place, *(mlp or (layer.mlp.gate_up, layer.mlp.down)))
         self._model = structs.ModelWeights(
-            decoder.embedding.data_ptr(), decoder.norm.data_ptr(), ctypes.addressof(self._layers),
+            decoder.embedding.data_ptr(), decoder.norm.weight.data_ptr(), ctypes.addressof(self._layers),
             _linear(copies.head or decoder.head), config.layers, config.hidden_size, config.intermediate_size,
             config.heads, config.kv_heads, config.head_dim, ACTIVATIONS.index(config.activation), config.norm_eps,
-            config.norm_offset, decoder.embedding_scale,
+            config.norm_offset, decoder.embedding_scale, config.residual_scale,
         )  # fmt: skip
         self._ropes, self._angles, self._capped = list(decoder.ropes), _Angles(-1, []), decoder.capped
         self._cache: tuple[Callable[[], KVCache | None], structs.KVCache, int] = (lambda: None), structs.KVCache(), 0
@@ -182,10 +184,11 @@ def _layer(layer: DecoderLayer, window: int, gate_up: Linear, down: Linear) -> s
     views = [layer.ar, layer.diffusion or layer.ar]
     norms = [structs.HeadNorms(_address(view.q_norm), _address(view.k_norm)) for view in views]
     attention = [structs.AttentionWeights(_linear(view.qkv), _linear(view.o)) for view in views]
+    around = layer.attention_norm, layer.mlp_norm, layer.post_attention_norm, layer.post_mlp_norm
     return structs.LayerWeights(
-        layer.attention_norm.data_ptr(), layer.mlp_norm.data_ptr(), _address(layer.post_attention_norm),
-        _address(layer.post_mlp_norm), window, layer.kind.rope, (structs.HeadNorms * len(views))(*norms),
-        (structs.AttentionWeights * len(views))(*attention), _linear(gate_up), _linear(down),
+        *(None if norm is None else norm.weight.data_ptr() for norm in around), window, layer.kind.rope,
+        (structs.HeadNorms * len(views))(*norms), (structs.AttentionWeights * len(views))(*attention),
+        _linear(gate_up), _linear(down),
     )  # fmt: skip
 
 

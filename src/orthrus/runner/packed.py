@@ -23,7 +23,7 @@ from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.select import DraftWeights
 from orthrus.file_cache import processor_name
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import MLP
+from orthrus.model.mlp import MLP
 from orthrus.runner.runner import Runner
 from orthrus.tensor_cache import Entry
 

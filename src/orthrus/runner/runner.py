@@ -28,7 +28,7 @@ from orthrus.cache import BlockTable, KVCache, page_bytes, pages_for
 from orthrus.config import KEY_BLOCK, DiffusionConfig
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.runner import native
 from orthrus.runner.cuda_graphs import CUDAGraphs, capture_on_cuda
 from orthrus.runner.eager import EagerExecutor

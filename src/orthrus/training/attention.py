@@ -20,36 +20,39 @@ from orthrus.training.ops import Ops
 
 @dataclass(frozen=True)
 class Scores:
-    """How a layer turns products of q and k into scores: times `scale`, below a soft cap, within a sliding window (see
-    `DecoderConfig` and `LayerConfig`; None stands for 1 / sqrt(E), no cap and no window)."""
+    """How a layer turns products of q and k into scores: times `scale`, below a soft cap, within a sliding window,
+    beside the sinks of the heads [H] (see `DecoderConfig` and `LayerConfig`; None: 1 / sqrt(E), and none)."""
 
     scale: float | None = None
     soft_cap: float | None = None
     window: int | None = None
+    sinks_H: Tensor | None = None
 
     def scaled(self, size: int) -> float:
         """The scale of heads of this size."""
         return size**-0.5 if self.scale is None else self.scale
 
     def capped(self, products: Tensor) -> Tensor:
-        """Scaled products below the soft cap."""
-        assert self.soft_cap is not None
-        return torch.tanh(products / self.soft_cap) * self.soft_cap
+        """Scaled products below the soft cap, if there is one."""
+        return products if self.soft_cap is None else torch.tanh(products / self.soft_cap) * self.soft_cap
 
 
 def causal_attention(q_HTE: Tensor, k_GTE: Tensor, v_GTE: Tensor, how: Scores) -> Tensor:
     """Attention of a whole text to itself [H, T, E], without gradients."""
     attend = partial(F.scaled_dot_product_attention, q_HTE[None], k_GTE[None], v_GTE[None], enable_gqa=True)
-    if how.window is None and how.soft_cap is None:
+    if how.window is None and how.soft_cap is None and how.sinks_H is None:
         return attend(is_causal=True, scale=how.scale)[0]
     slots_T = torch.arange(q_HTE.shape[1], device=q_HTE.device)
     distance_TT = slots_T[:, None] - slots_T
     visible_TT = (distance_TT >= 0) & (distance_TT < (how.window or len(slots_T)))
-    if how.soft_cap is None:
+    if how.soft_cap is None and how.sinks_H is None:
         return attend(attn_mask=visible_TT, scale=how.scale)[0]
     products = q_HTE.unflatten(0, (len(k_GTE), -1)) @ k_GTE.transpose(1, 2)[:, None] * how.scaled(q_HTE.shape[-1])
     scores = how.capped(products).masked_fill(~visible_TT, float("-inf"))
-    return (scores.softmax(-1) @ v_GTE[:, None]).flatten(0, 1)
+    if how.sinks_H is not None:
+        sinks_GHT1 = how.sinks_H.to(scores.dtype).view(*scores.shape[:2], 1, 1).expand(-1, -1, scores.shape[2], 1)
+        scores = torch.cat((scores, sinks_GHT1), dim=-1)
+    return (scores.softmax(-1)[..., : len(slots_T)] @ v_GTE[:, None]).flatten(0, 1)
 
 
 class BlockAttention(torch.autograd.Function):
@@ -76,7 +79,8 @@ class BlockAttention(torch.autograd.Function):
             q, k, v = (_by_block(t, roots, K, G) for t in (q_NHE, k_NGE, v_NGE))
             text_k, text_v = (t[tokens].transpose(0, 1) for t in text)
             scores, scale = _scores(q, k, text_k, how)
-            weights = ops.block_softmax(*scores, blocks.roots_S[roots] - tokens.start, scale, how.window)
+            sinks_GR = None if how.sinks_H is None else how.sinks_H.view(G, -1).repeat(1, K)
+            weights = ops.block_softmax(*scores, blocks.roots_S[roots] - tokens.start, scale, how.window, sinks_GR)
             out[_rows(roots, K)] = _by_row(_over_text(weights[0], text_v) + weights[1] @ v, q_NHE.shape[1])
             saved.append((tokens, roots, weights))
         ctx.save_for_backward(q_NHE, k_NGE, v_NGE, *text)

@@ -13,13 +13,14 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orthrus.backends.native import build, compiler, structs
 from orthrus.file_cache import cache_directory
 from orthrus.model.draft_head import CANDIDATES
+from orthrus.model.norms import rms_norm
+from orthrus.model.ops import gate
 from orthrus.model.rope import rotate
 
 LANES = 16
@@ -46,17 +47,23 @@ class Ops:
 
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """activation(first half) * second half."""
-        gate, up = gate_up_NF.chunk(2, dim=-1)
-        return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
+        return gate(gate_up_NF, activation)
 
     def rotate(self, x_NHE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """RoPE: rotate each head by the position of its row; `rope` is the cosine and the signed sine [N, 1, E]."""
         return rotate(x_NHE, *rope)
 
     def block_softmax(
-        self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float, window: int | None = None
+        self,
+        past: Tensor,
+        own: Tensor,
+        kv_lens_S: Tensor,
+        scale: float,
+        window: int | None = None,
+        sinks_GR: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One softmax over the scores of the text [G, S, R, T] and of the block [G, S, R, K].
+        """One softmax over the scores of the text [G, S, R, T] and of the block [G, S, R, K], and over one more per row
+        where there are sinks.
 
         Scores of the text from position `kv_lens_S` [S] on are masked, and those before the window of the root.
         """
@@ -67,8 +74,11 @@ class Ops:
         if window is not None:
             masked_ST |= slots_T < kv_lens_S[:, None] + 1 - window
         scores[..., :text].masked_fill_(masked_ST[None, :, None], float("-inf"))
+        if sinks_GR is not None:
+            sinks_GSR1 = sinks_GR.to(scores.dtype)[:, None, :, None].expand(*scores.shape[:3], 1)
+            scores = torch.cat((scores, sinks_GSR1), dim=-1)
         weights = scores.softmax(-1)
-        return weights[..., :text], weights[..., text:]
+        return weights[..., :text], weights[..., text : text + own.shape[-1]]
 
     def block_softmax_backward(
         self, weights: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor], scale: float
@@ -104,13 +114,6 @@ class Ops:
         return tokens_NC, top_NC, torch.stack(rests, dim=-1)
 
 
-def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
-    """x / rms(x) * (weight + offset) over D; with an offset in fp32, as in decoding."""
-    if not offset:
-        return F.rms_norm(x_ND, x_ND.shape[-1:], weight_D.to(x_ND.dtype), eps)
-    return F.rms_norm(x_ND.float(), x_ND.shape[-1:], weight_D.float() + offset, eps).to(x_ND.dtype)
-
-
 class NativeOps(Ops):
     """The same operations in C; what they do not support goes to the reference implementation."""
 
@@ -134,11 +137,17 @@ class NativeOps(Ops):
         return _Rotate.apply(x_NHE, *rope, self.library)  # type: ignore[no-untyped-call]
 
     def block_softmax(
-        self, past: Tensor, own: Tensor, kv_lens_S: Tensor, scale: float, window: int | None = None
+        self,
+        past: Tensor,
+        own: Tensor,
+        kv_lens_S: Tensor,
+        scale: float,
+        window: int | None = None,
+        sinks_GR: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See `Ops`; in place."""
-        if window is not None:
-            past, own = super().block_softmax(past, own, kv_lens_S, scale, window)
+        if window is not None or sinks_GR is not None:
+            past, own = super().block_softmax(past, own, kv_lens_S, scale, window, sinks_GR)
             return past.contiguous(), own.contiguous()
         past, own, kv_lens_S = past.contiguous(), own.contiguous(), kv_lens_S.contiguous()
         shape = structs.BlockScores(*past.shape, own.shape[-1])

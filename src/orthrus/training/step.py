@@ -21,11 +21,12 @@ from torch import Tensor
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
 from orthrus.model.layers import DecoderLayer, View
+from orthrus.model.norms import rms_norm
 from orthrus.training.attention import BlockAttention, Scores, causal_attention
 from orthrus.training.blocks import Blocks
 from orthrus.training.draft_head import head_loss as draft_head_loss
 from orthrus.training.objectives import Objective
-from orthrus.training.ops import Ops, rms_norm
+from orthrus.training.ops import Ops
 from orthrus.training.ops import load as load_ops
 from orthrus.training.rows import Collected, HeadRows, States, linked
 from orthrus.training.vocabulary import Head, Rules, Targets, VocabularyLoss
@@ -145,7 +146,7 @@ def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, li
     hidden, delta = decoder.embed(blocks.tokens_T), None
     for layer in decoder.decoder_layers:
         hidden, delta = layer(hidden, delta, partial(causal, layer), ops)
-    return ops.add_norm(hidden, delta, decoder.norm, decoder.config.norm_eps, decoder.config.norm_offset)[1], memory
+    return decoder.norm.of_sum(hidden, delta, ops)[1], memory
 
 
 def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]], ops: Ops) -> Tensor:
@@ -167,23 +168,24 @@ def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor,
     hidden, delta = decoder.embed(ids_SK.flatten()), None
     for layer, text in zip(decoder.decoder_layers, memory, strict=True):
         hidden, delta = layer(hidden, delta, partial(in_blocks, layer, text), ops)
-    return ops.add_norm(hidden, delta, decoder.norm, config.norm_eps, config.norm_offset)[1]
+    return decoder.norm.of_sum(hidden, delta, ops)[1]
 
 
 def _scores(layer: DecoderLayer, config: DecoderConfig) -> Scores:
-    return Scores(config.attention_scale, config.attention_soft_cap, layer.kind.window)
+    return Scores(config.attention_scale, config.attention_soft_cap, layer.kind.window, layer.sinks)
 
 
 def _project(
     decoder: Decoder, view: View, normed: Tensor, rope: tuple[Tensor, Tensor], ops: Ops
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [N, H, E], k and v [N, G, E]; q and k are normed and rotated."""
-    config = decoder.config
-    qkv = view.qkv(normed).view(len(normed), -1, config.head_dim)
+    config, rotated = decoder.config, partial(ops.rotate, rope=rope)
+    qkv = view.project(normed).view(len(normed), -1, config.head_dim)
     q, k, v = qkv.split((config.heads, config.kv_heads, config.kv_heads), dim=1)
-    if view.norms is not None:
-        q, k = (
-            rms_norm(t, weight, config.norm_eps, config.norm_offset)
-            for t, weight in zip((q, k), view.norms, strict=True)
-        )
-    return ops.rotate(q, rope), ops.rotate(k, rope), v
+    if view.norms is None:
+        return rotated(q), rotated(k), v
+    q, k = (rotated(q), rotated(k)) if config.qk_norm_last else (q, k)
+    q, k = (
+        rms_norm(t, weight, config.norm_eps, config.norm_offset) for t, weight in zip((q, k), view.norms, strict=True)
+    )
+    return (q, k, v) if config.qk_norm_last else (rotated(q), rotated(k), v)

@@ -19,18 +19,20 @@ SLICE_ROWS = 16
 
 
 class Head(NamedTuple):
-    """The frozen head [V, D], and the soft cap of its logits (see `DecoderConfig`). weight_DV: the same transposed in
-    memory, with which GEMMs on a CPU give logits in half the time."""
+    """The frozen head [V, D], and the soft cap and the scale of its logits (see `DecoderConfig`). weight_DV: the same
+    transposed in memory, with which GEMMs on a CPU give logits in half the time."""
 
     weight_VD: Tensor
     soft_cap: float | None = None
     weight_DV: Tensor | None = None
+    scale: float = 1.0
 
     @staticmethod
     def of(decoder: Decoder, *, transposed: bool = False) -> Head:
         """The head of a decoder. `transposed` needs its memory once more."""
-        weight_VD = decoder.head.weight
-        return Head(weight_VD, decoder.config.logit_soft_cap, weight_VD.T.contiguous() if transposed else None)
+        weight_VD, config = decoder.head.weight, decoder.config
+        weight_DV = weight_VD.T.contiguous() if transposed else None
+        return Head(weight_VD, config.logit_soft_cap, weight_DV, config.logit_scale)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V]."""
@@ -38,13 +40,14 @@ class Head(NamedTuple):
 
     def capped(self, logits: Tensor) -> Tensor:
         """The products of hidden states and weights, as logits."""
-        return logits if self.soft_cap is None else torch.tanh(logits / self.soft_cap) * self.soft_cap
+        scaled = logits if self.scale == 1.0 else logits * self.scale
+        return scaled if self.soft_cap is None else torch.tanh(scaled / self.soft_cap) * self.soft_cap
 
     def backward(self, grad_NV: Tensor, logits_NV: Tensor | None) -> Tensor:
         """The gradient with respect to the hidden states [N, D]; a soft cap needs the logits."""
         if self.soft_cap is not None and logits_NV is not None:
             grad_NV = grad_NV * (1 - (logits_NV / self.soft_cap) ** 2)
-        return grad_NV @ self.weight_VD
+        return grad_NV @ self.weight_VD if self.scale == 1.0 else grad_NV @ self.weight_VD * self.scale
 
 
 class Logits(NamedTuple):

@@ -36,7 +36,7 @@ from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.decoder_config import DecoderConfig
 from orthrus.gumbel import RandomBits
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.ngrams import Lookup
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
 from orthrus.torch_threads import kernel_threads
@@ -45,6 +45,14 @@ Kernel = Callable[..., Any]
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _WEIGHTS, _QUANTIZED = ctypes.POINTER(structs.LinearWeights), ctypes.POINTER(structs.QuantizedRows)
 _CACHE, _METADATA = ctypes.POINTER(structs.KVCache), ctypes.POINTER(structs.AttentionMetadata)
+
+
+LACKING = (
+    "LayerNorm", "q and k norms of whole rows", "q and k norms that differ by head",
+    "q and k norms after rotary embeddings", "attention and MLP in parallel", "squared ReLU", "clamped SwiGLU",
+    "MLP without gates", "attention sinks", "experts",
+)  # fmt: skip
+"""The features of models for which there is no code in C."""
 
 
 class NativeKernels(TorchKernels):
@@ -75,7 +83,7 @@ class NativeKernels(TorchKernels):
     @classmethod
     def lacking(cls, config: DecoderConfig) -> list[str]:
         """See `Kernels`."""
-        return [feature for feature in config.features if feature == "experts"]
+        return [feature for feature in config.features if feature in LACKING]
 
     def packed(self, plain: Linear) -> Iterator[LinearForm]:
         """The products of `native.c` first, where the shape divides, then torch's."""
@@ -155,6 +163,8 @@ class NativeKernels(TorchKernels):
         values_GSE: Tensor,
     ) -> Tensor:
         """See `Kernels`."""
+        if norms and mapping.norm_last:
+            return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         assert qkv_NF.is_contiguous()
         (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
         G, _, E = keys_GSE.shape
@@ -208,6 +218,8 @@ class NativeKernels(TorchKernels):
 
     def gate(self, gate_up_NF: Tensor, activation: str = "silu") -> Tensor:
         """See `Kernels`."""
+        if activation not in self._gated:
+            return super().gate(gate_up_NF, activation)
         assert gate_up_NF.is_contiguous()
         rows, size = len(gate_up_NF), gate_up_NF.shape[1] // 2
         out = gate_up_NF.new_empty(rows, size)

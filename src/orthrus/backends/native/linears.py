@@ -12,7 +12,7 @@ from orthrus.backends.interface import ExecutableLinear
 from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
 from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part
 from orthrus.torch_threads import kernel_threads
 

@@ -16,7 +16,7 @@ from orthrus.backends.native.linears import (
     PanelLinear,
     TiledLinear,
 )
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 
 FORMS: dict[str, type[ExecutableLinear]] = {
     form.__name__: form for form in (TiledLinear, PanelLinear, DequantLinear, NativeInt8Linear, NativeGroupedLinear)

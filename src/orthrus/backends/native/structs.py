@@ -154,6 +154,7 @@ class ModelWeights(ctypes.Structure):
         ("norm_eps", _FLOAT),
         ("norm_offset", _FLOAT),
         ("embedding_scale", _FLOAT),
+        ("residual_scale", _FLOAT),
     )
 
 

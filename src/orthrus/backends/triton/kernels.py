@@ -22,7 +22,7 @@ from orthrus.backends.triton import device
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import PAGE
 from orthrus.decoder_config import DecoderConfig
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 from orthrus.quantization import in_groups_of_four_bits
 
 QUERIES = 32
@@ -152,7 +152,7 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         """See `Kernels`."""
         G, slots, E = keys_GSE.shape
-        if (norms and mapping.norm_offset) or triton.next_power_of_2(E) != E:
+        if (norms and (mapping.norm_offset or mapping.norm_last)) or triton.next_power_of_2(E) != E:
             return super().rope_and_cache_write(qkv_NF, norms, mapping, keys_GSE, values_GSE)
         (B, A), N = mapping.query_shape, mapping.table_2N.shape[1]
         H = qkv_NF.shape[1] // E - 2 * G

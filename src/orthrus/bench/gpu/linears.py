@@ -14,7 +14,7 @@ from orthrus.backends.invariance import find_row_rule
 from orthrus.backends.linears import TorchLinear
 from orthrus.bench import shapes
 from orthrus.bench.gpu.settings import AbsentError, Settings
-from orthrus.model.layers import Linear
+from orthrus.model.linear import Linear
 
 ROWS = (1, 8, 16, 17, 32, 64, 128, 512)
 CALLS = 20

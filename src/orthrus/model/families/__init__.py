@@ -1,7 +1,7 @@
 """Backbone families: one file per family, named after the `model_type` of the Hugging Face config.
 
 A family file must define `config(hf) -> DecoderConfig`; adding a family is adding a file. This module lists the
-families, refuses unsupported features of a config by name, and maps our tensor names to those of Hugging Face.
+families and refuses unsupported features of a config by name.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from typing import Any
 from orthrus.decoder_config import DecoderConfig, LayerConfig, RopeConfig
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2"}
 """Activations by their Hugging Face names."""
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps")
+"""What families call the smallest mean square of a norm."""
+PAGE = "docs/backbones.md"
+"""The page that says how a family is added."""
 
 
 def names() -> list[str]:
@@ -29,7 +33,10 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """Load the module of a family. Raises ValueError with the list of families where there is none of that name."""
     if name not in names():
-        raise ValueError(f"model family {name!r} is not supported; supported families: {', '.join(names())}")
+        raise ValueError(
+            f"model family {name!r} is not supported; supported families: {', '.join(names())}. A family is one file:"
+            f" {PAGE} says how to add it"
+        )
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -37,7 +44,7 @@ def decoder_config(hf: Any) -> DecoderConfig:
     """Translate a Hugging Face config. Raises ValueError naming a feature that the decoder does not support."""
     family = load(hf.model_type)
     quantization = getattr(hf, "quantization_config", None)
-    if quantization and _method(quantization) != "gguf":
+    if quantization and _method(quantization) not in ("gguf", *getattr(family, "QUANTISED", ())):
         raise ValueError(
             f"weights quantised by {_method(quantization)!r} cannot be read; use the original or a GGUF checkpoint"
         )
@@ -58,7 +65,7 @@ def common(hf: Any, **differences: Any) -> DecoderConfig:
         "heads": hf.num_attention_heads,
         "kv_heads": hf.num_key_value_heads,
         "head_dim": head_dim(hf),
-        "norm_eps": hf.rms_norm_eps,
+        "norm_eps": next(getattr(hf, name) for name in EPSILONS if hasattr(hf, name)),
         "max_positions": hf.max_position_embeddings,
         "tied_head": bool(hf.tie_word_embeddings),
         "activation": ACTIVATIONS[activation],
@@ -131,59 +138,6 @@ def _frequencies(hf: Any, kind: str, parameters: dict[str, Any]) -> tuple[list[f
     one.rope_parameters = parameters
     frequencies, scaling = ROPE_INIT_FUNCTIONS[kind](one, "cpu")
     return frequencies.tolist(), float(scaling)
-
-
-def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...]]:
-    """Maps each of our tensor names to the Hugging Face tensors that it concatenates.
-
-    View "ar" covers the whole backbone; view "diffusion" covers only the diffusion view, under its published names
-    (`...q_proj_diff.weight`).
-    """
-    names: dict[str, tuple[str, ...]] = {}
-    if view == "ar":
-        names = {"embedding": ("model.embed_tokens.weight",), "norm": ("model.norm.weight",)}
-        if not config.tied_head:
-            names["head.weight"] = ("lm_head.weight",)
-    for index in range(config.layers):
-        names |= _attention_sources(config, index, view)
-        if view == "ar":
-            names |= _layer_sources(config, index)
-    return names
-
-
-def _attention_sources(config: DecoderConfig, index: int, view: str) -> dict[str, tuple[str, ...]]:
-    ours, theirs, suffix = f"layers.{index}.{view}", f"model.layers.{index}.self_attn", "" if view == "ar" else "_diff"
-    parts = ("qkv",) if config.fused_sources and view == "ar" else ("q", "k", "v")
-    names: dict[str, tuple[str, ...]] = {}
-    for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
-        names[f"{ours}.qkv.{kind}"] = tuple(f"{theirs}.{part}_proj{suffix}.{kind}" for part in parts)
-    for kind in ("weight", "bias") if config.o_bias else ("weight",):
-        names[f"{ours}.o.{kind}"] = (f"{theirs}.o_proj{suffix}.{kind}",)
-    if config.qk_norm:
-        names |= {f"{ours}.{part}_norm": (f"{theirs}.{part}_norm{suffix}.weight",) for part in "qk"}
-    return names
-
-
-def _layer_sources(config: DecoderConfig, index: int) -> dict[str, tuple[str, ...]]:
-    """The norms and the MLP of a layer. With norms on both sides, the one before the MLP has another name."""
-    ours, theirs = f"layers.{index}", f"model.layers.{index}"
-    norms = {"attention_norm": "input", "mlp_norm": "post_attention"}
-    if config.post_norms:
-        norms |= {"post_attention_norm": "post_attention", "mlp_norm": "pre_feedforward"}
-        norms |= {"post_mlp_norm": "post_feedforward"}
-    names: dict[str, tuple[str, ...]] = {
-        f"{ours}.{one}": (f"{theirs}.{other}_layernorm.weight",) for one, other in norms.items()
-    }
-    mlps = {f"{ours}.mlp": f"{theirs}.mlp"}
-    if config.layer(index).experts and config.experts is not None:
-        names[f"{ours}.mlp.router.weight"] = (f"{theirs}.mlp.gate.weight",)
-        mlps = {f"{ours}.mlp.experts.{n}": f"{theirs}.mlp.experts.{n}" for n in range(config.experts.count)}
-    parts = ("gate_up",) if config.fused_sources else ("gate", "up")
-    for one, other in mlps.items():
-        for kind in ("weight", "bias") if config.mlp_bias else ("weight",):
-            names[f"{one}.gate_up.{kind}"] = tuple(f"{other}.{part}_proj.{kind}" for part in parts)
-            names[f"{one}.down.{kind}"] = (f"{other}.down_proj.{kind}",)
-    return names
 
 
 def head_dim(hf: Any) -> int:

@@ -19,5 +19,5 @@ def config(hf: Any) -> DecoderConfig:
         hf,
         ropes=tuple(rope(hf, hf.rope_parameters[kind]) for kind in kinds),
         per_layer=tuple(LayerConfig(window, rope=kinds.index(kind)) for window, kind in layers),
-        qk_norm=True,
+        qk_norm="head",
     )

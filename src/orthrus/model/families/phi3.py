@@ -11,4 +11,4 @@ from orthrus.model.families import common, one_window, rotary_dim
 def config(hf: Any) -> DecoderConfig:
     """Translate a Phi-3 config."""
     layers = tuple(map(LayerConfig, one_window(hf)))
-    return common(hf, per_layer=layers, rotary_dim=rotary_dim(hf), fused_sources=True)
+    return common(hf, per_layer=layers, rotary_dim=rotary_dim(hf), fused_sources=("qkv", "gate_up"))

@@ -10,4 +10,4 @@ from orthrus.model.families import common
 
 def config(hf: Any) -> DecoderConfig:
     """Translate a Qwen3 config."""
-    return common(hf, qk_norm=True, qkv_bias=hf.attention_bias, o_bias=hf.attention_bias)
+    return common(hf, qk_norm="head", qkv_bias=hf.attention_bias, o_bias=hf.attention_bias)

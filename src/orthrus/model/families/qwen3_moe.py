@@ -14,7 +14,7 @@ def config(hf: Any) -> DecoderConfig:
     dense, step = hf.mlp_only_layers, hf.decoder_sparse_step
     return common(
         hf,
-        qk_norm=True,
+        qk_norm="head",
         qkv_bias=hf.attention_bias,
         o_bias=hf.attention_bias,
         experts=experts,

@@ -112,19 +112,27 @@ static void embed(const Pass *pass) {
     }
 }
 
-/* hidden += delta where there is one; normed = norm(hidden), for the thread's rows. */
+/* hidden += delta where there is one; normed = norm(hidden), or a copy where the model has no norm there, for the thread's
+ * rows. */
 static void norm_rows(const Pass *pass, const scalar_t *delta, const scalar_t *weight) {
     int64_t D = pass->model->hidden, first = pass->rows.begin * D;
+    if (!weight) {
+        int64_t scalars = (pass->rows.end - pass->rows.begin) * D;
+        if (delta) add_row(pass->space->hidden + first, delta + first, scalars);
+        memcpy(pass->space->normed + first, pass->space->hidden + first, scalars * sizeof(scalar_t));
+        return;
+    }
     rms_norm(pass->space->hidden + first, delta ? delta + first : 0, weight, pass->space->normed + first,
              pass->rows.end - pass->rows.begin, D, pass->model->norm_eps, pass->model->norm_offset);
 }
 
-/* delta = norm(delta) for the thread's rows, where the model has such a norm. */
-static void norm_update(const Pass *pass, const scalar_t *weight) {
-    if (!weight) return;
-    scalar_t *delta = pass->space->delta + pass->rows.begin * pass->model->hidden;
-    rms_norm(delta, 0, weight, delta, pass->rows.end - pass->rows.begin, pass->model->hidden, pass->model->norm_eps,
-             pass->model->norm_offset);
+/* delta = norm(delta) * residual_scale for the thread's rows, where the model has such a norm or scale. */
+static void finish_update(const Pass *pass, const scalar_t *weight) {
+    int64_t D = pass->model->hidden, rows = pass->rows.end - pass->rows.begin;
+    scalar_t *delta = pass->space->delta + pass->rows.begin * D;
+    float scale = pass->model->residual_scale;
+    if (weight) rms_norm(delta, 0, weight, delta, rows, D, pass->model->norm_eps, pass->model->norm_offset);
+    for (int64_t i = 0; scale != 1.0f && i < rows * D; i++) delta[i] = from_float(to_float(delta[i]) * scale);
 }
 
 /* The thread's outputs of a map for `rows` rows from row `first` on. */
@@ -185,7 +193,7 @@ static void attention_layer(Pass *pass, const LayerWeights *layer, const KVCache
 static void mlp_layer(Pass *pass, const LayerWeights *layer) {
     const Workspace *space = pass->space;
     int64_t rows = pass->batch->rows;
-    norm_update(pass, layer->post_attention_norm);
+    finish_update(pass, layer->post_attention_norm);
     norm_rows(pass, space->delta, layer->mlp_norm);
     quantize_for(&layer->gate_up, space->normed, space->quantized, pass->rows);
     end_phase(pass, PHASE_NORMS);
@@ -198,7 +206,7 @@ static void mlp_layer(Pass *pass, const LayerWeights *layer) {
     }
     linear_share(pass, &layer->down, space->gated, space->delta, 0, rows);
     end_phase(pass, PHASE_DOWN);
-    norm_update(pass, layer->post_mlp_norm);
+    finish_update(pass, layer->post_mlp_norm);
 }
 
 /* Final norms of the rows in `logit_rows` to `hidden`, and the logits of the first of them. */
@@ -244,7 +252,8 @@ static void forward_share(void *argument, Thread thread) {
         attention_layer(&pass, layer, &cache);
         mlp_layer(&pass, layer);
     }
-    if (model->layers[0].post_mlp_norm) end_phase(&pass, PHASE_NORMS); /* other threads need the normed updates */
+    int finished_by_rows = model->layers[0].post_mlp_norm || model->residual_scale != 1.0f;
+    if (finished_by_rows) end_phase(&pass, PHASE_NORMS); /* other threads need the finished updates */
     logits_layer(&pass, call->hidden, call->logits);
 }
 

@@ -19,7 +19,7 @@ typedef struct {
 } AttentionWeights;
 
 /* Norms and linear maps of one layer, and the places of its window and its rotary table in `ViewRows.kv_starts` and
- * `ForwardBatch.cos`. Norms of heads, and those after attention and MLP, are null where the model has none. */
+ * `ForwardBatch.cos`. Norms are null where the model has none. */
 typedef struct {
     const scalar_t *attention_norm, *mlp_norm, *post_attention_norm, *post_mlp_norm;
     int64_t window, rope;
@@ -34,7 +34,7 @@ typedef struct {
     const LayerWeights *layers;
     LinearWeights head;
     int64_t num_layers, hidden, intermediate, heads, kv_heads, head_dim, activation;
-    float norm_eps, norm_offset, embedding_scale;
+    float norm_eps, norm_offset, embedding_scale, residual_scale;
 } ModelWeights;
 
 /* The rows of one view, padding last: `padded_rows` of its linear maps, `rows` without padding. tokens [padded_rows];
