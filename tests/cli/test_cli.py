@@ -51,7 +51,20 @@ def untimed(record):
 
 
 def test_every_command_has_help(run):
-    verbs = ["generate", "demo", "info", "doctor", "verify", "bench", "chat", "batch", "distill", "train", "export"]
+    verbs = [
+        "generate",
+        "demo",
+        "info",
+        "doctor",
+        "verify",
+        "bench",
+        "chat",
+        "batch",
+        "distill",
+        "pack",
+        "train",
+        "export",
+    ]
     code, out, _ = run("--help")
     assert code == 0
     assert all(verb in out for verb in verbs)

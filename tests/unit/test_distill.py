@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import random
 import time
 
@@ -16,7 +17,7 @@ from orthrus.training import chat, data
 from orthrus.training.config import DistillConfig, TrainConfig
 from orthrus.training.distill import Distillation, Reply, seed_of
 from orthrus.training.prompts import Conversation, conversations_in, excluded_ngrams, word_ngrams
-from orthrus.training.shards import DamagedShardError, read_manifest, read_shard, unfinished
+from orthrus.training.shards import DamagedShardError, packed, read_manifest, read_shard, unfinished
 
 TOKENIZER = tiny.tokenizer(tiny.CHAT)
 ENDS = frozenset([tiny.END])
@@ -270,6 +271,26 @@ def test_distilled_records_are_a_task(tmp_path):
     assert {prompt.part for prompt in prompts} == {tmp_path.name}
     with pytest.raises(ValueError, match="no manifest"):
         tasks.load(str(tmp_path.parent))
+
+
+def test_a_packed_file_trains_as_its_directory(tmp_path):
+    directory, file = tmp_path / "run", tmp_path / "run.jsonl.xz"
+    list(distillation(directory).run(given(), 10))
+    file.write_bytes(packed(directory))
+    assert len(file.read_bytes()) < sum(map(len, files(directory).values())) / 2
+    config = TrainConfig(block_size=4, trained_rows=4, sequence_length=96, held_out=2)
+    from_directory, from_file = (data.load([path], TOKENIZER, ENDS, config) for path in (directory, file))
+    assert from_directory.digest == from_file.digest
+    assert [prompt.prompt for prompt in tasks.load(str(file))] == [p.prompt for p in tasks.load(str(directory))]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"x" + b, lambda b: lzma.compress(b"{}\n{}\n")])
+def test_a_damaged_packed_file_is_named(tmp_path, damage):
+    list(distillation(tmp_path / "run").run(given(), 10))
+    file = tmp_path / "run.jsonl.xz"
+    file.write_bytes(damage(packed(tmp_path / "run")))
+    with pytest.raises(ValueError, match=r"run\.jsonl\.xz: not a packed file"):
+        tasks.load(str(file))
 
 
 @pytest.mark.parametrize(

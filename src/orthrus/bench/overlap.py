@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orthrus.bench import tasks
 from orthrus.training.prompts import conversations_in, excluded_ngrams, texts_of, word_ngrams
-from orthrus.training.shards import MANIFEST, read_manifest, read_shard
+from orthrus.training.shards import MANIFEST, read_records
 
 Record = tuple[str, list[str]]
 """The id of a record, and its texts: the turns of the user and of the system."""
@@ -30,8 +30,7 @@ def records_in(path: Path) -> list[Record]:
     """The records of a JSONL file of prompts or conversations, or of a directory of distilled shards. Raises ValueError
     where it is neither."""
     if (path / MANIFEST).exists():
-        shards = (read_shard(path, entry) for entry in read_manifest(path)["shards"])
-        return [(record["id"], _asked(record["messages"])) for shard in shards for record in shard]
+        return [(record["id"], _asked(record["messages"])) for record in read_records(path)[1]]
     if not path.is_file():
         raise ValueError(f"{path}: no JSONL file, and no directory that `orthrus distill` wrote")
     return [(item.id, _asked(item.messages)) for item in conversations_in(path.read_bytes(), str(path))]

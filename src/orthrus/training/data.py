@@ -19,7 +19,7 @@ from orthrus.file_cache import cache_directory, write_atomically
 from orthrus.training import chat
 from orthrus.training.anchors import candidates
 from orthrus.training.config import TrainConfig
-from orthrus.training.shards import MANIFEST, read_manifest, read_shard, unfinished
+from orthrus.training.shards import MANIFEST, PACKED, read_records, unfinished
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def load(
     paths: list[Path], tokenizer: PreTrainedTokenizerBase, end_token_ids: frozenset[int], config: TrainConfig,
     backbone: BackboneIdentity | None = None,
 ) -> Corpus:  # fmt: skip
-    """Read directories of distilled shards and JSONL files of complete conversations.
+    """Read directories of distilled shards, packed files of them, and JSONL files of complete conversations.
 
     Documents without an assistant turn to train on are skipped, and those longer than a sequence are truncated; both
     are counted in `notices`. backbone: the model that is trained; shards of another one are noticed, and refused where
@@ -65,7 +65,8 @@ def load(
     loaded: list[Document] = []
     sources, notices, kept = [], [], []
     for path in paths:
-        read = _read_directory(path, backbone) if path.is_dir() else _read_file(path, tokenizer, end_token_ids)
+        distilled = path.is_dir() or (path.is_file() and path.name.endswith(PACKED))
+        read = _read_distilled(path, backbone) if distilled else _read_file(path, tokenizer, end_token_ids)
         documents, source, noticed = read
         sources.append({"path": path.name, "documents": len(documents), **source})
         notices += noticed
@@ -96,18 +97,18 @@ Read = tuple[list[Document], dict[str, object], list[str]]
 """The documents of a file or directory, its entry in `Corpus.sources`, and notices."""
 
 
-def _read_directory(path: Path, backbone: BackboneIdentity | None) -> Read:
-    manifest = read_manifest(path)
-    content = [record for entry in manifest["shards"] for record in read_shard(path, entry)]
+def _read_distilled(path: Path, backbone: BackboneIdentity | None) -> Read:
+    manifest, content = read_records(path)
     documents = [Document(r["id"], r["tokens"], [(a, b) for a, b in r["spans"]]) for r in content]
     notices = [_other_backbone(path, manifest["backbone"], backbone)] if backbone else []
-    if counts := unfinished(manifest):
+    if path.is_dir() and (counts := unfinished(manifest)):
         notices.append(
             f"{path} holds {counts[0]} of {counts[1]} prompts: the distillation is unfinished; run the same `orthrus"
             " distill` to go on"
         )
-    sha256 = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    return documents, {"manifest_sha256": sha256}, [notice for notice in notices if notice]
+    identity = (path / MANIFEST, "manifest_sha256") if path.is_dir() else (path, "sha256")
+    sha256 = hashlib.sha256(identity[0].read_bytes()).hexdigest()
+    return documents, {identity[1]: sha256}, [notice for notice in notices if notice]
 
 
 def _other_backbone(path: Path, wrote: dict[str, str], backbone: BackboneIdentity) -> str:

@@ -1,15 +1,22 @@
-"""Directories of distilled records: JSONL shards and a manifest with their sha256."""
+"""Distilled records: directories of JSONL shards and a manifest with their sha256, and packed files.
+
+A packed file is JSONL compressed by xz: the manifest without its shards, then the records without their messages. It
+takes a twelfth of the room, and training reads it as it reads the directory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
 from orthrus import prompt_files
 
 MANIFEST = "manifest.json"
+PACKED = ".jsonl.xz"
+"""How the name of a packed file ends."""
 
 
 class DamagedShardError(ValueError):
@@ -58,3 +65,27 @@ def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
             " to rewrite it"
         )
     return [record for _, record in prompt_files.lines(data, str(path))]
+
+
+def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The manifest and all records of a directory of shards, or of a packed file. Raises ValueError."""
+    if not path.name.endswith(PACKED):
+        manifest = read_manifest(path)
+        return manifest, [record for entry in manifest["shards"] for record in read_shard(path, entry)]
+    try:
+        text = lzma.decompress(path.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path}: not a packed file of `orthrus pack`, or damaged ({error})") from error
+    (_, manifest), *records = [*prompt_files.lines(text, str(path))] or [(0, {})]
+    if manifest.get("format") != 1 or manifest.get("records") != len(records):
+        raise ValueError(f"{path}: not a packed file of `orthrus pack`, or cut short")
+    return manifest, [record for _, record in records]
+
+
+def packed(directory: Path) -> bytes:
+    """The content of a packed file of a directory of shards. Raises ValueError."""
+    manifest, records = read_records(directory)
+    head = {name: content for name, content in manifest.items() if name != "shards"} | {"records": len(records)}
+    lean = ({name: content for name, content in record.items() if name != "messages"} for record in records)
+    lines = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in (head, *lean))
+    return lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME)

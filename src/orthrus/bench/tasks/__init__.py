@@ -1,7 +1,7 @@
 """Benchmark tasks: one module each, with its prompts as package data. To add a task, add a module.
 
 A task file has `SOURCE`, `LICENCE` and `prompts()`. A path to a JSONL file of `prompt` or `messages` is a task too, and
-so is a directory of distilled records: choices between views are made on records that neither was trained on.
+so are distilled records: choices between views are made on records that neither was trained on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orthrus.prompt_files import lines, prompt_of
-from orthrus.training.shards import read_manifest, read_shard
+from orthrus.training.shards import PACKED, read_records
 
 ANSWER = "# the answer goes here"
 
@@ -46,10 +46,10 @@ def load(name: str, limit: int | None = None) -> list[TaskPrompt]:
     """
     if name in names():
         loaded = list(importlib.import_module(f"{__name__}.{name}").prompts())
+    elif Path(name).is_dir() or (Path(name).is_file() and name.endswith(PACKED)):
+        loaded = list(_from_records(Path(name)))
     elif Path(name).is_file():
         loaded = [_from_file(name, number, record) for number, record in lines(Path(name).read_bytes(), name)]
-    elif Path(name).is_dir():
-        loaded = list(_from_records(Path(name)))
     else:
         raise ValueError(f"no task {name!r} and no such file; tasks: {', '.join(names())}")
     if not loaded:
@@ -64,11 +64,11 @@ def records(file: str) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _from_records(directory: Path) -> Iterator[TaskPrompt]:
+def _from_records(path: Path) -> Iterator[TaskPrompt]:
     """The prompts of distilled records: the tokens before the first answer."""
-    for entry in read_manifest(directory)["shards"]:
-        for record in read_shard(directory, entry):
-            yield TaskPrompt(record["id"], directory.name, record["tokens"][: record["spans"][0][0]])
+    _, distilled = read_records(path)
+    for record in distilled:
+        yield TaskPrompt(record["id"], path.name.removesuffix(PACKED), record["tokens"][: record["spans"][0][0]])
 
 
 def _from_file(name: str, number: int, record: dict[str, Any]) -> TaskPrompt:
