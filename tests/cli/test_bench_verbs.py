@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
+import time
+from pathlib import Path
 
 import gguf
 import numpy as np
+import processes
 import pytest
 import tiny
 import tiny_gguf
@@ -13,6 +19,8 @@ from gguf import GGMLQuantizationType, GGUFReader
 
 from orthrus.bench import compare, quality, suite, tasks
 from orthrus.bench.peers import gguf as files
+from orthrus.bench.peers import workers
+from orthrus.cli import _shared
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +90,82 @@ def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp
     code, _, err = run("bench", "compare", "--task", task, "--peer", "nobody")
     assert code == 2
     assert "no such peer; peers: " in err
+
+
+def test_plain_decoding_is_compared_with_peers_where_there_is_no_view(run, tmp_path, monkeypatch):
+    """From a directory, which llama.cpp cannot read: it is absent, and the others are compared."""
+    monkeypatch.setattr(compare, "cache_directory", lambda: tmp_path / "cache")
+    bare = tiny.save_checkpoint(tmp_path / "bare", view=False)
+    (tmp_path / "task.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(2)))
+    asked = ["bench", "compare", "--task", tmp_path / "task.jsonl", "--model", bare, "--dtype", "float32"]
+    peers = ["--peer", "transformers fp32", "--peer", "llama.cpp Q8_0", "--max-new-tokens", 8]
+    code, out, err = run(*asked, *peers, "--json")
+    assert code == 0, err
+    sides = {side["name"]: side for side in json.loads(out)["sides"]}
+    assert [*sides] == ["orthrus ar", "transformers fp32", "llama.cpp Q8_0"]
+    assert sides["orthrus ar"]["ours_over"] == 1.0 and sides["transformers fp32"]["identical"] == 2
+    assert "not a GGUF file" in sides["llama.cpp Q8_0"]["absent"]
+    assert "no diffusion view" in err and "starting transformers fp32" in err
+
+
+def test_a_benchmark_in_a_pipe_prints_a_line_every_half_minute(monkeypatch, capsys):
+    now = itertools.count(0.0, 12.0)
+    monkeypatch.setattr(_shared, "perf_counter", lambda: next(now))
+    assert [*_shared.progress([*"abcdefgh"], "gsm8k")] == [*"abcdefgh"]
+    assert capsys.readouterr().err.splitlines() == ["gsm8k ...", "gsm8k: 3 of 8, ETA 0:01:00", "gsm8k: 6 of 8, ETA 0:00:24"]
+
+
+SLEEPER = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+VARIANTS, REQUIREMENTS = {"sleeper": {}}, []
+
+
+def load(weights, options, threads, device):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    Path("unfinished").write_text(f"{os.getpid()} {child.pid}")
+    Path("unfinished").rename("processes")
+    return lambda tokens, count, stops: time.sleep(300)
+"""
+"""A peer that has started a process, and whose answer takes five minutes."""
+
+
+def compare_with_a_sleeper(directory):
+    os.chdir(directory)
+    workers.__path__ = [str(directory)]
+    with _shared.ended_by_sigterm(), compare.Worker("sleeper", {}, 1) as worker:
+        worker.generate(tiny.request(1, 2), [])
+
+
+def is_running(pid):
+    """Whether there is such a process that has not ended; one that nobody has waited for is listed until then."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_no_worker_outlives_a_comparison(tmp_path, name):
+    """Neither one that computes, nor a process that it has started."""
+    worker = (Path(workers.__path__[0]) / "_worker.py").read_text().replace("GRACE = 3.0", "GRACE = 0.1")
+    (tmp_path / "_worker.py").write_text(worker)
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    process = processes.CONTEXT.Process(target=compare_with_a_sleeper, args=(tmp_path,), daemon=True)
+    process.start()
+    while not (tmp_path / "processes").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    started = (tmp_path / "processes").read_text().split()
+    assert all(map(is_running, started))
+    os.kill(process.pid, getattr(signal, name))
+    process.join(60)
+    assert process.exitcode == (143 if name == "SIGTERM" else -signal.SIGKILL)
+    end = time.monotonic() + 60
+    while any(map(is_running, started)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(map(is_running, started))
 
 
 def test_a_peer_that_fails_says_why():

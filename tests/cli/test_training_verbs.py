@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import tiny
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.cli import _progress, _train_setup
+from orthrus.cli import _progress, _shared, _train_setup
 from orthrus.tokenization import Tokenization
 from orthrus.training.trainer import Trainer
 from orthrus.training.world import device_of_process
@@ -291,6 +292,21 @@ def test_an_interrupted_run_is_saved_and_resumes(run, bare, tmp_path, monkeypatc
         assert ("resumed after step 3" in err) == (stopped == 6)
     assert taken == [*range(6)]
     assert (tmp_path / "run" / "last" / "adapter.safetensors").exists()
+
+
+def test_a_run_in_a_pipe_prints_a_line_every_half_minute(run, bare, tmp_path, monkeypatch):
+    """By a clock that goes on by twelve seconds whenever it is read, which is once a step."""
+    record = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello you"}]}
+    (tmp_path / "d.jsonl").write_text("\n".join([json.dumps(record)] * 9))
+    now = itertools.count(0.0, 12.0)
+    monkeypatch.setattr(_shared, "perf_counter", lambda: next(now))
+    line = f"train -o run --data d.jsonl --model {bare} {TOY} --steps 9 --save-every 100 --validate-every 100"
+    code, _, err = run(line)
+    assert code == 0, err
+    assert "training: 9 steps" in err
+    assert re.findall(r"step (\d) of 9: loss \d\.\d+, agreement [\d. ]+, \d+ rows/s, ETA ([\d:]+)", err) == [
+        ("1", "0:01:36"), ("4", "0:01:00"), ("7", "0:00:24"),
+    ]  # fmt: skip
 
 
 def test_two_processes_do_the_work_of_one_and_resume_with_the_same_bits(run, bare, tmp_path):

@@ -193,6 +193,19 @@ def test_a_resumed_run_ends_with_the_same_bits(bare, jsonl, tmp_path, until, dty
     assert one == other
 
 
+def test_every_step_is_in_the_metrics_at_once_and_those_of_a_killed_run_are_taken_back(bare, jsonl, tmp_path):
+    """No step is validated or saved before the last one."""
+    settings = {"validate_every": 100, "save_every": 100}
+    made, written = trainer_of(bare, jsonl, tmp_path, **settings), []
+    for progress in made.run():
+        written.append([record["step"] for record in read(tmp_path)])
+        if progress.step == 4:
+            break  # as if killed: four records, and no state
+    assert written == [[*range(1, n + 1)] for n in range(1, 5)]
+    train(bare, jsonl, tmp_path, **settings)
+    assert [record["step"] for record in read(tmp_path)] == [*range(1, 7)]
+
+
 def test_stopping_saves_the_state_and_ends_after_the_step(bare, jsonl, tmp_path):
     made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
     for progress in made.run():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from importlib.util import find_spec
+from operator import length_hint
 from pathlib import Path
 from threading import Thread, Timer
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from orthrus.machine_load import LoadWatch
 
 T = TypeVar("T")
+LINE_SECONDS = 30.0
+"""Least time between two lines of progress where stderr is not a terminal."""
 
 
 class Dtype(StrEnum):
@@ -241,11 +247,31 @@ def status(text: str, after: float = 0.3) -> Iterator[None]:
         spinner.stop()
 
 
+class ProgressLines:
+    """Lines on stderr, which is a pipe or a file: every half minute, and with `at_once` after the first step."""
+
+    def __init__(self, *, shown: bool, begun: int = 0, at_once: bool = False) -> None:
+        """`begun`: the steps that were done before."""
+        self.shown, self._begun = shown, begun
+        self._started = perf_counter()
+        self._told = self._started - LINE_SECONDS if at_once else self._started
+
+    def tell(self, done: int, total: int, line: str) -> None:
+        """Print `line`, which has places for `done` and `total`, and the estimated remaining time, if it is time to."""
+        now = perf_counter()
+        if not self.shown or now - self._told < LINE_SECONDS or done >= total:
+            return
+        left = (total - done) * (now - self._started) / max(1, done - self._begun)
+        stderr.print(f"{line.format(done, total)}, ETA {timedelta(seconds=round(left))}", soft_wrap=True, markup=False)
+        self._told = now
+
+
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and ETA on stderr; the bar disappears at the end. A pipe gets one line."""
+    """Iterate with a progress bar and ETA on stderr, which disappears at the end. A pipe gets a line, and further ones
+    every half minute."""
     if not stderr.is_terminal:
         stderr.print(f"{label} ...", markup=False, soft_wrap=True)
-        yield from items
+        yield from _progress_lines(items, label, total if total is not None else length_hint(items))
         return
     columns = (
         TextColumn("{task.description}"),
@@ -256,6 +282,28 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterat
     )
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
         yield from bar.track(items, total=total, description=label)
+
+
+def _progress_lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    lines = ProgressLines(shown=total > 1)
+    for done, item in enumerate(items):
+        if done:
+            lines.tell(done, total, f"{label}: {{}} of {{}}")
+        yield item
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does, so that what the block has started ends with it."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    earlier = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def without_none(**values: Any) -> dict[str, Any]:

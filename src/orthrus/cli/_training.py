@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from orthrus.cli._shared import stderr
+from orthrus.cli._shared import ProgressLines, stderr
 
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
@@ -32,17 +32,24 @@ def follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
             bar.console.print(
                 f"the rows of all blocks are computed once; they take {trainer.rows_on_disk / 1e9:.2f} GB"
             )
+        lines = ProgressLines(shown=show and not stderr.is_terminal)
         task = bar.add_task("rows of texts", total=None)
         for done, total in trainer.prepare():
             bar.update(task, completed=done, total=total)
+            lines.tell(done, total, "rows of {} of {} texts are computed")
         bar.remove_task(task)
         task = bar.add_task("", total=config.steps, completed=trainer.done)
+        lines = ProgressLines(shown=lines.shown, begun=trainer.done, at_once=True)
+        if lines.shown:
+            stderr.print(f"training: {config.steps - trainer.done} steps")
         for step in trainer.run():
             shares = " ".join(f"{share:.2f}" for share in step.agreement[:8])
             speed = step.rows / step.seconds
             bar.update(
                 task, completed=step.step, description=f"loss {step.loss:.3f}  agreement {shares}  {speed:.0f} rows/s"
             )
+            told = f"loss {step.loss:.3f}, agreement {shares}, {speed:.0f} rows/s"
+            lines.tell(step.step, config.steps, f"step {{}} of {{}}: {told}")
             if step.validation is not None and show:
                 _print_validation(bar.console, step, "replay trees of 8" if config.head_only else "decode")
 

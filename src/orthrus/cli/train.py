@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orthrus.cli import _train_setup as setup
-from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, stderr
+from orthrus.cli._shared import LINE_SECONDS, AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, status, stderr
 from orthrus.cli._train_setup import EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY
 from orthrus.cli._training import follow, print_estimate, print_text
 
@@ -229,5 +230,8 @@ def _validate(checkpoint: Checkpoint, corpus: Corpus) -> Validation:
     from orthrus.bench import measure
     from orthrus.training.tasks import Validation
 
-    acceptance = measure.held_out_acceptance(checkpoint, [document.prompt for document in corpus.held_out])
+    prompts = [document.prompt for document in corpus.held_out]
+    silent = nullcontext() if stderr.is_terminal else status(f"decoding {len(prompts)} held-out records", LINE_SECONDS)
+    with silent:  # a terminal has the bar of the steps
+        acceptance = measure.held_out_acceptance(checkpoint, prompts)
     return Validation(acceptance.acceptance_length, acceptance.tpf, acceptance.by_offset)

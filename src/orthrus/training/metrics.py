@@ -20,7 +20,6 @@ class Metrics:
 
     def __init__(self, directory: Path, *, writes: bool = True) -> None:
         self.directory, self._writes = directory, writes
-        self._pending: list[dict[str, Any]] = []
         self._board: Any = None
         self._drawn = perf_counter()
 
@@ -37,8 +36,13 @@ class Metrics:
             self._board = SummaryWriter(self.directory / "tensorboard", purge_step=step + 1)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add the record of a step; one with a validation also writes the file, and the plot if the last is old."""
-        self._pending.append(record)
+        """Write the record of a step; after one with a validation the plot is drawn too if the last is old.
+
+        A run that is killed may leave records of steps that are not in its state: `truncate` removes them.
+        """
+        if self._writes:
+            with (self.directory / LINES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
         if self._board is not None:
             for name in ("loss", "head_loss", "rate", "gradient_norm"):
                 if record[name] is not None:
@@ -53,13 +57,9 @@ class Metrics:
                 self.draw()
 
     def flush(self) -> None:
-        """Write pending records."""
-        if self._writes and self._pending:
-            with (self.directory / LINES).open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(record) + "\n" for record in self._pending))
-            if self._board is not None:
-                self._board.flush()
-        self._pending.clear()
+        """Write what TensorBoard still holds."""
+        if self._board is not None:
+            self._board.flush()
 
     def draw(self) -> None:
         """Draw `curves.png`."""
@@ -68,7 +68,7 @@ class Metrics:
         self._drawn = perf_counter()
 
     def close(self) -> None:
-        """Write pending records, draw the plot, and close TensorBoard."""
+        """Draw the plot, and close TensorBoard."""
         self.flush()
         self.draw()
         if self._board is not None:

@@ -20,6 +20,7 @@ from orthrus.cli._shared import (
     DtypeOption,
     ModelOption,
     QuantizeOption,
+    ended_by_sigterm,
     load_model,
     measure_costs_for_benchmark,
     progress,
@@ -54,21 +55,14 @@ def command(
     """Measure tokens per second of plain decoding, `auto` and peers with the same prompts, weights and threads.
 
     Decoding is greedy at batch 1, prefill included; systems are interleaved per prompt. Each peer runs in its own
-    process; a peer that is not installed is reported as absent.
+    process; a peer that is not installed, or that cannot read the backbone, is reported as absent. Without a diffusion
+    view plain decoding alone is compared with the peers.
     """
     from orthrus.bench import compare, provenance, tasks
 
-    known = compare.variants()
-    chosen = [
-        name for name in known
-        if peer is None or any(name == asked or (asked not in known and name.startswith(asked)) for asked in peer)
-    ]  # fmt: skip
-    if not chosen:
-        raise ValueError(f"no such peer; peers: {'; '.join(known)}")
+    chosen = _chosen(peer)
     if install:
-        for name in sorted({known[variant] for variant in chosen}):
-            with stderr.status(f"installing {name}: takes some minutes if it must be compiled"):
-                compare.install(name)
+        _install(chosen)
         if task is None:
             return
     prompts = {name: tasks.load(name, limit) for name in task or ()}
@@ -77,10 +71,14 @@ def command(
     loaded = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache)
     measure_costs_for_benchmark(loaded)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0}
-    systems = []
-    with timed() as load:
+    systems: list[System] = []
+    tell = partial(stderr.print, style="dim", markup=False)
+    if loaded.decoder.diffusion is None:
+        stderr.print("note: this checkpoint has no diffusion view, so its plain decoding is compared", style="yellow")
+    with ended_by_sigterm(), timed() as load:
         for name, asked in prompts.items():
-            systems += compare.measure(loaded, name, asked, options, chosen, partial(progress, label=name))
+            track = partial(progress, label=f"{name}: answers")
+            systems += compare.measure(loaded, name, asked, options, chosen, track, tell)
     if as_json:
         record = {
             "sides": [asdict(system) for system in systems],
@@ -89,12 +87,36 @@ def command(
         print(json.dumps(record, indent=2))
         return
     precision = f"{dtype.value}{', int8' if quantize else ''}"
-    _print(systems, f"{precision}; medians over prompts (quartiles), systems interleaved per prompt")
+    title = f"{precision}; medians over prompts (quartiles), systems interleaved per prompt"
+    _print(systems, title, fastest=compare.ours(loaded)[-1])
 
 
-def _print(systems: list[System], title: str) -> None:
+def _chosen(peers: list[str] | None) -> list[str]:
+    """The variants that these names, or beginnings of names, mean; without names all. Raises ValueError for none."""
+    from orthrus.bench import compare
+
+    known = compare.variants()
+    chosen = [
+        name for name in known
+        if peers is None or any(name == asked or (asked not in known and name.startswith(asked)) for asked in peers)
+    ]  # fmt: skip
+    if not chosen:
+        raise ValueError(f"no such peer; peers: {'; '.join(known)}")
+    return chosen
+
+
+def _install(chosen: list[str]) -> None:
+    from orthrus.bench import compare
+
+    known = compare.variants()
+    for name in sorted({known[variant] for variant in chosen}):
+        with ended_by_sigterm(), stderr.status(f"installing {name}: takes some minutes if it must be compiled"):
+            compare.install(name)
+
+
+def _print(systems: list[System], title: str, fastest: str) -> None:
     table = Table(title=title)
-    for column in ("part", "system", "tokens/s", "speedup of auto", "first token, ms", "same tokens as ar"):
+    for column in ("part", "system", "tokens/s", f"speedup of {fastest}", "first token, ms", "same tokens as ar"):
         table.add_column(column, justify="left" if column in ("part", "system") else "right")
     for system in systems:
         if system.absent is None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from orthrus.cli._shared import AdapterOption, DeviceOption, Dtype, DtypeOption, ModelOption, QuantizeOption, stderr
+from orthrus.cli._shared import (
+    AdapterOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    QuantizeOption,
+    ended_by_sigterm,
+    stderr,
+)
 
 
 def command(
@@ -32,5 +41,6 @@ def command(
     for name, value in (("--adapter", adapter), ("--device", device), ("--quantize", quantize and quantize.value)):
         if value not in (None, "cpu"):
             options += [name, str(value)]
-    page = suite.run(output, options, quick=quick, tell=stderr.print)
+    with ended_by_sigterm():
+        page = suite.run(output, options, quick=quick, tell=stderr.print)
     print(f"{page}: all results")
