@@ -42,6 +42,9 @@ class ScriptedServer:
         body = await request.json()
         self.bodies.append(body)
         asked = body["messages"][-1]["content"]
+        if asked == "long" and sum(message["role"] == "user" for message in body["messages"]) > 2:
+            error = {"message": "too long", "type": "t", "param": "messages", "code": "context_length_exceeded"}
+            return JSONResponse({"error": error}, 400)
         if asked.isdecimal():
             error = {"message": f"scripted {asked}", "type": "t", "param": None, "code": None}
             return JSONResponse({"error": error}, int(asked), headers={"Retry-After": "30"} if asked == "429" else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -20,17 +22,19 @@ from rich.console import Console
 from scripted_server import TEXT, ScriptedServer, served
 
 import orthrus
-from orthrus.cli._chat.answers import AnswerError, Figures, Part
+from orthrus.cli._chat import settings
+from orthrus.cli._chat.answers import AnswerError, ContextFullError, Figures, Part
 from orthrus.cli._chat.local import ANTI_LOOP_PENALTIES, LocalAnswers
 from orthrus.cli._chat.loops import MAX_PERIOD, MIN_REPEATED, LoopDetector
 from orthrus.cli._chat.session import Session
 from orthrus.cli._chat.terminal import LineReader, PromptReader, history_file, printable
+from orthrus.cli._chat.wrapping import WordWrap
 
 
 class Echo:
     """Answers with what it was asked, part by part; fails or is interrupted where the question says so."""
 
-    name, interruptible = "echo", False
+    name, interruptible, defaults = "echo", False, {"temperature": 0.0, "seed": "drawn anew"}
 
     def __init__(self):
         self.asked, self.closed = [], 0
@@ -101,6 +105,119 @@ def test_commands_change_the_conversation(chat, tmp_path):
     for told in ("Saved 2 turns", "Loaded 2 turns", "4 answers: 4 tokens in 4 passes", "missing: No such file",
                  "Forgotten: one", "There is nothing to undo.", "there is no question to answer again"):  # fmt: skip
         assert told in notes
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{}", "line 1"), ("not JSON", "line 1"), ('{"prompt": "hi"}', "holds a prompt and no answer"),
+        ('{"messages": [{"role": "user", "content": "hi"}]}', "holds a prompt and no answer"),
+        ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}', "does not begin"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 2, "2 records"),
+        ("", "empty"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_conversation_leaves_the_one_at_hand(chat, tmp_path, content, told):
+    (tmp_path / "file").write_text(content)
+    session, _, _, notes = chat("/system Be brief.", "one", f"/load {tmp_path / 'file'}")
+    assert contents(session) == ["one", "ONE "]
+    assert session.conversation.system == "Be brief."
+    assert told in notes and "Loaded" not in notes
+
+
+def test_the_habits_of_ollama(chat):
+    """Turns between triple quotes, also commands between them, and its names of commands."""
+    _, echo, _, notes = chat(
+        '"""one', "two", 'three"""', '"""four"""', '"""', "/clear", '"""', "/set seed 7", "/show", "/set", "/clear",
+        "/clera", '"""five', "six", "/bye",
+    )  # fmt: skip
+    assert [asked[0][-1]["content"] for asked in echo.asked] == [
+        "one\ntwo\nthree", "four", "/clear", "five\nsix\n/bye",
+    ]  # fmt: skip
+    assert "The conversation is empty." in notes and "did you mean /clear?" in notes
+    shown = {line[:18].strip(): line[18:].strip() for line in notes.splitlines()}
+    assert (shown["seed"], shown["temperature"], shown["top_p"]) == ("7", "0.0 (default)", "none (default)")
+    assert (shown["model"], shown["conversation"], shown["system message"]) == ("echo", "6 turns", "none")
+    assert all(notes.count(f"\n{name} ") == 2 + (name == "seed") for name in settings.NAMES)
+    chat("/bye", "never")
+
+
+def test_history_that_does_not_fit_is_left_out_from_the_oldest_turn_with_a_note(chat):
+    session, echo, _, _ = chat("one", "two", "three")
+    honest = echo.answer
+
+    def answer(messages, options):
+        if len(messages) > 3:
+            raise ContextFullError("too long")
+        yield from honest(messages, options)
+
+    echo.answer, session._notes = answer, Console(file=io.StringIO(), width=200)
+    assert session.ask("four") and session.ask("five")
+    assert [[m["content"] for m in asked[0]] for asked in echo.asked[3:]] == [
+        ["three", "THREE ", "four"], ["four", "FOUR ", "five"],
+    ]  # fmt: skip
+    assert contents(session)[:2] == ["one", "ONE "] and len(contents(session)) == 10
+    told = session._notes.file.getvalue()
+    assert re.findall(r"the oldest (\d) turns are no longer sent", told) == ["4", "6"]
+    session.command("/undo")
+    assert session.conversation.left_out == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "context", "told"),
+    [
+        (8, 24, "context of 24 tokens is full (/undo or /clear makes room)"),
+        (8, 25, "/set max_new_tokens"),
+        (8, 0, "/set"),
+    ],
+)
+def test_a_full_context_is_not_blamed_on_the_maximum_of_tokens(tokens, context, told):
+    text = str(Figures(tokens, 1, 16, finish_reason="length", context=context))
+    assert told in text
+    assert ("max_new_tokens" in text) == ("context" not in told)
+
+
+def wrapped(text, width, cuts):
+    made, out = WordWrap(lambda: width), ""
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        out += "".join(piece for piece, _ in made.take(text[start:end]))
+    return out + "".join(piece for piece, _ in made.finish())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_words_stay_whole_at_the_margin_whatever_the_pieces(seed):
+    rng, width = random.Random(seed), 12
+    words = ["".join(rng.choices("abcdef", k=rng.randint(1, 9))) for _ in range(40)]
+    text = "".join(word + rng.choice([" ", " ", "\n", "  "]) for word in words)
+    whole = wrapped(text, width, [])
+    assert wrapped(text, width, sorted(rng.choices(range(len(text)), k=30))) == whole
+    assert whole.split() == words
+    assert max(len(line) for line in whole.splitlines()) <= width
+    lines = whole.split("\n")
+    for line, following in pairwise(lines):
+        first = following.split(" ")[0]
+        if first and f"{line.rstrip()} {first}" in text:  # a break that wrapping made
+            assert len(f"{line.rstrip()} {first}") > width
+
+
+def test_what_cannot_be_wrapped_by_words_is_shown_as_it_comes():
+    assert wrapped("ab " + "x" * 30 + "\ncd", 10, [7]) == "ab \n" + "x" * 30 + "\ncd"
+    assert wrapped("你好世界你好", 6, [2]) == "你好世\n界你好"
+    code = "```\nx = 1  # a comment that is longer than the line\n```\n"
+    assert wrapped(code, 10, [9]) == code
+    styled = WordWrap(lambda: 10)
+    assert [*styled.take("dra", "green"), *styled.take("ft", ""), *styled.take(" ", "")] == [
+        ("dra", "green"), ("ft", ""), (" ", ""),
+    ]  # fmt: skip
+
+
+def test_a_chat_on_a_terminal_breaks_no_word(chat):
+    terminal = Console(file=io.StringIO(), width=20, force_terminal=True, color_system=None)
+    session = Session(Echo(), LineReader(io.StringIO("alpha beta gamma delta epsilon\n")), terminal, terminal)
+    session.run()
+    lines = terminal.file.getvalue().splitlines()
+    assert {"ALPHA", "BETA", "GAMMA", "DELTA", "EPSILON"} < set(" ".join(lines).split())
+    assert all(len(line) <= 20 for line in lines) and "lists the commands" in " ".join(" ".join(lines).split())
 
 
 def test_a_retry_that_fails_keeps_what_was_there(chat):
@@ -189,8 +306,11 @@ def test_the_second_turn_keeps_the_prefix_and_a_context_that_is_full_fails_the_t
     assert figures.cached_tokens > 200
     with closing(answers.answer(messages, {"max_new_tokens": 8})) as parts:
         next(parts)
-    with pytest.raises(AnswerError, match="/undo or /reset makes room"):
+    with pytest.raises(AnswerError, match="this question alone is too long"):
         whole(answers.answer([{"role": "user", "content": "x" * 5000}], {}))
+    for length in (5000, 1500):  # too long, and too long to leave a quarter of the context to the answer
+        with pytest.raises(ContextFullError, match="context"):
+            whole(answers.answer([*messages, {"role": "user", "content": "x" * length}], {"max_new_tokens": 2000}))
     assert whole(answers.answer(messages, {"max_new_tokens": 8}))[1].finish_reason
     assert answers._engine.unfinished == 0
 
@@ -216,7 +336,7 @@ def test_a_server_answers_without_torch(server):
         "import sys; from orthrus import cli; sys.argv = ['orthrus', 'chat', *sys.argv[1:]]\n"
         "try: cli.main()\nfinally: print('torch' in sys.modules, end='')"
     )
-    asked = "hello\n429\nbreak\n/set temperature 0.5\nagain\n"
+    asked = "hello\n429\nbreak\n/set temperature 0.5\nagain\nlong\n"
     arguments = [
         sys.executable,
         "-c",
@@ -229,12 +349,14 @@ def test_a_server_answers_without_torch(server):
         "Short.",
     ]
     done = subprocess.run(arguments, input=asked, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == f"{TEXT}\n\nHere are two <b>tags</b>\n{TEXT}\nFalse"
+    assert done.stdout == f"{TEXT}\n\nHere are two <b>tags</b>\n{TEXT}\n{TEXT}\nFalse"
     assert "8 tokens in 4 passes (2.00 per pass)" in done.stderr
     assert "scripted 429 (try again in 30 s) This turn is dropped." in done.stderr
     assert "the connection to" in done.stderr
     assert server.keys[-1] == "Bearer secret"
-    body = server.bodies[-1]
+    assert "the oldest 4 turns are no longer sent" in done.stderr
+    assert [m["content"] for m in server.bodies[-1]["messages"]] == ["Short.", "again", TEXT, "long"]
+    body = server.bodies[-4]
     assert [m["content"] for m in body["messages"]] == [
         "Short.", "hello", TEXT, "break", "Here are two <b>tags</b>", "again",
     ]  # fmt: skip
@@ -266,7 +388,9 @@ def test_a_paste_is_one_turn_and_history_is_private(tmp_path, monkeypatch):
         reader = PromptReader(("/help",), history_file())
         pipe.send_text("\x1b[200~one\ntwo\x1b[201~ and\x1b\rthree\r")
         assert reader.read() == "one\ntwo and\nthree"
-        pipe.send_text("\x1b[A\r")  # recall
+        pipe.send_text('"""one\rtwo"""\r')
+        assert reader.read() == '"""one\ntwo"""'
+        pipe.send_text("\x1b[A\x1b[A\x1b[A\r")  # recall, past the two lines of the last turn
         assert reader.read() == "one\ntwo and\nthree"
         pipe.send_text("\x03")
         with pytest.raises(KeyboardInterrupt):

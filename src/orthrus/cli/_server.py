@@ -32,11 +32,12 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 
 
 class ServerError(Exception):
-    """A server that does not answer, or answers with an error. `status` is 0 without an answer."""
+    """A server that does not answer, or answers with an error. `status` is 0 without an answer; `code` is the word for
+    programs, empty where there is none."""
 
-    def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, status: int = 0, retry_after: float | None = None, code: str = "") -> None:
         super().__init__(message)
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.code = status, retry_after, code
 
 
 def bearer(api_key: str | None) -> dict[str, str]:
@@ -126,10 +127,10 @@ class ServerClient:
 def _refusal(response: httpx.Response) -> ServerError:
     status = response.status_code
     try:
-        message = _message(response.json())
+        content = response.json()
     except ValueError:
-        message = ""
-    message = message or f"the server answered {status} {response.reason_phrase}"
+        content = None
+    message = _message(content) or f"the server answered {status} {response.reason_phrase}"
     try:
         wait = float(response.headers.get("retry-after", ""))
     except ValueError:
@@ -139,13 +140,19 @@ def _refusal(response: httpx.Response) -> ServerError:
         hint = " (give the key with --api-key or ORTHRUS_API_KEY)"
     elif status in (429, 503):
         hint = f" (try again in {wait:g} s)" if wait else " (try again later)"
-    return ServerError(message + hint, status, wait)
+    return ServerError(message + hint, status, wait, _code(content))
 
 
 def _message(content: Any) -> str:
     error = content.get("error") if isinstance(content, dict) else None
     text = error.get("message") if isinstance(error, dict) else error
     return text if isinstance(text, str) else ""
+
+
+def _code(content: Any) -> str:
+    error = content.get("error") if isinstance(content, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else ""
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -13,9 +13,15 @@ class AnswerError(Exception):
     """A turn failed. The message says why and what to do; the conversation goes on without the turn."""
 
 
+class ContextFullError(AnswerError):
+    """The conversation does not fit into the context, or leaves too little room for an answer. Raised before any part,
+    and only where the conversation has earlier turns that can be left out."""
+
+
 @dataclass(frozen=True)
 class Figures:
-    """Counts and seconds of one answer. `passes` is 0 where a server does not tell."""
+    """Counts and seconds of one answer. `passes` is 0 where a server does not tell; `context` are the tokens that the
+    model can hold, 0 where that is not known."""
 
     tokens: int = 0
     passes: int = 0
@@ -25,6 +31,12 @@ class Figures:
     first_seconds: float = 0.0
     finish_reason: str | None = None
     seed: int | None = None
+    context: int = 0
+
+    @property
+    def fills_context(self) -> bool:
+        """Whether the answer ended because the context was full."""
+        return self.finish_reason == "length" and 0 < self.context <= self.prompt_tokens + self.tokens
 
     def __str__(self) -> str:
         told = [f"{self.tokens} tokens"]
@@ -36,7 +48,9 @@ class Figures:
             told.append(f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens kept from before")
         if self.seed is not None:
             told.append(f"seed {self.seed}")
-        if self.finish_reason == "length":
+        if self.fills_context:
+            told.append(f"ended because the context of {self.context} tokens is full (/undo or /clear makes room)")
+        elif self.finish_reason == "length":
             told.append("ended at the maximum of tokens (/set max_new_tokens N)")
         return "; ".join(told)
 
@@ -61,11 +75,14 @@ class Answerer(Protocol):
 
     name: str
     """For the first line of the chat."""
+    defaults: Mapping[str, Any] | None
+    """What holds for settings that are not given; None where a server decides."""
     interruptible: bool
     """Whether an answer may be left by an exception at any moment. If not, chat leaves it between two parts."""
 
     def answer(self, messages: list[Message], options: Mapping[str, Any]) -> Generator[Part, None, None]:
-        """Answer a conversation. Closing the generator ends the work on it. Raises AnswerError where it fails."""
+        """Answer a conversation. Closing the generator ends the work on it. Raises AnswerError where it fails, and
+        ContextFullError where it would not with fewer turns."""
         ...
 
     def close(self) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from orthrus.cli._chat.answers import AnswerError, Figures, Message, Part
+from orthrus.cli._chat.answers import AnswerError, ContextFullError, Figures, Message, Part
 from orthrus.cli._chat.loops import LoopDetector
+from orthrus.cli._chat.settings import DEFAULTS
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Options
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ANTI_LOOP_PENALTIES = (1.1, 1.3)
 """The repetition penalty after the first and the second loop. docs/chat.md has the measurement behind it."""
+LEAST_ROOM = 4
+"""Of the context, at least one part in so many is left to an answer, if it may be as long."""
 LOOPED = "it began to loop: that is taken back, and the rest has repetition_penalty {}"
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
@@ -27,6 +30,7 @@ class LocalAnswers:
     """A loaded model with an engine. `decoding` are the options of the engine: cycle, rule and width."""
 
     interruptible = False
+    defaults = DEFAULTS
 
     def __init__(self, model: Model, decoding: Options, fixed: Mapping[str, Any]) -> None:
         """`fixed` are options of every answer that no command changes. Raises ValueError without a chat template."""
@@ -40,16 +44,23 @@ class LocalAnswers:
         """Stream an answer; of the prompt, only what is new since the last turn is computed.
 
         Greedy decoding that begins to loop goes back to the first repetition, and on from there with a penalty, unless
-        one of the penalties is set.
+        one of the penalties is set. Raises ContextFullError where earlier turns leave an answer too little room.
         """
+        several = sum(message["role"] == "user" for message in messages) > 1
         chosen: Options = {**self._fixed, **options}  # type: ignore[typeddict-item]
         try:
             request = self._model.request(messages, chosen)
             guarded = request.sampling.greedy and not any(name in options for name in PENALTIES)
-            yield from _Answer(self._engine, request, guarded=guarded).parts()
-        except ValueError as error:  # such as a conversation that no longer fits into the context
-            advice = " (/undo or /reset makes room)" if "context" in str(error) else ""
-            raise AnswerError(f"{error}{advice}") from error
+            context = self._model.limits.max_positions
+            room = context - len(request.prompt)
+            if several and room < min(request.stop.max_new_tokens, context // LEAST_ROOM):
+                raise ContextFullError(f"{room} of {context} tokens of context are left for the answer")
+            yield from _Answer(self._engine, request, context, guarded=guarded).parts()
+        except ValueError as error:
+            full = "context" in str(error)
+            if full and several:
+                raise ContextFullError(str(error)) from error
+            raise AnswerError(f"{error}{' (this question alone is too long)' if full else ''}") from error
 
     def close(self) -> None:
         """End what is still being decoded."""
@@ -59,8 +70,8 @@ class LocalAnswers:
 class _Answer:
     """One answer: a request, and where it loops others that go on before the loop."""
 
-    def __init__(self, engine: Engine, request: Request, *, guarded: bool) -> None:
-        self._engine, self._request, self._guarded = engine, request, guarded
+    def __init__(self, engine: Engine, request: Request, context: int, *, guarded: bool) -> None:
+        self._engine, self._request, self._context, self._guarded = engine, request, context, guarded
         self._started, self._first = perf_counter(), 0.0
         self._passes = self._cached = 0
         self._kept = self._shown = 0
@@ -105,6 +116,7 @@ class _Answer:
         return Figures(
             self._kept + len(last.sequence.tokens), self._passes, len(self._request.prompt), self._cached,
             perf_counter() - self._started, self._first, last.finish_reason, last.sequence.seed if sampled else None,
+            self._context,
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,25 @@ from typing import Any
 from rich.console import Console
 
 from orthrus.cli._chat import settings
-from orthrus.cli._chat.answers import Answerer, AnswerError, Figures, Part
+from orthrus.cli._chat.answers import Answerer, AnswerError, ContextFullError, Figures, Part
 from orthrus.cli._chat.conversation import Conversation
-from orthrus.cli._chat.terminal import Reader, interruption, printable
+from orthrus.cli._chat.terminal import Reader, interruption, printable, unquoted
+from orthrus.cli._chat.wrapping import Styled, Unwrapped, WordWrap
 
 COMMANDS = {
     "/help": "this list",
-    "/reset": "forget the conversation",
+    "/clear": "forget the conversation (also /reset)",
     "/undo": "forget the last exchange",
     "/retry": "answer the last question again",
     "/system": "TEXT sets the system message, without TEXT none",
     "/set": "NAME VALUE changes a setting, `none` unsets it; without them, show all",
+    "/show": "model, context, system message and settings",
     "/save": "FILE writes the conversation",
     "/load": "FILE continues a saved conversation",
     "/stats": "what this chat has taken so far",
-    "/quit": "leave (also Ctrl-D)",
+    "/quit": "leave (also /bye, Ctrl-D)",
 }
+ALIASES = {"/exit": "/quit", "/bye": "/quit", "/?": "/help", "/reset": "/clear"}
 HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves."
 
 
@@ -40,6 +44,7 @@ class Session:
         self.conversation, self.options = Conversation(), dict[str, Any]()
         self._answerer, self._reader, self._out, self._notes = answerer, reader, out, notes
         self._style = "green" if color else ""
+        self._wrap = WordWrap(lambda: out.width) if out.is_terminal else Unwrapped()
         self._figures: list[Figures] = []
 
     def run(self) -> None:
@@ -48,7 +53,10 @@ class Session:
         while True:
             try:
                 text = self._reader.read()
-                if text.startswith("/") and "\n" not in text:
+                if (quoted := unquoted(text)) is not None:
+                    if quoted.strip():
+                        self.ask(quoted)
+                elif text.startswith("/") and "\n" not in text:
                     self.command(text)
                 elif text.strip():
                     self.ask(text)
@@ -60,10 +68,9 @@ class Session:
     def ask(self, question: str) -> bool:
         """Answer a question. Returns whether there was an answer, which is then part of the conversation."""
         text, figures, problem = "", None, ""
-        messages = self.conversation.asking(question)
         with interruption(immediate=self._answerer.interruptible) as pressed:
             try:
-                with closing(self._answerer.answer(messages, self.options)) as parts:
+                with closing(self._answer(question)) as parts:
                     for part in parts:
                         self._print(part, text)
                         text = text[: len(text) - part.taken_back] + part.text
@@ -74,6 +81,8 @@ class Session:
                 pressed.asked = True
             except AnswerError as error:
                 problem = str(error)
+        self._display(self._wrap.finish())
+        self._wrap.start_line()
         self._out.print()
         if problem:
             self._problem(f"{problem}{'' if text else ' This turn is dropped.'}")
@@ -86,12 +95,32 @@ class Session:
             self.conversation.add(question, text)
         return bool(text)
 
+    def _answer(self, question: str) -> Generator[Part, None, None]:
+        """Answer a question. The oldest turns are left out, with a note, while the conversation does not fit."""
+        before = self.conversation.left_out
+        while True:
+            parts = self._answerer.answer(self.conversation.asking(question), self.options)
+            with closing(parts):
+                try:
+                    first = next(parts, None)
+                except ContextFullError as error:
+                    if not self.conversation.leave_out_oldest():
+                        raise AnswerError(str(error)) from error
+                    continue
+                if self.conversation.left_out > before:
+                    count = self.conversation.left_out
+                    self.note(f"[the context is full: the oldest {count} turns are no longer sent]")
+                if first is not None:
+                    yield first
+                yield from parts
+                return
+
     def command(self, line: str) -> None:
         """Run a command. Raises Quit."""
         name, _, argument = line.strip().partition(" ")
-        name, argument = {"/exit": "/quit", "/?": "/help"}.get(name, name), argument.strip()
+        name, argument = ALIASES.get(name, name), argument.strip()
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+            near = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}."
             self._problem(f"no command {name}; {hint} A turn that begins with a slash needs a space before it.")
             return
@@ -104,26 +133,34 @@ class Session:
 
     def note(self, text: str) -> None:
         """Print a line that is not part of an answer."""
-        self._notes.print(text, style="dim", markup=False, soft_wrap=True)
+        self._notes.print(text, style="dim", markup=False, soft_wrap=not self._notes.is_terminal)
 
     def _problem(self, text: str) -> None:
-        self._notes.print(printable(text), style="yellow", markup=False, soft_wrap=True)
+        self._notes.print(printable(text), style="yellow", markup=False, soft_wrap=not self._notes.is_terminal)
 
     def _print(self, part: Part, before: str) -> None:
         if part.note:
+            self._display(self._wrap.finish())
             self._out.print()
             self.note(f"[{part.note}]")
+            self._wrap.start_line()
             last_line = before[: len(before) - part.taken_back].rpartition("\n")[2]
-            self._out.print(printable(last_line), end="", markup=False, soft_wrap=True)
-        style = self._style if part.drafted else ""
-        self._out.print(printable(part.text), style=style, end="", markup=False, soft_wrap=True)
+            self._display(self._wrap.take(printable(last_line)))
+        self._display(self._wrap.take(printable(part.text), self._style if part.drafted else ""))
+
+    def _display(self, pieces: Iterable[Styled]) -> None:
+        for text, style in pieces:
+            self._out.print(text, style=style, end="", markup=False, soft_wrap=True)
 
     def _help(self, _argument: str) -> None:
         for name, meaning in COMMANDS.items():
             self.note(f"{name:<8} {meaning}")
-        self.note("Enter sends, Alt+Enter (or Esc, Enter) starts a line, pasted lines are one turn.")
+        self.note(
+            "Enter sends, Alt+Enter (or Esc, Enter) starts a line, pasted lines and lines between triple quotes"
+            ' (""") are one turn.'
+        )
 
-    def _reset(self, _argument: str) -> None:
+    def _clear(self, _argument: str) -> None:
         self.conversation.reset()
         self.note("The conversation is empty.")
 
@@ -147,7 +184,7 @@ class Session:
 
     def _set(self, argument: str) -> None:
         if not argument:
-            self.note(settings.shown(self.options) or "Nothing is set: the defaults of the server hold.")
+            self._settings()
             return
         name, _, text = argument.replace("=", " ", 1).partition(" ")
         if not text.strip():
@@ -156,7 +193,21 @@ class Session:
         changed = {key: kept for key, kept in {**self.options, name: value}.items() if kept is not None}
         settings.check(changed)
         self.options = changed
-        self.note(settings.shown(self.options))
+        self.note(settings.changed(self.options, name))
+
+    def _settings(self) -> None:
+        for line in settings.shown(self.options, self._answerer.defaults):
+            self.note(line)
+
+    def _show(self, _argument: str) -> None:
+        self.note(f"{'model':<18} {self._answerer.name}")
+        last = self._figures[-1] if self._figures else Figures()
+        if last.context:
+            self.note(f"{'context':<18} {last.prompt_tokens + last.tokens} of {last.context} tokens")
+        left_out = f", of which the oldest {n} are no longer sent" if (n := self.conversation.left_out) else ""
+        self.note(f"{'conversation':<18} {len(self.conversation.turns)} turns{left_out}")
+        self.note(f"{'system message':<18} {printable(self.conversation.system or 'none')}")
+        self._settings()
 
     def _save(self, argument: str) -> None:
         path = _path(argument, "/save")

@@ -14,6 +14,8 @@ INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 NAMES = (*INTEGERS[:2], *NUMBERS[:1], INTEGERS[2], *NUMBERS[1:], INTEGERS[3], "stop")
 ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
+DEFAULTS = {field.name: field.default for field in fields(SamplingParams)} | {"seed": "drawn anew", "stop": "none"}
+"""What holds for settings that are not given."""
 UNSET = ("none", "default", "off")
 
 
@@ -43,10 +45,25 @@ def check(options: Mapping[str, Any]) -> None:
     StopConditions(options.get("max_new_tokens", 1), frozenset(), tuple(options.get("stop", ())))
 
 
-def shown(options: Mapping[str, Any]) -> str:
-    """All settings that have a value, for `/set` without a name."""
-    given = {name: options[name] for name in NAMES if options.get(name) is not None}
-    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
+def shown(options: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> list[str]:
+    """A line for each setting, for `/set` without a name: its value, or what holds without one."""
+
+    def line(name: str) -> str:
+        if options.get(name) is not None:
+            return _value(options[name])
+        return "the server's default" if defaults is None else f"{defaults.get(name, 'none')} (default)"
+
+    return [f"{name:<18} {line(name)}" for name in NAMES]
+
+
+def changed(options: Mapping[str, Any], name: str) -> str:
+    """One setting, after it has changed."""
+    value = options.get(name)
+    return f"{name} is not set now" if value is None else f"{name} {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(text: str) -> str:

@@ -27,18 +27,36 @@ class Reader(Protocol):
         ...
 
 
+QUOTES = '"""'
+"""They begin and end a turn of several lines."""
+
+
+def is_open(text: str) -> bool:
+    """Whether a turn has begun with quotes that are not closed yet."""
+    text = text.strip()
+    return text.startswith(QUOTES) and (len(text) < 2 * len(QUOTES) or not text.endswith(QUOTES))
+
+
+def unquoted(text: str) -> str | None:
+    """What stands between the quotes of a turn; None if it does not begin with them."""
+    text = text.strip()
+    return text.removeprefix(QUOTES).removesuffix(QUOTES).strip("\r\n") if text.startswith(QUOTES) else None
+
+
 class LineReader:
-    """Turns from a pipe or a file: one per line, empty lines left out."""
+    """Turns from a pipe or a file: one per line or between triple quotes, empty lines left out."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def read(self) -> str:
-        """The next line."""
-        line = self._stream.readline()
-        if not line:
+        """The next line, or the next lines up to closing quotes or the end."""
+        text = self._stream.readline()
+        if not text:
             raise EOFError
-        return line.rstrip("\r\n")
+        while is_open(text) and (line := self._stream.readline()):
+            text += line
+        return text.rstrip("\r\n")
 
 
 class PromptReader:
@@ -71,7 +89,10 @@ def _key_bindings() -> KeyBindings:
 
     @bindings.add("enter")
     def _send(event: KeyPressEvent) -> None:
-        event.current_buffer.validate_and_handle()
+        if is_open(event.current_buffer.text):
+            event.current_buffer.insert_text("\n")
+        else:
+            event.current_buffer.validate_and_handle()
 
     @bindings.add("escape", "enter")
     def _start_line(event: KeyPressEvent) -> None:
