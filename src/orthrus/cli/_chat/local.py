@@ -30,7 +30,7 @@ class LocalAnswers:
     """A loaded model with an engine. `decoding` are the options of the engine: cycle, rule and width."""
 
     interruptible = False
-    defaults = DEFAULTS
+    defaults: Mapping[str, Any] | None = DEFAULTS
 
     def __init__(self, model: Model, decoding: Options, fixed: Mapping[str, Any]) -> None:
         """`fixed` are options of every answer that no command changes. Raises ValueError without a chat template."""

@@ -19,7 +19,7 @@ class RemoteAnswers:
     """A model of a server. Drafts are shown where the server is one of ours."""
 
     interruptible = True
-    defaults = None
+    defaults: Mapping[str, Any] | None = None
 
     def __init__(self, client: ServerClient, model: str | None) -> None:
         """Chooses the first model listed where none is named. Raises ValueError where the server cannot be used."""

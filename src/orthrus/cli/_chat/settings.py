@@ -14,7 +14,10 @@ INTEGERS = ("max_new_tokens", "min_new_tokens", "top_k", "seed")
 NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 NAMES = (*INTEGERS[:2], *NUMBERS[:1], INTEGERS[2], *NUMBERS[1:], INTEGERS[3], "stop")
 ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
-DEFAULTS = {field.name: field.default for field in fields(SamplingParams)} | {"seed": "drawn anew", "stop": "none"}
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)} | {
+    "seed": "drawn anew",
+    "stop": "none",
+}
 """What holds for settings that are not given."""
 UNSET = ("none", "default", "off")
 
