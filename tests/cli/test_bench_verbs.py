@@ -112,7 +112,9 @@ def test_a_benchmark_in_a_pipe_prints_a_line_every_half_minute(monkeypatch, caps
     now = itertools.count(0.0, 12.0)
     monkeypatch.setattr(_shared, "perf_counter", lambda: next(now))
     assert [*_shared.progress([*"abcdefgh"], "gsm8k")] == [*"abcdefgh"]
-    assert capsys.readouterr().err.splitlines() == ["gsm8k ...", "gsm8k: 3 of 8, ETA 0:01:00", "gsm8k: 6 of 8, ETA 0:00:24"]
+    assert capsys.readouterr().err.splitlines() == [
+        "gsm8k ...", "gsm8k: 3 of 8, ETA 0:01:00", "gsm8k: 6 of 8, ETA 0:00:24",
+    ]  # fmt: skip
 
 
 SLEEPER = """

@@ -21,13 +21,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from orthrus import file_cache, machine_load
+from orthrus import file_cache
 from orthrus.backends.native import build
 from orthrus.cli._help import DRAFTING, LOADING
 
 if TYPE_CHECKING:
     from orthrus.api import Model
-    from orthrus.machine_load import LoadWatch
 
 T = TypeVar("T")
 LINE_SECONDS = 30.0
@@ -155,70 +154,6 @@ def print_notice(model: Model) -> None:
     """Print why the native kernels are not available, if they are not."""
     if model.runner.kernels.notice is not None:
         stderr.print(f"note: {model.runner.kernels.notice}", style="yellow", markup=False)
-
-
-MEASURING = "measuring the cost of passes on this machine (a few seconds)"
-
-
-def measure_costs(model: Model, *, refresh: bool = False) -> None:
-    """Load the cost table of `--cycle auto`, or measure it and say so. Says if other programs disturbed it."""
-    with status(MEASURING):
-        model.costs(refresh=refresh)
-    note_disturbed_costs(model)
-
-
-def measure_costs_after_answer(model: Model) -> None:
-    """Measure the cost table that an answer was planned without. The answer is complete, so Ctrl-C ends the wait."""
-    try:
-        with status(f"{MEASURING}; Ctrl-C leaves it to the next run"):
-            model.costs(refresh=True)
-    except KeyboardInterrupt:
-        return
-    note_disturbed_costs(model)
-
-
-def measure_costs_for_benchmark(model: Model) -> None:
-    """The same before speeds are measured: a table that is old or was disturbed is measured again. Without a view there
-    is nothing to plan."""
-    if model.decoder.diffusion is None:
-        return
-    with status(MEASURING):
-        model.calibration.costs_for_benchmark()
-    note_disturbed_costs(model)
-
-
-def note_disturbed_costs(model: Model) -> None:
-    """Say that other programs were busy while passes were timed, and which table is used therefore."""
-    costs, newest = model.costs(), model.calibration.newest
-    if costs.disturbed:
-        _note(
-            f"other programs were busy while passes were timed for the cost table (spread {costs.spread:.2f}), so"
-            " `auto` may plan worse than it could; `orthrus doctor --calibrate` times them again"
-        )
-    elif newest is not None and newest.disturbed:
-        _note(
-            f"other programs were busy while passes were timed again (spread {newest.spread:.2f}), so the cost table"
-            f" of before stays (spread {costs.spread:.2f})"
-        )
-
-
-@contextmanager
-def timed() -> Iterator[LoadWatch]:
-    """Watch the load of this machine while the block times something, and say afterwards if other programs disturbed
-    it. Processes that the block starts are no other programs, once it has waited for them."""
-    from orthrus.torch_threads import kernel_threads
-
-    with machine_load.watch(kernel_threads()) as load:
-        yield load
-    if load.disturbed:
-        _note(
-            f"other programs kept {load.foreign:.1f} of {machine_load.usable_processors()} processors busy while this"
-            " was timed, so the figures are worse than on a quiet machine"
-        )
-
-
-def _note(text: str) -> None:
-    stderr.print(f"note: {text}", style="yellow", markup=False)
 
 
 def check_plot(path: Path | None) -> None:

@@ -17,6 +17,7 @@ from orthrus.cli._batch.progress import BatchProgress
 from orthrus.cli._batch.requests import BatchRequest, requests_of
 from orthrus.cli._batch.runner import BatchRunner, BatchStopped
 from orthrus.cli._chat.options import ModelOption
+from orthrus.cli._costs import measure_costs
 from orthrus.cli._limits import apply_limits
 from orthrus.cli._server import (
     CONNECT_SECONDS,
@@ -37,7 +38,6 @@ from orthrus.cli._shared import (
     DtypeOption,
     QuantizeOption,
     load_model,
-    measure_costs,
     missing_extra,
     print_notice,
     stderr,

@@ -15,6 +15,7 @@ from orthrus.cli._chat.answers import Answerer
 from orthrus.cli._chat.remote import RemoteAnswers
 from orthrus.cli._chat.session import COMMANDS, Session
 from orthrus.cli._chat.terminal import LineReader, PromptReader, Reader, history_file
+from orthrus.cli._costs import measure_costs
 from orthrus.cli._defaults import described, starting_options
 from orthrus.cli._limits import apply_limits, check_length
 from orthrus.cli._server import ApiKeyOption, ServerClient, UrlOption
@@ -29,7 +30,6 @@ from orthrus.cli._shared import (
     QuantizeOption,
     compile_ahead,
     load_model,
-    measure_costs,
     print_notice,
     stderr,
     without_none,

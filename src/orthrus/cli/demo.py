@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import measure_costs, timed
 from orthrus.cli._shared import (
     AdapterOption,
     CacheOption,
@@ -17,8 +18,6 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
-    measure_costs,
-    timed,
 )
 
 if TYPE_CHECKING:

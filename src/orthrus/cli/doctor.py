@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli import _doctor
+from orthrus.cli._costs import measure_costs, timed
 from orthrus.cli._help import LOADING, OUTPUT
 from orthrus.cli._plan import print_costs
 from orthrus.cli._shared import (
@@ -19,9 +20,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
-    measure_costs,
     status,
-    timed,
 )
 
 if TYPE_CHECKING:

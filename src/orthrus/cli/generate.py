@@ -12,6 +12,7 @@ import typer
 
 from orthrus.cli import _sampling as sampling
 from orthrus.cli import _tokens as tokens
+from orthrus.cli._costs import measure_costs, measure_costs_after_answer
 from orthrus.cli._defaults import described, starting_options
 from orthrus.cli._footer import Clock, print_details, print_footer
 from orthrus.cli._limits import apply_limits, check_length
@@ -28,8 +29,6 @@ from orthrus.cli._shared import (
     QuantizeOption,
     compile_ahead,
     load_model,
-    measure_costs,
-    measure_costs_after_answer,
     print_notice,
     stderr,
 )

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from orthrus.cli import _serving as options
+from orthrus.cli._costs import measure_costs
 from orthrus.cli._defaults import described
 from orthrus.cli._limits import set_threads
 from orthrus.cli._sampling import RuleOption, ThreadsOption
@@ -20,7 +21,6 @@ from orthrus.cli._shared import (
     DtypeOption,
     QuantizeOption,
     load_model,
-    measure_costs,
     missing_extra,
     print_notice,
     stderr,

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import timed
 from orthrus.cli._distribution import compare_distributions
 from orthrus.cli._help import LOADING, OUTPUT
 from orthrus.cli._shared import (
@@ -26,7 +27,6 @@ from orthrus.cli._shared import (
     progress,
     stderr,
     table_console,
-    timed,
 )
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import measure_costs_for_benchmark, timed
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
@@ -22,10 +23,8 @@ from orthrus.cli._shared import (
     QuantizeOption,
     ended_by_sigterm,
     load_model,
-    measure_costs_for_benchmark,
     progress,
     stderr,
-    timed,
 )
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import measure_costs_for_benchmark, timed
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     CycleOption,
@@ -19,9 +20,7 @@ from orthrus.cli._shared import (
     DtypeOption,
     ModelOption,
     load_model,
-    measure_costs_for_benchmark,
     progress,
-    timed,
     without_none,
 )
 

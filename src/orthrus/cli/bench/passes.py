@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import timed
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
@@ -24,7 +25,6 @@ from orthrus.cli._shared import (
     progress,
     quiet,
     stderr,
-    timed,
 )
 
 if TYPE_CHECKING:

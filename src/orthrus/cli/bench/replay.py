@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import measure_costs_for_benchmark
 from orthrus.cli._shared import (
     AdapterOption,
     AllowOption,
@@ -18,7 +19,6 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
-    measure_costs_for_benchmark,
     progress,
 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from orthrus.cli._costs import measure_costs_for_benchmark, timed
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
     AdapterOption,
@@ -22,11 +23,9 @@ from orthrus.cli._shared import (
     QuantizeOption,
     check_plot,
     load_model,
-    measure_costs_for_benchmark,
     progress,
     stderr,
     table_console,
-    timed,
 )
 
 if TYPE_CHECKING:

@@ -9,15 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._costs import timed
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import (
-    Dtype,
-    DtypeOption,
-    ModelOption,
-    quiet,
-    stderr,
-    timed,
-)
+from orthrus.cli._shared import Dtype, DtypeOption, ModelOption, quiet, stderr
 
 LABELS = {"step": "step", "plain twin": "reference step", "products alone": "matrix products alone"}
 """The printed name of each key of the JSON, whose keys keep the names of earlier results."""
