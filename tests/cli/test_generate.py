@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
@@ -256,6 +257,7 @@ def test_missing_native_kernels_are_reported_once(run, path, monkeypatch):
 
 def test_measuring_costs_is_reported_while_it_runs(run, path, monkeypatch):
     shown = io.StringIO()
+    importlib.import_module("orthrus.cli.generate")  # else it would keep the console of this test
     monkeypatch.setattr(_shared, "stderr", Console(file=shown))
     honest = api.Model.costs
 
