@@ -25,7 +25,7 @@ from orthrus.training.metrics import read
 from orthrus.training.packing import Packing
 from orthrus.training.step import step
 from orthrus.training.tasks import Validation
-from orthrus.training.trainer import Trainer, TrainingFailedError, rate_at
+from orthrus.training.trainer import Trainer, TrainingFailedError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 ENDS = frozenset([tiny.END])
@@ -163,6 +163,11 @@ def test_data_without_a_template_or_a_manifest_is_refused(tmp_path, jsonl):
         ({"steps": 0}, "steps must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"seed": -1}, "seed"),
+        ({"schedule": "linear"}, "no schedule 'linear'; schedules: cosine, wsd"),
+        ({"extend": 2}, "only with --schedule wsd"),
+        ({"schedule": "wsd", "extend": -1}, "extend -1"),
+        ({"schedule": "wsd", "warmup": 0.5, "decay_share": 0.6}, "exceed all steps"),
+        ({"decay_share": 1.5}, "decay_share must lie in"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -340,15 +345,6 @@ def test_a_full_disk_leaves_the_older_state(bare, jsonl, tmp_path, monkeypatch):
         train(bare, jsonl, tmp_path / "run")
     assert (tmp_path / "run" / "state.safetensors").read_bytes() == before
     assert not list((tmp_path / "run").glob(".*"))
-
-
-def test_the_learning_rate_rises_and_falls():
-    settings = config(steps=100, warmup=0.1, final_rate=0.1)
-    rates = [rate_at(step, settings, 1.0) for step in range(100)]
-    assert rates[:11] == sorted(rates[:11])
-    assert max(rates) == rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0.1 < rates[-1] < 0.11
 
 
 def test_the_estimate_counts_parameters_and_rows(bare):

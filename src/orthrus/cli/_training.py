@@ -38,10 +38,10 @@ def follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
             bar.update(task, completed=done, total=total)
             lines.tell(done, total, "rows of {} of {} texts are computed")
         bar.remove_task(task)
-        task = bar.add_task("", total=config.steps, completed=trainer.done)
+        task = bar.add_task("", total=config.total_steps, completed=trainer.done)
         lines = ProgressLines(shown=lines.shown, begun=trainer.done, at_once=True)
         if lines.shown:
-            stderr.print(f"training: {config.steps - trainer.done} steps")
+            stderr.print(f"training: {config.total_steps - trainer.done} steps")
         for step in trainer.run():
             shares = " ".join(f"{share:.2f}" for share in step.agreement[:8])
             speed = step.rows / step.seconds
@@ -49,7 +49,7 @@ def follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
                 task, completed=step.step, description=f"loss {step.loss:.3f}  agreement {shares}  {speed:.0f} rows/s"
             )
             told = f"loss {step.loss:.3f}, agreement {shares}, {speed:.0f} rows/s"
-            lines.tell(step.step, config.steps, f"step {{}} of {{}}: {told}")
+            lines.tell(step.step, config.total_steps, f"step {{}} of {{}}: {told}")
             if step.validation is not None and show:
                 _print_validation(bar.console, step, "replay trees of 8" if config.head_only else "decode")
 

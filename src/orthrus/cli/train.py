@@ -79,9 +79,21 @@ SequencesOption = Annotated[
     int, typer.Option(help="Packed texts per optimiser step, split over processes and accumulated.")
 ]
 LearningRateOption = Annotated[float, typer.Option(help="Peak learning rate.")]
+ScheduleOption = Annotated[
+    str,
+    typer.Option(
+        help="Learning rate after the warm-up. cosine: a cosine to the end. wsd: stable, then a decay; can be extended."
+    ),
+]
 WarmupOption = Annotated[float, typer.Option(help="Fraction of the steps used for learning-rate warm-up.")]
-FinalRateOption = Annotated[
-    float, typer.Option(help="Final learning rate of the cosine schedule, as a fraction of the peak.")
+DecayShareOption = Annotated[float, typer.Option(help="Fraction of the steps, the last ones, in which wsd decays.")]
+FinalRateOption = Annotated[float, typer.Option(help="Learning rate at the end, as a fraction of the peak.")]
+ExtendOption = Annotated[
+    int,
+    typer.Option(
+        help="Steps added, in all, to a run of wsd, which goes on from before its decay; a larger number adds more.",
+        min=0,
+    ),
 ]
 WeightDecayOption = Annotated[float, typer.Option(help="Weight decay of AdamW.")]
 ClipOption = Annotated[float, typer.Option(help="Maximum gradient norm.")]
@@ -138,8 +150,11 @@ def command(
     roots: RootsOption = 256,
     sequences: SequencesOption = 4,
     learning_rate: LearningRateOption = 2e-4,
+    schedule: ScheduleOption = "cosine",
     warmup: WarmupOption = 0.05,
+    decay_share: DecayShareOption = 0.2,
     final_rate: FinalRateOption = 0.0,
+    extend: ExtendOption = 0,
     weight_decay: WeightDecayOption = 0.0,
     clip: ClipOption = 1.0,
     head_units: HeadUnitsOption = None,
@@ -173,6 +188,7 @@ def command(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
         validate_every or 1, save_every, units, head_only, head_learning_rate, head_objective, head_gradient,
+        schedule, decay_share, extend,
     )  # fmt: skip
     if loaded is None:
         print_estimate(decoder, config)
@@ -209,14 +225,16 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: trainer.stop())
             if trainer.done:
-                stderr.print(f"resumed after step {trainer.done} of {config.steps}")
+                where = ", the last one before the decay" if trainer.rewound else ""
+                stderr.print(f"resumed after step {trainer.done} of {config.total_steps}{where}")
             follow(trainer, config, show=world.rank == 0)
     except TrainingFailedError as error:
         stderr.print(f"orthrus: {error}", markup=False, style="red")
         return 1
-    if trainer.done < config.steps:
+    if trainer.done < config.total_steps:
         stderr.print(
-            f"stopped after step {trainer.done} of {config.steps}; the state is saved, run the same command to resume",
+            f"stopped after step {trainer.done} of {config.total_steps}; the state is saved, run the same command to"
+            " resume",
             style="yellow",
         )
         return 130

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside
 from orthrus.model.draft_head import UNIT_MULTIPLE
+from orthrus.training.schedule import SCHEDULES, WSD
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,13 @@ class TrainConfig:
 
     block_size: K; if `trained_rows` equals it, the last row of a block is trained too. sequence_length: tokens of a
     packed text. roots: blocks per packed text. sequences: packed texts per optimiser step, over all processes. The
-    learning rate rises over `warmup` (a fraction of all steps) and decays by a cosine to `final_rate` times its peak.
-    The loss weight of a row is `offset_decay` times that of the row before it, since a draft is used only if all drafts
+    loss weight of a row is `offset_decay` times that of the row before it, since a draft is used only if all drafts
     before it are accepted. Every `validate_every` steps the view decodes the prompts of `held_out` records, which are
     excluded from training.
+
+    The learning rate rises over `warmup` (a fraction of `steps`) and decays to `final_rate` times its peak: by a cosine
+    over all other steps, or, with the schedule `wsd`, over the last `decay_share` of all steps alone. extend: steps
+    that are added to `steps`, with `wsd`, in a run that was started without them.
 
     head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
     on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
@@ -76,6 +80,14 @@ class TrainConfig:
     head_learning_rate: float = 3e-3
     head_objective: str = "kl"
     head_gradient: float = 0.0
+    schedule: str = "cosine"
+    decay_share: float = 0.2
+    extend: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """All steps of the run, those that extend it included."""
+        return self.steps + self.extend
 
     def __post_init__(self) -> None:
         DiffusionConfig(self.block_size, self.mask_token_id, self.trained_rows)
@@ -92,6 +104,18 @@ class TrainConfig:
         refuse_outside("head_learning_rate", self.head_learning_rate, 0.0, 1.0, open_low=True)
         refuse_outside("warmup", self.warmup, 0.0, 1.0)
         refuse_outside("final_rate", self.final_rate, 0.0, 1.0)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"there is no schedule {self.schedule!r}; schedules: {', '.join(SCHEDULES)}")
+        refuse_outside("decay_share", self.decay_share, 0.0, 1.0)
+        if self.schedule == WSD and self.warmup + self.decay_share > 1:
+            raise ValueError(
+                f"warmup {self.warmup:g} and decay_share {self.decay_share:g} exceed all steps: lower one of them"
+            )
+        if self.extend < 0 or (self.extend and self.schedule != WSD):
+            raise ValueError(
+                f"extend {self.extend}: a run is extended by at least one step, and only with --schedule {WSD}; the"
+                " rate of a cosine depends on its end, so start another run from its adapter with --warm-start"
+            )
         refuse_outside("weight_decay", self.weight_decay, 0.0, 1.0)
         refuse_outside("clip", self.clip, 0.0, 1e6, open_low=True)
         if self.head_units < 0 or self.head_units % UNIT_MULTIPLE:

@@ -13,32 +13,37 @@ from torch.optim import AdamW
 from orthrus.checkpoint.tensors import save_tensors
 from orthrus.file_cache import write_atomically
 
-STATE = "state.safetensors"
+STATE, STABLE = "state.safetensors", "stable.safetensors"
+"""The newest state, and the one before the decay of the learning rate, from which a run is extended."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-def save(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW, counters: dict[str, Any]) -> None:
+def save(
+    directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW, counters: dict[str, Any], name: str = STATE
+) -> None:
     """Write fp32 masters, moments and counters. Raises OSError and leaves the older state intact."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[name] = parameter.detach()
+    for key, parameter in parameters.items():
+        tensors[key] = parameter.detach()
         for moment in MOMENTS:
-            tensors[f"{name}/{moment}"] = optimiser.state[parameter][moment]
+            tensors[f"{key}/{moment}"] = optimiser.state[parameter][moment]
     metadata = {"counters": json.dumps(counters)}
-    write_atomically(directory, {STATE: lambda path: save_tensors(path, tensors, metadata)})
+    write_atomically(directory, {name: lambda path: save_tensors(path, tensors, metadata)})
 
 
-def restore(directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW) -> dict[str, Any] | None:
+def restore(
+    directory: Path, parameters: dict[str, nn.Parameter], optimiser: AdamW, name: str = STATE
+) -> dict[str, Any] | None:
     """Load a saved state; return its counters, or None where there is none. Raises ValueError where it is damaged."""
-    path = directory / STATE
+    path = directory / name
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as stored:
             counters: dict[str, Any] = json.loads(stored.metadata()["counters"])
-            for name, parameter in parameters.items():
-                parameter.data.copy_(stored.get_tensor(name))
-                moments = {m: stored.get_tensor(f"{name}/{m}").clone() for m in MOMENTS}
+            for key, parameter in parameters.items():
+                parameter.data.copy_(stored.get_tensor(key))
+                moments = {m: stored.get_tensor(f"{key}/{m}").clone() for m in MOMENTS}
                 optimiser.state[parameter] = {m: own.to(parameter.device) for m, own in moments.items()}
     except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(

@@ -6,13 +6,10 @@ bits as an uninterrupted one.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +18,17 @@ from torch.optim import AdamW
 from orthrus.checkpoint.export import export_adapter
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.file_cache import save_json, write_atomically
-from orthrus.training import state
+from orthrus.training import run_file, state
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
 from orthrus.training.head_task import HeadTask
 from orthrus.training.losses import Losses
 from orthrus.training.metrics import Metrics
 from orthrus.training.parameters import frozen_digest, of_head, prepare_head, trainable
+from orthrus.training.schedule import decay_start, rate_at
 from orthrus.training.tasks import Task, Validation, ViewTask
 from orthrus.training.world import World
 
-RUN = "run.json"
 ROWS = "rows"
 """The directory of the rows that a run of the draft head alone computes once."""
 
@@ -63,8 +60,9 @@ Validate = Callable[[], Validation]
 class Trainer:
     """Trains the diffusion view of an unprepared checkpoint in place and writes its results into `directory`.
 
-    These are `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, and the adapters
-    `best/` (highest A) and `last/`. rows_on_disk: the bytes of the rows that it computes once, in `rows/`.
+    These are `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, `stable.safetensors`
+    (the state before the decay of a WSD schedule), and the adapters `best/` (highest A) and `last/`. rewound: whether
+    it extends a run from before its decay. rows_on_disk: the bytes of the rows that it computes once, in `rows/`.
     """
 
     def __init__(
@@ -72,7 +70,7 @@ class Trainer:
         world: World | None = None,
     ) -> None:  # fmt: skip
         self.checkpoint, self.config, self.directory = checkpoint, config, directory
-        self._corpus, self._world = corpus, world or World()
+        self._world = world or World()
         if config.sequences % self._world.size:
             raise ValueError(f"sequences must be a multiple of {self._world.size} processes, not {config.sequences}")
         if config.head_units:
@@ -84,7 +82,8 @@ class Trainer:
             weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
         self._frozen = frozen_digest(checkpoint.decoder)
-        self._refuse_other_run()
+        self._description = run_file.describe(checkpoint, config, corpus, self._world.size)
+        previous = run_file.previous(directory, self._description, config)
         self._task: Task = ViewTask(checkpoint, config, corpus, validate)
         self.rows_on_disk = 0
         if config.head_only:
@@ -95,7 +94,8 @@ class Trainer:
         self.best: float | None = None
         self._losses = Losses()
         self._metrics = Metrics(directory, writes=self._world.rank == 0)
-        self._open()
+        self.rewound = False
+        self._open(previous)
 
     @property
     def _head_parameters(self) -> list[nn.Parameter]:
@@ -118,9 +118,11 @@ class Trainer:
         for _ in self.prepare():
             pass
         # every process asks all others at each step, since signals reach them at different steps
-        while self.done < self.config.steps and not self._world.any(flag=self._stop):
+        while self.done < self.config.total_steps and not self._world.any(flag=self._stop):
+            if self.done == decay_start(self.config):
+                self._save_state(state.STABLE)
             progress = self._step()
-            last = self.done == self.config.steps
+            last = self.done == self.config.total_steps
             if last or self.done % self.config.validate_every == 0:
                 progress = replace(progress, validation=self._validated())
             self._metrics.add(asdict(progress))
@@ -134,12 +136,16 @@ class Trainer:
         """Write the state and the current adapter."""
         self._metrics.flush()
         if self._world.rank == 0 and self.done:
+            self._save_state()
+            self._task.calibrate()
+            self._save_adapter("last")
+
+    def _save_state(self, name: str = state.STATE) -> None:
+        if self._world.rank == 0:
             counters = {
                 "done": self.done, "rows_total": self.rows_total, "best": self.best, "losses": asdict(self._losses),
             }  # fmt: skip
-            state.save(self.directory, self._parameters, self._optimiser, counters)
-            self._task.calibrate()
-            self._save_adapter("last")
+            state.save(self.directory, self._parameters, self._optimiser, counters, name)
 
     def _step(self) -> Progress:
         start, config, world = perf_counter(), self.config, self._world
@@ -204,65 +210,40 @@ class Trainer:
 
     def _save_adapter(self, name: str, validation: Validation | None = None) -> None:
         if self._world.rank == 0:
-            provenance = {**self._description(), "step": self.done, "supervised_rows": self.rows_total}
+            provenance = {**self._description, "step": self.done, "supervised_rows": self.rows_total}
             if validation is not None:
                 provenance["validation"] = asdict(validation)
             export_adapter(self.checkpoint, self.directory / name, provenance)
 
-    def _description(self) -> dict[str, Any]:
-        return {
-            "recipe": json.loads(json.dumps(asdict(self.config))),
-            "data": {
-                "sha256": self._corpus.digest,
-                "documents": len(self._corpus.documents),
-                "sources": self._corpus.sources,
-            },
-            "backbone_sha256": self.checkpoint.backbone.sha256,
-            "dtype": str(self.checkpoint.decoder.dtype).removeprefix("torch."),
-            "view_at_start": self.checkpoint.view,
-            "warm_start": self.checkpoint.provenance or None,
-            "processes": self._world.size,
-        }  # fmt: skip
-
-    def _refuse_other_run(self) -> None:
-        """Raise ValueError if the directory holds a run with other settings. Those that it did not know yet had their
-        default."""
-        path = self.directory / RUN
-        if path.exists():
-            before = _flat({"recipe": asdict(TrainConfig())}) | _flat(json.loads(path.read_text(encoding="utf-8")))
-            now = _flat(self._description())
-            changed = [f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in now if before.get(k) != now[k]]
-            if changed:
-                raise ValueError(
-                    f"{path}: the run was started with other settings ({'; '.join(changed)}); use another --output"
-                )
-
-    def _open(self) -> None:
-        """Start in an empty directory, or resume the run of this one."""
-        path = self.directory / RUN
-        if path.exists():
-            counters = state.restore(self.directory, self._parameters, self._optimiser)
-            if counters is not None:
-                self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
-                self._losses = Losses(**counters.get("losses", {}))  # states of earlier versions have none
-        elif self._world.rank == 0:
-            write_atomically(self.directory, {RUN: lambda staged: save_json(staged, self._description())})
+    def _open(self, previous: TrainConfig | None) -> None:
+        """Start in an empty directory, or resume the run of this one, which had the settings `previous`."""
+        if previous is not None:
+            self._restore(state.STATE)
+            start, before = decay_start(self.config), decay_start(previous)
+            if start is not None and before is not None and previous != self.config:
+                self._rewind(start, before)
+        if previous != self.config and self._world.rank == 0:
+            run_file.write(self.directory, self._description)
         self._metrics.truncate(self.done)
 
+    def _restore(self, name: str) -> None:
+        counters = state.restore(self.directory, self._parameters, self._optimiser, name)
+        if counters is not None:
+            self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
+            self._losses = Losses(**counters.get("losses", {}))  # states of earlier versions have none
 
-def rate_at(step: int, config: TrainConfig, peak: float) -> float:
-    """The learning rate of a step: linear warm-up, then cosine decay to `final_rate` times the peak."""
-    warm = config.warmup * config.steps
-    if step < warm:
-        return peak * (step + 1) / (warm + 1)
-    share = (step - warm) / max(config.steps - warm, 1)
-    low = config.final_rate
-    return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict flattened to dotted keys."""
-    flat = {}
-    for key, value in content.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+    def _rewind(self, start: int, before: int) -> None:
+        """Go back to the state before the decay, if that has begun. `start` and `before`: where the decay of the
+        extended run and that of the present one begin. Of both parts of the run, `best/` keeps the best adapter."""
+        self.rewound, best = self.done > before, self.best
+        if self.rewound:
+            self._restore(state.STABLE)
+            self.best = best
+        if self.done > min(start, before):
+            raise ValueError(
+                f"{self.directory}: there is no state to extend the run from: its decay would begin after step {start},"
+                f" and its earliest state is that of step {self.done}; choose a larger --extend or a smaller"
+                " --decay-share"
+            )
+        if self.rewound:
+            self._save_state()
