@@ -11,6 +11,7 @@ from orthrus.cli._training import bfloat16_slowdown
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
+    from orthrus.config import DiffusionConfig
     from orthrus.model.decoder import Decoder
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
@@ -66,13 +67,17 @@ def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_ot
     return loaded
 
 
-def units(decoder: Decoder, asked: int | None) -> int:
-    """The units of the draft head: those asked for, those that it has, or the default for a backbone of this size."""
+def view_and_units(decoder: Decoder, asked: int | None) -> tuple[DiffusionConfig, int]:
+    """The form of the view, and the units of the draft head: those asked for, those that it has, or the default for a
+    backbone of this size."""
     from orthrus.model.draft_head import default_units
 
+    assert decoder.diffusion is not None
     if asked is not None:
-        return asked
-    return decoder.draft_head.units if decoder.draft_head else default_units(decoder.config.hidden_size)
+        return decoder.diffusion, asked
+    return decoder.diffusion, decoder.draft_head.units if decoder.draft_head else default_units(
+        decoder.config.hidden_size
+    )
 
 
 def corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Corpus:

@@ -182,8 +182,7 @@ def command(
 
     loaded = None if estimate else setup.load(model, warm_start, dtype, device, allow_other_backbone)
     decoder = setup.give_view(model, loaded, warm_start, block_size, mask_token, train_last_row)
-    view, units = decoder.diffusion, setup.units(decoder, head_units)
-    assert view is not None
+    view, units = setup.view_and_units(decoder, head_units)
     config = TrainConfig(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
@@ -194,6 +193,13 @@ def command(
         print_estimate(decoder, config)
         return
     corpus = setup.corpus(data, loaded, config)
+    _show_or_train(loaded, config, corpus, output, epochs, steps, validate_every, inspect=inspect, keep_rows=keep_rows)
+
+
+def _show_or_train(
+    loaded: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, epochs: int | None, steps: int | None,
+    validate_every: int | None, *, inspect: bool, keep_rows: bool,
+) -> None:  # fmt: skip
     if inspect:
         print_text(corpus, config, loaded.tokenizer.decode)
     else:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside
 from orthrus.model.draft_head import UNIT_MULTIPLE
-from orthrus.training.schedule import SCHEDULES, WSD
+
+COSINE, WSD = "cosine", "wsd"
+SCHEDULES = (COSINE, WSD)
+"""See `orthrus.training.schedule`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class TrainConfig:
     head_learning_rate: float = 3e-3
     head_objective: str = "kl"
     head_gradient: float = 0.0
-    schedule: str = "cosine"
+    schedule: str = COSINE
     decay_share: float = 0.2
     extend: int = 0
 

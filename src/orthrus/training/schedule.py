@@ -9,13 +9,8 @@ start. Its decay is 1 less the square root of the share of it that is done, whic
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from orthrus.training.config import TrainConfig
-
-COSINE, WSD = "cosine", "wsd"
-SCHEDULES = (COSINE, WSD)
+from orthrus.training.config import WSD, TrainConfig
 
 
 def decay_start(config: TrainConfig) -> int | None:
