@@ -124,6 +124,7 @@ class Model(LoadedModel):
             tool_choice: str | dict = 'auto'. Or 'none', 'required', or the name of a tool.
             logprobs: int = None in [0, 20]. Log-probabilities of the answer, with that many alternatives.
             prompt_logprobs: int = None in [0, 20]. The same for the prompt.
+            logits_processors: list[Callable] = (). Called with the tokens before a row and its scores: new scores.
         """
         prompts, many = prompts_in(prompt)
         results = self._decoded(prompts, sampling_params, n, progress, options)

@@ -6,9 +6,10 @@ G key/value heads, E head dimension, L layers, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 MAX_SEED = 2**64
 GREEDY_BELOW = 1e-5
@@ -57,12 +58,16 @@ class Constraint:
             raise ValueError(f"{self.kind} must not be empty")
 
 
+LogitsProcessor = Callable[[list[int], Any], Any]
+"""Tokens of prompt and answer before a row, and its scores, a tensor [V]; gives the new scores."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the token of the AR view is chosen from its logits. Temperatures below 1e-5, 0 included, are greedy.
 
-    Processing order: repetition, presence and frequency penalties, logit bias, minimum length, constraint; then
-    temperature, top-k, top-p, min-p; then Gumbel noise addressed by (seed, sample index, position).
+    Processing order: repetition, presence and frequency penalties, logit bias, minimum length, `logits_processors`,
+    constraint; then temperature, top-k, top-p, min-p; then Gumbel noise addressed by (seed, sample index, position).
     `repetition_penalty` counts prompt and generated tokens; the other two count generated tokens only, as in vLLM and
     the OpenAI API. A constraint ends an answer that is complete, whatever `min_new_tokens` is. `logprobs` reports each
     token, `prompt_logprobs` each of the prompt, with so many alternatives; None reports nothing.
@@ -82,6 +87,7 @@ class SamplingParams:
     constraint: Constraint | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logits_processors: tuple[LogitsProcessor, ...] = ()
 
     def __post_init__(self) -> None:
         refuse_outside("temperature", self.temperature, 0.0, 100.0)
@@ -117,7 +123,8 @@ class SamplingParams:
     @property
     def plain(self) -> bool:
         """Whether the token is the argmax of the unprocessed logits, of the tokens that a constraint allows."""
-        return self.greedy and not self.penalised and not self.logit_bias and self.min_new_tokens == 0
+        changed = self.penalised or self.logit_bias or self.logits_processors or self.min_new_tokens
+        return self.greedy and not changed
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
 
@@ -20,6 +20,7 @@ from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings
 from orthrus.requests import Requests
 from orthrus.runner import prepare
+from orthrus.runner.memory import return_freed
 from orthrus.runner.runner import Runner
 from orthrus.token_texts import TokenTexts
 from orthrus.tokenization import Prompt, Tokenization
@@ -42,10 +43,37 @@ class LoadedModel:
         ends, text = checkpoint.end_token_ids, checkpoint.text
         grammars = Grammars(text.backend_json, config.vocab_size, ends)
         self.limits = Limits(config.vocab_size, ctx_size or config.max_positions, ends, grammars)
-        self.token_texts = TokenTexts(self.decode, text.vocabulary)
+        self.token_texts = TokenTexts(self._tokenization.decode, text.vocabulary)
         self._requests = Requests(self._tokenization, self.limits)
 
+    def close(self) -> None:
+        """Give up weights, caches and tokenizer, and return their memory to the system.
+
+        Streams and engines of this model that are still in use keep it until they end. Whatever is asked of a closed
+        model raises ValueError, except to close it again.
+        """
+        device = self.__dict__["decoder"].device if self.__dict__ else None
+        self.__dict__.clear()
+        if device is not None:
+            return_freed(device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    if not TYPE_CHECKING:  # for a type checker every attribute exists, those that do not exist at all are errors
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for missing attributes alone: those of a closed model."""
+            if self.__dict__ or name.startswith("__"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise ValueError("this model is closed: load it again with orthrus.load")
+
     def __repr__(self) -> str:
+        if not self.__dict__:
+            return "<orthrus.Model, closed>"
         decoder, config = self.decoder, self.decoder.config
         sizes = Decoder(config, None, decoder.dtype, torch.device("meta")).parameters()
         parameters = sum(parameter.numel() for parameter in sizes)
@@ -78,7 +106,7 @@ class LoadedModel:
         pass. Requests are made by `request`. Raises ValueError where the cache does not fit into memory.
         """
         config = self.decoding_config(options)
-        return Engine(self.runner, config, self.limits, decode=self.decode, costs=self._costs_for(config))
+        return Engine(self.runner, config, self.limits, decode=self._tokenization.decode, costs=self._costs_for(config))
 
     def prompt_tokens(self, prompt: Prompt, options: Options) -> tuple[int, ...]:
         """Token ids of a prompt: through the chat template where the tokenizer has one, unless `raw`."""
@@ -114,7 +142,7 @@ class LoadedModel:
 
     def run(self, requests: Iterable[Request], config: DecodingConfig) -> Iterator[Step]:
         """Decode requests as they are, planning by this model's cost table where the cycle is `auto`."""
-        return generate(self.runner, requests, config, self.limits, self.decode, self._costs_for(config))
+        return generate(self.runner, requests, config, self.limits, self._tokenization.decode, self._costs_for(config))
 
     def _costs_for(self, config: DecodingConfig) -> CostModel | None:
         return self.calibration.costs() if config.cycle == "auto" and self.decoder.diffusion else None

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, TypedDict
 
 from orthrus import constraints
-from orthrus.config import DecodingConfig, SamplingParams, StopConditions
+from orthrus.config import DecodingConfig, LogitsProcessor, SamplingParams, StopConditions
 from orthrus.decoding import cycles, rules
 from orthrus.decoding.sequence import check_length
 
@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     tool_choice: str | Mapping[str, Any] | None
     logprobs: int | None
     prompt_logprobs: int | None
+    logits_processors: Seq[LogitsProcessor] | LogitsProcessor | None
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,13 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(sorted(texts) if isinstance(texts, set | frozenset) else texts)
 
 
+def _functions(name: str, value: object) -> tuple[LogitsProcessor, ...]:
+    functions = (value,) if callable(value) else value
+    if not isinstance(functions, list | tuple) or not all(callable(function) for function in functions):
+        raise wrong(name, value, "a list of functions of the tokens before a row and its scores")
+    return tuple(functions)
+
+
 def _token_ids(name: str, value: object) -> list[int]:
     token_ids = as_integers(value)
     if token_ids is None:
@@ -228,7 +236,7 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "chat_template_kwargs": _template, "json_object": _boolean, "json_schema": constraints.checked_schema,
     "regex": _string, "grammar": _string, "tools": constraints.checked_tools,
     "tool_choice": constraints.checked_choice, "logprobs": _integer, "prompt_logprobs": _integer,
-    "max_tokens": _integer,
+    "max_tokens": _integer, "logits_processors": _functions,
 }  # fmt: skip
 """The function that converts each option to a plain value, or raises ValueError."""
 

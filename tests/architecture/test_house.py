@@ -138,7 +138,8 @@ LAYERS = {
         "packed", "prepare", "draft_tree",
     ],
     "decoding": [
-        "argmax", "noise", "processors", "filters", "json_digits", "constraints", "sampling", "draft_tree", "text",
+        "argmax", "noise", "processors", "custom_processors",
+        "filters", "json_digits", "constraints", "sampling", "draft_tree", "text",
         "drafts", "logprobs", "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle",
         "planning", "drafting", "batch_size", "engine", "async_engine",
     ],

@@ -23,6 +23,7 @@ from orthrus import gumbel
 from orthrus.config import SamplingParams
 from orthrus.decoding.argmax import best, best_of
 from orthrus.decoding.constraints import Grammar, restrict
+from orthrus.decoding.custom_processors import CustomProcessors
 from orthrus.decoding.filters import filter_scores, filters, softmax
 from orthrus.decoding.noise import Noise, add_noise_of_few
 from orthrus.decoding.processors import LogitProcessors, process
@@ -43,11 +44,15 @@ class Sampler:
     ) -> None:
         self.params, self.noise, self.grammar = params, noise, grammar
         self.processors = LogitProcessors(params, prompt, end_token_ids, vocab_size)
+        functions = params.logits_processors
+        self.custom_processors = CustomProcessors(functions, prompt) if functions else None
         self.vocab_size = vocab_size
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Append tokens that the sequence keeps."""
         self.processors.advance(tokens)
+        if self.custom_processors is not None:
+            self.custom_processors.advance(tokens)
         if self.grammar is not None:
             self.grammar.advance(tokens)
 
@@ -76,14 +81,14 @@ class RowRequest:
     @property
     def in_turn(self) -> bool:
         """Whether each row is computed when it is asked for."""
-        return self.logits_RV.is_cpu or self.grammar is not None
+        return self.logits_RV.is_cpu or self.grammar is not None or self.sampler.custom_processors is not None
 
     @property
     def unchanged(self) -> bool:
         """Whether the tokens are sampled from the logits over the temperature, which nothing else changes."""
         sampler = self.sampler
-        changed = filters(self.params) or sampler.processors.active or sampler.grammar is not None
-        return not (changed or self.params.greedy)
+        processed = sampler.processors.active or sampler.custom_processors is not None or sampler.grammar is not None
+        return not (processed or filters(self.params) or self.params.greedy)
 
     def row(self, index: int) -> RowRequest:
         """The request of one row alone."""
@@ -108,8 +113,8 @@ def draft_scores(requests: Sequence[RowRequest], *, noise: bool) -> list[Tensor]
     """Per request, scores [R, V] of the rows of a draft block: the logits after processors and filters, with the
     `noise` that the target of the row's position will meet. Row i is for `position` + i.
 
-    They are in units of logits: noise is multiplied by the temperature. All processors but a constraint ignore the
-    tokens drafted in the rows before; a constraint is left out, since it depends on them.
+    They are in units of logits: noise is multiplied by the temperature. Penalties ignore the tokens drafted in the rows
+    before; a constraint and the caller's processors are left out, since they depend on them.
     """
     unchanged = [r.params.plain or (noise and r.unchanged and r.logits_RV.is_cpu) for r in requests]
     changed = [r for r, same in zip(requests, unchanged, strict=True) if not same]
@@ -149,7 +154,10 @@ def _softmax_of(scores_RV: Tensor, row: int) -> Tensor:
 def _filtered(request: RowRequest, row: int) -> Tensor:
     """The scores [1, V] of one row after processors, constraint, temperature and filters. The row after a path that
     the constraint forbids or ends is never kept, so it needs no constraint."""
-    scores_1V = _scores([request.row(row)])
+    custom, scores_1V = request.sampler.custom_processors, _processed([request.row(row)])
+    if custom is not None:
+        scores_1V = custom.apply(scores_1V[0], request.paths[row])[None]
+    scores_1V = _over_temperature(scores_1V, [request.row(row)])
     if request.grammar is not None and request.grammar.goes_on(request.paths[row]):
         restrict(scores_1V[0], request.grammar.mask())
     return scores_1V if request.params.greedy else filter_scores(scores_1V, request.params)
@@ -236,9 +244,19 @@ def _split(scores_NV: Tensor, requests: Sequence[RowRequest]) -> Sequence[Tensor
 
 
 def _scores(requests: Sequence[RowRequest]) -> Tensor:
-    """New scores [N, V], fp32: the logits after all processors and temperature, before filters."""
+    """New scores [N, V], fp32: the logits after processors, except the caller's, and temperature, before filters."""
+    return _over_temperature(_processed(requests), requests)
+
+
+def _processed(requests: Sequence[RowRequest]) -> Tensor:
+    """New scores [N, V], fp32: the logits after processors, except the caller's."""
     scores_NV = _stack(requests).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     process(scores_NV, [(r.sampler.processors, _paths(r)) for r in requests])
+    return scores_NV
+
+
+def _over_temperature(scores_NV: Tensor, requests: Sequence[RowRequest]) -> Tensor:
+    """The scores over the temperatures of their requests, in place."""
     params = [r.params for r in requests for _ in range(len(r.logits_RV))]
     temperatures = [1.0 if one.greedy else one.temperature for one in params]
     # By a tensor: a GPU divides by a number as it multiplies by the inverse, which rounds differently.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import torch
 
+from orthrus.backends import heap
 from orthrus.config import PAGE
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -41,6 +43,14 @@ def affordable_pages(size: int, device: torch.device, wanted: int, least: int) -
             " (ctx_size=) or max_new_tokens, or free memory."
         )
     return min(wanted, usable // size)
+
+
+def return_freed(device: torch.device) -> None:
+    """Return memory to the system that nothing refers to any more: circles of objects, and what allocators keep."""
+    gc.collect()
+    heap.trim()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _available_of_system() -> int | None:
