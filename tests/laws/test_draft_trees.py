@@ -130,6 +130,18 @@ def test_a_constraint_that_allows_everything_changes_no_tree(known, nodes, looku
     assert tree.confidence == pytest.approx(expected.confidence, rel=1e-4)
 
 
+@pytest.mark.parametrize("nodes", [None, 12])
+def test_a_match_that_a_constraint_forbids_is_no_draft(nodes):
+    """The text goes on with 3 after its last token, and only then with 4."""
+    allowed_V = np.arange(V) != 3
+    rows, lookup = BlockRows(TorchKernels(), None), Lookup(REPETITIVE)
+    grammar = SimpleNamespace(goes_on=lambda path: 3 not in path, mask=lambda: allowed_V)
+    for count in (0, 2):
+        logits, _ = block(count, known=False)
+        assert 3 in rows.tree(logits, [1.0] * count, 12, lookup).tokens
+        assert 3 not in constrained_tree(rows, logits, [1.0] * count, nodes or count, grammar, lookup).tokens
+
+
 def implementations(dtype):
     """The reference and the C kernels, where there are any."""
     return [own for own in (TorchKernels(), native.load(tiny.DTYPES[dtype], cache_directory())) if own is not None]
@@ -224,8 +236,28 @@ def test_rows_without_finite_logits_end_a_tree(kernels):
     assert len(set(zip(tree.tokens, tree.parents, strict=True))) == 15
     assert kernels.draft_tree(logits[2:], [1.0], 8).tokens == []
     assert kernels.draft_tree(logits, [1.0] * 3, None).parents == [-1, 0]
-    logits[0, 0] = torch.inf
-    assert kernels.draft_tree(logits, [1.0] * 3, 1).tokens == [0]
+    for infinite in (0, V - 1):  # the last ones do not fill a vector
+        logits[0] = torch.randn(V)
+        logits[0, infinite] = torch.inf
+        assert kernels.draft_tree(logits, [1.0] * 3, 1).tokens == [infinite]
+
+
+@pytest.mark.parametrize("kernels", implementations("fp32"), ids=lambda own: own.name)
+def test_rounding_that_leaves_less_than_nothing_for_the_other_tokens_ends_no_tree(kernels):
+    """The candidates hold all of a row's probability, and the head lowers all their logits by 40. What the sum of a row
+    exceeds that of its candidates by is then rounding, of either sign, at the scale before the head."""
+    made = head(2)
+    for weights in (made.row, made.before, made.token):
+        weights.data.zero_()
+    made.bias.data.fill_(20)
+    made.output.data.fill_(-1 / UNITS)
+    inputs = HeadInputs(made, torch.full((V, D), 40 / 20 / D), torch.zeros(2, D))
+    for seed in range(30):
+        logits = torch.full((2, V), -100.0)
+        logits[:, :CANDIDATES] = torch.randn(2, CANDIDATES, generator=torch.Generator().manual_seed(seed))
+        tree = kernels.draft_tree(logits, [1.0, 1.0], 72, inputs)
+        assert len(tree.tokens) == CANDIDATES + CANDIDATES**2
+        assert all(0 <= confidence <= 1 for confidence in tree.confidence)
 
 
 @pytest.mark.parametrize("kernels", implementations("fp32"), ids=lambda own: own.name)

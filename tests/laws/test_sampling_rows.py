@@ -14,6 +14,7 @@ import torch
 
 from orthrus import gumbel
 from orthrus.backends.native import kernels as native
+from orthrus.backends.native import sampling as native_sampling
 from orthrus.config import SamplingParams
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import top_p_border_by_row, top_p_border_by_sort
@@ -295,6 +296,21 @@ def test_of_two_equal_sums_that_of_the_first_token_wins(kernels):
             logits_V[near] = np.nextafter(logits_V[near], np.float32(math.copysign(math.inf, noise_V[loud] - total)))
         found = samplers()[kernels].largest_sum(torch.from_numpy(logits_V)[None], 1.0, random, position)
         assert found == min(loud, near)
+
+
+def test_only_noise_above_the_border_is_loud():
+    """Not that of a token whose bits are the border itself, also where it shares a word with one that is loud."""
+    kernels = native.load(torch.float32, cache_directory())
+    if kernels is None:
+        pytest.skip("no C kernels")
+    vocab, position, random = 4099, 9, AddressedNoise(4)
+    bits_V = random.bits(position, vocab)
+    shared = bits_V[: vocab // 2 * 2].reshape(-1, 2).min(axis=1).max()
+    for border in (*np.sort(bits_V)[[-1, -2, -40]], shared):
+        made, stream = native_sampling._Loud(vocab), native_sampling._stream(random.stream)
+        count = kernels._sampling._find_loud(stream, position, vocab, int(border), made.struct)
+        assert count == made.struct.count
+        assert made._kept[0][:count].tolist() == np.flatnonzero(bits_V > border).tolist()
 
 
 def test_noise_is_seldom_computed_for_all_tokens():

@@ -101,7 +101,9 @@ def test_large_bodies_are_refused_by_their_length_and_by_what_comes(model):
             assert error_of(await client.post("/v1/whole", content=chunks(1100))) == (413, "body_too_large")
             padded, kind = json.dumps(SMALL).ljust(1000), {"content-type": "application/json; charset=utf-8"}
             assert (await client.post("/v1/whole", content=padded, headers=kind)).status_code == 200
-            for kind in ({}, {"content-type": "text/plain"}):
+            named = {"content-type": "application/vnd.api+json"}
+            assert (await client.post("/v1/whole", content=json.dumps(SMALL), headers=named)).status_code == 200
+            for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/notjson"}):
                 response = await client.post("/v1/whole", content=padded, headers=kind)
                 assert error_of(response) == (400, "invalid_content_type")
 
@@ -258,6 +260,9 @@ def test_pages_of_other_origins_may_call_only_where_they_are_allowed(model):
         async with serving(model) as (_, client):
             own = {"origin": f"http://{client.base_url.netloc.decode()}"}
             assert (await client.post("/v1/whole", json=SMALL, headers=own)).status_code == 200
+            place = f"localhost:{client.base_url.port}"
+            named = {"host": place, "origin": f"http://{place.upper()}"}  # names of hosts have no case
+            assert (await client.post("/v1/whole", json=SMALL, headers=named)).status_code == 200
             other = {"origin": "http://evil.example"}
             assert error_of(await client.post("/v1/whole", json=SMALL, headers=other)) == (403, "origin_not_allowed")
         async with serving(model, allowed_origins=("https://page.example",)) as (_, client):

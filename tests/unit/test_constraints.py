@@ -97,10 +97,10 @@ def test_end_tokens_are_allowed_where_the_text_matches(made):
     other_end = ids("x")[0]
     grammar = made.start(Constraint("regex", "ab?"), ENDS | {other_end})
     assert allowed(grammar) == ids("a")
-    assert not grammar.allows(tiny.END)
+    assert not grammar.allows(tiny.END) and not grammar.allows(other_end)
     grammar.advance(ids("a"))
     assert allowed(grammar) == sorted([*ids("b"), other_end, tiny.END])
-    assert grammar.allows(tiny.END)
+    assert grammar.allows(tiny.END) and grammar.allows(other_end), "also one that the grammar does not know as an end"
     assert grammar.ending is None
     grammar.advance(ids("b"))
     assert grammar.ending == Ending(2, "stop")
@@ -265,6 +265,45 @@ def test_digits_of_json_numbers_are_bounded():
     assert not at_end.allows(ids("1")[0]), "the drafts are taken back"
     for text in ("[0." + full, "[1.5e" + full, "[7, -" + full):
         assert not digits & set(allowed(number(text))), text
+
+
+def test_digits_of_drafts_that_a_new_matcher_does_not_take_are_not_counted(made):
+    """The matcher runs into a limit after 18 drafts that are digits, and the one in its place takes none of them."""
+    constraint = Constraint("json_schema", '{"type": "array", "items": {"type": "number"}}')
+
+    class Failed:
+        def __init__(self, matcher):
+            self.matcher = matcher
+
+        def is_error(self):
+            return True
+
+        def __getattr__(self, name):
+            return getattr(self.matcher, name)
+
+    class TakesTwo(Failed):
+        def __init__(self, matcher):
+            super().__init__(matcher)
+            self.first = True
+
+        def deep_copy(self):
+            return TakesTwo(self.matcher.deep_copy())
+
+        def is_error(self):
+            return False
+
+        def try_consume_tokens(self, tokens):
+            usable, self.first = tokens[:2] if self.first else tokens, False
+            return self.matcher.try_consume_tokens(usable)
+
+    grammar = made.start(constraint, ENDS)
+    grammar.advance(ids("[1"))
+    drafts = ids("2" * (MAX_DIGITS - 2))
+    assert grammar.goes_on(drafts)
+    grammar._matcher, grammar._renew = Failed(grammar._matcher), lambda spent: TakesTwo(made._matcher(constraint))
+    assert not grammar.goes_on([*drafts, *drafts[:1]])
+    assert grammar.goes_on(ids("34")), "the text has three digits"
+    assert grammar.ending is None
 
 
 def test_digits_are_bounded_in_numbers_alone():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -34,6 +35,20 @@ def test_a_tree_knows_its_paths_and_children():
     assert TREE.probabilities == pytest.approx([0.9, 0.72, 0.36, 0.09, 0.05])
     assert TREE.first(2).paths == [[], [5], [5, 6]]
     assert TREE.in_order([0, 3, 4]).paths == [[], [5], [5, 7], [8]]
+
+
+def test_a_part_of_a_tree_keeps_what_is_known_about_its_nodes():
+    """Also from which row of its block it begins, by which its acceptance is counted."""
+    q = [torch.full((9,), float(node)) for node in range(5)]
+    kinds = ["agrees", "differs", "lookup", "differs", "lookup"]
+    whole = replace(TREE, kinds=kinds, q=q, start=3)
+    for part, nodes in ((whole.first(3), [0, 1, 2]), (whole.in_order([0, 3, 4]), [0, 3, 4])):
+        assert part.start == 3
+        assert part.tokens == [TREE.tokens[node] for node in nodes]
+        assert part.confidence == [TREE.confidence[node] for node in nodes]
+        assert part.kinds == [kinds[node] for node in nodes]
+        assert all(one is q[node] for one, node in zip(part.q, nodes, strict=True))
+    assert whole.grown(1, 4, 0.5, None, "lookup").start == 3
 
 
 @pytest.mark.parametrize(("tokens", "parents"), [([5, 5], [-1, -1]), ([5, 6], [1, -1]), ([5], [-2])])

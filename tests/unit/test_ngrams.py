@@ -50,6 +50,13 @@ def test_a_match_goes_on_to_the_end_of_the_text():
     assert [own.token for own in context.following(match, 8)] == [4, 5, 1, 2, 3]
 
 
+def test_matches_that_go_on_are_no_longer_than_the_longest():
+    context = Context([*range(30), *range(6)])
+    matches = context.following(context.after(), 5)
+    assert [own.token for own in matches] == [6, 7, 8, 9, 10]
+    assert [own.length for own in matches] == [6, 7, LONGEST, LONGEST, LONGEST]
+
+
 def test_every_length_has_a_class():
     rows = [Match(0, length, alike).row for length in range(1, LONGEST + 1) for alike in (False, True)]
     assert sorted(set(rows)) == list(range(len(EVIDENCE)))
