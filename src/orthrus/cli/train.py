@@ -95,6 +95,13 @@ ExtendOption = Annotated[
         min=0,
     ),
 ]
+EmaOption = Annotated[
+    float,
+    typer.Option(
+        help="Share of the average of the weights that a step keeps, such as 0.999; the average is validated and saved."
+        " 0: none."
+    ),
+]
 WeightDecayOption = Annotated[float, typer.Option(help="Weight decay of AdamW.")]
 ClipOption = Annotated[float, typer.Option(help="Maximum gradient norm.")]
 HeadUnitsOption = Annotated[
@@ -155,6 +162,7 @@ def command(
     decay_share: DecayShareOption = 0.2,
     final_rate: FinalRateOption = 0.0,
     extend: ExtendOption = 0,
+    ema: EmaOption = 0.0,
     weight_decay: WeightDecayOption = 0.0,
     clip: ClipOption = 1.0,
     head_units: HeadUnitsOption = None,
@@ -187,19 +195,19 @@ def command(
         view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
         sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
         validate_every or 1, save_every, units, head_only, head_learning_rate, head_objective, head_gradient,
-        schedule, decay_share, extend,
+        schedule, decay_share, extend, ema,
     )  # fmt: skip
     if loaded is None:
         print_estimate(decoder, config)
         return
-    corpus = setup.corpus(data, loaded, config)
-    _show_or_train(loaded, config, corpus, output, epochs, steps, validate_every, inspect=inspect, keep_rows=keep_rows)
+    _show_or_train(loaded, config, data, output, epochs, steps, validate_every, inspect=inspect, keep_rows=keep_rows)
 
 
 def _show_or_train(
-    loaded: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, epochs: int | None, steps: int | None,
+    loaded: Checkpoint, config: TrainConfig, data: list[Path], output: Path, epochs: int | None, steps: int | None,
     validate_every: int | None, *, inspect: bool, keep_rows: bool,
 ) -> None:  # fmt: skip
+    corpus = setup.corpus(data, loaded, config)
     if inspect:
         print_text(corpus, config, loaded.tokenizer.decode)
     else:

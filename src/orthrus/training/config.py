@@ -52,7 +52,8 @@ class TrainConfig:
 
     The learning rate rises over `warmup` (a fraction of `steps`) and decays to `final_rate` times its peak: by a cosine
     over all other steps, or, with the schedule `wsd`, over the last `decay_share` of all steps alone. extend: steps
-    that are added to `steps`, with `wsd`, in a run that was started without them.
+    that are added to `steps`, with `wsd`, in a run that was started without them. ema: the share of the average of the
+    weights that a step keeps; 0 for no average.
 
     head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
     on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
@@ -86,6 +87,7 @@ class TrainConfig:
     schedule: str = COSINE
     decay_share: float = 0.2
     extend: int = 0
+    ema: float = 0.0
 
     @property
     def total_steps(self) -> int:
@@ -119,6 +121,9 @@ class TrainConfig:
                 f"extend {self.extend}: a run is extended by at least one step, and only with --schedule {WSD}; the"
                 " rate of a cosine depends on its end, so start another run from its adapter with --warm-start"
             )
+        refuse_outside("ema", self.ema, 0.0, 1.0)
+        if self.ema == 1:
+            raise ValueError("ema must lie in [0, 1): with 1 the average stays at the weights of the start; try 0.999")
         refuse_outside("weight_decay", self.weight_decay, 0.0, 1.0)
         refuse_outside("clip", self.clip, 0.0, 1e6, open_low=True)
         if self.head_units < 0 or self.head_units % UNIT_MULTIPLE:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from orthrus.model.decoder import Decoder
 from orthrus.training.config import TrainConfig
 
-MASTERS, GRADIENT, MOMENTS = 4, 4, 8
-"""Bytes per trained parameter: the fp32 master, its gradient, and two moments."""
+MASTERS, GRADIENT, MOMENTS, AVERAGE = 4, 4, 8, 4
+"""Bytes per trained parameter: the fp32 master, its gradient, two moments, and the average of the weights if there is
+one."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
         trained,
         frozen,
         width * (frozen + head) + MASTERS * trained,  # a CPU keeps the head transposed too
-        (GRADIENT + MOMENTS) * trained,
+        (GRADIENT + MOMENTS + (AVERAGE if config.ema else 0)) * trained,
         width * shape.layers * kept,
         flops * config.sequences,
         supervised * config.sequences,

@@ -19,6 +19,7 @@ from orthrus.checkpoint.export import export_adapter
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.file_cache import save_json, write_atomically
 from orthrus.training import run_file, state
+from orthrus.training.average import WeightAverage
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
 from orthrus.training.head_task import HeadTask
@@ -60,9 +61,12 @@ Validate = Callable[[], Validation]
 class Trainer:
     """Trains the diffusion view of an unprepared checkpoint in place and writes its results into `directory`.
 
-    These are `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, `stable.safetensors`
-    (the state before the decay of a WSD schedule), and the adapters `best/` (highest A) and `last/`. rewound: whether
-    it extends a run from before its decay. rows_on_disk: the bytes of the rows that it computes once, in `rows/`.
+    With `ema`, the average of the weights is what decodes held-out records and is saved as an adapter. The files are
+    `run.json` (settings and data), `metrics.jsonl`, `curves.png`, `state.safetensors`, `stable.safetensors` (the state
+    before the decay of a WSD schedule), and the adapters `best/` (highest A) and `last/`.
+
+    rewound: whether it extends a run from before its decay. rows_on_disk: the bytes of the rows that it computes once,
+    in `rows/`.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Trainer:
             [{"params": group} for group in groups if group], config.learning_rate, config.betas,
             weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
+        self._average = WeightAverage(self._parameters, config.ema)
         self._frozen = frozen_digest(checkpoint.decoder)
         self._description = run_file.describe(checkpoint, config, corpus, self._world.size)
         previous = run_file.previous(directory, self._description, config)
@@ -137,15 +142,16 @@ class Trainer:
         self._metrics.flush()
         if self._world.rank == 0 and self.done:
             self._save_state()
-            self._task.calibrate()
-            self._save_adapter("last")
+            with self._average.applied():
+                self._task.calibrate()
+                self._save_adapter("last")
 
     def _save_state(self, name: str = state.STATE) -> None:
         if self._world.rank == 0:
             counters = {
                 "done": self.done, "rows_total": self.rows_total, "best": self.best, "losses": asdict(self._losses),
             }  # fmt: skip
-            state.save(self.directory, self._parameters, self._optimiser, counters, name)
+            state.save(self.directory, self._parameters, self._optimiser, self._average.tensors, counters, name)
 
     def _step(self) -> Progress:
         start, config, world = perf_counter(), self.config, self._world
@@ -175,6 +181,7 @@ class Trainer:
         if self._losses.divergence:
             self._fail(f"{self._losses.divergence} at step {self.done + 1}", batch)
         self.done += 1
+        self._average.update(self.done)
         self.rows_total += int(rows_M.sum())
         return Progress(
             self.done, loss, rate, float(norm), int(rows_M.sum()), self.rows_total,
@@ -201,11 +208,12 @@ class Trainer:
         """Decode the held-out records; save the adapter if it is the best so far."""
         if frozen_digest(self.checkpoint.decoder) != self._frozen:
             raise TrainingFailedError("a frozen weight of the backbone has changed; this is a bug in the trainer")
-        self._task.calibrate()
-        validation = self._task.validate()
-        if self.best is None or validation.acceptance_length > self.best:
-            self.best = validation.acceptance_length
-            self._save_adapter("best", validation)
+        with self._average.applied():
+            self._task.calibrate()
+            validation = self._task.validate()
+            if self.best is None or validation.acceptance_length > self.best:
+                self.best = validation.acceptance_length
+                self._save_adapter("best", validation)
         return validation
 
     def _save_adapter(self, name: str, validation: Validation | None = None) -> None:
@@ -227,7 +235,7 @@ class Trainer:
         self._metrics.truncate(self.done)
 
     def _restore(self, name: str) -> None:
-        counters = state.restore(self.directory, self._parameters, self._optimiser, name)
+        counters = state.restore(self.directory, self._parameters, self._optimiser, self._average.tensors, name)
         if counters is not None:
             self.done, self.rows_total, self.best = counters["done"], counters["rows_total"], counters["best"]
             self._losses = Losses(**counters.get("losses", {}))  # states of earlier versions have none
