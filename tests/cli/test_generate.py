@@ -252,7 +252,7 @@ def test_missing_native_kernels_are_reported_once(run, path, monkeypatch):
         _, _, err = run(verb, *options, "--model", path)
         assert err.count("note: no C compiler: $CC names 'no-such-compiler'") == 1
     monkeypatch.delenv("CC")
-    assert "note:" not in run("generate", "hi", "-n", 3, "--cycle", "ar", "--model", path)[2]
+    assert "note: no C compiler" not in run("generate", "hi", "-n", 3, "--cycle", "ar", "--model", path)[2]
 
 
 def test_measuring_costs_is_reported_while_it_runs(run, path, monkeypatch):

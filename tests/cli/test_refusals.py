@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
 import tiny_gguf
 
+from orthrus import cli
 from orthrus.checkpoint import hub
 from orthrus.cli import _shared
 
@@ -105,6 +108,15 @@ def test_a_prompt_without_a_chat_template_is_raw_text_and_that_is_told(run, mode
 def test_progress_writes_one_line_into_a_pipe(capsys):
     assert list(_shared.progress(range(3), "verifying", 3)) == [0, 1, 2]
     assert capsys.readouterr().err == "verifying ...\n"
+
+
+def test_all_tables_are_printed_by_the_console_for_tables():
+    """A console of rich's takes a pipe to be 80 columns wide."""
+    folder = Path(cli.__file__).parent
+    makers = {
+        path.name for path in folder.rglob("*.py") if re.search(r"(?<!-> )\bConsole\((?!width)", path.read_text())
+    }
+    assert makers - {"chat.py"} == {"_shared.py"}
 
 
 def test_tables_of_verify_are_whole_in_a_pipe(run, monkeypatch, model, tmp_path):

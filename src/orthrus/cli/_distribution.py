@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from orthrus.cli._shared import progress
+from orthrus.cli._shared import progress, table_console
 
 if TYPE_CHECKING:
     from orthrus.api import Model, Options
@@ -40,7 +39,7 @@ def compare_distributions(model: Model, prompt: str, samples: int, options: Opti
         record = {"samples": samples, "agreements": [asdict(a) for a in agreements], "same": same}
         print(json.dumps({**record, "provenance": provenance.of_run(model)}, indent=2))
         return same
-    console = Console(highlight=False)
+    console = table_console()
     table = Table(title=f"{samples} samples by rejection, {samples} by plain sampling, T = {options['temperature']:g}")
     for column in ("compared", "distinct", "total variation", "chance: median", "chance: 95 %", "p-value"):
         table.add_column(column, justify="left" if column == "compared" else "right")

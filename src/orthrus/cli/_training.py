@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from orthrus.cli._shared import ProgressLines, stderr
+from orthrus.cli._shared import ProgressLines, stderr, table_console
 
 if TYPE_CHECKING:
     from orthrus.model.decoder import Decoder
@@ -86,7 +86,7 @@ def print_estimate(decoder: Decoder, config: TrainConfig) -> None:
     from orthrus.training.estimate import estimate
 
     e = estimate(decoder, config)
-    console, gigabyte = Console(highlight=False), 2**30
+    console, gigabyte = table_console(), 2**30
     total = e.weight_bytes + e.optimiser_bytes + e.activation_bytes
     console.print(f"parameters: {e.trained / 1e6:.1f} M trained, {e.frozen / 1e6:.1f} M frozen")
     console.print(
@@ -101,7 +101,7 @@ def print_text(corpus: Corpus, config: TrainConfig, decode: Any) -> None:
     from orthrus.training.inspect import block_rows, words
     from orthrus.training.packing import Packing
 
-    blocks, console = Packing(corpus.documents, config).blocks(0), Console(highlight=False)
+    blocks, console = Packing(corpus.documents, config).blocks(0), table_console()
     text = Text()
     for word in words(blocks, decode):
         if word.begins:

@@ -18,6 +18,7 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def command(
 ) -> None:
     """Stream one answer with accepted drafts highlighted, then answer the same prompt by plain decoding."""
     loaded = load_model(model, adapter, dtype, device, quantize=quantize, cache=cache)
-    console = Console(highlight=False)
+    console = table_console()
     if loaded.decoder.diffusion is None:
         raise ValueError("the demo needs a diffusion view; this checkpoint has none (--adapter gives it one)")
     measure_costs(loaded)

@@ -21,6 +21,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     status,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def command(
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        console = Console(highlight=False)
+        console = table_console()
         _doctor.print_summary(console, report, model)
         _print(console, report, verbose=verbose)
     if not all(part["exact"] for name, part in report.items() if name != "machine"):

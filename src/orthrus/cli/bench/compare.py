@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._costs import measure_costs_for_benchmark, timed
@@ -25,6 +24,7 @@ from orthrus.cli._shared import (
     load_model,
     progress,
     stderr,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _print(systems: list[System], title: str, fastest: str) -> None:
                 f"{system.ours_over:.2f} ({ratio_low:.2f}-{ratio_high:.2f})", f"{1e3 * system.first_token:.0f}",
                 f"{system.identical} of {system.prompts}",
             )  # fmt: skip
-    console = Console(highlight=False)
+    console = table_console()
     console.print(table)
     for system in systems:
         if system.absent is not None:

@@ -7,11 +7,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import CycleOption, Dtype, DtypeOption, ModelOption, load_model, progress, without_none
+from orthrus.cli._shared import (
+    CycleOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    load_model,
+    progress,
+    table_console,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from orthrus.api import Options
@@ -64,4 +72,4 @@ def command(
             ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in value.items()) if isinstance(value, dict) else value
         )
         table.add_row(name, str(shown))
-    Console(highlight=False).print(table)
+    table_console().print(table)

@@ -9,7 +9,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._costs import measure_costs_for_benchmark, timed
@@ -21,6 +20,7 @@ from orthrus.cli._shared import (
     ModelOption,
     load_model,
     progress,
+    table_console,
     without_none,
 )
 
@@ -71,4 +71,4 @@ def command(
             values = [run[name] for run in runs]
             spread = f" ({min(values):,.3g} to {max(values):,.3g})" if min(values) < max(values) else ""
             table.add_row(kind, name.replace("_", " "), f"{median(values):,.4g}{spread}")
-    Console(highlight=False).print(table)
+    table_console().print(table)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
@@ -18,6 +17,7 @@ from orthrus.cli._shared import (
     load_model,
     quiet,
     stderr,
+    table_console,
 )
 
 
@@ -56,4 +56,4 @@ def command(
         table.add_column(column, justify="right")
     for extra in measured:
         table.add_row(*[f"{number:,}" for number in asdict(extra).values()])
-    Console(highlight=False).print(table)
+    table_console().print(table)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
+from orthrus.cli._shared import table_console
 
 SHOWN = 3
 """Ids of records that are named per task."""
@@ -48,6 +48,6 @@ def command(
             named = f": {', '.join(result.records[:SHOWN])}" + (", ..." if len(result.records) > SHOWN else "")
             count = f"{len(result.records)}{named if result.records else ''}"
             table.add_row(result.task, str(result.prompts), str(result.repeated), count)
-        Console(highlight=False).print(table)
+        table_console().print(table)
     if any(result.records for result in results):
         raise typer.Exit(1)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._costs import timed
@@ -25,6 +24,7 @@ from orthrus.cli._shared import (
     progress,
     quiet,
     stderr,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def command(
         print(json.dumps(record, indent=2))
         return
     _print(measured, limits, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n}, interleaved")
-    Console(highlight=False).print(f"GEMM: {provenance.kernels(runner)}")
+    table_console().print(f"GEMM: {provenance.kernels(runner)}")
     _print_profiles(profiles, contexts[0])
 
 
@@ -103,7 +103,7 @@ def _print(measured: list[Pass], limits: Roof, title: str) -> None:
             one.kind, f"{one.context:,}", str(one.rows), f"{1e3 * one.seconds:.2f} ({low:.2f}-{high:.2f})",
             f"{one.over_one_row:.2f}", f"{one.seconds / limits.floor:.2f}",
         )  # fmt: skip
-    console = Console(highlight=False)
+    console = table_console()
     console.print(table)
     console.print(
         f"reading {limits.weights / 1e6:.0f} MB of weights at {limits.bandwidth / 1e9:.1f} GB/s (median, interleaved)"
@@ -119,4 +119,4 @@ def _print_profiles(profiles: dict[int, dict[str, float]], context: int) -> None
     for name in next(iter(profiles.values())):
         table.add_row(name, *[f"{1e3 * profile.get(name, 0.0):.2f}" for profile in profiles.values()])
     table.add_row("total", *[f"{1e3 * sum(profile.values()):.2f}" for profile in profiles.values()])
-    Console(highlight=False).print(table)
+    table_console().print(table)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
@@ -23,6 +22,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     progress,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +74,6 @@ def command(
         for score in scores:
             share = f"{score.right} ({score.right / score.prompts:.1%})"
             table.add_row(score.cycle, share, f"{score.identical} of {score.prompts}")
-        Console(highlight=False).print(table)
+        table_console().print(table)
     if any(score.identical < score.prompts for score in scores):
         raise typer.Exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._costs import measure_costs_for_benchmark
@@ -20,6 +19,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     load_model,
     progress,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -71,4 +71,4 @@ def command(
             name, f"{row.acceptance_length:.2f}", f"{row.tpf:.2f}", f"{row.tpf / base:.2f}", f"{row.rows_per_pass:.1f}",
             f"{replays.speed_up(costs, runs[name], lengths):.2f}",
         )  # fmt: skip
-    Console(highlight=False).print(table)
+    table_console().print(table)

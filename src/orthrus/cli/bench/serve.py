@@ -13,12 +13,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import stderr
+from orthrus.cli._shared import stderr, table_console
 
 if TYPE_CHECKING:
     from orthrus.bench.http_client import Target
@@ -73,7 +72,7 @@ def command(
         figures = {str(load): [one.as_dict() for one in own] for load, own in zip(loads, summaries, strict=True)}
         print(json.dumps({"serve": figures, "provenance": _provenance(target, prompts, seed)}, indent=2))
     else:
-        Console(highlight=False).print(_table(target, loads, summaries))
+        table_console().print(_table(target, loads, summaries))
     for line in sorted({line for own in summaries for one in own for line in _doubts(one)}):
         stderr.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
 

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from orthrus.cli._shared import check_plot
+from orthrus.cli._shared import check_plot, table_console
 
 
 def command(
@@ -63,6 +62,6 @@ def command(
         own = [] if p.planner is None else [f"{p.planner:,.0f}", f"{p.regret:.1%}"]
         table.add_row(f"{p.acceptance:g}", str(p.width), str(p.batch), f"{p.plain:,.0f}", f"{p.two_pass:,.0f}", *ones,
                       f"{p.planned:,.0f}", *own)  # fmt: skip
-    Console(highlight=False).print(table)
+    table_console().print(table)
     if plot is not None:
         simulated.plot(points, f"{shape}, {device.name}; best block size of each line", plot)

@@ -6,12 +6,11 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orthrus.cli._costs import timed
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import Dtype, DtypeOption, ModelOption, quiet, stderr
+from orthrus.cli._shared import Dtype, DtypeOption, ModelOption, quiet, stderr, table_console
 
 LABELS = {"step": "step", "plain twin": "reference step", "products alone": "matrix products alone"}
 """The printed name of each key of the JSON, whose keys keep the names of earlier results."""
@@ -56,7 +55,7 @@ def command(
         table.add_row(
             LABELS[name], f"{speed:.0f}", f"{measured['seconds'][name]:.2f}", f"{middle:.2f} ({low:.2f}-{high:.2f})"
         )
-    console = Console(highlight=False)
+    console = table_console()
     console.print(table)
     console.print("share of the step's time by operation:")
     for name, share in measured["profile"].items():
