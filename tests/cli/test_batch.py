@@ -70,7 +70,7 @@ def test_a_local_batch_answers_as_the_model_does_and_counts_failures(run, write,
     found = records(out)
     assert code == 2
     assert told == f"5 of 7 requests are answered in {out}\n"
-    assert "2 failed: --retry-failed sends them again" in err
+    assert "2 failed: --retry-failed sends them again. The first, " in err
     model = orthrus.load(path)
     messages = [{"role": "user", "content": "hi"}]
     assert content(found["greedy"]) == model.generate(messages, max_new_tokens=6).text

@@ -431,6 +431,8 @@ def test_a_collapse_prints_a_warning(run, model, monkeypatch):
     monkeypatch.setattr(Planner, "learn", lambda *_: None)
     code, _, err = run("generate", "hi", "--model", model, "--max-new-tokens", 40)
     assert (code, "drafting hardly pays on this text" in err) == (0, True)
+    assert "no draft was tried" in err
+    assert "right 0%" not in err  # nothing was drafted, so nothing was wrong
 
 
 def test_calibration_is_printed_and_cached(run, model):

@@ -35,7 +35,7 @@ def test_help_cuts_off_no_option_and_no_word(run, monkeypatch, path, command, wi
     code, out, err = run(*path, "--help")
     assert (code, err) == (0, "")
     assert all(len(line) <= width for line in out.splitlines())
-    assert "…" not in out and "bool>" not in out and "list[" not in out
+    assert "…" not in out and "bool>" not in out and "list[" not in out and "<Path>" not in out
     shown = words(out)
     for param in (param for param in command.params if not getattr(param, "hidden", False)):
         assert all(name in shown for name in (*param.opts, *param.secondary_opts))
@@ -47,6 +47,13 @@ def test_generate_sorts_its_options_into_panels(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     titles = re.findall(r"╭─ (\w+) ─", run("generate", "--help")[1])
     assert titles == ["Arguments", "Input", "Sampling", "Stopping", "Drafting", "Constraints", "Loading", "Output"]
+
+
+@pytest.mark.parametrize("verb", ["distill", "train", "batch"])
+def test_help_is_not_among_the_options_of_loading(run, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    panel = run(verb, "--help")[1].split("╭─ Options ─")[1].split("╰")[0]
+    assert "-h, --help" in panel
 
 
 @pytest.mark.parametrize("path", [path for path, _ in ALL if path], ids=" ".join)

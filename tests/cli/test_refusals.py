@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from pathlib import Path
 
 import pytest
 import tiny
 import tiny_gguf
 
-from orthrus import cli
 from orthrus.checkpoint import hub
 from orthrus.cli import _shared
 
@@ -92,6 +89,12 @@ def test_directories_of_other_kinds_are_named(run, foreign, kind, message):
     assert message in err
 
 
+def test_a_text_is_no_file_of_prompts(run, model, tmp_path):
+    (tmp_path / "prompt.txt").write_text("Name three rivers.\n")
+    code, _, err = run("generate", "--model", model, "--file", tmp_path / "prompt.txt")
+    assert (code, "prompt.txt: --file takes JSONL" in err, "orthrus generate < FILE" in err) == (2, True, True)
+
+
 def test_a_lora_is_no_diffusion_view(run, foreign, model):
     code, _, err = run("generate", "hi", "--model", model, "--adapter", foreign("lora"))
     assert (code, "is a PEFT adapter (LORA for a/base)" in err) == (2, True)
@@ -108,24 +111,3 @@ def test_a_prompt_without_a_chat_template_is_raw_text_and_that_is_told(run, mode
 def test_progress_writes_one_line_into_a_pipe(capsys):
     assert list(_shared.progress(range(3), "verifying", 3)) == [0, 1, 2]
     assert capsys.readouterr().err == "verifying ...\n"
-
-
-def test_all_tables_are_printed_by_the_console_for_tables():
-    """A console of rich's takes a pipe to be 80 columns wide."""
-    folder = Path(cli.__file__).parent
-    makers = {
-        path.name for path in folder.rglob("*.py") if re.search(r"(?<!-> )\bConsole\((?!width)", path.read_text())
-    }
-    assert makers - {"chat.py"} == {"_shared.py"}
-
-
-def test_tables_of_verify_are_whole_in_a_pipe(run, monkeypatch, model, tmp_path):
-    monkeypatch.delenv("COLUMNS", raising=False)
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "hello"}))
-    options = ["--model", model, "--task", file, "--max-new-tokens", 4, "--temperature", 0, "--dtype", "float32"]
-    code, out, _ = run("verify", *options, "--cycle", "one-pass:4+16")
-    assert code == 0
-    header = next(line for line in out.splitlines() if "tokens compared" in line)
-    assert "logit gap there" in header
-    assert "one-pass:4+16" in out

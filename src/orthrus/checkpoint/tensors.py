@@ -148,7 +148,8 @@ def _shards(directory: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise ValueError(
-            f"{directory}: no model.safetensors and no model.safetensors.index.json; only safetensors are read"
+            f"{directory}: no model.safetensors and no model.safetensors.index.json; only safetensors are read from a"
+            " directory, and a .gguf file is given by its path"
         )
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):

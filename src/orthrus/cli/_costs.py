@@ -74,4 +74,4 @@ def timed() -> Iterator[LoadWatch]:
 
 
 def _note(text: str) -> None:
-    stderr.print(f"note: {text}", style="yellow", markup=False)
+    stderr.print(f"note: {text}", style="yellow", markup=False, soft_wrap=not stderr.is_terminal)

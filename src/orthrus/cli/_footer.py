@@ -69,9 +69,11 @@ def print_details(console: Console, model: Model, results: list[Result], load_se
     kinds = ", ".join(f"{kind} {count}" for kind, count in cycles.most_common()) or "none"
     shares = " ".join(f"{accepted[offset] / count:.2f}" for offset, count in sorted(drafted.items()) if count)
     average = sum(accepted.values()) / max(1, sum(cycles.values()))
+    threads = torch.get_num_threads()
+    pass_threads = f"{threads} thread{'s' if threads > 1 else ''}"
     for name, value in (
         ("model", repr(model)),
-        ("loaded", f"in {load_seconds:.2f} s; {torch.get_num_threads()} threads; context {model.limits.max_positions}"),
+        ("loaded", f"in {load_seconds:.2f} s; {pass_threads}; context {model.limits.max_positions}"),
         ("elementwise kernels", model.runner.kernels.name),
         ("cycles", kinds),
         ("accepted", f"{average:.2f} drafts per cycle; by offset {shares or '-'}"),

@@ -54,15 +54,14 @@ def _page(command: TyperCommand | TyperGroup, ctx: Any) -> list[RenderableType |
     """Usage and description, then the title of each panel with its records."""
     page: list[Any] = [command.get_usage(ctx), *inspect.cleandoc(command.help or "").split("\n\n")]
     panels: dict[str, list[Record]] = {}
-    last = OWN
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
         if record is None:
             continue
         if param.param_type_name == "argument":
             panel = "Arguments"
-        elif param.name == "help":  # among the options that are shown last
-            panel = max((name for name in panels if name in PANELS), key=PANELS.index, default=last)
+        elif param.name == "help":
+            panel = OUTPUT if OUTPUT in panels else OWN
         else:
             panel = getattr(param, "rich_help_panel", None) or OWN
         panels.setdefault(panel, []).append(record)
@@ -103,7 +102,7 @@ def _records(records: list[Record], width: int) -> Group:
 
 def _short_type(name: str) -> str:
     """An option's name and type: of one that may be repeated the type of one value, of a bounded one the plain type."""
-    return name.replace("<list[", "<").replace("]>", ">").replace(" range>", ">")
+    return name.replace("<list[", "<").replace("]>", ">").replace(" range>", ">").replace("<Path>", "<path>")
 
 
 def _first_paragraph(text: str) -> str:

@@ -93,9 +93,15 @@ def warn_of_collapse(console: Console, runs: list[Statistics]) -> None:
     if cycles < MIN_CYCLES or plain < 0.6 * cycles:
         return
     drafted = sum(sum(s.drafted[:1]) for s in runs)
-    right = sum(sum(s.accepted[:1]) for s in runs) / drafted if drafted else 0.0
-    console.print(
-        f"note: drafting hardly pays on this text (the first draft was right {right:.0%} of the time), so {plain} of"
-        f" {cycles} cycles used plain decoding. A view trained on such text would help: `orthrus train`",
-        style="yellow",
-    )
+    if not drafted:
+        note = (
+            "note: drafting hardly pays on this text at what passes cost here, so no draft was tried: `--explain-plan`"
+            " shows the costs"
+        )
+    else:
+        right = sum(sum(s.accepted[:1]) for s in runs) / drafted
+        note = (
+            f"note: drafting hardly pays on this text (the first draft was right {right:.0%} of the time), so {plain}"
+            f" of {cycles} cycles used plain decoding. A view trained on such text would help: `orthrus train`"
+        )
+    console.print(note, style="yellow", soft_wrap=not console.is_terminal)

@@ -127,7 +127,8 @@ def command(
         failures = sum(kept.failures[request.custom_id] for request in requests)
     print(f"{len(requests) - failures} of {len(requests)} requests are answered in {output}")
     if failures:
-        stderr.print(f"{failures} failed: --retry-failed sends them again", style="yellow")
+        why = f"{failures} failed: --retry-failed sends them again. The first, {kept.first_problem}"
+        stderr.print(why, style="yellow", markup=False, soft_wrap=not stderr.is_terminal)
         raise typer.Exit(min(failures, MAX_EXIT_CODE))
 
 

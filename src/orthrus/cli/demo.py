@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from orthrus.cli._chat.wrapping import Styled, lines_for
 from orthrus.cli._costs import measure_costs, timed
 from orthrus.cli._shared import (
     AdapterOption,
@@ -83,11 +85,18 @@ def _introduce(console: Console, model: Model, prompt: str) -> None:
 
 
 def _stream(console: Console, model: Model, prompt: str, cycle: str, max_new_tokens: int) -> Result:
+    lines = lines_for(console)
+
+    def show(shown: Iterable[Styled]) -> None:
+        for text, style in shown:
+            console.print(text, style=style, end="", markup=False, soft_wrap=True)
+
     for chunk in model.stream(prompt, cycle=cycle, max_new_tokens=max_new_tokens):
         for piece in chunk.pieces:
             style = "bold green underline" if piece.drafted else ("cyan" if cycle != "ar" else "")
             text = f"[{piece.text}]" if piece.drafted and console.color_system is None else piece.text
-            console.print(text, style=style, end="", markup=False, soft_wrap=True)
+            show(lines.take(text, style))
+    show(lines.finish())
     console.print("\n")
     assert chunk.result is not None
     return chunk.result

@@ -12,6 +12,7 @@ import typer
 
 from orthrus.cli import _sampling as sampling
 from orthrus.cli import _tokens as tokens
+from orthrus.cli._chat.wrapping import lines_for
 from orthrus.cli._costs import measure_costs, measure_costs_after_answer
 from orthrus.cli._defaults import described, starting_options
 from orthrus.cli._footer import Clock, print_details, print_footer
@@ -31,6 +32,7 @@ from orthrus.cli._shared import (
     load_model,
     print_notice,
     stderr,
+    table_console,
 )
 from orthrus.prompt_files import decode_utf8, prompts_in
 
@@ -155,16 +157,17 @@ def _generate(
 
 def _print_stream(model: Model, prompt: Prompt, options: Options, clock: Clock) -> Result:
     result: Result | None = None
+    lines = lines_for(table_console())
     try:
         for chunk in model.stream(prompt, **options):
             clock.token()
-            print(chunk.text, end="", flush=True)
+            print("".join(text for text, _ in lines.take(chunk.text)), end="", flush=True)
             result = chunk.result
     except KeyboardInterrupt:
-        print(flush=True)
+        print("".join(text for text, _ in lines.finish()), flush=True)
         stderr.print("interrupted", style="yellow")
         raise typer.Exit(130) from None
-    print(flush=True)
+    print("".join(text for text, _ in lines.finish()), flush=True)
     assert result is not None
     return result
 
@@ -198,7 +201,14 @@ def _read_prompts(argument: str | None, option: str | None, file: Path | None) -
         if prompt is not None:
             raise ValueError("give a prompt or --file, not both")
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return prompts_in(data, "standard input" if str(file) == "-" else str(file))
+        where = "standard input" if str(file) == "-" else str(file)
+        text = decode_utf8(data, where).lstrip()
+        if text and not text.startswith("{"):
+            raise ValueError(
+                f"{where}: --file takes JSONL, lines with `prompt`, `messages` or `conversations`; a prompt"
+                " in plain text is read from standard input: orthrus generate < FILE"
+            )
+        return prompts_in(data, where)
     if prompt is None:
         if sys.stdin.isatty():
             raise ValueError("no prompt: give one as an argument, through standard input, or with --file")

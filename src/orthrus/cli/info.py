@@ -42,7 +42,7 @@ def command(
         print(json.dumps(record, indent=2))
         return
     table = Table(show_header=False)
-    table.add_column(style="bold")
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _adapter_rows(record) if alone else _checkpoint_rows(record):
         table.add_row(name, str(value))

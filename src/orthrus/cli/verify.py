@@ -223,7 +223,8 @@ def _run(
 def _print(console: Console, label: str, comparisons: list[Comparison], prompts: list[TaskPrompt]) -> None:
     table = Table(title=label)
     for column in ("cycle", "prompts", "identical", "tokens compared", "first divergence", "logit gap there"):
-        table.add_column(column, justify="left" if column == "cycle" else "right", overflow="fold")
+        named = column == "cycle"
+        table.add_column(column, justify="left" if named else "right", overflow="fold", no_wrap=named)
     for c in comparisons:
         first = min(c.divergences, key=lambda d: d.index, default=None)
         where = f"token {first.index} of {prompts[first.prompt].id}" if first else "none"

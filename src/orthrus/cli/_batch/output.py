@@ -19,6 +19,15 @@ def failed(record: Mapping[str, Any]) -> bool:
     return record.get("error") is not None or not isinstance(response, dict) or response.get("status_code") != 200
 
 
+def problem(record: Mapping[str, Any]) -> str:
+    """The message of the error in the record of a request that failed, and the id of the request."""
+    response = record.get("response")
+    body = response.get("body") if isinstance(response, dict) else None
+    error = record.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    message = error.get("message") if isinstance(error, dict) else error
+    return f"{record['custom_id']}: {message or 'an answer without a message'}"
+
+
 class BatchOutput:
     """An output file that may hold records of an earlier run. Open it with `with`."""
 
@@ -30,13 +39,14 @@ class BatchOutput:
         self.repaired = False
         self.failures: dict[str, bool] = {}
         """Whether the request failed, by custom_id."""
+        self.first_problem = ""
         kept = []
         data = path.read_bytes() if path.exists() else b""
         *whole, rest = data.split(b"\n")
         for number, line in enumerate(whole, 1):
             record = self._record(line, f"{path}, line {number}")
             if not (retry_failed and failed(record)):
-                self.failures[record["custom_id"]] = failed(record)
+                self._count(record)
                 kept.append(line)
         if rest:
             try:
@@ -44,7 +54,7 @@ class BatchOutput:
             except ValueError:  # it was being written when the run ended
                 self.repaired = True
             else:
-                self.failures[record["custom_id"]] = failed(record)
+                self._count(record)
                 kept.append(rest)
         content = b"".join(line + b"\n" for line in kept)
         if content != data:
@@ -64,7 +74,12 @@ class BatchOutput:
         self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._count(record)
+
+    def _count(self, record: Mapping[str, Any]) -> None:
         self.failures[record["custom_id"]] = failed(record)
+        if failed(record) and not self.first_problem:
+            self.first_problem = problem(record)
 
     @staticmethod
     def _record(line: bytes, where: str) -> dict[str, Any]:

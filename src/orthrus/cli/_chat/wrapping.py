@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
+from rich.console import Console
 
 UNITS = re.compile(r"\n|\s|[^\s]")
 FENCE = "```"
@@ -90,6 +91,11 @@ class WordWrap:
     @property
     def _cells(self) -> int:
         return sum(cell_len(text) for text, _ in self._word)
+
+
+def lines_for(console: Console) -> Unwrapped | WordWrap:
+    """What breaks the lines of text that is streamed to `console`: nothing in a file or a pipe, colored or not."""
+    return WordWrap(lambda: console.width) if console.file.isatty() else Unwrapped()
 
 
 def _joined(word: list[Styled]) -> Iterator[Styled]:

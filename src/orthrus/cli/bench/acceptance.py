@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
@@ -136,21 +137,36 @@ def _report(figures: dict[str, Any], model: Model, as_json: bool) -> None:
 
 
 def _print(rows: list[Acceptance], view: str) -> None:
-    table = Table(title=f"two-pass; diffusion view: {view}")
-    left = ("part", "drafts", "accepted at offset 1, 2, ...")
-    for column in (
-        "part", "drafts", "prompts", "tokens", "A (95 %)", "loops", "A without loops", "TPF (95 %)", "rows per pass",
-        "accepted at offset 1, 2, ...",
-    ):  # fmt: skip
-        table.add_column(column, justify="left" if column in left else "right")
-    for row in rows:
-        table.add_row(
-            row.part, row.drafts, str(row.prompts), str(row.generated), _spread(row.acceptance_length, row.interval),
-            str(row.loops), _spread(*row.without_loops) if row.without_loops else "",
-            _spread(row.tpf, row.tpf_interval), f"{row.rows_per_pass:.1f}",
-            " ".join(f"{share:.2f}" for share in row.by_offset),
-        )  # fmt: skip
-    table_console().print(table)
+    """Print one table per part of A and TPF, and one of what was accepted by offset: each fits into 80 columns."""
+    console = table_console()
+    console.print(f"two-pass; diffusion view: {view}", markup=False)
+    for part in dict.fromkeys(row.part for row in rows):
+        of_part = [row for row in rows if row.part == part]
+        loops = any(row.loops for row in of_part)
+        table = _table(f"{part}: {of_part[0].prompts} prompts", "A (95 %)", "TPF (95 %)", "rows per pass")
+        for row in of_part:
+            spreads = _spread(row.acceptance_length, row.interval), _spread(row.tpf, row.tpf_interval)
+            table.add_row(row.drafts, *spreads, f"{row.rows_per_pass:.1f}")
+        console.print(table)
+        offsets = _table("", "accepted at offset 1, 2, ...", justify="left")
+        for row in of_part:
+            offsets.add_row(row.drafts, " ".join(f"{share:.2f}" for share in row.by_offset))
+        console.print(offsets)
+        if loops:
+            without = _table("", "answers that loop", "A without them (95 %)")
+            for row in of_part:
+                spread = _spread(*row.without_loops) if row.without_loops else "-"
+                without.add_row(row.drafts, f"{row.loops} of {row.prompts}", spread)
+            console.print(without)
+
+
+def _table(title: str, *columns: str, justify: Literal["left", "right"] = "right") -> Table:
+    """A table whose first column is what drafts are verified."""
+    table = Table(title=title or None, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("drafts", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify=justify, no_wrap=column.endswith("(95 %)"))
+    return table
 
 
 def _print_paired(rows: list[PairedAcceptance]) -> None:

@@ -96,7 +96,7 @@ def _print_speed(measured: list[Speed], view: str) -> None:
         (speeds, ("tokens/s", "expected by the cost table", f"x {measured[0].setting}", "same tokens")),
         (details, ("A", "TPF", "rows per pass", "first token, ms", "cycle latency, ms: p50 / p99", "peak memory, MB")),
     ):
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for column in columns:
             table.add_column(column, justify="right")
     for row in measured:
