@@ -80,7 +80,7 @@ def foreign(tmp_path, model):
         ("view", "is a diffusion view without its backbone: load the backbone ('smollm2-demo')"),
         ("gguf", "has no config.json, but GGUF files: name one of them, some.gguf"),
         ("mlx", "is quantized to 4 bits for Apple's MLX, which is not read: load the checkpoint that it was made from"),
-        ("gptq", "is quantized by 'gptq', which is not read"),
+        ("gptq", "quantised by 'gptq', which is not read: load the checkpoint that they were made from"),
     ],
 )
 def test_directories_of_other_kinds_are_named(run, foreign, kind, message):

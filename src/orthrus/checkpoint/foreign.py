@@ -11,10 +11,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise ValueError for a directory with an adapter, quantized weights of another program, or GGUF files alone."""
+    """Raise ValueError for a directory with an adapter, weights quantized for MLX, or GGUF files alone."""
     config = directory / "config.json"
     if config.exists():
-        _refuse_quantized(directory, read_json(config))
+        _refuse_mlx(directory, read_json(config))
         return
     if (directory / ADAPTER_CONFIG).exists():
         content = read_json(directory / ADAPTER_CONFIG)
@@ -42,13 +42,12 @@ def refuse_lora(directory: Path, content: dict[str, Any]) -> None:
     )
 
 
-def _refuse_quantized(directory: Path, content: dict[str, Any]) -> None:
-    mlx, other = content.get("quantization"), content.get("quantization_config")
-    remedy = "load the checkpoint that it was made from, or a GGUF file"
+def _refuse_mlx(directory: Path, content: dict[str, Any]) -> None:
+    """Other quantized weights are refused by `families.decoder_config`, as some families read them."""
+    mlx = content.get("quantization")
     if isinstance(mlx, dict) and "group_size" in mlx:
         bits = short_repr(mlx.get("bits"))
-        raise ValueError(f"{directory} is quantized to {bits} bits for Apple's MLX, which is not read: {remedy}")
-    if isinstance(other, dict) and "quant_method" in other:
         raise ValueError(
-            f"{directory} is quantized by {short_repr(other['quant_method'])}, which is not read: {remedy}"
+            f"{directory} is quantized to {bits} bits for Apple's MLX, which is not read: load the checkpoint that it"
+            " was made from, or a GGUF file"
         )

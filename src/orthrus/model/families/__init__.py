@@ -46,7 +46,8 @@ def decoder_config(hf: Any) -> DecoderConfig:
     quantization = getattr(hf, "quantization_config", None)
     if quantization and _method(quantization) not in ("gguf", *getattr(family, "QUANTISED", ())):
         raise ValueError(
-            f"weights quantised by {_method(quantization)!r} cannot be read; use the original or a GGUF checkpoint"
+            f"the weights are quantised by {_method(quantization)!r}, which is not read: load the checkpoint that they"
+            " were made from, or a GGUF file"
         )
     return family.config(hf)
 
