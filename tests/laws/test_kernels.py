@@ -23,6 +23,7 @@ from orthrus.decoder_config import ACTIVATIONS, RopeConfig
 from orthrus.file_cache import cache_directory
 from orthrus.masks import causal_bias
 from orthrus.model.linear import Linear
+from orthrus.model.ops import activate, gate
 from orthrus.model.rope import RopeTable
 from orthrus.runner.runner import Runner
 
@@ -72,6 +73,21 @@ def test_norm_and_gate(fast, precision, size, offset):
     wide = values(7, 2 * size, precision=precision) * 10
     for activation in ACTIVATIONS:
         torch.testing.assert_close(fast.gate(wide, activation), slow.gate(wide, activation), **tolerance)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_a_row_do_not_depend_on_other_rows(activation):
+    """Neither where the values of all rows are one vector loop with a tail, nor where threads divide a row."""
+    wide, threads = values(13, 2 * 4864), torch.get_num_threads()
+    torch.set_num_threads(3)
+    together = gate(wide, activation)
+    torch.set_num_threads(threads)
+    assert torch.equal(together, torch.cat([gate(row, activation) for row in wide.split(1)]))
+    if activation != "clamped_swiglu":  # which has gates
+        rows = values(37, 176)
+        alone = torch.cat([activate(row, activation) for row in rows.split(1)])
+        assert torch.equal(activate(rows[:5], activation), alone[:5])
+        assert torch.equal(activate(rows, activation), alone)
 
 
 @pytest.mark.parametrize("held", [(5, 5, 5), (2, 5, 1)])

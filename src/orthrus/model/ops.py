@@ -58,9 +58,9 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of an MLP, elementwise. GELU in float64: see `soft_cap`."""
-    if activation == "silu":
-        return F.silu(x)
+    """The activation of an MLP, elementwise. GELU in float64, SiLU on CPUs: see `soft_cap`."""
     if activation == "relu2":
         return F.relu(x).square()
+    if activation == "silu":
+        return F.silu(x.double()).to(x.dtype) if x.device.type == "cpu" else F.silu(x)
     return F.gelu(x.double(), approximate="tanh").to(x.dtype)
