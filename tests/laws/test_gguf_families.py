@@ -240,6 +240,19 @@ def test_the_ends_of_turns_of_a_file_are_known(tmp_path):
     assert hub.load(str(path), dtype=torch.float32).end_token_ids == {7, tiny.END}
 
 
-def test_a_sliding_window_of_zero_is_none(tmp_path):
-    _, path = write(tmp_path / "model", "phi3", extra=lambda w: w.add_sliding_window(0), sliding_window=None)
-    assert hub.load_decoder(str(path), torch.float32).config.windows == (None,)
+@pytest.mark.parametrize("family", ["phi3", "mistral", "mixtral", "starcoder2", "exaone4"])
+def test_a_sliding_window_of_zero_is_none(tmp_path, family):
+    full = {"layer_types": ["full_attention"] * 5} if family == "exaone4" else {}  # transformers has no default there
+    changes = {"sliding_window": None, **full}
+    _, zero = write(tmp_path / "zero", family, extra=lambda w: w.add_sliding_window(0), **changes)
+    plain, _ = write(tmp_path / "plain", family, **changes)
+    configs = [hub.load_decoder(str(path), torch.float32).config for path in (zero, plain)]
+    assert configs[0] == configs[1]
+    assert configs[0].windows == (None,)
+
+
+def test_a_mixtral_without_the_number_of_active_experts_is_refused_by_field(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf.GGUFWriter, "add_expert_used_count", lambda *_: None)
+    _, path = write(tmp_path / "model", "mixtral")
+    with pytest.raises(ValueError, match=r"llama\.expert_used_count"):
+        hub.load_decoder(str(path), torch.float32)

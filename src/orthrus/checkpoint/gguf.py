@@ -48,6 +48,7 @@ REQUIRED = ("context_length", "block_count", "embedding_length", "feed_forward_l
 RMS_EPS, LAYER_NORM_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 REQUIRED_BY = {
+    "mixtral": EXPERTS[:2],
     "qwen3moe": EXPERTS,
     "qwen2moe": (*EXPERTS, "expert_shared_feed_forward_length"),
     "gpt-oss": (*EXPERTS, "attention.sliding_window"),
@@ -205,21 +206,22 @@ def checked_header(path: Path) -> Header:
     fields, architecture = header.fields, header.fields.get("general.architecture")
     if not isinstance(architecture, str):
         refuse(path, "general.architecture", architecture, "a string")
-    known = gguf_architectures.of(gguf_architectures.name_of(fields))
+    name = gguf_architectures.name_of(fields)
+    known = gguf_architectures.of(name)
     with as_value_errors(str(path)):
         families.load(known.family)
     eps = LAYER_NORM_EPS if known.layer_norm else RMS_EPS
-    for key in (*REQUIRED, eps, *REQUIRED_BY.get(architecture, ())):
+    for key in (*REQUIRED, eps, *REQUIRED_BY.get(name, ())):
         if f"{architecture}.{key}" not in fields:
             refuse(path, f"{architecture}.{key}", None, validation.BACKBONE[METADATA[key]])
     for full, value in fields.items():
-        name = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers reads them all
-        if value == 0 and name == "sliding_window":
+        ours = METADATA.get(full.partition(".")[2], "")  # of any architecture: transformers reads them all
+        if value == 0 and ours == "sliding_window":
             continue  # there is none
-        if architecture == "exaone4" and name == "sliding_window_pattern":
+        if architecture == "exaone4" and ours == "sliding_window_pattern":
             continue  # a value per layer, which is not read: llama.cpp's code has a fixed pattern
-        if name and not validation.BACKBONE[name].accepts(value):
-            refuse(path, full, value, validation.BACKBONE[name])
+        if ours and not validation.BACKBONE[ours].accepts(value):
+            refuse(path, full, value, validation.BACKBONE[ours])
     heads, kv_heads = (fields.get(f"{architecture}.attention.head_count{end}") for end in ("", "_kv"))
     if known.permuted and kv_heads is None:
         refuse(path, f"{architecture}.attention.head_count_kv", None, validation.BACKBONE["num_key_value_heads"])

@@ -31,6 +31,7 @@ def of(
     prefix = f"{architecture}."
     own = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
     windowed = "attention.sliding_window" in own or fields.get("general.name") == "mistral"
+    own["attention.sliding_window"] = own.get("attention.sliding_window") or None  # 0: there is none
     scaled = rope_factors is not None or any(name.startswith("rope.scal") for name in own)
     convert = CONVERSIONS.get(name_of(fields))
     if convert is None and architecture == "llama" and windowed:

@@ -38,11 +38,7 @@ def _smollm3(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, An
 def _phi3(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     size = content["hidden_size"] // content["num_attention_heads"]
     rope = parameters(own, 10000.0) | {"partial_rotary_factor": own.get("rope.dimension_count", size) / size}
-    return {
-        "model_type": "phi3",
-        "sliding_window": own.get("attention.sliding_window") or None,
-        "rope_parameters": rope,
-    }
+    return {"model_type": "phi3", "sliding_window": own.get("attention.sliding_window"), "rope_parameters": rope}
 
 
 def _gemma(own: Mapping[str, Any], content: Mapping[str, Any], *, every: int, largest: int) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def check(where: object, content: Mapping[str, Any], table: Mapping[str, Field],
 
 def check_backbone(where: object, content: dict[str, Any]) -> None:
     """Check a `config.json` against the tables, and its fields against each other. Raises ValueError."""
-    if isinstance(content.get("sliding_window_pattern"), str):  # of EXAONE 4, whose configs state `layer_types` too
+    pattern = content.get("sliding_window_pattern")
+    if isinstance(pattern, str) or pattern == 0:  # of EXAONE 4, without a window 0; its configs state `layer_types` too
         content = {**content, "sliding_window_pattern": None}
     check(where, content, BACKBONE)
     for name in ("rope_parameters", "rope_scaling"):
