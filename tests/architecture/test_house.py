@@ -139,7 +139,8 @@ LAYERS = {
     ],
     "decoding": [
         "argmax", "noise", "processors", "custom_processors",
-        "filters", "json_digits", "constraints", "sampling", "draft_tree", "text",
+        "filters", "json_digits", "constraint_compiler", "constraints",
+        "sampling", "draft_tree", "text",
         "drafts", "logprobs", "plan", "statistics", "sequence", "rules", "reference", "propose", "cycles", "cycle",
         "planning", "drafting", "batch_size", "engine", "async_engine",
     ],

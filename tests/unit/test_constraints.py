@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import resource
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -9,12 +15,13 @@ import torch
 
 from orthrus.config import MAX_CONSTRAINT, Constraint, DecodingConfig, SamplingParams
 from orthrus.constraints import of_options
-from orthrus.decoding import constraints
+from orthrus.decoding import constraint_compiler, constraints
 from orthrus.decoding.constraints import Ending, Grammars, restrict
 from orthrus.decoding.drafts import Draft
-from orthrus.decoding.engine import generate
+from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.json_digits import MAX_DIGITS
 from orthrus.decoding.noise import AddressedNoise
+from orthrus.decoding.reference import autoregress
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler, distributions, targets
 from orthrus.decoding.sequence import Limits
@@ -69,7 +76,7 @@ def test_texts_are_bounded():
 
 
 def test_grammars_that_are_too_large_are_refused(monkeypatch):
-    monkeypatch.setattr(constraints, "MAX_GRAMMAR_SIZE", 10)
+    monkeypatch.setattr(constraint_compiler, "MAX_GRAMMAR_SIZE", 10)
     with pytest.raises(ValueError, match=r"json_schema .*too big"):
         grammars().start(Constraint("json_schema", '{"type": "object"}'), ENDS)
 
@@ -83,14 +90,130 @@ def test_a_tokenizer_and_an_end_token_are_needed():
         grammars(ends=frozenset()).start(Constraint("regex", "a"), ENDS)
 
 
-def test_compiled_grammars_are_kept_up_to_a_number(monkeypatch):
+def test_compiled_grammars_are_kept_up_to_their_bytes(monkeypatch):
     compiled, kept = [], grammars()
-    original = kept._compile
-    monkeypatch.setattr(kept, "_compile", lambda constraint: compiled.append(constraint.text) or original(constraint))
-    monkeypatch.setattr(constraints, "CACHED_GRAMMARS", 2)
+    original = kept._matcher
+    monkeypatch.setattr(kept, "_matcher", lambda constraint: compiled.append(constraint.text) or original(constraint))
+    monkeypatch.setattr(constraints, "COMPILED_BYTES", 0.0)
+    monkeypatch.setattr(constraints, "KEPT_BYTES", 4 * constraints.MATCHER_BYTES)
     for text in "ababcab":
         kept.start(Constraint("regex", text), ENDS)
-    assert compiled == ["a", "b", "c", "a", "b"]
+    assert compiled == [text for text in "abcab" for _ in ("one", "spare")]
+
+
+def test_what_an_answer_adds_to_its_constraint_counts(monkeypatch):
+    kept, used, other = grammars(), Constraint("regex", "[a-z]*"), Constraint("regex", "[0-9]*")
+    grammar = kept.start(used, ENDS)
+    kept.compile(other)
+    monkeypatch.setattr(constraints, "MASK_BYTES", constraints.KEPT_BYTES * 10**9)
+    grammar.advance(ids("abc"))
+    assert kept.kept(used) is None
+    assert allowed(grammar), "the answer goes on"
+    assert kept._bytes == (kept.kept(other).bytes if kept.kept(other) else 0)
+
+
+def test_an_estimate_of_memory_is_no_less_than_the_memory():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def schema(number):
+        properties = {f"{number}-{n}": {"type": "string"} for n in range(40)}
+        return Constraint("json_schema", json.dumps({"type": "object", "properties": properties}))
+
+    made = grammars()
+    held = [made.compile(schema(0))]
+    before = resident()
+    held += [made.compile(schema(number)) for number in range(1, 60)]
+    assert resident() - before < sum(one.bytes for one in held)
+
+
+def test_an_exhausted_matcher_is_replaced_without_compiling():
+    """All copies of a matcher fail together; the next spare one is compiled in another thread."""
+    made, constraint, threads = grammars(), Constraint("regex", "[a-z]*"), []
+    one, other = made.start(constraint, ENDS), made.start(constraint, ENDS)
+    compiled, first, spare = one._compiled, one._original, one._compiled.spare.result()
+    original, proceed = made._matcher, threading.Event()
+    made._matcher = lambda text: proceed.wait(60) and (threads.append(threading.current_thread()) or original(text))
+    for grammar in (one, other):
+        assert made.renew(compiled, first) is spare
+        grammar.advance(ids("ab"))
+    assert not one.ready and not other.ready
+    assert made.renew(compiled, spare) is None, "nothing waits for the next one"
+    proceed.set()
+    one.wait(60)
+    assert one.ready and threads != [threading.current_thread()]
+    assert made.renew(compiled, spare) is compiled.matcher is not spare
+
+
+def test_passes_leave_out_a_sequence_without_a_spare_matcher():
+    limits = Limits(tiny.VOCAB, 2048, ENDS, grammars())
+    asked = tiny.request(new=20, sampling=SamplingParams(constraint=Constraint("regex", "[a-z]{20}")))
+    compiled = limits.compile(asked.sampling.constraint)
+    engine = Engine(tiny.runner(), DecodingConfig(cycle="two-pass", batch_size=2), limits, decode=tiny.text_of, pages=64)
+    first, second = engine.add(asked, compiled), engine.add(tiny.request(new=20, seed=1))
+    engine.step()
+    spare, compiled.spare = compiled.spare, Future()
+    tokens = {first: [], second: []}
+    while engine.unfinished > 1:
+        for step in engine.step():
+            tokens[step.sequence.index] += step.kept.tokens
+    assert not tokens[first] and tokens[second]
+    assert engine.step() == []
+    compiled.spare = spare
+    while engine.unfinished:
+        for step in engine.step():
+            last = step.sequence
+    assert len(last.tokens) == 20 and last.tokens == autoregress(tiny.runner(), asked, limits, last.seed, tiny.text_of).tokens
+
+
+@pytest.mark.parametrize(
+    "text", ['start: <|end|> "a"', "start: A\nA: /a/ <|end|>", "start: <[5]>", 'start: "a" <[^1-3]>', "start: <[*]>"]
+)
+def test_a_grammar_cannot_name_tokens(made, text):
+    with pytest.raises(ValueError, match="names the token <"):
+        made.start(Constraint("grammar", text), ENDS)
+
+
+def test_a_grammar_may_hold_what_looks_like_a_token(made):
+    text = 'start: "<|x|>" A // <a>\n# <b>\nA: /<c>\\/<d>/'
+    grammar = made.start(Constraint("grammar", text), ENDS)
+    for character in "<|x|><c>/<d>":
+        assert allowed(grammar) == ids(character), "its characters, each a token here"
+        grammar.advance(ids(character))
+    assert grammar.ending.reason == "stop"
+
+
+def test_a_grammar_is_lark_text(made):
+    listed = json.dumps({"grammars": [{"lark_grammar": "start: <|end|>"}]})
+    with pytest.raises(ValueError, match="grammar cannot be used"):
+        made.start(Constraint("grammar", listed), ENDS)
+
+
+def properties(count, **more):
+    return {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(count)}, **more}
+
+
+@pytest.mark.parametrize(
+    "schema", [properties(1000, additionalProperties=False), properties(1000), properties(3000, required=[f"p{n}" for n in range(3000)])]
+)
+def test_large_objects_can_be_answered(made, schema):
+    grammar = made.start(Constraint("json_schema", json.dumps(schema)), ENDS)
+    text = '{"p0": "a", "p1": "b"'
+    grammar.advance(ids(text))
+    assert grammar.ending is None
+    assert set(ids(",")) <= set(allowed(grammar))
+
+
+@pytest.mark.parametrize("within", [lambda s: s, lambda s: {"type": "array", "items": {"anyOf": [{"type": "null"}, s]}}])
+def test_larger_objects_are_refused_before_they_are_compiled(made, monkeypatch, within):
+    monkeypatch.setattr("llguidance.LLMatcher", None)
+    with pytest.raises(ValueError, match="an object has 3000 optional properties, and may have 1200: require some"):
+        made.compile(Constraint("json_schema", json.dumps(within(properties(3000)))))
+
+
+def test_a_constraint_that_fails_after_its_first_token_is_refused(made):
+    with pytest.raises(ValueError, match="regex cannot be used as a constraint: .*too many"):
+        made.compile(Constraint("regex", "(c{1000}){500}"))
 
 
 def test_end_tokens_are_allowed_where_the_text_matches(made):
@@ -131,7 +254,7 @@ def test_drafts_lead_ahead_and_are_taken_back(made):
 
 
 def test_a_matcher_at_its_limit_ends_the_answer_and_no_other(monkeypatch):
-    monkeypatch.setattr(constraints, "MAX_LEXER_STATES", 60)
+    monkeypatch.setattr(constraint_compiler, "MAX_LEXER_STATES", 60)
     limits = Limits(tiny.VOCAB, 2048, ENDS, grammars())
     constraint = Constraint("regex", "([a-z]{2}|[A-Z]{3}|[0-9]{4}){3,90}-(foo|ba[rz]){2,9}")
     asked = [
@@ -152,7 +275,7 @@ def test_a_matcher_at_its_limit_ends_the_answer_and_no_other(monkeypatch):
 
 def test_answers_after_one_at_the_limit_have_a_matcher_of_their_own(monkeypatch):
     """The copies of a compiled constraint share their lexer states, and so the limit on their number."""
-    monkeypatch.setattr(constraints, "MAX_LEXER_STATES", 60)
+    monkeypatch.setattr(constraint_compiler, "MAX_LEXER_STATES", 60)
     limits = Limits(tiny.VOCAB, 2048, ENDS, grammars())
     constraint = Constraint("regex", "([a-z]{2}|[A-Z]{3}|[0-9]{4}){3,90}-(foo|ba[rz]){2,9}")
     lengths = []

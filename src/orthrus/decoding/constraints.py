@@ -5,6 +5,9 @@ to -inf. Its state follows the tokens that the sequence keeps and, in a verified
 tokens are allowed where the text so far matches. Where nothing else is allowed, the answer is complete, and the
 sequence ends there without an end token.
 
+Compiling takes up to seconds, so it happens before a sequence joins the engine. A pass never compiles: it asks copies of
+a compiled matcher, and takes a spare one where a matcher has run into its limits.
+
 V vocabulary.
 """
 
@@ -13,10 +16,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from threading import Lock
+from time import thread_time
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -24,21 +29,20 @@ import torch
 from torch import Tensor
 
 from orthrus.config import Constraint
+from orthrus.decoding.constraint_compiler import ConstraintCompiler, mask_of, unpacked
 from orthrus.decoding.json_digits import DigitBound, Mask
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
 T = TypeVar("T")
-CACHED_GRAMMARS = 64
-"""Compiled grammars that are kept, least recently used first out."""
-WHITESPACE = r" |\n {0,40}"
-"""Whitespace between the parts of JSON: a blank, or a new line with its indentation. Unbounded whitespace is what small
-models fall into and do not leave."""
+MATCHER_BYTES, COMPILED_BYTES, MASK_BYTES = 150_000, 100_000_000, 50_000_000
+"""Estimate of the memory of a matcher, which llguidance does not tell: of any, per second of processor time that compiling
+it took, and per second spent in it later. Measured: 30 to 110 kB, 25 to 100 MB, 10 to 40 MB."""
+KEPT_BYTES = 48_000_000
+"""Estimated memory of the compiled constraints that are kept for later answers, least recently used first out."""
 JSON_KINDS = ("json_object", "json_schema", "tool_calls")
 """Constraints whose text is JSON, between tags at most: the digits of its numbers are bounded."""
-MAX_LEXER_STATES, MAX_GRAMMAR_SIZE = 50_000, 100_000
-"""Bounds on the memory of one grammar, about 100 MB; the time of a step is bounded by the defaults of llguidance."""
 
 
 @dataclass(frozen=True)
@@ -50,109 +54,139 @@ class Ending:
     reason: Literal["stop", "length"]
 
 
+class Compiled:
+    """A compiled constraint: the matcher that answers copy, and a spare one. The copies share the states of one lexer,
+    the limit on their number, and an error that it has run into. bytes: the estimated memory of both."""
+
+    def __init__(self, constraint: Constraint, matcher: LLMatcher, spare: Future[LLMatcher], bytes: int) -> None:
+        self.constraint, self.matcher, self.spare, self.bytes = constraint, matcher, spare, bytes
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a spare matcher. It is missing for as long as it is compiled after the last one was used."""
+        return self.spare.done()
+
+
 class Grammars:
     """Compiles the constraints of requests for one model. May be used from any thread.
 
     Args:
-        tokenizer: gives the tokenizer in the JSON format of the `tokenizers` library, None where it has none. It is
-            asked once, when the first constraint comes.
+        tokenizer: gives the tokenizer in the JSON format of the `tokenizers` library, None where it has none.
         vocab_size: V of the model, which may be padded beyond its tokenizer. Padding is never allowed.
         end_token_ids: the end tokens of the model.
     """
 
     def __init__(self, tokenizer: Callable[[], str | None], vocab_size: int, end_token_ids: frozenset[int]) -> None:
-        self._json, self._vocab_size, self._ends = tokenizer, vocab_size, end_token_ids
-        self._tokenizer: LLTokenizer | None = None
-        self._digits_V: Mask | None = None
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
-        self._lock = Lock()
+        self.compiler = ConstraintCompiler(tokenizer, vocab_size, end_token_ids)
+        self._kept: OrderedDict[Constraint, Compiled] = OrderedDict()
+        self._bytes = 0  # of those that are kept
+        self._lock = Lock()  # never held while anything is compiled
+        self._spares = ThreadPoolExecutor(1, "orthrus-constraints")
 
-    def start(self, constraint: Constraint, end_token_ids: frozenset[int]) -> Grammar:
-        """The state of a constraint before the first token of an answer.
+    def compile(self, constraint: Constraint) -> Compiled:
+        """Compile a constraint, or find it compiled. Not for the thread that runs passes, nor for an event loop.
 
         Raises ValueError naming the option where the constraint is invalid, unsupported or too complex.
         """
-        matcher = self._matcher(constraint)
-        bound = self._digit_bound(constraint.kind)
-        return Grammar(matcher, partial(self._matcher, constraint), end_token_ids, self._vocab_size, bound)
+        compiled = self.kept(constraint)
+        if compiled is None:
+            began = thread_time()
+            spare: Future[LLMatcher] = Future()
+            matcher = self._matcher(constraint)
+            spare.set_result(self._matcher(constraint))
+            size = 2 * MATCHER_BYTES + int(COMPILED_BYTES * (thread_time() - began))
+            compiled = Compiled(constraint, matcher, spare, size)
+            self._keep(compiled)
+        compiled.spare.result()
+        return compiled
 
-    def _matcher(self, constraint: Constraint, exhausted: LLMatcher | None = None) -> LLMatcher:
-        """The matcher of a constraint. One that is `exhausted` is replaced by a new one, since all copies of a matcher
-        count their lexer states together, up to one limit."""
+    def kept(self, constraint: Constraint) -> Compiled | None:
+        """The compiled constraint if it is kept. Does not wait."""
         with self._lock:
-            matcher = self._compiled.get(constraint)
-            if matcher is None or matcher is exhausted:
-                matcher = self._compiled[constraint] = self._compile(constraint)
-                if len(self._compiled) > CACHED_GRAMMARS:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(constraint)
-            return matcher
+            if constraint in self._kept:
+                self._kept.move_to_end(constraint)
+            return self._kept.get(constraint)
 
-    def _compile(self, constraint: Constraint) -> LLMatcher:
-        from llguidance import LLMatcher, LLParserLimits
+    def start(
+        self, constraint: Constraint, end_token_ids: frozenset[int], compiled: Compiled | None = None
+    ) -> Grammar:
+        """The state of a constraint before the first token of an answer. With `compiled`, it does not wait.
 
-        if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer(constraint.kind)
-        limits = LLParserLimits(
-            max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SIZE, verbose_errors=False
-        )
-        try:
-            matcher = LLMatcher(self._tokenizer, _source(constraint), log_level=0, limits=limits)
-            if not matcher.is_error():
-                first = matcher.compute_bitmask()  # the most expensive one, for which no pass should wait
-            problem = matcher.get_error().removesuffix("<non-verbose/>")
-            if not problem and not (_unpacked(first, self._vocab_size) & ~_mask_of(self._ends, self._vocab_size)).any():
-                problem = "it allows nothing but the empty text"
-        except ValueError as error:
-            problem = str(error)
-        if problem:
-            raise ValueError(f"{constraint.kind} cannot be used as a constraint: {problem.strip()}")
-        return matcher
+        Raises ValueError naming the option where the constraint is invalid, unsupported or too complex.
+        """
+        return Grammar(compiled or self.compile(constraint), self, end_token_ids, self._digit_bound(constraint.kind))
+
+    def renew(self, compiled: Compiled, exhausted: LLMatcher) -> LLMatcher | None:
+        """Another matcher in place of an exhausted one; None if there is none yet. Does not wait: the next spare one is
+        compiled in a thread."""
+        with self._lock:
+            if compiled.matcher is exhausted:
+                if not compiled.ready:
+                    return None
+                compiled.matcher = compiled.spare.result()
+                compiled.spare = self._spares.submit(self._matcher, compiled.constraint)
+            return compiled.matcher
+
+    def charge(self, compiled: Compiled, seconds: float) -> None:
+        """Count processor time spent in a matcher, which grows by it."""
+        grown = int(seconds * MASK_BYTES)
+        with self._lock:
+            compiled.bytes += grown
+            if self._kept.get(compiled.constraint) is compiled:
+                self._bytes += grown
+            gone = self._let_go()
+        del gone  # takes time, so after the lock
+
+    def _keep(self, compiled: Compiled) -> None:
+        with self._lock:
+            before = self._kept.pop(compiled.constraint, None)  # where two threads have compiled it at once
+            self._kept[compiled.constraint] = compiled
+            self._bytes += compiled.bytes - (0 if before is None else before.bytes)
+            gone = self._let_go()
+        del before, gone
+
+    def _let_go(self) -> list[Compiled]:
+        """Those that are kept no longer, as they take too much memory together. Answers go on with them."""
+        gone = []
+        while self._bytes > KEPT_BYTES and self._kept:
+            gone.append(self._kept.popitem(last=False)[1])
+            self._bytes -= gone[-1].bytes
+        return gone
+
+    def _matcher(self, constraint: Constraint) -> LLMatcher:
+        return self.compiler.matcher(constraint)
 
     def _digit_bound(self, kind: str) -> DigitBound:
         """A bound that sees no text, and never holds, for constraints that are not JSON."""
-        from llguidance import LLMatcher
-
-        assert self._tokenizer is not None, "a constraint has been compiled"
-        if self._digits_V is None:
-            digits = LLMatcher(self._tokenizer, LLMatcher.grammar_from_regex(r"[0-9](.|\n)*"))
-            self._digits_V = _unpacked(digits.compute_bitmask(), self._vocab_size)
-        bytes_of = self._tokenizer.decode_bytes
-        return DigitBound(lambda token: bytes_of([token]) if kind in JSON_KINDS else b"", self._digits_V)
-
-    def _load_tokenizer(self, kind: str) -> LLTokenizer:
-        from llguidance import LLTokenizer
-
-        content = self._json()
-        if not self._ends:
-            raise ValueError(f"{kind} needs a model with an end token, which this checkpoint lacks")
-        if content is None:
-            raise ValueError(f"{kind} needs a tokenizer of the `tokenizers` library, which this checkpoint lacks")
-        try:
-            return LLTokenizer(content, n_vocab=self._vocab_size, eos_token=sorted(self._ends))
-        except ValueError as error:
-            raise ValueError(f"{kind} cannot be used with the tokenizer of this checkpoint: {error}") from error
+        tokenizer, digits_V = self.compiler.load(kind)
+        bytes_of = tokenizer.decode_bytes
+        return DigitBound(lambda token: bytes_of([token]) if kind in JSON_KINDS else b"", digits_V)
 
 
 class Grammar:
-    """The state of a constraint for one sequence: a matcher that has consumed the kept tokens, and perhaps drafts.
+    """The state of a constraint for one sequence: a matcher that has consumed the kept tokens, and perhaps drafts."""
 
-    compiled: the matcher before any token. renew: gives another one for a matcher that has run into a limit.
-    """
-
-    def __init__(
-        self, compiled: LLMatcher, renew: Callable[[LLMatcher], LLMatcher], end_token_ids: frozenset[int],
-        vocab_size: int, bound: DigitBound,
-    ) -> None:  # fmt: skip
-        self._compiled, self._renew = compiled, renew
-        self._matcher, self._bound = compiled.deep_copy(), bound
+    def __init__(self, compiled: Compiled, grammars: Grammars, end_token_ids: frozenset[int], bound: DigitBound) -> None:
+        self._compiled, self._original = compiled, compiled.matcher
+        self._renew, self._charge = partial(grammars.renew, compiled), partial(grammars.charge, compiled)
+        self._matcher, self._bound = self._original.deep_copy(), bound
         self._ends = end_token_ids
-        self._end_mask = _mask_of(end_token_ids, vocab_size)
-        self._vocab_size = vocab_size
+        self._vocab_size = grammars.compiler.vocab_size
+        self._end_mask = mask_of(end_token_ids, self._vocab_size)
         self._kept: list[int] = []
         self._ahead: list[int] = []
         self._mask: Mask | None = None
+        self._lost = False
         self.ending: Ending | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a pass may ask it: there is a spare matcher. Passes leave its sequence out until then."""
+        return self._compiled.ready
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is ready, or so long."""
+        wait([self._compiled.spare], seconds)
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Append tokens that the sequence keeps. Tokens after the ending are ignored, as the sequence drops them."""
@@ -192,17 +226,17 @@ class Grammar:
             bits = self._within_limits(lambda matcher: matcher.compute_bitmask())
             if bits is None:
                 return self._end_mask
-            allowed_V = self._bound.apply(_unpacked(bits, self._vocab_size))
+            allowed_V = self._bound.apply(unpacked(bits, self._vocab_size))
             self._mask = allowed_V | self._end_mask if accepts else allowed_V
         return self._mask
 
     @property
     def _closed(self) -> bool:
-        """Whether nothing but an end token may follow."""
-        if not self._bound.reached:
-            return bool(self._matcher.is_stopped())
+        """Whether nothing but an end token may follow. A matcher in error says that it is stopped."""
+        if self._lost or not self._bound.reached:
+            return bool(self._matcher.is_stopped()) and not self._lost
         matcher = self._matcher.deep_copy()  # which may run into a limit here
-        allowed_V = self._bound.apply(_unpacked(matcher.compute_bitmask(), self._vocab_size))
+        allowed_V = self._bound.apply(unpacked(matcher.compute_bitmask(), self._vocab_size))
         return bool(matcher.is_accepting()) and not (allowed_V & ~self._end_mask).any()
 
     def _rewind(self, drafts: Sequence[int]) -> None:
@@ -226,20 +260,28 @@ class Grammar:
         return True
 
     def _within_limits(self, ask: Callable[[LLMatcher], T]) -> T | None:
-        """What the matcher answers. If it runs into a limit it is lost, and a new one is asked, which has seen neither
+        """What the matcher answers. If it runs into a limit it is lost, and a spare one is asked, which has seen neither
         drafts nor other answers; None if that fails too."""
-        for _ in range(2):
-            answer = ask(self._matcher)
-            if not self._matcher.is_error():
-                return answer
-            if not self._restore():
-                break
-        return None
+        began = thread_time()
+        try:
+            for _ in range(2):
+                answer = ask(self._matcher)
+                if not self._matcher.is_error():
+                    return answer
+                if not self._restore():
+                    break
+            return None
+        finally:
+            self._charge(thread_time() - began)
 
     def _restore(self) -> bool:
-        """Consume the same tokens by a new matcher. Returns whether they fit its limit; drafts that do not are lost."""
-        self._compiled = self._renew(self._compiled)
-        self._matcher, self._mask = self._compiled.deep_copy(), None
+        """Consume the same tokens by another matcher. Returns whether they fit its limit; drafts that do not are lost.
+        An error of the parser is that of this answer alone: it would come again."""
+        original = None if self._lost or "Parser Error" in self._matcher.get_error() else self._renew(self._original)
+        if original is None:
+            self._lost = True  # for good: what is not known for one row may not be known for the next
+            return False
+        self._original, self._matcher, self._mask = original, original.deep_copy(), None
         consumed = max(self._matcher.try_consume_tokens([*self._kept, *self._ahead]) - len(self._kept), 0)
         lost = len(self._ahead) - consumed
         if lost:
@@ -256,26 +298,3 @@ def restrict(scores_V: Tensor, mask_V: Mask) -> None:
         np.copyto(scores_V.numpy(), -math.inf, where=~mask_V)
     else:
         scores_V.masked_fill_(torch.from_numpy(~mask_V).to(scores_V.device), -math.inf)
-
-
-def _mask_of(tokens: frozenset[int], vocab_size: int) -> Mask:
-    allowed_V = np.zeros(vocab_size, dtype=np.bool_)
-    allowed_V[list(tokens)] = True
-    return allowed_V
-
-
-def _unpacked(bits: bytes, vocab_size: int) -> Mask:
-    """The mask that a matcher computed, one bit per token, without what is beyond the vocabulary."""
-    return np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=vocab_size, bitorder="little").view(np.bool_)
-
-
-def _source(constraint: Constraint) -> str:
-    """The grammar in the form that llguidance takes. Raises ValueError where it is no JSON."""
-    from llguidance import LLMatcher
-
-    text = '{"type": "object"}' if constraint.kind == "json_object" else constraint.text
-    if constraint.kind == "regex":
-        return str(LLMatcher.grammar_from_regex(text))
-    if constraint.kind in ("grammar", "tool_calls"):
-        return str(LLMatcher.grammar_from_lark(text))
-    return str(LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE}))

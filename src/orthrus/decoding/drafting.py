@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orthrus.config import DecodingConfig, DiffusionConfig
+from orthrus.decoding.cycle import Job, Step
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.planning.account import MAX_LOOKUP_DRAFTS
 from orthrus.decoding.planning.cost_model import CostModel
@@ -67,3 +68,11 @@ def with_costs(drafting: Drafting, config: DecodingConfig, costs: CostModel) -> 
         return drafting
     planner.use_costs(costs)
     return replace(drafting, nodes=planner.nodes if config.tree_nodes is None else drafting.nodes)
+
+
+def learn(drafting: Drafting, jobs: list[Job], steps: list[Step]) -> None:
+    """Show the planner the verdicts on what it planned. The steps of the decoding sequences come first."""
+    planned = [pair for pair in zip(jobs, steps, strict=False) if pair[0].sequence.request.drafts]
+    if planned and drafting.planner is not None:
+        batch, plans = [job.sequence for job, _ in planned], [job.plan for job, _ in planned]
+        drafting.planner.learn(batch, plans, [step.kept for _, step in planned])

@@ -6,7 +6,8 @@ preempted: it gives up its pages and waits, and its keys and values are computed
 on none of this.
 
 `add` and `cancel` may be called from any thread and never wait for a pass. One thread at a time runs `step`: a lock
-makes others wait.
+makes others wait. A pass compiles no constraint. A sequence whose constraint has used up its spare matcher is left out
+of passes until the next one is compiled.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from orthrus.cache import BlockTable, OutOfPagesError, pages_for
 from orthrus.config import PAGE, DecodingConfig
 from orthrus.decoding import cycle, cycles, rules
 from orthrus.decoding.batch_size import pages_of
+from orthrus.decoding.constraints import Compiled
 from orthrus.decoding.cycle import Job, Step
-from orthrus.decoding.drafting import drafting_of, with_costs, workspace_positions
+from orthrus.decoding.drafting import drafting_of, learn, with_costs, workspace_positions
 from orthrus.decoding.drafts import Verdict
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence
@@ -34,6 +36,8 @@ from orthrus.runner.runner import Runner
 
 MIN_CHUNK = 32
 """Rows of prompts in every pass while a prompt waits, even if the decoding sequences use up the row budget."""
+SECONDS_UNTIL_READY = 0.01
+"""How long a step waits for a spare matcher where no sequence can run without one."""
 
 
 class Engine:
@@ -79,12 +83,10 @@ class Engine:
         self._running: list[Sequence] = []
         self._lock = Lock()
 
-    def add(self, request: Request) -> int:
-        """Queue a request. Returns its id, which its steps carry as `sequence.index`.
-
-        Raises ValueError if it cannot be decoded.
-        """
-        sequence = Sequence(next(self._ids), request, self._limits, self._decode)
+    def add(self, request: Request, compiled: Compiled | None = None) -> int:
+        """Queue a request. Returns its id, which its steps carry as `sequence.index`. Without `compiled`, this compiles
+        its constraint. Raises ValueError if it cannot be decoded."""
+        sequence = Sequence(next(self._ids), request, self._limits, self._decode, compiled)
         sequence.statistics.batch_size = self._config.batch_size
         self._added.append(sequence)
         return sequence.index
@@ -141,12 +143,16 @@ class Engine:
             ended = self._leave()
             self._join()
             self._make_room()
-            batch = [sequence for sequence in self._running if sequence.decodes]
+            ready = [sequence for sequence in self._running if sequence.ready]
+            batch = [sequence for sequence in ready if sequence.decodes]
             decoding = cycle.decoding_jobs(self._cycle, self._runner, batch, self._drafting, self._rule)
-            runs = (cycle.run(self._runner, jobs, self._rule, self._drafting.nodes) for jobs in self._passes(decoding))
+            passes = self._passes(decoding, [sequence for sequence in ready if not sequence.decodes])
+            runs = (cycle.run(self._runner, jobs, self._rule, self._drafting.nodes) for jobs in passes)
             steps = [*chain.from_iterable(runs)]
+            if self._running and not ready:
+                self._running[0].wait(SECONDS_UNTIL_READY)
             self._share_prompts(steps)
-            self._learn(decoding, steps)
+            learn(self._drafting, decoding, steps)
             return ended + steps + self._leave()
 
     def _leave(self) -> list[Step]:
@@ -235,33 +241,26 @@ class Engine:
         table.free()
         sequence.block_table = None
 
-    def _passes(self, decoding: list[Job]) -> Iterator[list[Job]]:
+    def _passes(self, decoding: list[Job], prefilling: list[Sequence]) -> Iterator[list[Job]]:
         """The passes of a step: one, within the row budget. Prompts are prefilled in the order in which they came.
 
         For attention kernels that take a mask, every prompt has a pass of its own: a rectangle of queries that is as
         high as a chunk would be mostly padding.
         """
-        if len(decoding) == len(self._running):
+        if not prefilling:
             yield from [decoding] if decoding else []
             return
         width = cycle.block_width(decoding)
         used = sum(len(job.rows) + job.plan.blocks * width for job in decoding)
         room = max(self._config.row_budget - used, MIN_CHUNK) if decoding else self._runner.max_rows
         prompts = []
-        for sequence in self._running:
-            if room and not sequence.decodes:
+        for sequence in prefilling:
+            if room:
                 ahead = partial(self._first_width, sequence)
                 prompts.append(cycle.prefill_job(sequence, min(room, self._runner.max_rows), ahead))
                 room -= len(prompts[-1].rows)
         together = [decoding + prompts] if self._runner.ragged else [decoding, *([job] for job in prompts)]
         yield from (jobs for jobs in together if jobs)
-
-    def _learn(self, jobs: list[Job], steps: list[Step]) -> None:
-        """Show the planner the verdicts on what it planned. The steps of the decoding sequences come first."""
-        planned = [pair for pair in zip(jobs, steps, strict=False) if pair[0].sequence.request.drafts]
-        if planned and self._drafting.planner is not None:
-            batch, plans = [job.sequence for job, _ in planned], [job.plan for job, _ in planned]
-            self._drafting.planner.learn(batch, plans, [step.kept for _, step in planned])
 
     def _first_width(self, sequence: Sequence) -> int:
         if not (sequence.request.drafts and self._cycle.DRAFTS_AHEAD):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthrus.cache import BlockTable
 from orthrus.config import Constraint, SamplingParams, StopConditions
-from orthrus.decoding.constraints import Grammar, Grammars
+from orthrus.decoding.constraints import Compiled, Grammar, Grammars
 from orthrus.decoding.drafts import Draft, TokenLogprobs, Verdict
 from orthrus.decoding.logprobs import token_logprobs
 from orthrus.decoding.noise import AddressedNoise, draw_seed
@@ -58,13 +58,24 @@ class Limits:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"end token {token} is outside the vocabulary of {self.vocab_size}")
 
-    def grammar(self, constraint: Constraint | None, end_token_ids: frozenset[int]) -> Grammar | None:
-        """The state of a constraint before the first token. Raises ValueError where it cannot be used."""
-        if constraint is None:
-            return None
+    def compile(self, constraint: Constraint) -> Compiled:
+        """Compile a constraint, which takes up to seconds. Raises ValueError where it cannot be used."""
         if self.grammars is None:
             raise ValueError(f"{constraint.kind} needs a tokenizer")
-        return self.grammars.start(constraint, end_token_ids)
+        return self.grammars.compile(constraint)
+
+    def grammar(
+        self, constraint: Constraint | None, end_token_ids: frozenset[int], compiled: Compiled | None = None
+    ) -> Grammar | None:
+        """The state of a constraint before the first token. It is compiled where it is not given `compiled`.
+
+        Raises ValueError where it cannot be used.
+        """
+        if constraint is None:
+            return None
+        compiled = compiled or self.compile(constraint)
+        assert self.grammars is not None, "it has been compiled"
+        return self.grammars.start(constraint, end_token_ids, compiled)
 
 
 class Sequence:
@@ -72,16 +83,18 @@ class Sequence:
     cache holds the first n - 1.
 
     `ahead` holds the drafts that an earlier pass made for the next cycle, `block_table` its pages (None while it
-    waits).
+    waits). compiled: the constraint of the request, which is compiled here where it is None.
     """
 
-    def __init__(self, index: int, request: Request, limits: Limits, decode: Decode | None = None) -> None:
+    def __init__(
+        self, index: int, request: Request, limits: Limits, decode: Decode | None = None, compiled: Compiled | None = None
+    ) -> None:
         check_request(request, limits, has_text=decode is not None)
         self.index, self.request = index, request
         seed = request.sampling.seed
         self.seed = draw_seed() if seed is None else seed
         self.ends = limits.end_token_ids | request.stop.stop_token_ids
-        grammar = limits.grammar(request.sampling.constraint, self.ends)
+        grammar = limits.grammar(request.sampling.constraint, self.ends, compiled)
         noise = AddressedNoise(self.seed, request.sampling.sample_index)
         self.sampler = Sampler(request.sampling, noise, request.prompt, self.ends, limits.vocab_size, grammar)
         self.text = TextStream(decode, request.stop.stop_strings) if decode else None
@@ -136,6 +149,16 @@ class Sequence:
     def decodes(self) -> bool:
         """Whether it has a token and the cache holds all tokens before it."""
         return bool(self.tokens) and self.table.length == self.length - 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether a pass may take it: its constraint has a spare matcher, in case that its matcher runs into a limit."""
+        return self.sampler.grammar is None or self.sampler.grammar.ready
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is ready, or so long."""
+        if self.sampler.grammar is not None:
+            self.sampler.grammar.wait(seconds)
 
     @property
     def uncached(self) -> list[int]:
