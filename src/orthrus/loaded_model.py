@@ -120,6 +120,11 @@ class LoadedModel:
         """Token ids of a text as it stands: no chat template, but the special tokens that the tokenizer adds."""
         return self._tokenization.encode_text(text, special_tokens=special_tokens)
 
+    @property
+    def longest_token(self) -> int:
+        """Characters of the longest token of the tokenizer."""
+        return self._tokenization.longest_token
+
     def decode(self, tokens: Seq[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self._tokenization.decode(tokens)

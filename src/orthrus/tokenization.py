@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -58,6 +59,11 @@ class Tokenization:
         if settings.system is not None:
             checked = [{"role": "system", "content": settings.system}, *checked]
         return self._rendered(checked, settings)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text of n tokens has at most n times as many."""
+        return max(map(len, self._tokenizer.vocabulary()), default=1)
 
     def encode_text(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids of a text as it stands, with the special tokens that the tokenizer adds, or without them."""

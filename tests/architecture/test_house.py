@@ -145,9 +145,9 @@ LAYERS = {
         "planning", "drafting", "batch_size", "engine", "async_engine",
     ],
     "serving": [
-        "settings", "logs", "metrics", "service", "other_names", "errors", "bodies", "connections", "limits", "http",
-        "protocol", "logprobs", "drafts", "prompts", "answers", "response_items", "exchange", "routes",
-        "app",
+        "settings", "logs", "metrics", "constraint_process", "compilations", "tickets", "service", "other_names",
+        "errors", "bodies", "connections", "limits", "http", "protocol", "logprobs", "drafts", "prompts", "answers",
+        "response_items", "exchange", "routes", "app",
     ],
 }  # fmt: skip
 """The order inside the rooms that hold the method: a file imports only what stands before it."""

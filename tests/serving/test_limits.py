@@ -13,8 +13,8 @@ from small_server import serving
 
 from orthrus.serving import limits
 from orthrus.serving.logs import ACCESS, JsonFormatter
-from orthrus.serving.service import RequestContext
 from orthrus.serving.settings import ServeSettings
+from orthrus.serving.tickets import RequestContext
 
 SMALL = {"prompt": "abc", "new": 4}
 JSON = "content-type: application/json"

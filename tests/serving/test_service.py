@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ import orthrus
 from orthrus.config import Constraint
 from orthrus.decoding.planning import calibration
 from orthrus.serving import service as service_module
-from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError, RequestContext, Service
+from orthrus.serving.compilations import Checker
+from orthrus.serving.service import DrainingError, QueueFullError, Service
 from orthrus.serving.settings import ServeSettings
+from orthrus.serving.tickets import OverdueError, PassFailedError, RequestContext
 
 
 def served(model, **settings):
@@ -253,16 +256,138 @@ def test_a_cost_table_that_nothing_plans_by_is_not_measured_again(disturbed, set
     assert run(main) is None
 
 
+def test_a_constraint_is_refused_after_it_is_admitted(model):
+    async def main():
+        service = served(model)
+        tickets = service.submit([constrained(model, "[a"), constrained(model, "ab")])
+        with pytest.raises(ValueError, match=r"(?s)regex cannot be used as a constraint: .*unclosed"):
+            await tickets[0].compiled()
+        with pytest.raises(ValueError, match="regex cannot be used"):
+            await tokens_of(tickets[0])
+        found = await tokens_of(tickets[1])
+        await service.drain(0)
+        return model.decode(found), [ticket.finish_reason for ticket in tickets]
+
+    assert run(main) == ("ab", ["error", "stop"])
+
+
+class Held:
+    """A check of constraints that lasts until it is told to end, or is cancelled."""
+
+    def __init__(self, service, monkeypatch):
+        self.proceed, self.asked, self.cancelled = asyncio.Event(), [], []
+        monkeypatch.setattr(service._compilations._checker, "check", self.check)
+
+    async def check(self, constraint):
+        self.asked.append(constraint.text)
+        try:
+            await self.proceed.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(constraint.text)
+            raise
+
+
+def constrained(model, text, new=20):
+    return asked(model, new, regex=text)
+
+
+def test_constraints_that_wait_to_be_compiled_count_in_the_queue_and_are_cancelled(model, monkeypatch):
+    async def main():
+        service = served(model, max_num_seqs=2, max_queue=2)
+        held, context = Held(service, monkeypatch), RequestContext("one")
+        leaving = [service.submit([constrained(model, f"a{n}")], context)[0] for n in range(3)]
+        await asyncio.sleep(0)
+        [free] = service.submit([asked(model)])
+        with pytest.raises(QueueFullError):
+            service.submit([asked(model)])
+        found = await tokens_of(free)
+        assert held.asked == ["a0", "a1"], "as many as there are places in a pass"
+        context.cancel()
+        assert [await tokens_of(ticket) for ticket in leaving] == [[]] * 3
+        while len(held.cancelled) < 2:
+            await asyncio.sleep(0.01)
+        [later, same] = service.submit([constrained(model, "later")] * 2)
+        held.proceed.set()
+        texts = [model.decode(await tokens_of(ticket)) for ticket in (later, same)]
+        await service.drain(0)
+        return found, texts, held, service
+
+    found, texts, held, service = run(main)
+    assert found == model.generate("abc", max_new_tokens=20, cycle="ar").tokens
+    assert texts == ["later", "later"]
+    assert held.asked[2:] == ["later"], "what two requests share is compiled once"
+    assert held.cancelled == ["a0", "a1"]
+    assert service.unfinished == 0 and not service._compilations._jobs
+
+
+def test_the_time_of_a_request_runs_while_its_constraint_waits(model, monkeypatch):
+    async def main():
+        service = served(model, request_timeout=0.2)
+        held = Held(service, monkeypatch)
+        [ticket] = service.submit([constrained(model, "late")])
+        with pytest.raises(OverdueError):
+            await ticket.compiled()
+        await service.drain(0)
+        return held
+
+    assert run(main).cancelled == ["late"]
+
+
+def test_constraints_are_compiled_in_no_thread_that_others_wait_for(model, monkeypatch):
+    grammars, threads = model.limits.grammars, set()
+    original = grammars._matcher
+
+    def matcher(constraint):
+        threads.add(threading.current_thread().name)
+        return original(constraint)
+
+    monkeypatch.setattr(grammars, "_matcher", matcher)
+
+    async def main():
+        service = served(model)
+        Held(service, monkeypatch).proceed.set()
+        found = [await tokens_of(t) for t in service.submit([constrained(model, "[ab]{9}c")])]
+        await service.drain(0)
+        return [model.decode(tokens) for tokens in found]
+
+    [text] = run(main)
+    assert len(text) == 10
+    assert {name.rstrip("0123456789_") for name in threads} == {"orthrus-compilations"}
+
+
+def test_a_check_that_takes_too_much_is_killed_and_the_next_one_works(model):
+    patterns = [{"type": "string", "pattern": f"[a-z]*{chr(97 + n)}[a-z]{{{n + 5}}}[0-9]"} for n in range(20)]
+    endless = Constraint("json_schema", json.dumps({"allOf": patterns}))
+
+    async def main():
+        checker = Checker(model.limits.grammars)
+        left = asyncio.create_task(checker.check(endless))
+        await asyncio.sleep(0.1)
+        left.cancel()
+        await asyncio.wait([left])
+        assert left.cancelled()
+        await checker.check(Constraint("regex", "yes|no"))
+        for _ in range(2):  # the second time, it is known
+            with pytest.raises(ValueError, match="json_schema cannot be used as a constraint: it takes more than"):
+                await checker.check(endless)
+        with pytest.raises(ValueError, match=r"(?s)regex cannot be used as a constraint: .*unclosed"):
+            await checker.check(Constraint("regex", "["))
+        process = checker._process
+        await checker.close()
+        return process.returncode
+
+    assert run(main) is not None
+
+
 def test_what_the_engine_would_refuse_is_refused_before_it_is_admitted(model):
     async def main():
         service = served(model)
         request = asked(model)
         for wrong in (
             replace(request, prompt=()),
-            replace(request, sampling=replace(request.sampling, constraint=Constraint("regex", "[a"))),
             replace(request, sampling=replace(request.sampling, logit_bias=((10**6, 1.0),))),
         ):
-            with pytest.raises(ValueError, match=r"empty|regex|logit_bias"):
+            with pytest.raises(ValueError, match=r"empty|logit_bias"):
                 service.submit([request, wrong])
         assert not service.unfinished
         await service.drain(0)

@@ -70,7 +70,7 @@ def test_what_ends_during_a_pass_is_told_after_it(reason, monkeypatch):
             engine.cancel(index)
         sequence._deadline = 0.0
 
-    monkeypatch.setattr(engine, "_learn", end)
+    monkeypatch.setattr("orthrus.decoding.engine.learn", end)
     steps = engine.step()
     assert [step.finish_reason for step in steps] == [None, reason]
     assert steps[0].kept.tokens and not steps[1].kept.tokens

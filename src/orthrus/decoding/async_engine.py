@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from threading import Condition, Thread
 from time import monotonic
 
+from orthrus.decoding.constraints import Compiled
 from orthrus.decoding.cycle import Step
 from orthrus.decoding.engine import Engine
 from orthrus.decoding.sequence import Request
@@ -41,16 +42,20 @@ class AsyncEngine:
         if when_idle is not None:
             self._start()
 
-    async def stream(self, request: Request) -> AsyncIterator[Step]:
-        """Decode a request, yielding its steps as they happen. Leaving the iteration early cancels the request.
+    async def stream(self, request: Request, compiled: Compiled | None = None) -> AsyncIterator[Step]:
+        """Decode a request, yielding its steps as they happen. Leaving the iteration early cancels the request. Without
+        `compiled`, its constraint is compiled in another thread first.
 
         Raises ValueError if the request cannot be decoded, and whatever a pass raised.
         """
         events: _Events = asyncio.Queue()
-        with self._changed:
+        constraint = request.sampling.constraint
+        if constraint is not None and compiled is None:
+            compiled = await asyncio.to_thread(self._engine.limits.compile, constraint)
+        with self._changed:  # which is never held during a pass
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            index = self._engine.add(request)
+            index = self._engine.add(request, compiled)
             self._streams[index] = asyncio.get_running_loop(), events
             if self._thread is None:
                 self._start()

@@ -27,8 +27,9 @@ models fall into and do not leave."""
 MAX_LEXER_STATES, MAX_GRAMMAR_SIZE = 50_000, 100_000
 """Bounds on the memory of one matcher, about 100 MB; the time of a step is bounded by the defaults of llguidance."""
 MAX_OPTIONAL_PROPERTIES, MAX_ALTERNATIVES = 1200, 5000
-"""Optional properties of an object, and parser items at one place of a text: about four per optional property. Masks take
-milliseconds at most then; with 3,000 properties some take 250 ms, for which every sequence of a pass would wait."""
+"""Optional properties of an object, and parser items at one place of a text: about four per optional property. Masks
+take milliseconds at most then; with 3,000 properties some take 250 ms, for which every sequence of a pass would wait.
+"""
 CHECKED_TOKENS = 2
 """Tokens that a new matcher consumes on trial: llguidance finds out by them that a constraint is too complex."""
 LARK_PARTS = re.compile(r'"(?:\\.|[^"\\\n])*"|(?:#|//)[^\n]*|/(?:\\.|[^/\\\n])+/|(<[^<>\s]+>)')
@@ -40,7 +41,7 @@ class ConstraintCompiler:
 
     Args:
         tokenizer: gives the tokenizer in the JSON format of the `tokenizers` library, None where it has none. It is
-            asked once, when the first constraint comes.
+            asked when the first constraint comes.
         vocab_size: V of the model, which may be padded beyond its tokenizer. Padding is never allowed.
         end_token_ids: the end tokens of the model.
     """
@@ -73,22 +74,29 @@ class ConstraintCompiler:
         return matcher
 
     def load(self, kind: str) -> tuple[LLTokenizer, Mask]:
-        """The tokenizer and the tokens that begin with a digit, made by the first call, which holds Python's lock for up
-        to a second. Raises ValueError naming the option `kind` where the model has no such tokenizer or no end token.
+        """The tokenizer, and a mask of the tokens that begin with a digit. The first call makes them, for which it
+        holds the lock of Python for up to a second.
+
+        Raises ValueError naming the option `kind` where the model has no such tokenizer or no end token.
         """
         with self._loading:
             if self._loaded is None:
                 self._loaded = self._load(kind)
             return self._loaded
 
-    def _load(self, kind: str) -> tuple[LLTokenizer, Mask]:
-        from llguidance import LLMatcher, LLTokenizer
-
+    def tokenizer_json(self, kind: str) -> str:
+        """The tokenizer. Raises ValueError naming the option `kind` as `load` does."""
         content = self._json()
         if not self.end_token_ids:
             raise ValueError(f"{kind} needs a model with an end token, which this checkpoint lacks")
         if content is None:
             raise ValueError(f"{kind} needs a tokenizer of the `tokenizers` library, which this checkpoint lacks")
+        return content
+
+    def _load(self, kind: str) -> tuple[LLTokenizer, Mask]:
+        from llguidance import LLMatcher, LLTokenizer
+
+        content = self.tokenizer_json(kind)
         try:
             tokenizer = LLTokenizer(content, n_vocab=self.vocab_size, eos_token=sorted(self.end_token_ids))
         except ValueError as error:
@@ -138,8 +146,8 @@ def _source(constraint: Constraint) -> str:
     optional = _optional_properties(text)
     if optional > MAX_OPTIONAL_PROPERTIES:
         raise ValueError(
-            f"an object has {optional} optional properties, and may have {MAX_OPTIONAL_PROPERTIES}: require some of them,"
-            " or leave some out"
+            f"an object has {optional} optional properties, and may have {MAX_OPTIONAL_PROPERTIES}: require some of"
+            " them, or leave some out"
         )
     return str(LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE}))
 

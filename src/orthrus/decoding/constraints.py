@@ -5,8 +5,8 @@ to -inf. Its state follows the tokens that the sequence keeps and, in a verified
 tokens are allowed where the text so far matches. Where nothing else is allowed, the answer is complete, and the
 sequence ends there without an end token.
 
-Compiling takes up to seconds, so it happens before a sequence joins the engine. A pass never compiles: it asks copies of
-a compiled matcher, and takes a spare one where a matcher has run into its limits.
+Compiling takes up to seconds, so it happens before a sequence joins the engine. A pass never compiles: it asks copies
+of a compiled matcher, and takes a spare one where a matcher has run into its limits.
 
 V vocabulary.
 """
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MATCHER_BYTES, COMPILED_BYTES, MASK_BYTES = 150_000, 100_000_000, 50_000_000
-"""Estimate of the memory of a matcher, which llguidance does not tell: of any, per second of processor time that compiling
-it took, and per second spent in it later. Measured: 30 to 110 kB, 25 to 100 MB, 10 to 40 MB."""
+"""Estimate of the memory of a matcher, which llguidance does not tell: of any, per second of processor time that it
+took to compile, and per second spent in it later. Measured: 30 to 110 kB, 25 to 100 MB, 10 to 40 MB."""
 KEPT_BYTES = 48_000_000
 """Estimated memory of the compiled constraints that are kept for later answers, least recently used first out."""
 JSON_KINDS = ("json_object", "json_schema", "tool_calls")
@@ -107,9 +107,7 @@ class Grammars:
                 self._kept.move_to_end(constraint)
             return self._kept.get(constraint)
 
-    def start(
-        self, constraint: Constraint, end_token_ids: frozenset[int], compiled: Compiled | None = None
-    ) -> Grammar:
+    def start(self, constraint: Constraint, end_token_ids: frozenset[int], compiled: Compiled | None = None) -> Grammar:
         """The state of a constraint before the first token of an answer. With `compiled`, it does not wait.
 
         Raises ValueError naming the option where the constraint is invalid, unsupported or too complex.
@@ -166,13 +164,12 @@ class Grammars:
 class Grammar:
     """The state of a constraint for one sequence: a matcher that has consumed the kept tokens, and perhaps drafts."""
 
-    def __init__(self, compiled: Compiled, grammars: Grammars, end_token_ids: frozenset[int], bound: DigitBound) -> None:
+    def __init__(self, compiled: Compiled, grammars: Grammars, ends: frozenset[int], bound: DigitBound) -> None:
         self._compiled, self._original = compiled, compiled.matcher
         self._renew, self._charge = partial(grammars.renew, compiled), partial(grammars.charge, compiled)
         self._matcher, self._bound = self._original.deep_copy(), bound
-        self._ends = end_token_ids
-        self._vocab_size = grammars.compiler.vocab_size
-        self._end_mask = mask_of(end_token_ids, self._vocab_size)
+        self._ends, self._vocab_size = ends, grammars.compiler.vocab_size
+        self._end_mask = mask_of(ends, self._vocab_size)
         self._kept: list[int] = []
         self._ahead: list[int] = []
         self._mask: Mask | None = None
@@ -260,8 +257,8 @@ class Grammar:
         return True
 
     def _within_limits(self, ask: Callable[[LLMatcher], T]) -> T | None:
-        """What the matcher answers. If it runs into a limit it is lost, and a spare one is asked, which has seen neither
-        drafts nor other answers; None if that fails too."""
+        """What the matcher answers. If it runs into a limit it is lost, and a spare one is asked, which has seen
+        neither drafts nor other answers; None if that fails too."""
         began = thread_time()
         try:
             for _ in range(2):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal
 
@@ -87,7 +87,12 @@ class Sequence:
     """
 
     def __init__(
-        self, index: int, request: Request, limits: Limits, decode: Decode | None = None, compiled: Compiled | None = None
+        self,
+        index: int,
+        request: Request,
+        limits: Limits,
+        decode: Decode | None = None,
+        compiled: Compiled | None = None,
     ) -> None:
         check_request(request, limits, has_text=decode is not None)
         self.index, self.request = index, request
@@ -152,7 +157,7 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Whether a pass may take it: its constraint has a spare matcher, in case that its matcher runs into a limit."""
+        """Whether a pass may take it: its constraint, if any, has a spare matcher."""
         return self.sampler.grammar is None or self.sampler.grammar.ready
 
     def wait(self, seconds: float) -> None:
@@ -253,6 +258,12 @@ class Sequence:
             if self.finish_reason is not None:
                 return kept
         return len(tokens)
+
+
+def check_but_constraint(request: Request, limits: Limits, decode: Decode | None) -> None:
+    """Raise ValueError if a request cannot be decoded. Its constraint, which takes time to compile, is not checked."""
+    free = replace(request, sampling=replace(request.sampling, constraint=None))
+    Sequence(0, free, limits, decode)
 
 
 def check_length(sampling: SamplingParams, stop: StopConditions) -> None:

@@ -13,7 +13,7 @@ from orthrus.decoding.sequence import Request
 from orthrus.reasoning import BEGIN, END, ReasoningDelta, ReasoningParser, split_reasoning
 from orthrus.serving.errors import SERVER, APIError
 from orthrus.serving.protocol.common import CompletionTokensDetails, PromptTokensDetails, Usage
-from orthrus.serving.service import Ticket
+from orthrus.serving.tickets import Ticket
 from orthrus.tool_calls import ToolCall, ToolCallDelta, ToolCallParser, parse_tool_calls
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from orthrus.serving.other_names import OTHER_NAMES
-from orthrus.serving.service import DrainingError, PassFailedError, QueueFullError
+from orthrus.serving.service import DrainingError, QueueFullError
+from orthrus.serving.tickets import OverdueError, PassFailedError
 
 log = logging.getLogger(__name__)
 INVALID, SERVER = "invalid_request_error", "server_error"
@@ -78,6 +79,8 @@ def as_api_error(error: Exception) -> APIError:
         return APIError(str(error), status=429, type="rate_limit_error", code="rate_limit_exceeded", headers=wait)
     if isinstance(error, DrainingError):
         return APIError(str(error), status=503, type=SERVER, code="shutting_down")
+    if isinstance(error, OverdueError):
+        return APIError(str(error), status=504, type=SERVER, code="timeout")
     if isinstance(error, PassFailedError):
         return APIError(str(error), status=500, type=SERVER, code="pass_failed")
     log.error("a request failed", exc_info=error)
@@ -98,7 +101,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return error_response(http_error(app, request, error))
 
-    for kind in (APIError, QueueFullError, DrainingError, PassFailedError, Exception):
+    for kind in (APIError, QueueFullError, DrainingError, OverdueError, PassFailedError, Exception):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from hashlib import sha256
 from time import time
@@ -15,10 +14,11 @@ from pydantic import BaseModel
 
 from orthrus import __version__
 from orthrus.decoding.sequence import Request
-from orthrus.serving.errors import ErrorResponse, as_api_error
+from orthrus.serving.errors import SERVER, APIError, ErrorResponse, as_api_error
 from orthrus.serving.prompts import told_to_client
 from orthrus.serving.protocol.common import Extensions
-from orthrus.serving.service import Service, Ticket
+from orthrus.serving.service import Service
+from orthrus.serving.tickets import Ticket
 
 STATUSES = {
     400: "The request is wrong; the error names the field",
@@ -64,20 +64,32 @@ def responses(stream: type[BaseModel] | None = None) -> dict[int | str, dict[str
     return {200: {"content": {"text/event-stream": reference}}, **ERRORS}
 
 
-async def prepared(body: Extensions, make: Callable[[], Sequence[Request]]) -> list[Request]:
+async def prepared(
+    service: Service, http: HTTPRequest, body: Extensions, make: Callable[[], Sequence[Request]]
+) -> list[Request]:
     """Encode prompts outside of the event loop. What is wrong with them is a 400."""
+    context = getattr(http.state, "context", None)
+
+    def made() -> list[Request]:
+        if context is not None and context.gone:
+            raise APIError("the client has gone", status=503, type=SERVER, code="cancelled")
+        return list(make())
+
     try:
-        return list(await asyncio.to_thread(make))
+        return await service.prepare(made)
     except ValueError as error:
         raise told_to_client(error, body) from error
 
 
-def admit(service: Service, http: HTTPRequest, body: Extensions, requests: Sequence[Request]) -> list[Ticket]:
-    """Submit requests, all or none. Raises APIError where the engine refuses one, and what `submit` raises."""
+async def admit(service: Service, http: HTTPRequest, body: Extensions, requests: Sequence[Request]) -> list[Ticket]:
+    """Submit requests, all or none, and wait until their constraint, which they share, is compiled. Raises APIError
+    where the engine refuses one, and what `submit` raises."""
     try:
-        return service.submit(requests, getattr(http.state, "context", None))
+        tickets = service.submit(requests, getattr(http.state, "context", None))
+        await tickets[0].compiled()
     except ValueError as error:
         raise told_to_client(error, body) from error
+    return tickets
 
 
 def as_json(answer: BaseModel) -> Response:

@@ -28,8 +28,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orthrus.serving.bodies import METHODS, Bodies, ClientGoneError
 from orthrus.serving.errors import APIError, as_api_error, error_response
 from orthrus.serving.logs import ACCESS
-from orthrus.serving.service import DrainingError, RequestContext, Service
+from orthrus.serving.service import DrainingError, Service
 from orthrus.serving.settings import ServeSettings
+from orthrus.serving.tickets import RequestContext
 
 OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/playground")
 """What needs no API key, and is answered while draining; paths below `/playground` too."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from orthrus.decoding.sequence import Request, Sequence
+from orthrus.decoding.sequence import Request, check_but_constraint
 from orthrus.options import Options
 from orthrus.serving.errors import APIError
 from orthrus.serving.protocol import chat
@@ -164,6 +164,7 @@ def make_request(
 
     Raises APIError where the prompt leaves no room, ValueError where an option is wrong.
     """
+    check_size(service, [prompt, options.get("tools")], body)
     chosen = {**options, "max_new_tokens": min(max_tokens or service.max_model_len, service.max_model_len)}
     request = service.model.request(prompt, cast("Options", chosen))
     room = service.max_model_len - len(request.prompt)
@@ -177,8 +178,27 @@ def make_request(
     if body.ignore_eos:
         request = replace(request, sampling=replace(request.sampling, min_new_tokens=stop.max_new_tokens))
     made = replace(request, stop=stop, drafts=body.drafts is not False, priority=body.priority or 0)
-    Sequence(0, made, service.model.limits, service.model.decode)  # finds what the engine would refuse, here and now
+    check_but_constraint(made, service.model.limits, service.model.decode)  # what the engine would refuse, here and now
     return made
+
+
+def check_size(service: Service, given: object, body: Extensions) -> None:
+    """Raise APIError for texts that are longer than the context can be, before they are encoded: that takes a second
+    and a hundred megabytes for some megabytes of text. given: a text, or what holds texts."""
+    characters, most = _characters(given), service.max_model_len * service.model.longest_token
+    if characters > most:
+        raise APIError(
+            f"the prompt has {characters} characters, more than the {service.max_model_len} tokens of the context can"
+            f" have ({most}): shorten the prompt",
+            param=body.PROMPT, code="context_length_exceeded",
+        )  # fmt: skip
+
+
+def _characters(given: object) -> int:
+    if isinstance(given, str):
+        return len(given)
+    values = given.values() if isinstance(given, Mapping) else given if isinstance(given, list | tuple) else ()
+    return sum(map(_characters, values))
 
 
 def choices_of(request: Request, n: int) -> list[Request]:

@@ -10,25 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from orthrus.decoding.async_engine import AsyncEngine
-from orthrus.decoding.cycle import Step
-from orthrus.decoding.sequence import Request, Sequence
-from orthrus.serving.metrics import Load, Metrics, Progress
+from orthrus.decoding.sequence import Request, check_but_constraint
+from orthrus.serving.compilations import Compilations
+from orthrus.serving.metrics import Load, Metrics
 from orthrus.serving.settings import ServeSettings
+from orthrus.serving.tickets import OverdueError, PassFailedError, RequestContext, Ticket
 
 if TYPE_CHECKING:
     from orthrus.api import Model
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+ENCODERS = 2
+"""Prompts that are encoded at once."""
 RECENT = 32
 """Finished requests from which the time until the next free place is estimated."""
 MAX_RETRY_AFTER = 60
@@ -55,81 +61,6 @@ class DrainingError(Exception):
         super().__init__("the server is shutting down and takes no new requests")
 
 
-class PassFailedError(Exception):
-    """A pass raised an exception, which ended the requests in flight: HTTP 500. Later requests are served."""
-
-    def __init__(self) -> None:
-        super().__init__("a forward pass failed, and with it this request; the log of the server says why")
-
-
-class Ticket:
-    """An admitted request. `cancel` ends it before the next pass, and its steps with it."""
-
-    def __init__(self, request: Request, arrived: float) -> None:
-        self.request = request
-        self.progress = Progress(len(request.prompt), request.stop.max_new_tokens, arrived)
-        self.finish_reason: str | None = None
-        self._steps: asyncio.Queue[Step | Exception | None] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
-
-    async def steps(self) -> AsyncIterator[Step]:
-        """The steps of the request, as they happen and once. A cancelled request has no further step.
-
-        Raises PassFailedError where a pass failed.
-        """
-        while (step := await self._steps.get()) is not None:
-            if isinstance(step, Exception):
-                raise step
-            yield step
-
-    def cancel(self) -> None:
-        """End the request before the next pass. One that has ended stays as it is."""
-        if self._task is not None:
-            self._task.cancel()
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended: no further pass computes anything for it."""
-        return self._task is not None and self._task.done()
-
-
-@dataclass
-class RequestContext:
-    """What the server keeps of an HTTP request; routes find it in `request.state.context`.
-
-    Cancelling the tickets of a client that has gone, and the token counts of the access log, go by `tickets`. key: the
-    same for all requests with one API key. gone: the client has left; what is submitted for it afterwards is cancelled
-    at once.
-    """
-
-    request_id: str
-    key: str = ""
-    tickets: list[Ticket] = field(default_factory=list)
-    arrived: float = field(default_factory=perf_counter)
-    disconnected: bool = False
-    gone: bool = False
-
-    def cancel(self) -> None:
-        """Cancel all that was submitted for this HTTP request."""
-        for ticket in self.tickets:
-            ticket.cancel()
-
-    def token_counts(self) -> dict[str, Any]:
-        """What the access log says of the tickets; nothing if there are none."""
-        if not self.tickets:
-            return {}
-        each = [ticket.progress for ticket in self.tickets]
-        first = [progress.first_token for progress in each if progress.first_token is not None]
-        return {
-            "prompt_tokens": sum(progress.prompt_tokens for progress in each),
-            "cached_tokens": sum(progress.cached_tokens for progress in each),
-            "generated_tokens": sum(progress.generated for progress in each),
-            "passes": sum(progress.passes for progress in each),
-            "first_token_seconds": round(min(first) - self.arrived, 6) if first else None,
-            "finish_reasons": [ticket.finish_reason for ticket in self.tickets],
-        }
-
-
 class Service:
     """Serves one model. Use it on one event loop, and end it with `drain`."""
 
@@ -139,6 +70,8 @@ class Service:
         self.metrics = Metrics(self.model_name, self._load)
         self.draining = False
         self._served = AsyncEngine(self.engine, self._measure_costs if self._badly_planned else None, IDLE_SECONDS)
+        self._compilations = Compilations(self.engine.limits, settings.max_num_seqs)
+        self._encoders, self._preparing = ThreadPoolExecutor(ENCODERS, "orthrus-encoders"), 0
         self._tickets: set[Ticket] = set()
         self._logged: BaseException | None = None
         self._finished: deque[float] = deque(maxlen=RECENT)
@@ -169,6 +102,20 @@ class Service:
         """Requests that were admitted and have not ended."""
         return len(self._tickets)
 
+    async def prepare(self, make: Callable[[], T]) -> T:
+        """Run what encodes a prompt in one of few threads, since it takes time and memory.
+
+        Raises QueueFullError where as many prompts wait as the server holds requests, and what `make` raises.
+        """
+        if self._preparing >= self.settings.max_num_seqs + self.settings.max_queue:
+            self.metrics.count_rejected("queue_full")
+            raise QueueFullError(self._seconds_until(1))
+        self._preparing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoders, make)
+        finally:
+            self._preparing -= 1
+
     def submit(self, requests: Seq[Request], context: RequestContext | None = None) -> list[Ticket]:
         """Admit all requests or none; they are decoded in this order of arrival.
 
@@ -184,7 +131,7 @@ class Service:
         if len(requests) > places:
             raise ValueError(f"{len(requests)} answers at once are more than this server can hold ({places})")
         for request in {id(request.prompt): request for request in requests}.values():
-            Sequence(0, request, self.engine.limits, self.model.decode)  # finds what the engine would refuse later
+            check_but_constraint(request, self.engine.limits, self.model.decode)  # what the engine would refuse later
         missing = len(self._tickets) + len(requests) - places
         if missing > 0:
             self.metrics.count_rejected("queue_full")
@@ -223,6 +170,8 @@ class Service:
             await asyncio.wait(tasks, timeout=seconds)
             self.cancel_all()
             await asyncio.wait(tasks)
+        self._encoders.shutdown(wait=False)
+        await self._compilations.close()
         await asyncio.to_thread(self._served.close, SECONDS_OF_A_PASS)
 
     def _seconds_until(self, places: int) -> int:
@@ -261,16 +210,31 @@ class Service:
         return {"keys": key, "all": "", "off": uuid4().hex}[self.settings.share_prefixes]
 
     async def _follow(self, ticket: Ticket) -> None:
-        """Move the steps of a request from the engine into its ticket until it ends."""
-        async for step in self._served.stream(ticket.request):
-            self.metrics.count_step(ticket.progress, step)
-            ticket.finish_reason = step.finish_reason
-            ticket._steps.put_nowait(step)
+        """Move the steps of a request from the engine into its ticket until it ends. Its time runs while its constraint
+        is compiled."""
+        request, began = ticket.request, perf_counter()
+        assert request.timeout is not None
+        async with AsyncExitStack() as leaving:
+            try:
+                async with asyncio.timeout(request.timeout):
+                    using = self._compilations.using(request.sampling.constraint)
+                    compiled = await leaving.enter_async_context(using)
+            except TimeoutError:
+                raise OverdueError from None
+            ticket._compiled.set()
+            left = max(request.timeout - (perf_counter() - began), 1e-6)
+            async for step in self._served.stream(replace(request, timeout=left), compiled):
+                self.metrics.count_step(ticket.progress, step)
+                ticket.finish_reason = step.finish_reason
+                ticket._steps.put_nowait(step)
 
     def _end(self, ticket: Ticket, task: asyncio.Task[None]) -> None:
         """End a ticket. A callback of the task, since one that is cancelled before it starts runs none of its code."""
         error = None if task.cancelled() else task.exception()
-        if task.cancelled():
+        ticket._compiled.set()
+        if isinstance(error, ValueError | OverdueError):
+            ticket._refusal, ticket.finish_reason = error, "error"
+        elif task.cancelled():
             ticket.finish_reason = ticket.finish_reason or "cancelled"
         elif error is not None:
             if error is not self._logged:  # it ends all requests in flight
@@ -280,4 +244,5 @@ class Service:
         self._tickets.discard(ticket)
         self._finished.append(perf_counter())
         self.metrics.count_end(ticket.progress, ticket.finish_reason or "error")
-        ticket._steps.put_nowait(None if error is None else PassFailedError())
+        failure = ticket._refusal or (None if error is None else PassFailedError())
+        ticket._steps.put_nowait(failure)

@@ -17,7 +17,8 @@ from orthrus.serving.logprobs import chat_logprobs
 from orthrus.serving.protocol import chat_answers as out
 from orthrus.serving.protocol.chat import ChatRequest, Tool
 from orthrus.serving.protocol.common import Usage
-from orthrus.serving.service import Service, Ticket
+from orthrus.serving.service import Service
+from orthrus.serving.tickets import Ticket
 from orthrus.token_texts import TokenTexts
 from orthrus.tool_calls import ToolCallDelta
 
@@ -31,9 +32,9 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
         prompts.check_model(body.model, service)
         check(body)
-        requests = await prepared(body, lambda: requests_of(body, service))
+        requests = await prepared(service, http, body, lambda: requests_of(body, service))
         chat = Chat(service, texts, body, requests)
-        tickets = admit(service, http, body, requests)
+        tickets = await admit(service, http, body, requests)
         if body.stream:
             return await as_stream(chat.chunks(tickets))
         return as_json(await chat.completion(tickets))

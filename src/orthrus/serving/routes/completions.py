@@ -16,7 +16,8 @@ from orthrus.serving.drafts import draft_info
 from orthrus.serving.exchange import DONE, Identity, admit, as_json, as_stream, event, prepared, responses
 from orthrus.serving.logprobs import TextOffsets, completion_logprobs
 from orthrus.serving.protocol.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
-from orthrus.serving.service import Service, Ticket
+from orthrus.serving.service import Service
+from orthrus.serving.tickets import Ticket
 from orthrus.token_texts import TokenTexts
 
 DEFAULT_MAX_TOKENS = 16
@@ -31,9 +32,9 @@ def router(service: Service) -> APIRouter:
         """Go on with one or several texts."""
         prompts.check_model(body.model, service)
         check(body)
-        requests = await prepared(body, lambda: requests_of(body, service))
+        requests = await prepared(service, http, body, lambda: requests_of(body, service))
         texts_of = Texts(service, texts, body, requests)
-        tickets = admit(service, http, body, requests)
+        tickets = await admit(service, http, body, requests)
         if body.stream:
             return await as_stream(texts_of.chunks(tickets))
         return as_json(await texts_of.completion(tickets))
@@ -66,6 +67,7 @@ def requests_of(body: CompletionRequest, service: Service) -> list[sequence.Requ
             options["prompt_logprobs"] = body.logprobs
     requests = []
     for prompt in prompts_of(body):
+        prompts.check_size(service, prompt, body)
         tokens = service.model.encode(prompt) if isinstance(prompt, str) else prompt
         made = prompts.make_request(service, tokens, options, body, limit)
         requests += prompts.choices_of(made, body.n or 1)

@@ -18,7 +18,8 @@ from orthrus.serving.protocol.chat import Function, Tool
 from orthrus.serving.protocol.common import JsonObjectFormat
 from orthrus.serving.protocol.responses import ResponseRequest, SchemaFormat, Status
 from orthrus.serving.response_items import Events, items_of, messages_of
-from orthrus.serving.service import Service, Ticket
+from orthrus.serving.service import Service
+from orthrus.serving.tickets import Ticket
 
 
 def router(service: Service) -> APIRouter:
@@ -34,11 +35,14 @@ def router(service: Service) -> APIRouter:
         options = options_of(body, service)
         messages = messages_of(body)
         requests = await prepared(
-            body, lambda: [prompts.make_request(service, messages, options, body, body.max_output_tokens)]
+            service,
+            http,
+            body,
+            lambda: [prompts.make_request(service, messages, options, body, body.max_output_tokens)],
         )
         answering = Answering(service, body, options, requests[0])
         answering.check()
-        tickets = admit(service, http, body, requests)
+        tickets = await admit(service, http, body, requests)
         if body.stream:
             return await as_stream(answering.stream(tickets), answering.failed)
         return as_json(await answering.response(tickets))

@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
             if body.messages is None and getattr(body, field):
                 raise prompts.conflict(field, "needs messages")
         try:
-            tokens = await asyncio.to_thread(encode, body)
+            tokens = await service.prepare(lambda: encode(body))
         except ValueError as error:
             raise prompts.told_to_client(error, body) from error
         found = protocol.TokenizeResponse(tokens=tokens, count=len(tokens), max_model_len=service.max_model_len)
