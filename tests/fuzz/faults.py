@@ -1,6 +1,6 @@
 """Faults against a server process of a real model: clients that leave, a flood, SIGTERM under load, SIGKILL and a new
-start, a context too small, clients that hold connections. Other answers must stay as they are, and nothing may be left
-behind.
+start, a context too small, clients that hold connections, requests that are costly to take in. Other answers must stay as
+they are, and nothing may be left behind.
 
     python tests/fuzz/faults.py --model smollm2-demo
 """
@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 
 import httpx
+from costly_requests import costly_constraints, long_chats
 from stalled_clients import idle_connections, withheld_bodies
 
 PLACES, QUEUE = 4, 6
@@ -160,6 +161,12 @@ async def run(model: str, count: int) -> None:
         print("bodies:", await withheld_bodies(server.process.pid, server.url, client), flush=True)
         print("connections:", await idle_connections(server.process.pid, server.url, client), flush=True)
         server.process.terminate()
+    server = Process(model)
+    async with server.client() as client:
+        print("constraints:", await costly_constraints(server.process.pid, client), flush=True)
+        print("chats:", await long_chats(server.process.pid, client), flush=True)
+        server.process.terminate()
+        assert await asyncio.to_thread(server.process.wait, 60) == 0
     server = Process(model)
     async with server.client() as client:
         print("disconnects:", await disconnects(client, count), flush=True)
