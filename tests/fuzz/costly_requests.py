@@ -74,8 +74,9 @@ async def long_chats(process: int, client: httpx.AsyncClient) -> str:
     async with watched(process, client) as watch:
         posts = (client.post("/v1/chat/completions", content=content, headers=headers) for _ in range(CHATS))
         began = perf_counter()
-        statuses = Counter(each.status_code for each in await asyncio.gather(*posts))
+        found = await asyncio.gather(*posts, return_exceptions=True)  # the server closes while they send
+        statuses = Counter(one.status_code if isinstance(one, httpx.Response) else type(one).__name__ for one in found)
         seconds = perf_counter() - began
         await asyncio.sleep(CALM_SECONDS)
-    assert set(statuses) <= {400, 429}, statuses
+    assert set(statuses) <= {400, "WriteError", "ReadError"}, statuses
     return f"{CHATS} chats of {CHAT / 1e6:.0f} MB refused in {seconds:.1f} s ({dict(statuses)}); {watch.check()}"

@@ -1,6 +1,6 @@
 """Faults against a server process of a real model: clients that leave, a flood, SIGTERM under load, SIGKILL and a new
-start, a context too small, clients that hold connections, requests that are costly to take in. Other answers must stay as
-they are, and nothing may be left behind.
+start, a context too small, clients that hold connections, requests that are costly to take in. Other answers must stay
+as they are, and nothing may be left behind.
 
     python tests/fuzz/faults.py --model smollm2-demo
 """

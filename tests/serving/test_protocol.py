@@ -363,3 +363,25 @@ def test_a_response_is_what_the_model_generates(client, model):
 def test_what_a_stateless_server_cannot_do_is_refused(http, fields, param):
     response = http.post("/v1/responses", json={"input": "a", **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", lambda text: {"messages": [{"role": "user", "content": text}]}, "messages"),
+        ("/v1/completions", lambda text: {"prompt": ["a", text]}, "prompt"),
+        ("/v1/responses", lambda text: {"input": text}, "input"),
+    ],
+)
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(server, monkeypatch, path, body, field):
+    service = server.service
+    text = "a" * (service.longest_prompt + 1)
+    monkeypatch.setattr(service.model._tokenization, "_tokenizer", None)
+    refused = server.http.post(path, json=body(text))
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+    if path != "/v1/completions":
+        monkeypatch.setattr("orthrus.serving.service.BYTES_BESIDE_PROMPT", -5 * service.longest_prompt)
+        unread = server.http.post(path, json=body(text))
+        assert unread.json()["error"]["message"].startswith("the body has")

@@ -29,8 +29,8 @@ class Bodies:
         self._most, self._seconds = settings.max_body_bytes, settings.client_timeout
         self._on_their_way = 0
 
-    async def read(self, headers: Headers, receive: Receive) -> bytes:
-        """A whole body.
+    async def read(self, headers: Headers, receive: Receive, longest_prompt: int | None = None) -> bytes:
+        """A whole body. longest_prompt: the most bytes of a body whose prompt can fit the context.
 
         Raises APIError if it is too large, does not come in time, or comes together with too many large ones, and
         ClientGoneError.
@@ -38,6 +38,9 @@ class Bodies:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._most:
             raise self._too_large()
+        if longest_prompt is not None and int(length) > longest_prompt:
+            message = f"the body has {length} bytes; a prompt that fits the context has less than {longest_prompt}"
+            raise APIError(f"{message}: shorten it", code="context_length_exceeded")
         body, counted = bytearray(), 0
         try:
             async with asyncio.timeout(self._seconds):

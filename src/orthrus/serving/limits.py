@@ -34,6 +34,8 @@ from orthrus.serving.tickets import RequestContext
 
 OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/playground")
 """What needs no API key, and is answered while draining; paths below `/playground` too."""
+ONE_PROMPT = ("/v1/chat/completions", "/v1/responses")
+"""Paths whose bodies hold one prompt, so that one which is too long for the context is not read at all."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 LOGGED_BODY = 10_000
 """Characters of a body that `--log-prompts` logs."""
@@ -72,7 +74,8 @@ class Limits:
         try:
             self._check(scope, headers, context)
             if scope["method"] in METHODS and not _is_open(scope["path"]):
-                body = await self._bodies.read(headers, receive)
+                longest = self._service.longest_body if scope["path"] in ONE_PROMPT else None
+                body = await self._bodies.read(headers, receive, longest)
                 _check_kind(headers, body)
             else:
                 answer.closes = _has_body(headers)

@@ -185,7 +185,7 @@ def make_request(
 def check_size(service: Service, given: object, body: Extensions) -> None:
     """Raise APIError for texts that are longer than the context can be, before they are encoded: that takes a second
     and a hundred megabytes for some megabytes of text. given: a text, or what holds texts."""
-    characters, most = _characters(given), service.max_model_len * service.model.longest_token
+    characters, most = _characters(given), service.longest_prompt
     if characters > most:
         raise APIError(
             f"the prompt has {characters} characters, more than the {service.max_model_len} tokens of the context can"

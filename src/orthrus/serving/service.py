@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+BYTES_BESIDE_PROMPT = 2_000_000
+"""Bytes of a body besides its prompt: a schema or a grammar has 262,144 characters at most."""
 ENCODERS = 2
 """Prompts that are encoded at once."""
 RECENT = 32
@@ -86,6 +88,16 @@ class Service:
         """The most tokens of a request, prompt and answer together."""
         longest = self.engine.limits.max_positions
         return min(longest, self.settings.max_model_len or longest)
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most characters of a prompt: no token has more than the longest one."""
+        return self.max_model_len * self.model.longest_token
+
+    @property
+    def longest_body(self) -> int:
+        """The most bytes of a body with one prompt, whose characters JSON may escape, and with all else."""
+        return 6 * self.longest_prompt + BYTES_BESIDE_PROMPT
 
     @property
     def healthy(self) -> bool:

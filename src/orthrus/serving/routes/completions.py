@@ -68,6 +68,7 @@ def requests_of(body: CompletionRequest, service: Service) -> list[sequence.Requ
     requests = []
     for prompt in prompts_of(body):
         prompts.check_size(service, prompt, body)
+    for prompt in prompts_of(body):
         tokens = service.model.encode(prompt) if isinstance(prompt, str) else prompt
         made = prompts.make_request(service, tokens, options, body, limit)
         requests += prompts.choices_of(made, body.n or 1)
