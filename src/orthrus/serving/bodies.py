@@ -39,8 +39,8 @@ class Bodies:
         if not length.isdecimal() or int(length) > self._most:
             raise self._too_large()
         if longest_prompt is not None and int(length) > longest_prompt:
-            message = f"the body has {length} bytes; a prompt that fits the context has less than {longest_prompt}"
-            raise APIError(f"{message}: shorten it", code="context_length_exceeded")
+            long = f"the body has {length} bytes; with a prompt that fits the context it has less than {longest_prompt}"
+            raise APIError(long, code="context_length_exceeded")
         body, counted = bytearray(), 0
         try:
             async with asyncio.timeout(self._seconds):

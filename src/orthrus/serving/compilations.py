@@ -40,10 +40,11 @@ class Compilations:
         self._limits, self._places = limits, asyncio.Semaphore(most)
         self._jobs: dict[Constraint, _Job] = {}
         self._thread = ThreadPoolExecutor(1, "orthrus-compilations")
-        self._checker = Checker(limits.grammars) if limits.grammars is not None else None
+        self._checker: Checker | None = None
         if limits.grammars is not None:
-            with suppress(ValueError):  # which the first request that needs it gets
-                limits.grammars.compiler.load("constraint")  # now, as it holds Python's lock for up to a second
+            with suppress(ValueError):  # which the first request with a constraint gets
+                limits.grammars.compiler.load("constraint")  # now, as it holds the lock of Python for up to a second
+                self._checker = Checker(limits.grammars)
 
     @asynccontextmanager
     async def using(self, constraint: Constraint | None) -> AsyncIterator[Compiled | None]:
@@ -111,6 +112,7 @@ class Checker:
 
     def __init__(self, grammars: Grammars) -> None:
         self._compiler = grammars.compiler
+        self._tokenizer = grammars.compiler.tokenizer_json("constraint").encode()  # now, as it holds the lock too
         self._process: asyncio.subprocess.Process | None = None
         self._free = asyncio.Lock()
         self._known: OrderedDict[bytes, str | None] = OrderedDict()
@@ -153,8 +155,7 @@ class Checker:
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            # Raises ValueError where there is no tokenizer.
-            content, compiler = self._compiler.tokenizer_json("constraint").encode(), self._compiler
+            content, compiler = self._tokenizer, self._compiler
             command = (sys.executable, "-m", constraint_process.__name__)
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,

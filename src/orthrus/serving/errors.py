@@ -88,16 +88,17 @@ def as_api_error(error: Exception) -> APIError:
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of an app leave in OpenAI's shape."""
+    """Let every error of an app leave in OpenAI's shape. The handlers are coroutines: others would run in threads,
+    whose first use imports a library while everything else waits."""
 
-    def known(_: Request, error: Exception) -> JSONResponse:
+    async def known(_: Request, error: Exception) -> JSONResponse:
         return error_response(as_api_error(error))
 
-    def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         return error_response(validation_error(error.errors(), error.body))
 
-    def http(request: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         return error_response(http_error(app, request, error))
 
