@@ -110,17 +110,18 @@ class Column:
         return self._values[index]
 
 
-ITERABLES = [
-    iter,
-    Column,
-    tuple,
-    lambda values: (value for value in values),
-    lambda values: dict.fromkeys(values).keys(),
-]
+ITERABLES = {
+    "iterator": iter,
+    "column": Column,
+    "tuple": tuple,
+    "generator": lambda values: (value for value in values),
+    "keys": lambda values: dict.fromkeys(values).keys(),
+    "array": lambda values: np.array(values, dtype=object),
+}
 MESSAGES = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("make", [*ITERABLES, lambda values: np.array(values, dtype=object)], ids=str)
+@pytest.mark.parametrize("make", ITERABLES.values(), ids=ITERABLES)
 def test_any_iterable_of_prompts_is_a_list_of_them(model, make):
     expected = [result.tokens for result in model.generate(PROMPTS, max_new_tokens=4)]
     assert [result.tokens for result in model.generate(make(PROMPTS), max_new_tokens=4)] == expected

@@ -13,6 +13,7 @@ def config(hf: Any) -> DecoderConfig:
     no_positions = RopeConfig((0.0,) * (head_dim(hf) // 2))
     return common(
         hf,
+        norm_eps=hf.layer_norm_eps,
         ropes=(rope(hf), no_positions),
         per_layer=tuple(LayerConfig(window, rope=int(window is None)) for window in windows(hf)),
         rotary_pairs=True,

@@ -12,6 +12,7 @@ def config(hf: Any) -> DecoderConfig:
     """Translate a Nemotron config."""
     return common(
         hf,
+        norm_eps=hf.norm_eps,
         per_layer=(),
         norm_centred=True,
         norm_bias=True,

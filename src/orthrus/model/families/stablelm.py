@@ -15,6 +15,7 @@ def config(hf: Any) -> DecoderConfig:
     """Translate a StableLM config."""
     return common(
         hf,
+        norm_eps=hf.layer_norm_eps,
         per_layer=(),
         norm_centred=True,
         norm_bias=True,

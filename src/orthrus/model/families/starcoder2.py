@@ -15,6 +15,7 @@ def config(hf: Any) -> DecoderConfig:
     """Translate a StarCoder2 config."""
     return common(
         hf,
+        norm_eps=hf.norm_epsilon,
         per_layer=tuple(map(LayerConfig, one_window(hf))),
         norm_centred=True,
         norm_bias=True,
