@@ -12,6 +12,7 @@ import httpx
 from health_watch import watched
 
 CONSTRAINTS, CHATS, CHAT = 24, 16, 7_000_000
+JSON = {"content-type": "application/json"}
 CALM_SECONDS = 10
 """How long the server may take to give memory back."""
 
@@ -47,9 +48,14 @@ async def costly_constraints(process: int, client: httpx.AsyncClient) -> str:
     answered."""
     path, fine = "/v1/chat/completions", chat("Name a colour.", response_format=regex("red|green|blue"), temperature=0)
     expected = (await client.post(path, json=fine)).json()["choices"][0]["message"]["content"]
-    async with watched(process, client) as watch:
-        asked = [chat("a", response_format=hostile(number)) for number in range(CONSTRAINTS)]
-        leaving = [asyncio.create_task(client.post(path, json=body)) for body in asked]
+    asked = [json.dumps(chat("a", response_format=hostile(number))).encode() for number in range(CONSTRAINTS)]
+    assert (await client.post(path, json=chat("a", response_format=regex("[")))).status_code == 400
+
+    async def ask(body: bytes) -> httpx.Response:
+        return await client.post(path, content=body, headers=JSON)
+
+    async with watched(process, client) as watch:  # after its first answer and its first error, which take memory too
+        leaving = [asyncio.create_task(ask(body)) for body in asked]
         await asyncio.sleep(1)
         for task in leaving:
             task.cancel()
@@ -60,7 +66,7 @@ async def costly_constraints(process: int, client: httpx.AsyncClient) -> str:
         found = answer.json()["choices"][0]["message"]["content"]
         seconds = perf_counter() - began
         assert found == expected, found
-        staying = await asyncio.gather(*(client.post(path, json=body) for body in asked[:6]))
+        staying = await asyncio.gather(*map(ask, asked[:6]))
         assert {each.status_code for each in staying} == {400}, [each.text for each in staying]
         await asyncio.sleep(CALM_SECONDS)
     return (
@@ -71,10 +77,9 @@ async def costly_constraints(process: int, client: httpx.AsyncClient) -> str:
 
 async def long_chats(process: int, client: httpx.AsyncClient) -> str:
     """Chats of several megabytes at once."""
-    content = json.dumps(chat("some words " * (CHAT // 11)))
-    headers = {"content-type": "application/json"}
+    content = json.dumps(chat("some words " * (CHAT // 11))).encode()
     async with watched(process, client) as watch:
-        posts = (client.post("/v1/chat/completions", content=content, headers=headers) for _ in range(CHATS))
+        posts = (client.post("/v1/chat/completions", content=content, headers=JSON) for _ in range(CHATS))
         began = perf_counter()
         found = await asyncio.gather(*posts, return_exceptions=True)  # the server closes while they send
         statuses = Counter(one.status_code if isinstance(one, httpx.Response) else type(one).__name__ for one in found)
