@@ -306,6 +306,11 @@ def test_a_full_disk_leaves_the_old_adapter_intact(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
 
 
+@pytest.mark.parametrize("model_type", ["cohere2", "nemotron", "stablelm", "starcoder2"])
+def test_families_with_layer_norms_ignore_the_epsilon_of_another_norm(model_type):
+    assert families.decoder_config(tiny.hf_config(model_type, rms_norm_eps=0.05)).norm_eps < 0.01
+
+
 def test_the_refusal_of_another_family_names_the_page_that_says_how_to_add_one():
     with pytest.raises(ValueError, match=r"'falcon' is not supported; .* arcee, .*backbones\.md") as error:
         families.load("falcon")
