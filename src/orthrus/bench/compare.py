@@ -116,7 +116,7 @@ class Worker:
         options = _peer(peer).VARIANTS[variant]
         try:
             self._ask({"peer": peer, "options": options, "weights": weights, "threads": threads, "device": device})
-        except BaseException:  # a signal, too: nobody else ends the process
+        except BaseException:  # signals too: no other code ends the process
             self._end()
             raise
 

@@ -1,4 +1,4 @@
-"""How many sequences are decoded together where nobody says: as many as memory has room for, up to a limit."""
+"""How many sequences are decoded together by default: as many as memory has room for, up to a limit."""
 
 from __future__ import annotations
 

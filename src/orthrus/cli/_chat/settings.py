@@ -15,7 +15,7 @@ NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_pena
 NAMES = (*INTEGERS[:2], *NUMBERS[:1], INTEGERS[2], *NUMBERS[1:], INTEGERS[3], "stop")
 ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(SamplingParams)} | {
-    "seed": "drawn anew",
+    "seed": "drawn for each answer",
     "stop": "none",
 }
 """What holds for settings that are not given."""

@@ -18,7 +18,7 @@ export async function run(job, onProblem) {
   try {
     await job(running.signal);
   } catch (error) {
-    running.abort(); // what runs beside it
+    running.abort(); // the other run of the race
     if (error.name !== "AbortError") onProblem(error);
   } finally {
     running = null;
