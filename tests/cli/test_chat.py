@@ -34,7 +34,7 @@ from orthrus.cli._chat.wrapping import WordWrap
 class Echo:
     """Answers with what it was asked, part by part; fails or is interrupted where the question says so."""
 
-    name, interruptible, defaults = "echo", False, {"temperature": 0.0, "seed": "drawn anew"}
+    name, interruptible, defaults = "echo", False, {"temperature": 0.0, "seed": "drawn for each answer"}
 
     def __init__(self):
         self.asked, self.closed = [], 0
