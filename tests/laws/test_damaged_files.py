@@ -163,10 +163,14 @@ def test_a_damaged_json_file_is_refused_by_name(copy, adapter_home, tmp_path, na
 
 def test_a_directory_in_place_of_a_file_is_refused_by_name(copy):
     for name in ("generation_config.json", "config.json", "model.safetensors"):
+        content = (copy / name).read_bytes() if (copy / name).exists() else None
         (copy / name).unlink(missing_ok=True)
         (copy / name).mkdir()
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             load(copy)
+        (copy / name).rmdir()
+        if content is not None:
+            (copy / name).write_bytes(content)
 
 
 def test_a_huge_json_file_is_not_read(copy):

@@ -145,10 +145,11 @@ def test_an_untrained_view_has_the_acceptance_of_a_copy(untrained, temperature):
 LEAST_ACCEPTANCE = {
     replay.Way(chain=True, head=False, lookup=False): 2.3,
     replay.Way(chain=False, head=False, lookup=False): 2.7,
-    replay.Way(chain=False, head=True, lookup=False): 3.2,
+    replay.Way(chain=False, head=True, lookup=False): 3.05,
 }
-"""A of two-pass cycles with eight drafts: below what is measured (2.55, 3.00, 3.51), and above what the way before
-reaches, so that a loss of trees or of the draft head is noticed."""
+"""A of two-pass cycles with eight drafts: below what is measured (2.55, 3.00, 3.51 with AVX2; with AVX-512 and bfloat16
+products, on other texts, 2.37, 2.91, 3.15), and above what the way before reaches, so that a loss of trees or of the
+draft head is noticed."""
 
 
 @pytest.mark.parametrize("model", ["bfloat16"], indirect=True)

@@ -267,7 +267,7 @@ def test_a_view_without_a_head_is_calibrated_and_keeps_that(bare, jsonl, tmp_pat
 def test_a_changed_backbone_stops_the_run(bare, jsonl, tmp_path):
     made = Trainer(checkpoint(bare), config(), corpus(jsonl), tmp_path / "run", lambda: Validation(1.0, 1.0, [0.5]))
     with torch.no_grad():
-        made.checkpoint.decoder.norm[0] += 1
+        made.checkpoint.decoder.norm.weight[0] += 1
     with pytest.raises(TrainingFailedError, match="frozen weight"):
         list(made.run())
 
