@@ -145,17 +145,17 @@ def test_an_untrained_view_has_the_acceptance_of_a_copy(untrained, temperature):
 LEAST_ACCEPTANCE = {
     replay.Way(chain=True, head=False, lookup=False): 2.3,
     replay.Way(chain=False, head=False, lookup=False): 2.7,
-    replay.Way(chain=False, head=True, lookup=False): 3.05,
+    replay.Way(chain=False, head=True, lookup=False): 3.2,
 }
-"""A of two-pass cycles with eight drafts: below what is measured (2.55, 3.00, 3.51 with AVX2; with AVX-512 and bfloat16
-products, on other texts, 2.37, 2.91, 3.15), and above what the way before reaches, so that a loss of trees or of the
-draft head is noticed."""
+"""A of two-pass cycles with eight drafts: below what is measured on 12 prompts (2.42, 2.81, 3.34 with AVX-512 bfloat16;
+processors round differently and give other texts), and above what the way before reaches, so that a loss of trees or
+of the draft head is noticed."""
 
 
 @pytest.mark.parametrize("model", ["bfloat16"], indirect=True)
 def test_the_bundled_view_reaches_its_measured_acceptance(model):
     """A regression test of acceptance. With the same weights, one-pass cycles give more tokens per pass."""
-    prompts = tasks.load("gsm8k", 6)
+    prompts = tasks.load("gsm8k", 12)
     texts = [text for _, text in replay.decode(model, prompts, {"max_new_tokens": 64})]
     drafts = [replay.two_pass_drafts(text, list(LEAST_ACCEPTANCE), 8, 8) for text in texts]
     for way, least in LEAST_ACCEPTANCE.items():
@@ -164,7 +164,7 @@ def test_the_bundled_view_reaches_its_measured_acceptance(model):
         assert sum(sum(s.accepted) for s in runs) / sum(sum(s.cycles.values()) for s in runs) > least
     tpf = {}
     for cycle in ("two-pass", "one-pass"):
-        found = model.generate([p.prompt for p in prompts], max_new_tokens=64, cycle=cycle, batch_size=6)
+        found = model.generate([p.prompt for p in prompts[:6]], max_new_tokens=64, cycle=cycle, batch_size=6)
         tpf[cycle] = sum(r.statistics.generated for r in found) / sum(r.statistics.passes for r in found)
     assert tpf["two-pass"] > 2.0
     assert tpf["one-pass"] > 1.2 * tpf["two-pass"]
