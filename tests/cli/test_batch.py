@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import tiny
 from scripted_server import TEXT, ScriptedServer, served
 
 import orthrus
-from orthrus.cli._batch import runner
+from orthrus.cli._batch import output, runner
 from orthrus.cli._batch.requests import BatchRequest
 
 
@@ -211,6 +212,15 @@ def test_another_file_is_not_taken_for_an_output(run, write, out):
     assert code == 2
     assert "not valid JSON" in err
     assert out.read_text() == "notes\nmore notes\n"
+
+
+def test_a_full_disk_is_named_with_the_file(run, write, out, server, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output.os, "fsync", full)
+    code, _, err = run("batch", write(chat("a", "x")), "--output", out, "--url", server.address)
+    assert (code, "No space left on device" in err, str(out) in err.replace("\n", "")) == (1, True, True)
 
 
 def test_a_missing_file_is_named_without_the_number_of_the_error(run, out, tmp_path):

@@ -90,6 +90,11 @@ def test_activations_of_a_row_do_not_depend_on_other_rows(activation):
         assert torch.equal(activate(rows, activation), alone)
 
 
+def test_an_activation_of_two_halves_is_no_activation_of_one_argument():
+    with pytest.raises(ValueError, match="'clamped_swiglu' is no activation of one argument"):
+        activate(values(2, 16), "clamped_swiglu")
+
+
 @pytest.mark.parametrize("held", [(5, 5, 5), (2, 5, 1)])
 @pytest.mark.parametrize("attended", [5, 8])
 @pytest.mark.parametrize("with_norms", [False, True])

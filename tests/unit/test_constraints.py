@@ -75,6 +75,13 @@ def test_texts_are_bounded():
         Constraint("grammar")
 
 
+def test_the_error_of_a_regex_shows_nothing_of_the_grammar_made_of_it():
+    with pytest.raises(ValueError, match="^regex cannot be used as a constraint: invalid regex") as error:
+        grammars().start(Constraint("regex", "[a"), ENDS)
+    assert "unclosed character class" in str(error.value)
+    assert "start:" not in str(error.value)
+
+
 def test_grammars_that_are_too_large_are_refused(monkeypatch):
     monkeypatch.setattr(constraint_compiler, "MAX_GRAMMAR_SIZE", 10)
     with pytest.raises(ValueError, match=r"json_schema .*too big"):

@@ -123,8 +123,8 @@ def stacked_names(name: str, shape: tuple[int, ...], architecture: str) -> list[
         return []
     layer = f"model.layers.{index}"
     if part in EXPERTS and len(shape) == (2 if kind == "bias" else 3):
-        own = EXPERTS | of(architecture).names
-        return [f"{layer}.{own[part].format(expert)}.{kind}" for expert in range(shape[0])]
+        names = EXPERTS | of(architecture).names
+        return [f"{layer}.{names[part].format(expert)}.{kind}" for expert in range(shape[0])]
     if part in HEAD_NORMS and architecture == "stablelm" and len(shape) == 2:
         return [f"{layer}.self_attn.{HEAD_NORMS[part]}.norms.{head}.{kind}" for head in range(shape[0])]
     return []

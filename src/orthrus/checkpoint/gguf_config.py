@@ -29,10 +29,10 @@ def of(
     """
     architecture = fields["general.architecture"]
     prefix = f"{architecture}."
-    own = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
-    windowed = "attention.sliding_window" in own or fields.get("general.name") == "mistral"
-    own["attention.sliding_window"] = own.get("attention.sliding_window") or None  # 0: there is none
-    scaled = rope_factors is not None or any(name.startswith("rope.scal") for name in own)
+    metadata = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    windowed = "attention.sliding_window" in metadata or fields.get("general.name") == "mistral"
+    metadata["attention.sliding_window"] = metadata.get("attention.sliding_window") or None  # 0: there is none
+    scaled = rope_factors is not None or any(name.startswith("rope.scal") for name in metadata)
     convert = CONVERSIONS.get(name_of(fields))
     if convert is None and architecture == "llama" and windowed:
         convert = mistral
@@ -41,20 +41,20 @@ def of(
     if convert is None:
         return None
     content = {
-        "max_position_embeddings": own["context_length"],
-        "num_hidden_layers": own["block_count"],
-        "hidden_size": own["embedding_length"],
-        "intermediate_size": own["feed_forward_length"],
-        "num_attention_heads": own["attention.head_count"],
-        "num_key_value_heads": own.get("attention.head_count_kv", own["attention.head_count"]),
-        "vocab_size": own.get("vocab_size", fields["tokenizer.ggml.tokens"].length),
+        "max_position_embeddings": metadata["context_length"],
+        "num_hidden_layers": metadata["block_count"],
+        "hidden_size": metadata["embedding_length"],
+        "intermediate_size": metadata["feed_forward_length"],
+        "num_attention_heads": metadata["attention.head_count"],
+        "num_key_value_heads": metadata.get("attention.head_count_kv", metadata["attention.head_count"]),
+        "vocab_size": metadata.get("vocab_size", fields["tokenizer.ggml.tokens"].length),
         "tie_word_embeddings": "output.weight" not in tensor_names,
     }
     ids = {"bos": "bos", "eos": "eos", "pad": "padding"}
     content |= {f"{ours}_token_id": fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in ids.items()}
-    if "attention.layer_norm_rms_epsilon" in own:
-        content["rms_norm_eps"] = own["attention.layer_norm_rms_epsilon"]
-    content |= convert(own, {**content, **_stated_by(tensor_names)})
+    if "attention.layer_norm_rms_epsilon" in metadata:
+        content["rms_norm_eps"] = metadata["attention.layer_norm_rms_epsilon"]
+    content |= convert(metadata, {**content, **_stated_by(tensor_names)})
     if rope_factors is not None:
         content["rope_parameters"] = of_llama3(content, rope_factors)
     return content

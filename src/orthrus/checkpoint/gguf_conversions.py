@@ -12,205 +12,210 @@ GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 """The models whose attention scale is derived from the hidden size: llama.cpp knows them by their number of layers."""
 
 
-def _llama(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    size = own.get("rope.dimension_count", content["hidden_size"] // content["num_attention_heads"])
-    return {"model_type": "llama", "head_dim": size, "rope_parameters": parameters(own, 10000.0)}
+def _llama(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    size = metadata.get("rope.dimension_count", content["hidden_size"] // content["num_attention_heads"])
+    return {"model_type": "llama", "head_dim": size, "rope_parameters": parameters(metadata, 10000.0)}
 
 
-def _qwen2(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _qwen2(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     del content
-    return {"model_type": "qwen2", "use_sliding_window": False, "rope_parameters": parameters(own, 10000.0)}
+    return {"model_type": "qwen2", "use_sliding_window": False, "rope_parameters": parameters(metadata, 10000.0)}
 
 
-def mistral(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def mistral(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """A Mistral has the architecture of Llama; what files know of its sliding window is its size, if anything."""
-    size = own.get("rope.dimension_count", content["hidden_size"] // content["num_attention_heads"])
-    window = own.get("attention.sliding_window")
-    rope = parameters(own, 10000.0)
+    size = metadata.get("rope.dimension_count", content["hidden_size"] // content["num_attention_heads"])
+    window = metadata.get("attention.sliding_window")
+    rope = parameters(metadata, 10000.0)
     return {"model_type": "mistral", "head_dim": size, "sliding_window": window, "rope_parameters": rope}
 
 
-def _smollm3(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _smollm3(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     layers = [int((index + 1) % 4 != 0) for index in range(content["num_hidden_layers"])]
-    return {"model_type": "smollm3", "no_rope_layers": layers, "rope_parameters": parameters(own, 2000000.0)}
+    return {"model_type": "smollm3", "no_rope_layers": layers, "rope_parameters": parameters(metadata, 2000000.0)}
 
 
-def _phi3(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _phi3(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     size = content["hidden_size"] // content["num_attention_heads"]
-    rope = parameters(own, 10000.0) | {"partial_rotary_factor": own.get("rope.dimension_count", size) / size}
-    return {"model_type": "phi3", "sliding_window": own.get("attention.sliding_window"), "rope_parameters": rope}
+    rope = parameters(metadata, 10000.0) | {"partial_rotary_factor": metadata.get("rope.dimension_count", size) / size}
+    return {"model_type": "phi3", "sliding_window": metadata.get("attention.sliding_window"), "rope_parameters": rope}
 
 
-def _gemma(own: Mapping[str, Any], content: Mapping[str, Any], *, every: int, largest: int) -> dict[str, Any]:
+def _gemma(metadata: Mapping[str, Any], content: Mapping[str, Any], *, every: int, largest: int) -> dict[str, Any]:
     """What the Gemmas share; every `every`-th layer attends to all keys."""
-    size, layers, heads = head_dim(own), content["num_hidden_layers"], content["num_attention_heads"]
+    size, layers, heads = head_dim(metadata), content["num_hidden_layers"], content["num_attention_heads"]
     kinds = ["full_attention" if (index + 1) % every == 0 else "sliding_attention" for index in range(layers)]
     return {
         "head_dim": size,
         "query_pre_attn_scalar": content["hidden_size"] // heads if layers == largest else size,
-        "sliding_window": own.get("attention.sliding_window"),
+        "sliding_window": metadata.get("attention.sliding_window"),
         "layer_types": kinds,
     }
 
 
-def _gemma2(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _gemma2(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     caps = {
-        "attn_logit_softcapping": own.get("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": own.get("final_logit_softcapping", 30.0),
+        "attn_logit_softcapping": metadata.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": metadata.get("final_logit_softcapping", 30.0),
     }
-    gemma = _gemma(own, content, every=2, largest=GEMMA2_27B_LAYERS)
-    return {"model_type": "gemma2", **gemma, **caps, "rope_parameters": parameters(own, 10000.0)}
+    gemma = _gemma(metadata, content, every=2, largest=GEMMA2_27B_LAYERS)
+    return {"model_type": "gemma2", **gemma, **caps, "rope_parameters": parameters(metadata, 10000.0)}
 
 
-def _gemma3(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    every = own.get("attention.sliding_window_pattern", 6)
-    local = {"rope_type": "default", "rope_theta": own.get("rope.freq_base_swa", 10000.0)}
+def _gemma3(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    every = metadata.get("attention.sliding_window_pattern", 6)
+    local = {"rope_type": "default", "rope_theta": metadata.get("rope.freq_base_swa", 10000.0)}
     return {
         "model_type": "gemma3_text",
-        **_gemma(own, content, every=every, largest=GEMMA3_27B_LAYERS),
-        "final_logit_softcapping": own.get("final_logit_softcapping"),
-        "rope_parameters": {"full_attention": parameters(own, 1000000.0), "sliding_attention": local},
+        **_gemma(metadata, content, every=every, largest=GEMMA3_27B_LAYERS),
+        "final_logit_softcapping": metadata.get("final_logit_softcapping"),
+        "rope_parameters": {"full_attention": parameters(metadata, 1000000.0), "sliding_attention": local},
     }
 
 
-def _qwen3(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _qwen3(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     del content
-    return {"model_type": "qwen3", "head_dim": head_dim(own), "rope_parameters": parameters(own, 10000.0)}
+    return {"model_type": "qwen3", "head_dim": head_dim(metadata), "rope_parameters": parameters(metadata, 10000.0)}
 
 
-def _qwen3_moe(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    return _qwen3(own, content) | {
+def _qwen3_moe(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return _qwen3(metadata, content) | {
         "model_type": "qwen3_moe",
-        "num_experts": own["expert_count"],
-        "num_experts_per_tok": own["expert_used_count"],
-        "moe_intermediate_size": own["expert_feed_forward_length"],
-        "norm_topk_prob": own.get("expert_weights_norm", True),
+        "num_experts": metadata["expert_count"],
+        "num_experts_per_tok": metadata["expert_used_count"],
+        "moe_intermediate_size": metadata["expert_feed_forward_length"],
+        "norm_topk_prob": metadata.get("expert_weights_norm", True),
     }
 
 
-def _mixtral(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    return mistral(own, content) | {
+def _mixtral(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return mistral(metadata, content) | {
         "model_type": "mixtral",
-        "num_local_experts": own["expert_count"],
-        "num_experts_per_tok": own["expert_used_count"],
+        "num_local_experts": metadata["expert_count"],
+        "num_experts_per_tok": metadata["expert_used_count"],
     }
 
 
-def _qwen2_moe(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    return _qwen3_moe(own, content) | {
+def _qwen2_moe(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return _qwen3_moe(metadata, content) | {
         "model_type": "qwen2_moe",
-        "norm_topk_prob": own.get("expert_weights_norm", False),
-        "shared_expert_intermediate_size": own["expert_shared_feed_forward_length"],
+        "norm_topk_prob": metadata.get("expert_weights_norm", False),
+        "shared_expert_intermediate_size": metadata["expert_shared_feed_forward_length"],
         "qkv_bias": content["attention_bias"],
         "use_sliding_window": False,
     }
 
 
-def _gpt_oss(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _gpt_oss(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """Every other layer has a window. The bounds of its rotary scaling are not rounded."""
-    layers, rope = content["num_hidden_layers"], parameters(own, 150000.0)
+    layers, rope = content["num_hidden_layers"], parameters(metadata, 150000.0)
     return {
         "model_type": "gpt_oss",
-        "head_dim": head_dim(own),
-        "intermediate_size": own["expert_feed_forward_length"],
-        "num_local_experts": own["expert_count"],
-        "num_experts_per_tok": own["expert_used_count"],
-        "sliding_window": own["attention.sliding_window"],
+        "head_dim": head_dim(metadata),
+        "intermediate_size": metadata["expert_feed_forward_length"],
+        "num_local_experts": metadata["expert_count"],
+        "num_experts_per_tok": metadata["expert_used_count"],
+        "sliding_window": metadata["attention.sliding_window"],
         "layer_types": ["full_attention" if index % 2 else "sliding_attention" for index in range(layers)],
         "rope_parameters": rope if rope["rope_type"] == "default" else {**rope, "truncate": False},
     }
 
 
-def _granite(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _granite(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     multipliers = {
-        "attention_multiplier": own.get("attention.scale") or head_dim(own) ** -0.5,
-        "embedding_multiplier": own.get("embedding_scale") or 1.0,
-        "residual_multiplier": own.get("residual_scale") or 1.0,
-        "logits_scaling": own.get("logit_scale") or 1.0,
+        "attention_multiplier": metadata.get("attention.scale") or head_dim(metadata) ** -0.5,
+        "embedding_multiplier": metadata.get("embedding_scale") or 1.0,
+        "residual_multiplier": metadata.get("residual_scale") or 1.0,
+        "logits_scaling": metadata.get("logit_scale") or 1.0,
     }
-    return _biased("granite", own, content) | multipliers
+    return _biased("granite", metadata, content) | multipliers
 
 
-def _biased(family: str, own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _biased(family: str, metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """A Llama under another name, with biases where the file has them."""
     biases = {name: content[name] for name in ("attention_bias", "mlp_bias")}
-    return {"model_type": family, "head_dim": head_dim(own), "rope_parameters": parameters(own, 10000.0), **biases}
+    return {
+        "model_type": family,
+        "head_dim": head_dim(metadata),
+        "rope_parameters": parameters(metadata, 10000.0),
+        **biases,
+    }
 
 
-def _seed_oss(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    return _biased("seed_oss", own, content) | {"attention_out_bias": content["output_bias"]}
+def _seed_oss(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return _biased("seed_oss", metadata, content) | {"attention_out_bias": content["output_bias"]}
 
 
-def _ernie(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    rope = parameters(own, 500000.0)
+def _ernie(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    rope = parameters(metadata, 500000.0)
     return {
         "model_type": "ernie4_5",
-        "head_dim": head_dim(own),
+        "head_dim": head_dim(metadata),
         "rope_parameters": rope,
         "use_bias": content["attention_bias"],
     }
 
 
-def _partial(own: Mapping[str, Any]) -> dict[str, Any]:
+def _partial(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary embeddings for a part of each head."""
-    size = head_dim(own)
-    return parameters(own, 10000.0) | {"partial_rotary_factor": own.get("rope.dimension_count", size) / size}
+    size = head_dim(metadata)
+    return parameters(metadata, 10000.0) | {"partial_rotary_factor": metadata.get("rope.dimension_count", size) / size}
 
 
-def _glm4(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    return _biased("glm4", own, content) | {"rope_parameters": _partial(own)}
+def _glm4(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return _biased("glm4", metadata, content) | {"rope_parameters": _partial(metadata)}
 
 
-def _exaone4(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _exaone4(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """Every fourth layer attends to all keys in files with a window, as llama.cpp has it."""
-    window, layers = own.get("attention.sliding_window"), content["num_hidden_layers"]
+    window, layers = metadata.get("attention.sliding_window"), content["num_hidden_layers"]
     kinds = ["sliding_attention" if window and (index + 1) % 4 else "full_attention" for index in range(layers)]
     return {
         "model_type": "exaone4",
-        "head_dim": head_dim(own),
+        "head_dim": head_dim(metadata),
         "sliding_window": window,
         "layer_types": kinds,
-        "rope_parameters": parameters(own, 1000000.0),
+        "rope_parameters": parameters(metadata, 1000000.0),
     }
 
 
-def _cohere2(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _cohere2(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     layers = content["num_hidden_layers"]
     return {
         "model_type": "cohere2",
-        "layer_norm_eps": own["attention.layer_norm_epsilon"],
+        "layer_norm_eps": metadata["attention.layer_norm_epsilon"],
         "attention_bias": content["attention_bias"],
-        "logit_scale": own["logit_scale"],
-        "sliding_window": own["attention.sliding_window"],
+        "logit_scale": metadata["logit_scale"],
+        "sliding_window": metadata["attention.sliding_window"],
         "layer_types": ["sliding_attention" if (index + 1) % 4 else "full_attention" for index in range(layers)],
-        "rope_parameters": parameters(own, 10000.0),
+        "rope_parameters": parameters(metadata, 10000.0),
     }
 
 
-def _starcoder2(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _starcoder2(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "starcoder2",
-        "norm_epsilon": own["attention.layer_norm_epsilon"],
+        "norm_epsilon": metadata["attention.layer_norm_epsilon"],
         "use_bias": content["attention_bias"],
-        "sliding_window": own.get("attention.sliding_window"),
-        "rope_parameters": parameters(own, 10000.0),
+        "sliding_window": metadata.get("attention.sliding_window"),
+        "rope_parameters": parameters(metadata, 10000.0),
     }
 
 
-def _stablelm(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _stablelm(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "stablelm",
-        "layer_norm_eps": own["attention.layer_norm_epsilon"],
+        "layer_norm_eps": metadata["attention.layer_norm_epsilon"],
         "use_qkv_bias": content["attention_bias"],
         "qk_layernorm": content["head_norms"],
         "use_parallel_residual": content["parallel"],
-        "rope_parameters": _partial(own),
+        "rope_parameters": _partial(metadata),
     }
 
 
-def _nemotron(own: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    eps = own["attention.layer_norm_epsilon"]
-    return _biased("nemotron", own, content) | {"norm_eps": eps, "rope_parameters": _partial(own)}
+def _nemotron(metadata: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    eps = metadata["attention.layer_norm_epsilon"]
+    return _biased("nemotron", metadata, content) | {"norm_eps": eps, "rope_parameters": _partial(metadata)}
 
 
 Conversion = Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]

@@ -13,22 +13,24 @@ NEUTRAL = {"rope.scaling.attn_factor": 1.0}
 """Metadata of scaled rotary embeddings: what is read or has no effect, and further values that have none."""
 
 
-def head_dim(own: Mapping[str, Any]) -> int:
+def head_dim(metadata: Mapping[str, Any]) -> int:
     """The size of a head."""
-    return int(own.get("attention.key_length") or own["embedding_length"] // own["attention.head_count"])
+    return int(metadata.get("attention.key_length") or metadata["embedding_length"] // metadata["attention.head_count"])
 
 
-def parameters(own: Mapping[str, Any], theta: float) -> dict[str, Any]:
+def parameters(metadata: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """The rotary parameters, with the scaling that the file has. A factor alone means linear scaling."""
-    made: dict[str, Any] = {"rope_type": "default", "rope_theta": own.get("rope.freq_base", theta)}
-    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0)) or 1.0
-    kind = own.get("rope.scaling.type", "linear" if factor != 1.0 else "none")
-    further = {name: value for name, value in own.items() if name.startswith("rope.scaling.") and name not in SCALING}
+    made: dict[str, Any] = {"rope_type": "default", "rope_theta": metadata.get("rope.freq_base", theta)}
+    factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear", 0.0)) or 1.0
+    kind = metadata.get("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    further = {
+        name: value for name, value in metadata.items() if name.startswith("rope.scaling.") and name not in SCALING
+    }
     if unknown := [name for name, value in further.items() if value != NEUTRAL.get(name)]:
         raise ValueError(f"the rotary embeddings are scaled by {', '.join(sorted(unknown))}, which is not supported")
     if kind == "none":
         return made
-    trained = {"original_max_position_embeddings": own.get("rope.scaling.original_context_length")}
+    trained = {"original_max_position_embeddings": metadata.get("rope.scaling.original_context_length")}
     made |= {"rope_type": kind, "factor": factor}
     return made | {name: value for name, value in trained.items() if value is not None}
 

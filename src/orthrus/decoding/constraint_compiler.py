@@ -32,6 +32,8 @@ take milliseconds at most then; with 3,000 properties some take 250 ms, for whic
 """
 CHECKED_TOKENS = 2
 """Tokens that a new matcher consumes on trial: llguidance finds out by them that a constraint is too complex."""
+DERIVED_GRAMMAR = re.compile(r"^at \d+\(\d+\): |\n *\d+ \| start: .*", re.DOTALL)
+"""What an error of a regular expression says of the grammar that was made of it."""
 LARK_PARTS = re.compile(r'"(?:\\.|[^"\\\n])*"|(?:#|//)[^\n]*|/(?:\\.|[^/\\\n])+/|(<[^<>\s]+>)')
 """Strings, comments and regular expressions of a Lark grammar; group 1: a token that it names."""
 
@@ -70,6 +72,8 @@ class ConstraintCompiler:
         except ValueError as error:
             problem = str(error)
         if problem:
+            if constraint.kind == "regex":
+                problem = DERIVED_GRAMMAR.sub("", problem)
             raise ValueError(f"{constraint.kind} cannot be used as a constraint: {problem.strip()}")
         return matcher
 

@@ -58,9 +58,12 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation of an MLP, elementwise. GELU in float64, SiLU on CPUs: see `soft_cap`."""
+    """An activation of one argument, elementwise. GELU in float64, SiLU on CPUs: see `soft_cap`. Raises ValueError for
+    the others (`clamped_swiglu` has two halves: see `gate`)."""
     if activation == "relu2":
         return F.relu(x).square()
     if activation == "silu":
         return F.silu(x.double()).to(x.dtype) if x.device.type == "cpu" else F.silu(x)
+    if activation != "gelu_tanh":
+        raise ValueError(f"{activation!r} is no activation of one argument")
     return F.gelu(x.double(), approximate="tanh").to(x.dtype)

@@ -59,7 +59,7 @@ class BatchOutput:
         content = b"".join(line + b"\n" for line in kept)
         if content != data:
             write_atomically(path.parent, {path.name: lambda written: save_bytes(written, content)})
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
 
     def __enter__(self) -> BatchOutput:
         return self
@@ -70,10 +70,13 @@ class BatchOutput:
         self._file.close()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record, so that it outlives this process. Raises OSError."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write a record, so that it outlives this process. Raises OSError, which names the file."""
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._count(record)
 
     def _count(self, record: Mapping[str, Any]) -> None:
