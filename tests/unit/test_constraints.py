@@ -76,7 +76,7 @@ def test_texts_are_bounded():
 
 
 def test_the_error_of_a_regex_shows_nothing_of_the_grammar_made_of_it():
-    with pytest.raises(ValueError, match="^regex cannot be used as a constraint: invalid regex") as error:
+    with pytest.raises(ValueError, match=r"^regex cannot be used as a constraint: invalid regex") as error:
         grammars().start(Constraint("regex", "[a"), ENDS)
     assert "unclosed character class" in str(error.value)
     assert "start:" not in str(error.value)
