@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from orthrus.bit_fields import fields, in_words
+
 SUPER_BLOCK = 256
 K_BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 """The supported types, and the bytes of a super-block."""
@@ -54,10 +56,10 @@ class KQuantized:
     def codes(self) -> Tensor:
         """[O, I / 256, 8, 32], uint8 below 16, 32 or 64; code 32 of Q6_K stands for zero."""
         if self.type == "Q6_K":
-            low = _fields(self.raw[..., :128].unflatten(-1, (2, 64)), 4).unflatten(-1, (2, 32)).flatten(-4, -2)
-            return low | _fields(self.raw[..., 128:192].unflatten(-1, (2, 32)), 2).flatten(-3, -2) << 4
-        low = _fields(self.raw[..., -128:].unflatten(-1, (4, 32)), 4).flatten(-3, -2)
-        return low if self.type == "Q4_K" else low | _fields(self.raw[..., 16:48], 1) << 4
+            low = fields(self.raw[..., :128].unflatten(-1, (2, 64)), 4).unflatten(-1, (2, 32)).flatten(-4, -2)
+            return low | fields(self.raw[..., 128:192].unflatten(-1, (2, 32)), 2).flatten(-3, -2) << 4
+        low = fields(self.raw[..., -128:].unflatten(-1, (4, 32)), 4).flatten(-3, -2)
+        return low if self.type == "Q4_K" else low | fields(self.raw[..., 16:48], 1) << 4
 
     def group_scales_and_mins(self) -> tuple[Tensor, Tensor]:
         """Of Q4_K and Q5_K [O, I / 256, 8] each, fp32: exact products. A weight is scale * code - minimum."""
@@ -81,15 +83,15 @@ class KQuantized:
         """[O / 16, I / 256, bytes]: packed super-blocks as `c/k_quants.h` reads them."""
         codes = self.codes.unflatten(0, (-1, 4, 4)).unflatten(-1, (4, 8))  # [O / 16, l, q, I / 256, 8, c, e]
         if self.type == "Q4_K":
-            words = [_in_words(codes.permute(0, 3, 4, 5, 2, 1, 6), 3, 4)]
+            words = [in_words(codes.permute(0, 3, 4, 5, 2, 1, 6), 3, 4)]
         else:
             codes = codes.unflatten(1, (2, 2)).permute(0, 4, 5, 6, 3, 2, 7, 1)  # [.., 8, c, q, l % 2, e, l / 2]
             high = codes >> 4
             if self.type == "Q6_K":
                 high = high.unflatten(4, (2, 2)).permute(0, 1, 2, 5, 3, 4, 6, 7, 8).flatten(3, 4)
-                words = [_in_words(codes & 15, 3, 4), _in_words(high, 3, 2)]
+                words = [in_words(codes & 15, 3, 4), in_words(high, 3, 2)]
             else:
-                words = [_in_words(codes & 15, 3, 4), _in_words(high.transpose(3, 4).flatten(3, 4), 3, 1)]
+                words = [in_words(codes & 15, 3, 4), in_words(high.transpose(3, 4).flatten(3, 4), 3, 1)]
         units = torch.stack((self.d, -self.dmin), dim=-1)  # [O, I / 256, 2]
         parts = [
             units.unflatten(0, (-1, _PANEL_OUTPUTS)).permute(0, 2, 3, 1),
@@ -100,17 +102,3 @@ class KQuantized:
 
     def _halves(self, first: int) -> Tensor:
         return self.raw[..., first : first + 2].contiguous().view(torch.float16)[..., 0]
-
-
-def _fields(packed: Tensor, bits: int) -> Tensor:
-    """[.., 8 / bits, n] of packed [.., n]: the bit fields of its bytes, the lowest first."""
-    return torch.stack([packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], dim=-2)
-
-
-def _in_words(codes: Tensor, dim: int, bits: int) -> Tensor:
-    """The codes along `dim` as the bit fields of a word of 16 bits, the first in the lowest."""
-    fields = codes.to(torch.int16).unbind(dim)
-    words = fields[0].clone()
-    for place, field in enumerate(fields[1:], start=1):
-        words |= field << bits * place
-    return words

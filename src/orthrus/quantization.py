@@ -1,5 +1,5 @@
-"""Quantised weights, as GGUF files hold them: of types whose groups of 32 inputs share a scale and, in Q4, a minimum;
-of K-quants (see `k_quants`); and of several types, where a map is fused from matrices of different types."""
+"""Quantised weights, as GGUF files hold them: of types whose groups of 32 inputs share a scale and, but for Q8_0, a
+minimum; of K-quants (see `k_quants`); and of several types, where a map is fused from matrices of different types."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from orthrus.bit_fields import fields, in_words
 from orthrus.k_quants import K_BYTES, KQuantized
 
 GROUP, OUTPUTS = 32, 16
-BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
-"""The supported types but for K-quants, and the bytes of a group: its scale, for Q4_1 its minimum, its codes."""
+BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
+"""The supported types but for K-quants, and the bytes of a group: its scale, in Q4_1 and Q5_1 a minimum, its codes."""
+ZERO_CODES = {"Q4_0": 8, "Q5_0": 16}
+"""The code that stands for zero, of types with unsigned codes and no stored minimum."""
 TYPES = (*BYTES, *K_BYTES)
 """The GGML types whose weights stay as their file stores them."""
 
@@ -26,9 +29,14 @@ class GroupQuantized:
     raw: Tensor
 
     @property
-    def four_bits(self) -> bool:
-        """Whether its codes have four bits, else eight."""
-        return self.type != "Q8_0"
+    def bits(self) -> int:
+        """Of a code: 4, 5 or 8."""
+        return int(self.type[1])
+
+    @property
+    def stores_mins(self) -> bool:
+        """Whether the file holds a minimum for each group."""
+        return self.type.endswith("_1")
 
     @property
     def scales(self) -> Tensor:
@@ -38,38 +46,57 @@ class GroupQuantized:
     @property
     def mins(self) -> Tensor:
         """The value of code 0 [O, I / 32], fp16."""
-        if self.type == "Q4_1":
+        if self.stores_mins:
             return self.raw[..., 2:4].contiguous().view(torch.float16)[..., 0]
-        return self.scales * (-8 if self.four_bits else 0)
+        return self.scales * -ZERO_CODES.get(self.type, 0)
 
     @property
     def units(self) -> tuple[Tensor, ...]:
         """What all weights are multiples and sums of: they are finite where these are."""
-        return (self.scales, self.mins) if self.type == "Q4_1" else (self.scales,)
+        return (self.scales, self.mins) if self.stores_mins else (self.scales,)
 
     @property
     def codes(self) -> Tensor:
-        """[O, I / 32, 32], uint8 below 16 or int8."""
-        stored = self.raw[..., BYTES[self.type] - (GROUP // 2 if self.four_bits else GROUP) :]
-        return torch.cat((stored & 15, stored >> 4), dim=-1) if self.four_bits else stored.view(torch.int8)
+        """[O, I / 32, 32], uint8 below 16 or 32, or int8."""
+        if self.bits == 8:
+            return self.raw[..., -GROUP:].view(torch.int8)
+        stored = self.raw[..., -GROUP // 2 :]
+        low = torch.cat((stored & 15, stored >> 4), dim=-1)
+        return low if self.bits == 4 else low | self._fifth_bits << 4
+
+    @property
+    def _fifth_bits(self) -> Tensor:
+        """[O, I / 32, 32], each 0 or 1."""
+        stored = self.raw[..., -GROUP // 2 - GROUP // 8 : -GROUP // 2]
+        return fields(stored, 1).transpose(-1, -2).flatten(-2)
 
     def values(self) -> Tensor:
         """The weights [O, I], fp32."""
-        scaled = self.codes * self.scales.float()[..., None]
-        return (scaled + self.mins.float()[..., None] if self.four_bits else scaled).flatten(1)
+        codes, scales = self.codes, self.scales.float()[..., None]
+        if self.bits == 5 and not self.stores_mins:
+            return ((codes.float() - ZERO_CODES[self.type]) * scales).flatten(1)
+        scaled = codes * scales
+        return (scaled if self.bits == 8 else scaled + self.mins.float()[..., None]).flatten(1)
 
     def packed_for_tiles(self) -> Tensor:
         """[O / 32, I / 32, 2, bytes]: packed groups as `c/gemm_dequant_amx.h` reads them."""
         codes = self.codes.unflatten(0, (-1, OUTPUTS)).transpose(1, 2)
-        if self.four_bits:
-            codes = _in_words(codes.unflatten(2, (4, 4)), 3)
-        return self._with_scales(codes).unflatten(0, (-1, 2)).transpose(1, 2)
+        if self.bits == 8:
+            return self._with_scales(codes).unflatten(0, (-1, 2)).transpose(1, 2)
+        words = [in_words((codes & 15).unflatten(2, (4, 4)), 3, 4)]
+        if self.bits == 5:
+            words.append(in_words(codes >> 4, 2, 1))
+        return self._with_scales(*words).unflatten(0, (-1, 2)).transpose(1, 2)
 
     def packed_for_dots(self) -> Tensor:
         """[O / 16, I / 32, bytes]: packed groups as `c/gemm_dequant.h` reads them where there are no tiles."""
         eights = self.codes.unflatten(0, (-1, 4, 4)).unflatten(-1, (4, 8))
         eights = eights.permute(0, 3, 4, 2, 1, 5)  # [O / 16, I / 32, 4 of a word, 4, 4 outputs, 8]
-        return self._with_scales(_in_words(eights, 2) if self.four_bits else eights)
+        if self.bits == 5:  # words in the order of K-quants: those of the outputs l and l + 2 of the four in turn
+            eights = eights.unflatten(4, (2, 2)).permute(0, 1, 2, 3, 5, 6, 4)
+            fifth = in_words((eights >> 4).transpose(2, 3).flatten(2, 3), 2, 1)
+            return self._with_scales(in_words(eights & 15, 2, 4), fifth)
+        return self._with_scales(in_words(eights, 2, 4) if self.bits == 4 else eights)
 
     def packed_for_w4a8(self, *, i8mm: bool = False) -> Tensor:
         """[O / 32, I / 32, 2, bytes]: packed groups of four bits as `c/gemm_w4a8.h` reads them, with the matrix
@@ -82,10 +109,10 @@ class GroupQuantized:
             codes = codes.permute(0, 2, 3, 1, 5, 4)  # [O / 16, I / 32, 4, 16 outputs, 4, 2 of a byte]
         return self._with_scales(codes[..., 0] | codes[..., 1] << 4).unflatten(0, (-1, 2)).transpose(1, 2)
 
-    def _with_scales(self, codes: Tensor) -> Tensor:
+    def _with_scales(self, *codes: Tensor) -> Tensor:
         """[O / 16, I / 32, bytes], of codes [O / 16, I / 32, ..]."""
-        scales = [self.scales, self.mins] if self.four_bits else [self.scales]
-        parts = [codes, *(scale.unflatten(0, (-1, OUTPUTS)).transpose(1, 2) for scale in scales)]
+        scales = [self.scales, self.mins] if self.bits == 4 or self.stores_mins else [self.scales]
+        parts = [*codes, *(scale.unflatten(0, (-1, OUTPUTS)).transpose(1, 2) for scale in scales)]
         return torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=-1)
 
     @staticmethod
@@ -147,7 +174,7 @@ def in_groups_of_four_bits(quantized: Quantized | None) -> GroupQuantized | None
         scales, mins = (values.flatten(1).half() for values in quantized.group_scales_and_mins())
         finite = bool(scales.isfinite().all() and mins.isfinite().all())
         return GroupQuantized.of_codes(scales, -mins, quantized.codes.flatten(1, 2)) if finite else None
-    return quantized if isinstance(quantized, GroupQuantized) and quantized.four_bits else None
+    return quantized if isinstance(quantized, GroupQuantized) and quantized.bits == 4 else None
 
 
 def fused(sources: Sequence[Part]) -> Quantized | None:
@@ -163,11 +190,3 @@ def fused(sources: Sequence[Part]) -> Quantized | None:
     if len(parts) == 1:
         return parts[0].quantized
     return FusedQuantized(tuple(parts)) if any(part.quantized for part in parts) else None
-
-
-def _in_words(codes: Tensor, dim: int) -> Tensor:
-    """Four codes along `dim` to a word of 16 bits."""
-    first, *others = codes.to(torch.int16).unbind(dim)
-    for place, code in enumerate(others, start=1):
-        first = first | code << 4 * place
-    return first

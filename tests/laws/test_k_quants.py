@@ -161,6 +161,7 @@ def _file(tmp_path_factory):
     weights = tiny_gguf.tensors(hidden=256, inner=512)
     types = {name: Q.Q4_K for name, values in weights.items() if values.ndim == 2}
     types |= {f"blk.0.{part}.weight": Q.Q6_K for part in ("attn_v", "ffn_down")} | {"token_embd.weight": Q.Q6_K}
+    types |= {"blk.0.attn_output.weight": Q.Q5_0, "blk.1.attn_output.weight": Q.Q5_1}
     types |= {"blk.1.attn_k.weight": Q.Q5_K, "blk.1.attn_v.weight": Q.F16, "blk.1.ffn_up.weight": Q.Q8_0}
     shape = {"embedding_length": 256, "feed_forward_length": 512, "rope__dimension_count": 64}
     return tiny_gguf.save(tmp_path_factory.mktemp("k") / "toy-Q4_K_M.gguf", weights, types, **shape)
@@ -170,7 +171,7 @@ def test_a_file_keeps_the_types_of_its_weights(file):
     decoder = hub.load(str(file), dtype=torch.bfloat16).decoder
     kept = {name: linear.group_quantized.type for name, linear in decoder.linears().items()}
     assert sorted(kept.values()) == sorted(
-        ["Q4_K/Q6_K", "Q4_K", "Q4_K", "Q6_K", "Q4_K/Q5_K/plain", "Q4_K", "Q4_K/Q8_0", "Q4_K", "Q6_K"]
+        ["Q4_K/Q6_K", "Q5_0", "Q4_K", "Q6_K", "Q4_K/Q5_K/plain", "Q5_1", "Q4_K/Q8_0", "Q4_K", "Q6_K"]
     )
     for linear in decoder.linears().values():
         if isinstance(linear.group_quantized, KQuantized):

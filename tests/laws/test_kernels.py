@@ -166,7 +166,7 @@ def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_i
         pytest.skip("this processor or precision has no products of groups: weights are expanded in advance")
     assert isinstance(found, native_linears.DequantLinear) and found.stored_bytes < 0.6 * plain.weight.nbytes
     by_tiles = bool(ctypes.c_int.in_dll(fast.library, "use_amx").value)
-    assert (fast.low_precision(plain) is None) == (by_tiles and own.four_bits)
+    assert (fast.low_precision(plain) is None) == (by_tiles and own.bits == 4)
     x = values(100, inputs, precision=precision)
     expected.rule = found.rule = RowRule(1, 512)
     for count in (1, 2, 3, 4, 5, 6, 7, 16, 17, 24, 25, 31, 32, 33, 49, 100):

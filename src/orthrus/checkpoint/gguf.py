@@ -55,7 +55,10 @@ REQUIRED_BY = {
     "cohere2": ("logit_scale", "attention.sliding_window"),
 }
 """What files of single architectures must state besides."""
-COMMON_TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34)}
+COMMON_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
+}  # fmt: skip
 """Name, values and bytes of a group of the types of most files: importing gguf for them takes a tenth of a start."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from orthrus import k_quants, quantization, tensor_cache
+from orthrus import bit_fields, k_quants, quantization, tensor_cache
 from orthrus.backends import select
 from orthrus.backends.interface import AttentionChoice, ExecutableLinear, RowRule
 from orthrus.backends.native import kernels as native_kernels
@@ -27,7 +27,7 @@ from orthrus.model.mlp import MLP
 from orthrus.runner.runner import Runner
 from orthrus.tensor_cache import Entry
 
-SOURCES = (quantization, k_quants, native_kernels, linears, packing, state, select)
+SOURCES = (bit_fields, quantization, k_quants, native_kernels, linears, packing, state, select)
 """The modules that decide what an entry holds, with this one: an entry is that of their text."""
 DRAFT = "draft "
 """Stands before the name of the map whose low-precision copy an entry holds."""

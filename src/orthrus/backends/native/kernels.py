@@ -240,7 +240,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def _all_in_groups_of_four_bits(stored: Quantized | None) -> bool:
     parts = [part.quantized for part in stored.parts] if isinstance(stored, FusedQuantized) else [stored]
-    return all(isinstance(part, GroupQuantized) and part.four_bits for part in parts)
+    return all(isinstance(part, GroupQuantized) and part.bits == 4 for part in parts)
 
 
 def _in_panels(shape: tuple[int, int], stored: Quantized | None = None) -> bool:

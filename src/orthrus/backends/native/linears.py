@@ -19,11 +19,13 @@ from orthrus.torch_threads import kernel_threads
 TILE_OUTPUTS = 16
 PAIR = 2
 """How many inputs of an output lie next to each other in weights for tiles."""
-PLAIN, INT8, Q4, Q8, W4A8, Q4_K, Q5_K, Q6_K, PARTS = range(9)
+PLAIN, INT8, Q4, Q5_0, Q5_1, Q8, W4A8, Q4_K, Q5_K, Q6_K, PARTS = range(11)
 """Formats of weights, as `c/linear_weights.h` numbers them."""
 PROBED_OUTPUTS = 1024
 """How many outputs a probe computes: panels of outputs share nothing, so more of them show no more."""
-FORMATS = {"Q4_0": Q4, "Q4_1": Q4, "Q8_0": Q8, "Q4_K": Q4_K, "Q5_K": Q5_K, "Q6_K": Q6_K}
+FORMATS = {
+    "Q4_0": Q4, "Q4_1": Q4, "Q5_0": Q5_0, "Q5_1": Q5_1, "Q8_0": Q8, "Q4_K": Q4_K, "Q5_K": Q5_K, "Q6_K": Q6_K,
+}  # fmt: skip
 """The formats of the types in `quantization.TYPES`."""
 
 

@@ -34,8 +34,8 @@ class Packer(HugePageArena):
         """See `GroupQuantized.packed_for_tiles` and its siblings. The number of outputs is a multiple of 32."""
         raw, scales, mins = quantized.raw.contiguous(), quantized.scales.contiguous(), None
         outputs, groups, stride = raw.shape
-        bits = 4 if quantized.four_bits else 8
-        if bits == 4:
+        bits = quantized.bits
+        if bits == 4 or quantized.stores_mins:
             mins = quantized.mins.contiguous()
         codes, units = GROUP * bits // 8, 1 if mins is None else 2
         shape = outputs // OUTPUTS * groups, OUTPUTS * (codes + 2 * units)

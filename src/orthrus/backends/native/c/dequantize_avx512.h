@@ -21,10 +21,10 @@ ALWAYS_INLINE __m512i shift_words_left(__m512i words, int bits) {
     return bits > 0 ? _mm512_slli_epi16(words, bits) : bits < 0 ? _mm512_srli_epi16(words, -bits) : words;
 }
 
-/* The weights of the outputs q, q + 4, q + 8, q + 12 by 32 inputs: w[c] has the inputs 8 c to 8 c + 7. Codes of Q5_K and Q6_K
- * are four low bits, as in Q4, and one or two high ones, a word holding those of several c and q. Word 2 i of the codes
- * belongs to word i of w[c], word 2 i + 1 to word 16 + i: halves of a word of 32 bits are cheap to take apart. */
-ALWAYS_INLINE void dequantize_k_quad(const int64_t format, const char *codes, const GroupScales *by, int q, i32x16 *w) {
+/* The weights of the outputs q, q + 4, q + 8, q + 12 by 32 inputs: w[c] has the inputs 8 c to 8 c + 7. Codes of five
+ * and six bits are four low bits, as in Q4, and one or two high ones, a word holding those of several c and q. Word 2 i of
+ * the codes belongs to word i of w[c], word 2 i + 1 to word 16 + i: halves of a word of 32 bits are cheap to take apart. */
+ALWAYS_INLINE void dequantize_long_quad(const int64_t format, const char *codes, const GroupScales *by, int q, i32x16 *w) {
     const int six_bits = format == FORMAT_Q6_K;
     const __m512i low_bits = _mm512_set1_epi16(15), odd_words = _mm512_set1_epi32((int32_t)0xffff0000);
     const __m512i integers = bf16_integers(six_bits ? -32 : 0), more_integers = bf16_integers(0);
@@ -53,7 +53,7 @@ ALWAYS_INLINE void dequantize_k_quad(const int64_t format, const char *codes, co
 }
 /* The weights of four outputs, 4 apart, by 32 inputs: w[c] has the inputs 8 c to 8 c + 7. */
 ALWAYS_INLINE void dequantize_quad(const int64_t format, const char *group, const GroupScales *by, int q, i32x16 *w) {
-    if (format == FORMAT_Q5_K || format == FORMAT_Q6_K) dequantize_k_quad(format, group, by, q, w);
+    if (format == FORMAT_Q5_K || format == FORMAT_Q6_K || has_five_bits(format)) dequantize_long_quad(format, group, by, q, w);
     else if (format != FORMAT_Q8) { /* at four bits a group has at most sixteen different values per output: look them up */
         const f32x16 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         const i32x16 code_mask = _mm512_set1_epi16(15);

@@ -34,7 +34,7 @@ ALWAYS_INLINE WeightPairs q8_pairs(const char *stored, f32x16 scale) {
     return (WeightPairs){nearest_bf16(f32_mul(even, scale)), nearest_bf16(f32_mul(odd, scale))};
 }
 
-/* Half of the weights of Q5_K and Q6_K, of two outputs, in order of inputs. Codes are four low bits, as in Q4, and one or two
+/* Half of the weights of five or six bits, of two outputs, in order of inputs. Codes are four low bits, as in Q4, and one or two
  * high ones, a word holding those of several c and q. The lower halves of words belong to the outputs q and q + 4, the upper
  * ones to q + 8 and q + 12. */
 ALWAYS_INLINE f32x16 k_half(const int64_t format, i32x16 low, i32x16 high, const GroupScales *by, const int q, const int c,
@@ -57,7 +57,7 @@ ALWAYS_INLINE WeightPairs dequantize_pairs(const int64_t format, const char *gro
         i32x16 pairs = i32_load(group + 64 * (4 * c + q));
         return (WeightPairs){bf16_even(pairs), bf16_odd(pairs)};
     }
-    if (format == FORMAT_Q5_K || format == FORMAT_Q6_K) {
+    if (format == FORMAT_Q5_K || format == FORMAT_Q6_K || has_five_bits(format)) {
         i32x16 low = i32_load(group + 64 * q), high = i32_load(group + 256 + (format == FORMAT_Q6_K ? 64 * (q / 2) : 0));
         uint16_t both[2 * LANES];
         store_bf16(both, k_half(format, low, high, by, q, c, 0));

@@ -2,9 +2,9 @@
  * where it is used. Memory moves a third of the bytes, and the bits are those of gemm.h on weights expanded in advance.
  *
  * For tiles, the groups of a panel of 32 outputs lie two by two: [outputs / 32][inputs / 32][2]. A group's codes are in order
- * of outputs, and at four bits a word holds one input of four outputs. Without tiles, groups are [outputs / 16][inputs / 32].
- * Codes are in the order of the weights of gemm_bf16.h, and at four bits a word holds the inputs i, i + 8, i + 16, i + 24 of
- * an output. K-quants are [outputs / 16][inputs / 256] everywhere. */
+ * of outputs, and a word holds four bits of one input of four outputs. Without tiles, groups are [outputs / 16][inputs / 32].
+ * Codes are in the order of the weights of gemm_bf16.h, and a word holds four bits of the inputs i, i + 8, i + 16, i + 24 of
+ * an output. The fifth bits of sixteen codes are another word. K-quants are [outputs / 16][inputs / 256] everywhere. */
 #ifndef ORTHRUS_GEMM_DEQUANT_H
 #define ORTHRUS_GEMM_DEQUANT_H
 
@@ -160,6 +160,8 @@ static void gemm_dequant(const scalar_t *x, const LinearWeights *w, scalar_t *y,
 #endif
     for (int64_t out = range.begin; out < range.end; out += LANES)
         if (w->format == FORMAT_Q4) gemm_dequant_panel(FORMAT_Q4, x, w, out, y, rows, scratch);
+        else if (w->format == FORMAT_Q5_0) gemm_dequant_panel(FORMAT_Q5_0, x, w, out, y, rows, scratch);
+        else if (w->format == FORMAT_Q5_1) gemm_dequant_panel(FORMAT_Q5_1, x, w, out, y, rows, scratch);
         else if (w->format == FORMAT_Q8) gemm_dequant_panel(FORMAT_Q8, x, w, out, y, rows, scratch);
         else if (w->format == FORMAT_Q4_K) gemm_dequant_panel(FORMAT_Q4_K, x, w, out, y, rows, scratch);
         else if (w->format == FORMAT_Q5_K) gemm_dequant_panel(FORMAT_Q5_K, x, w, out, y, rows, scratch);

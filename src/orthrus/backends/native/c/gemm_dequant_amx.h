@@ -38,6 +38,23 @@ static inline void dequantize_q4_tile(const char *group, const GroupScales *by, 
     }
 }
 
+/* At five bits, to 32 different values. */
+static inline void dequantize_q5_tile(const char *group, const GroupScales *by, scalar_t *tile) {
+    const __m512 low_codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 high_codes = _mm512_add_ps(low_codes, _mm512_set1_ps(LANES));
+    const __m512i low_bits = _mm512_set1_epi16(15), fifth = _mm512_loadu_si512(group + GROUP_WEIGHTS / 2);
+#pragma GCC unroll 16
+    for (int o = 0; o < LANES; o++) {
+        __m512i four = _mm512_srli_epi16(_mm512_loadu_si512(group + 64 * (o / 4)), 4 * (o % 4));
+        __m512i above = o < 4 ? _mm512_slli_epi16(fifth, 4 - o) : _mm512_srli_epi16(fifth, o - 4);
+        __m512i index = _mm512_ternarylogic_epi32(low_bits, four, above, 0xCA); /* its upper bits do not matter */
+        __m512 scale = _mm512_set1_ps(by->scale[o]), min = _mm512_set1_ps(by->min[o]);
+        __m512 low = _mm512_fmadd_ps(low_codes, scale, min), high = _mm512_fmadd_ps(high_codes, scale, min);
+        __m512i values = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        _mm512_storeu_si512(tile + GROUP * o, _mm512_permutexvar_epi16(index, values));
+    }
+}
+
 static inline __m512 scale_codes(const char *codes, float scale) {
     __m512i words = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes));
     return _mm512_mul_ps(_mm512_cvtepi32_ps(words), _mm512_set1_ps(scale));
@@ -56,6 +73,7 @@ static inline void dequantize_q8_tile(const char *group, const GroupScales *by, 
 static inline void dequantize_tile(int64_t format, const char *group, const GroupScales *by, scalar_t *tile) {
     prefetch_group(group, group_bytes(format));
     if (format == FORMAT_Q4) dequantize_q4_tile(group, by, tile);
+    else if (has_five_bits(format)) dequantize_q5_tile(group, by, tile);
     else dequantize_q8_tile(group, by, tile);
 }
 
@@ -125,6 +143,8 @@ static void gemm_dequant_amx_few(const scalar_t *x, const LinearWeights *w, scal
     for (int64_t out = range.begin; out < range.end; out += 2 * LANES) {
         const char *panels = (const char *)w->weight + out / LANES * groups * group_bytes(w->format);
         if (w->format == FORMAT_Q4) transposed_panels(FORMAT_Q4, packed, panels, rows, groups, scratch, sums);
+        else if (w->format == FORMAT_Q5_0) transposed_panels(FORMAT_Q5_0, packed, panels, rows, groups, scratch, sums);
+        else if (w->format == FORMAT_Q5_1) transposed_panels(FORMAT_Q5_1, packed, panels, rows, groups, scratch, sums);
         else transposed_panels(FORMAT_Q8, packed, panels, rows, groups, scratch, sums);
         for (int64_t p = 0; p < 2; p++)
             for (int64_t r = 0; r < rows; r += TILE_ROWS) {

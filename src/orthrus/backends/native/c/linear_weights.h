@@ -10,6 +10,7 @@
  * PLAIN  scalars, by scalars (gemm.h);
  * INT8   int8 with a scale per output, by int8 activations (gemm_int8.h);
  * Q4, Q8 group-quantised to four or eight bits, expanded to bf16 where they are used (gemm_dequant.h);
+ * Q5_0, Q5_1  the same to five bits, without and with minima of the groups;
  * W4A8   group-quantised to four bits, by int8 activations (gemm_w4a8.h);
  * Q4_K, Q5_K, Q6_K  K-quants, expanded as Q4 and Q8 are;
  * PARTS  ranges of outputs, each in PLAIN or one of the formats that are expanded. */
@@ -17,6 +18,8 @@ enum {
     FORMAT_PLAIN,
     FORMAT_INT8,
     FORMAT_Q4,
+    FORMAT_Q5_0,
+    FORMAT_Q5_1,
     FORMAT_Q8,
     FORMAT_W4A8,
     FORMAT_Q4_K,
