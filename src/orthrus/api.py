@@ -11,7 +11,7 @@ from typing import Any, Unpack, overload
 import torch
 
 from orthrus.checkpoint import hub
-from orthrus.checkpoint.sources import DEMO
+from orthrus.checkpoint.known_models import DEMO
 from orthrus.config import SamplingParams
 from orthrus.decoding.batch_size import affordable_batch
 from orthrus.decoding.cycle import Step
@@ -209,12 +209,12 @@ class Model(LoadedModel):
 
 
 def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:
-    """Load `smollm2-demo`, a checkpoint directory, a GGUF file, or a hub id, with an optional adapter.
+    """Load a known model by its name, a checkpoint directory, a GGUF file, or a hub id, with an optional adapter.
 
     Args:
         name: what to load.
         **options: as follows.
-            adapter: directory of a trained diffusion view.
+            adapter: directory of a trained diffusion view; by default the one bundled for this backbone, if any.
             dtype: "bfloat16" (default) or "float32".
             device: where to run, "cpu" by default.
             quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which

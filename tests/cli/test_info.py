@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from orthrus.checkpoint import hub
+from orthrus.checkpoint import hub, known_models
 
 DOCS = Path(__file__).parents[2] / "docs" / "quickstart.md"
 TYPES = {"text": str, "number": int, "list": list, "object": dict}
@@ -29,7 +29,7 @@ def records(tmp_path_factory):
     return {
         "view": tiny.save_checkpoint(root / "model"),
         "bare": tiny.save_checkpoint(root / "bare", view=False),
-        "adapter": hub.BUNDLED,
+        "adapter": known_models.BUNDLED / known_models.DEMO,
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import tiny_gguf
 
-from orthrus.checkpoint import hub
+from orthrus.checkpoint import known_models
 from orthrus.cli import _shared
 
 
@@ -59,7 +59,7 @@ def foreign(tmp_path, model):
             config = {"peft_type": "LORA", "base_model_name_or_path": "a/base", "r": 8}
             (directory / "adapter_config.json").write_text(json.dumps(config))
         elif kind == "view":
-            shutil.copy(hub.BUNDLED / "adapter_config.json", directory)
+            shutil.copy(known_models.BUNDLED / known_models.DEMO / "adapter_config.json", directory)
         elif kind == "gguf":
             tiny_gguf.save(directory / "some.gguf")
         else:

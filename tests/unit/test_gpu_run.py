@@ -14,7 +14,7 @@ from orthrus.bench import compare
 from orthrus.bench.gpu import laws, run, summary, training, transfer
 from orthrus.bench.gpu.parts import PARTS
 from orthrus.bench.gpu.settings import AbsentError, Settings
-from orthrus.checkpoint import sources
+from orthrus.checkpoint import known_models, sources
 
 
 @pytest.fixture(scope="module")
@@ -225,11 +225,11 @@ def test_the_file_of_the_demo_model_travels_in_parts(tmp_path, monkeypatch):
     joined = transfer.join(tmp_path / "parts", tmp_path / "out")
     assert joined.name == "demo.gguf"
     assert joined.read_bytes() == original.read_bytes()
-    monkeypatch.setenv(sources.DEMO_FILE, str(joined))
-    assert sources.resolve(sources.DEMO, None).path == joined
-    monkeypatch.setenv(sources.DEMO_FILE, str(tmp_path / "gone"))
+    monkeypatch.setenv(known_models.DEMO_FILE, str(joined))
+    assert sources.resolve(known_models.DEMO, None).path == joined
+    monkeypatch.setenv(known_models.DEMO_FILE, str(tmp_path / "gone"))
     with pytest.raises(ValueError, match="ORTHRUS_DEMO_FILE: no such file"):
-        sources.resolve(sources.DEMO, None)
+        sources.resolve(known_models.DEMO, None)
     parts[1].write_bytes(b"0" * 1000)
     assert transfer.join(tmp_path / "parts", tmp_path / "out") == joined  # it is there already
     with pytest.raises(ValueError, match="not the original file"):

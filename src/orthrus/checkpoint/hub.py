@@ -1,4 +1,4 @@
-"""Load a checkpoint by name: a local directory, a GGUF file, the bundled demo model, or a hub id.
+"""Load a checkpoint by name: a known model, a local directory, a GGUF file, or a hub id.
 
 Weights are read from their files directly into our decoder. `transformers` is imported only where a config or a
 tokenizer needs it.
@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import draft_head, published
+from orthrus.checkpoint import bundled, draft_head, known_models, published
 from orthrus.checkpoint.draft_head import HeadDescription
 from orthrus.checkpoint.foreign import refuse_foreign
 from orthrus.checkpoint.generation_config import default_sampling, sampling_options
 from orthrus.checkpoint.sources import (
-    DEMO,
     ModelConfig,
     Source,
     end_token_ids,
@@ -43,7 +42,6 @@ DEMO_DIFFUSION = DiffusionConfig(block_size=8, mask_token_id=3, trained_rows=8)
 """The view of the demo model; its mask token, 3 (`<repo_name>`), never occurs in chat."""
 
 NO_ADAPTER = "none"
-BUNDLED = Path(__file__).parents[1] / "bundled" / DEMO
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def load(
 
     lazily: do not read the weights; `unread` reads them later, if no packed copy is cached.
 
-    The demo model comes with an adapter; `adapter="none"` loads it without (its view is then an untrained copy).
+    Views of known models are bundled, and are found by the name or by the hash of the backbone; `adapter="none"` loads
+    it without (the view of the demo model is then an untrained copy).
 
     Raises ValueError naming the file, tensor, family or setting that is wrong, and how to correct it.
     """
@@ -109,11 +108,11 @@ def load(
     identity = adapters.BackboneIdentity(source.id, source.revision, digest, text.vocabulary_digest())
     warnings: list[str] = []
     provenance: dict[str, Any] = {}
-    adapter, bundled = _chosen_adapter(source, adapter)
+    adapter, is_bundled = _chosen_adapter(files, identity, adapter)
     if adapter is not None:
         chosen = adapters.read_config(adapter)
         provenance = chosen.provenance
-        warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone or bundled)
+        warning = adapters.check_backbone(chosen, config, identity, allow_other=allow_other_backbone or is_bundled)
         warnings += [warning] if warning else []
     decoder, view, read = _unread_decoder(files, adapter, dtype, device)
     unread = UnreadWeights(_identity(files, adapter, digest), partial(read, True)) if lazily else None
@@ -168,14 +167,14 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
     text = read_tokenizer(source, files.config)
     end_token_ids(source, files.config.hf, text)
     digests = files.tensors.digest(tied_head=files.config.decoder.tied_head), text.vocabulary_digest()
-    chosen, _ = _chosen_adapter(source, adapter)
+    identity = adapters.BackboneIdentity(source.id, source.revision, *digests)
+    chosen, _ = _chosen_adapter(files, identity, adapter)
     diffusion, view_tensors, view = _diffusion_view(files, chosen)
     decoder = meta_decoder(files.config.decoder, diffusion, view_tensors)
     head, _ = _draft_head(files, chosen)
     if head is not None:
         decoder.set_draft_head(head.units)
     config = adapters.read_config(chosen) if chosen is not None else None
-    identity = adapters.BackboneIdentity(source.id, source.revision, *digests)
     return Description(decoder, identity, view, config, default_sampling(sampling_options(source)))
 
 
@@ -223,12 +222,17 @@ def trained_rows(existing: DiffusionConfig | None, block_size: int, last_row: bo
     return block_size - (last_row is False)
 
 
-def _chosen_adapter(source: Source, adapter: str | Path | None) -> tuple[Path | None, bool]:
-    """The directory of the adapter to load, and whether it is the adapter bundled with the demo model."""
+def _chosen_adapter(
+    files: _CheckpointFiles, identity: adapters.BackboneIdentity, adapter: str | Path | None
+) -> tuple[Path | None, bool]:
+    """The directory of the adapter to load, and whether it is a bundled one; none for a checkpoint with a view in
+    it."""
     if adapter is not None:
         return (None if str(adapter) == NO_ADAPTER else Path(adapter)), False
-    bundled = source.id == DEMO and (BUNDLED / adapters.CONFIG).is_file()
-    return (BUNDLED if bundled else None), bundled
+    if published.is_published(files.config.content, files.tensors):
+        return None, False
+    view = bundled.view_for(identity)
+    return view, view is not None
 
 
 def _unread_decoder(
@@ -281,11 +285,11 @@ def _diffusion_view(
     """The config, weights and origin of the view: an adapter, the checkpoint, untrained copies (demo), or none."""
     source, content = files.source, files.config.content
     if adapter is not None:
-        name = "bundled adapter" if adapter == BUNDLED else f"adapter {adapter}"
+        name = "bundled adapter" if adapter.parent == known_models.BUNDLED else f"adapter {adapter}"
         return adapters.read_config(adapter).diffusion, adapters.weights(adapter), name
     if published.is_published(content, files.tensors):
         view = published.diffusion_config(content, source.config_file, files.config.decoder.vocab_size)
         return view, files.tensors, "in the checkpoint"
-    if source.id == DEMO:
+    if source.id == known_models.DEMO:
         return DEMO_DIFFUSION, None, "untrained copies of the AR projections"
     return None, None, "none"

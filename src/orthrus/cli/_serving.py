@@ -17,7 +17,8 @@ class SharePrefixes(StrEnum):
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name).")
+    str,
+    typer.Argument(help="A name of `orthrus models`, a checkpoint directory, a .gguf file, or a hub id (owner/name)."),
 ]
 HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")]
 PortOption = Annotated[int, typer.Option(help="Port; 0 for any free one, which is printed.")]

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orthrus import file_cache
 from orthrus.backends.native import build
+from orthrus.checkpoint import known_models
 from orthrus.cli._help import DRAFTING, LOADING
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name).",
+        help="A name of `orthrus models`, a checkpoint directory, a .gguf file, or a hub id (owner/name).",
         rich_help_panel=LOADING,
     ),
 ]
 AdapterOption = Annotated[
     str | None,
     typer.Option(
-        help="Adapter directory with a diffusion view for this backbone; `none` ignores the demo's bundled view.",
+        help="Adapter directory with a diffusion view for this backbone; `none` ignores a bundled view.",
         rich_help_panel=LOADING,
     ),
 ]
@@ -137,7 +138,7 @@ def load_model(
 ) -> Model:
     """Load a model with a spinner on stderr; its warnings go there too."""
     quiet()
-    with stderr.status(f"loading {name}"):
+    with loading(name):
         compile_ahead(dtype, device)
         import orthrus
 
@@ -148,6 +149,15 @@ def load_model(
     for warning in model.warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     return model
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """A spinner on stderr while a model is loaded; a line before it where weights must be downloaded first."""
+    if (notice := known_models.download_notice(name)) is not None:
+        stderr.print(f"{name}: {notice}", markup=False, soft_wrap=True)
+    with stderr.status(f"loading {name}"):
+        yield
 
 
 def print_notice(model: Model) -> None:

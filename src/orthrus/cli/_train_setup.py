@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orthrus.cli._shared import Dtype, quiet, stderr
+from orthrus.cli._shared import Dtype, loading, quiet, stderr
 from orthrus.cli._training import bfloat16_slowdown
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def scheduled(
 
 
 def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_other_backbone: bool) -> Checkpoint:
-    """Load the checkpoint with plain weights and without the demo's bundled adapter."""
+    """Load the checkpoint with plain weights and without a bundled adapter."""
     from orthrus.api import DTYPES
     from orthrus.checkpoint import hub
     from orthrus.training.world import device_of_process
 
     quiet()
-    with stderr.status(f"loading {model}"):
+    with loading(model):
         loaded = hub.load(
             model, adapter=warm_start or hub.NO_ADAPTER, dtype=DTYPES[dtype.value], device=device_of_process(device),
             allow_other_backbone=allow_other_backbone,

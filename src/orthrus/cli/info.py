@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orthrus.cli._defaults import described
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._info import adapter_record, checkpoint_record
+from orthrus.cli._info import adapter_record, checkpoint_record, known_record
 from orthrus.cli._shared import AdapterOption, quiet, table_console
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ Row = tuple[str, Any]
 def command(
     model: Annotated[
         str,
-        typer.Argument(help="smollm2-demo, a checkpoint directory, a .gguf file, an adapter directory, or a hub id."),
+        typer.Argument(
+            help="A name of `orthrus models`, a checkpoint directory, a .gguf file, an adapter directory, or a hub id."
+        ),
     ] = "smollm2-demo",
     adapter: AdapterOption = None,
     as_json: Annotated[
@@ -32,30 +34,35 @@ def command(
         typer.Option("--json", help="Print the description as JSON, with one field per fact.", rich_help_panel=OUTPUT),
     ] = False,
 ) -> None:
-    """Describe a checkpoint: backbone, diffusion view, sizes, and the share of trained weights."""
+    """Describe a checkpoint: backbone, diffusion view, sizes, and the share of trained weights.
+
+    Of a known model whose weights are not on this machine it says what is known without them; nothing is downloaded.
+    """
     from orthrus.checkpoint import adapter as adapters
+    from orthrus.checkpoint import known_models
 
     quiet()
-    alone = (Path(model) / adapters.CONFIG).is_file()
-    record = adapter_record(Path(model)) if alone else checkpoint_record(model, adapter)
+    known = known_models.known(model)
+    if (Path(model) / adapters.CONFIG).is_file():
+        record, rows = adapter_record(Path(model)), _adapter_rows
+    elif known is not None and known.find() is None:
+        record, rows = known_record(known), _known_rows
+    else:
+        record, rows = checkpoint_record(model, adapter), _checkpoint_rows
     if as_json:
         print(json.dumps(record, indent=2))
         return
     table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _adapter_rows(record) if alone else _checkpoint_rows(record):
+    for name, value in rows(record):
         table.add_row(name, str(value))
     table_console().print(table)
 
 
 def _checkpoint_rows(record: Record) -> Iterator[Row]:
     yield "checkpoint", record["id"]
-    yield "family", record["family"]
-    yield "layers, hidden size", f"{record['layers']}, {record['hidden_size']}"
-    heads = f"{record['query_heads']}, {record['kv_heads']}, {record['head_dim']}"
-    yield "query heads, key/value heads, head size", heads
-    yield "vocabulary", record["vocabulary_size"]
+    yield from _shape_rows(record)
     yield "context", record["context"]
     yield "sampling by default", described(record["default_sampling"])
     yield "backbone parameters", f"{record['backbone_parameters'] / 1e6:.1f} M"
@@ -82,6 +89,24 @@ def _checkpoint_rows(record: Record) -> Iterator[Row]:
     other = record["adapter_backbone_sha256"]
     if other is not None:
         yield "adapter's backbone", "this one" if other == record["backbone_sha256"] else f"another: {other}"
+
+
+def _shape_rows(record: Record) -> Iterator[Row]:
+    yield "family", record["family"]
+    yield "layers, hidden size", f"{record['layers']}, {record['hidden_size']}"
+    heads = f"{record['query_heads']}, {record['kv_heads']}, {record['head_dim']}"
+    yield "query heads, key/value heads, head size", heads
+    yield "vocabulary", record["vocabulary_size"]
+
+
+def _known_rows(record: Record) -> Iterator[Row]:
+    yield "known model", f"{record['id']}: {record['description']}, {record['licence']}"
+    yield from _shape_rows(record)
+    yield "diffusion view", record["diffusion_view"] or "none"
+    if record["diffusion_view"]:
+        yield from _view_rows(record)
+    yield "weights", f"{record['origin']}\n{record['file']}, {record['bytes'] / 1e6:.0f} MB\nsha256 {record['sha256']}"
+    yield "on this machine", f"no: {record['remedy']}"
 
 
 def _adapter_rows(record: Record) -> Iterator[Row]:

@@ -17,13 +17,12 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import orthrus
 from orthrus.bench.gpu.settings import AbsentError, Settings
-from orthrus.checkpoint.sources import DEMO
+from orthrus.checkpoint import known_models
 from orthrus.file_cache import save_bytes, write_atomically
 from orthrus.training.shards import MANIFEST, read_manifest
 
-BUNDLED = Path(orthrus.__file__).parent / "bundled" / "smollm2-demo"
+TOPICS = known_models.BUNDLED / known_models.DEMO / "topics.txt"
 RESERVE = 25.0
 """Seconds to stop and save in."""
 LEAST = 5.0
@@ -50,7 +49,7 @@ def distill(settings: Settings) -> Iterator[dict[str, Any]]:
         write_atomically(settings.work, {"prompts.jsonl": partial(save_bytes, data="\n".join(prompts).encode())})
         arguments = (*DRY_DISTILL.split(), "--data", str(settings.work / "prompts.jsonl"))
     else:
-        arguments = (*DISTILL.split(), "--topics", str(BUNDLED / "topics.txt"))
+        arguments = (*DISTILL.split(), "--topics", str(TOPICS))
     ended, seconds, log = _run(settings, "distill", ("--output", str(output), *arguments))
     now = _distilled(output)
     yield {
@@ -77,10 +76,11 @@ def train(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _mask_token(model: str) -> tuple[str, ...]:
-    """The option with the mask token of the demo's own view; other models must have a view with one."""
-    if model != DEMO:
+    """The option with the mask token of a bundled view; other models must have a view with one."""
+    known = known_models.known(model)
+    if known is None or known.view is None:
         return ()
-    return "--mask-token", str(json.loads((BUNDLED / "adapter_config.json").read_text())["mask_token_id"])
+    return "--mask-token", str(json.loads((known.view / "adapter_config.json").read_text())["mask_token_id"])
 
 
 def _run(settings: Settings, verb: str, arguments: tuple[str, ...]) -> tuple[bool, float, str]:

@@ -13,8 +13,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model", "-m",
-        help="smollm2-demo, a checkpoint directory, a .gguf file, or a hub id (owner/name); with --url, a model of the"
-        " server.",
+        help="A name of `orthrus models`, a checkpoint directory, a .gguf file, or a hub id (owner/name); with --url, a"
+        " model of the server.",
         show_default="smollm2-demo; with --url, the first model of the server", rich_help_panel=LOADING),
 ]  # fmt: skip
 SystemOption = Annotated[str | None, typer.Option(help="System message.", rich_help_panel=INPUT)]

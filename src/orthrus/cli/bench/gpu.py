@@ -39,11 +39,11 @@ def command(
     from orthrus.bench.gpu import run, summary, transfer
     from orthrus.bench.gpu.parts import PARTS
     from orthrus.bench.gpu.settings import Settings
-    from orthrus.checkpoint import sources
+    from orthrus.checkpoint import known_models, sources
 
     quiet()
     if split_model is not None:
-        for path in transfer.split(sources.resolve(sources.DEMO, None).path, split_model):
+        for path in transfer.split(sources.resolve(known_models.DEMO, None).path, split_model):
             print(path)
         return
     if output.exists() and not output.is_dir():
@@ -54,7 +54,7 @@ def command(
         raise ValueError(f"no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
     machine = _machine("cpu" if dry_run else device)
     if model_parts is not None:
-        os.environ[sources.DEMO_FILE] = str(transfer.join(model_parts, output / "work"))
+        os.environ[known_models.DEMO_FILE] = str(transfer.join(model_parts, output / "work"))
     settings = Settings(output, "cpu" if dry_run else device, model, dry_run=dry_run)
     jobs = [run.job(name, PARTS[name].seconds) for name in PARTS if name in chosen]
     run.run(jobs, settings, minutes, again=again, tell=lambda line: stderr.print(line, markup=False))
