@@ -307,6 +307,14 @@ def test_the_footer_says_how_many_prompts_were_decoded_together(run, path):
     assert re.search(r"3 prompts: \d+ tokens, 3 prompts at a time", err), err
 
 
+def test_a_dash_as_the_prompt_reads_standard_input(run, path):
+    asked = ["--model", path, "--max-new-tokens", 4, "--json"]
+    answers = [run("generate", *argument, *asked, stdin="count to three") for argument in ([], ["-"])]
+    texts = [json.loads(out)["tokens"] for _, out, _ in answers]
+    assert texts[0] == texts[1]
+    assert texts[0] != json.loads(run("generate", "--prompt", "-", *asked)[1])["tokens"]
+
+
 def test_measuring_after_an_answer_can_be_left_to_the_next_run(run, path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -21,7 +21,7 @@ NOTHING_PLANNED = "--explain-plan needs --cycle auto and a diffusion view: witho
 OWN = "the checkpoint's"
 """The default of a setting that `generation_config.json` may hold."""
 
-PromptArgument = Annotated[str | None, typer.Argument(help="The prompt. Without it, standard input is read.")]
+PromptArgument = Annotated[str | None, typer.Argument(help="The prompt; - or none: standard input.")]
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", rich_help_panel=INPUT)
 ]

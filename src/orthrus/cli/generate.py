@@ -209,8 +209,8 @@ def _read_prompts(argument: str | None, option: str | None, file: Path | None) -
                 " in plain text is read from standard input: orthrus generate < FILE"
             )
         return prompts_in(data, where)
-    if prompt is None:
-        if sys.stdin.isatty():
+    if prompt is None or argument == "-":
+        if prompt is None and sys.stdin.isatty():
             raise ValueError("no prompt: give one as an argument, through standard input, or with --file")
         prompt = decode_utf8(sys.stdin.buffer.read(), "standard input")
     if not prompt.strip():
