@@ -394,20 +394,24 @@ TOOL_CHAT = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + CHA
 """The same, with the tools before the messages."""
 
 
-def tokenizer(template=TEMPLATE):
-    """A byte-level tokenizer: ids 0 to 255 are bytes, 300 is the mask, 319 ends a text."""
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
+"""The special tokens of Qwen2.5-Coder; of a tokenizer that has them these are the last ones before the end token."""
+
+
+def tokenizer(template=TEMPLATE, special=()):
+    """A byte-level tokenizer: ids 0 to 255 are bytes, 300 is the mask, 319 ends a text, after the special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.add_tokens([f"<unused{n}>" for n in range(len(letters), VOCAB - 1)])
-    made.add_special_tokens(["<|end|>"])
+    made.add_tokens([f"<unused{n}>" for n in range(len(letters), VOCAB - 1 - len(special))])
+    made.add_special_tokens([*special, "<|end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", chat_template=template)
 
 
-def save_checkpoint(directory, family="qwen3", seed=0, *, view=True, template=TEMPLATE, **overrides):
+def save_checkpoint(directory, family="qwen3", seed=0, *, view=True, template=TEMPLATE, special=(), **overrides):
     """A tiny checkpoint on disk: in the published layout with its diffusion view, or a bare backbone."""
     hf = hf_config(family, **overrides)
     diffusion = DiffusionConfig(8, MASK, 7)
@@ -417,5 +421,5 @@ def save_checkpoint(directory, family="qwen3", seed=0, *, view=True, template=TE
     if not view:
         (directory / "config.json").write_text(json.dumps(content))
         save_file(export.tensors(made, "ar"), directory / "model.safetensors")
-    tokenizer(template).save_pretrained(directory)
+    tokenizer(template, special).save_pretrained(directory)
     return directory

@@ -34,7 +34,7 @@ def save(path, weights=None, types=None, **fields):
     """Write the file; `fields` replace those of `FIELDS` (None removes one), with two underscores for a dot."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in (FIELDS | {name.replace("__", "."): value for name, value in fields.items()}).items():
-        name = key if key.startswith("general.") else f"llama.{key}"
+        name = key if key.startswith(("general.", "tokenizer.")) else f"llama.{key}"
         if isinstance(value, list):
             writer.add_array(name, value)
         elif isinstance(value, float):

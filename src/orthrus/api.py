@@ -114,6 +114,7 @@ class Model(LoadedModel):
             tree_nodes: int = None in [0, 64]. The most drafts of a pass, as a tree; 0: a chain. None: as planned.
             batch_size: int = None in [1, inf). Prompts decoded together; None: as many as memory allows.
             raw: bool = False. Continues the prompt without the chat template.
+            suffix: str = None. Fills in the middle: the answer goes between the prompt and this text.
             system: str = None. A system message before the prompt.
             chat_template_kwargs: dict[str, Any] = {}. Variables of the chat template.
             json_object: bool = False. The answer is a JSON object.

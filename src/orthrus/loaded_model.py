@@ -16,6 +16,7 @@ from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.planning.calibration import Calibration
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request
+from orthrus.fill_in_middle import FillInMiddle
 from orthrus.model.decoder import Decoder
 from orthrus.options import Options, Settings
 from orthrus.requests import Requests
@@ -37,7 +38,7 @@ class LoadedModel:
         self.decoder = checkpoint.decoder
         config = self.decoder.config
         self.calibration = Calibration(runner)
-        self._tokenization = Tokenization(checkpoint.text)
+        self._tokenization = Tokenization(checkpoint.text, checkpoint.fim)
         if ctx_size is not None and ctx_size > config.max_positions:
             raise ValueError(f"context size {ctx_size} is beyond the model's context of {config.max_positions} tokens")
         ends, text = checkpoint.end_token_ids, checkpoint.text
@@ -119,6 +120,14 @@ class LoadedModel:
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids of a text as it stands: no chat template, but the special tokens that the tokenizer adds."""
         return self._tokenization.encode_text(text, special_tokens=special_tokens)
+
+    @property
+    def fill_in_middle(self) -> FillInMiddle:
+        """What makes prompts that fill in the middle of a text.
+
+        Raises ValueError where the vocabulary has no tokens for that.
+        """
+        return self._tokenization.fill_in_middle
 
     @property
     def longest_token(self) -> int:

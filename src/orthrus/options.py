@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     tree_nodes: int | None
     batch_size: int | None
     raw: bool | None
+    suffix: str | None
     system: str | None
     chat_template_kwargs: Mapping[str, Any] | None
     json_object: bool | None
@@ -65,6 +66,7 @@ class Settings:
     stop: StopConditions
     decoding: DecodingConfig
     raw: bool = False
+    suffix: str | None = None
     system: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -96,10 +98,16 @@ class Settings:
             raise ValueError(
                 f"raw leaves the chat template out, so there is no place for {conflicting}: drop one of them"
             )
+        suffix = given.get("suffix")
+        if suffix is not None and (system is not None or template or tools):
+            conflicting = "system" if system is not None else "chat_template_kwargs" if template else "tools"
+            raise ValueError(
+                f"suffix leaves the chat template out, so there is no place for {conflicting}: drop one of them"
+            )
         constraint = constraints.of_options(given) or params.constraint
         sampling = replace(params, **_part(given, SamplingParams), constraint=constraint)
         check_length(sampling, stop)
-        return Settings(sampling, stop, decoding, raw, system, template, tools)
+        return Settings(sampling, stop, decoding, raw, suffix, system, template, tools)
 
 
 def as_integer(value: Any) -> int | None:
@@ -232,8 +240,9 @@ KINDS: dict[str, Callable[[str, Any], Any]] = {
     "top_k": _integer, "top_p": _number, "min_p": _number, "repetition_penalty": _number,
     "presence_penalty": _number, "frequency_penalty": _number, "logit_bias": _bias, "min_new_tokens": _integer,
     "seed": _integer, "sample_index": _integer, "cycle": _string, "rule": _string, "width": _integer,
-    "candidates": _integer, "tree_nodes": _integer, "batch_size": _integer, "raw": _boolean, "system": _string,
-    "chat_template_kwargs": _template, "json_object": _boolean, "json_schema": constraints.checked_schema,
+    "candidates": _integer, "tree_nodes": _integer, "batch_size": _integer, "raw": _boolean, "suffix": _string,
+    "system": _string, "chat_template_kwargs": _template, "json_object": _boolean,
+    "json_schema": constraints.checked_schema,
     "regex": _string, "grammar": _string, "tools": constraints.checked_tools,
     "tool_choice": constraints.checked_choice, "logprobs": _integer, "prompt_logprobs": _integer,
     "max_tokens": _integer, "logits_processors": _functions,

@@ -26,7 +26,9 @@ class Requests:
     def one(self, prompt: Prompt, options: Mapping[str, Any], sampling_params: SamplingParams | None = None) -> Request:
         """The request of one prompt. Raises ValueError where an option or the prompt is impossible."""
         settings = Settings.of(options, sampling_params=sampling_params)
-        return Request(self._tokenization.encode(prompt, settings), settings.sampling, settings.stop)
+        tokens = self._tokenization.encode(prompt, settings)
+        ends = settings.stop.stop_token_ids | self._tokenization.ends_of(tokens)
+        return Request(tokens, settings.sampling, replace(settings.stop, stop_token_ids=ends))
 
     def samples(
         self,

@@ -9,7 +9,9 @@ from functools import cached_property
 from threading import Lock
 from typing import Any, TypeVar
 
+from orthrus.checkpoint.fim_tokens import FimTokens
 from orthrus.checkpoint.tokenizer import TextTokenizer
+from orthrus.fill_in_middle import MISSING, FillInMiddle
 from orthrus.options import Settings, as_integer, as_integers, wrong
 
 P = TypeVar("P")
@@ -28,17 +30,23 @@ class Tokenization:
     another thread encodes, so every call of those holds a lock.
     """
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, fim: FimTokens | None = None) -> None:
         self._tokenizer = tokenizer
         self._lock: AbstractContextManager[object] = nullcontext() if tokenizer.thread_safe else Lock()
         self._texts: dict[int, str] = {}
+        self._fim = None if fim is None else FillInMiddle(fim, self._encode)
 
     def encode(self, prompt: Prompt, settings: Settings) -> tuple[int, ...]:
-        """Token ids of a prompt, rendered by the chat template unless `raw` is set or the tokenizer has none.
+        """Token ids of a prompt, rendered by the chat template unless `raw` or `suffix` is set or the tokenizer has
+        none.
 
         Raises ValueError where the prompt is invalid or the template rejects it.
         """
         checked = checked_prompt(prompt)
+        if settings.suffix is not None:
+            if not isinstance(checked, str):
+                raise ValueError("suffix needs a prompt that is a string: the text before the gap")
+            return self.fill_in_middle.prompt(checked, settings.suffix)
         if isinstance(checked, tuple):
             return checked
         template = self._tokenizer.chat_template
@@ -65,8 +73,24 @@ class Tokenization:
         """Characters of the longest token: a text of n tokens has at most n times as many."""
         return max(map(len, self._tokenizer.vocabulary()), default=1)
 
+    @property
+    def fill_in_middle(self) -> FillInMiddle:
+        """What makes prompts that fill in the middle. Raises ValueError where the vocabulary has no tokens for that."""
+        if self._fim is None:
+            raise ValueError(MISSING)
+        return self._fim
+
+    def ends_of(self, prompt: Seq[int]) -> frozenset[int]:
+        """The tokens that end the answer to a prompt beside the model's end tokens: those of its family, where the
+        prompt ends with the token after which the model fills in the middle."""
+        fim = self._fim.tokens if self._fim is not None else None
+        return fim.ends if fim is not None and prompt and prompt[-1] == fim.middle else frozenset()
+
     def encode_text(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Token ids of a text as it stands, with the special tokens that the tokenizer adds, or without them."""
+        return self._encode(text, special_tokens)
+
+    def _encode(self, text: str, special_tokens: bool) -> list[int]:
         with self._lock:
             return self._tokenizer.encode(text, special_tokens=special_tokens)
 

@@ -19,6 +19,14 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def coder(tmp_path_factory):
+    """The same with the special tokens of Qwen2.5-Coder and a template that knows tools; of 1,024 positions."""
+    path = tmp_path_factory.mktemp("coder") / "tiny"
+    directory = tiny.save_checkpoint(path, template=tiny.TOOL_CHAT, special=tiny.FIM)
+    return orthrus.load(directory, dtype="float32", ctx_size=1024)
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     with chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver

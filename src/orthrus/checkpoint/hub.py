@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import bundled, draft_head, known_models, published
+from orthrus.checkpoint import bundled, draft_head, fim_tokens, known_models, published
 from orthrus.checkpoint.draft_head import HeadDescription
+from orthrus.checkpoint.fim_tokens import FimTokens
 from orthrus.checkpoint.foreign import refuse_foreign
 from orthrus.checkpoint.generation_config import default_sampling, sampling_options
 from orthrus.checkpoint.sources import (
@@ -56,7 +57,8 @@ class UnreadWeights:
 class Checkpoint:
     """A loaded model: decoder, tokenizer, end tokens, identity, config, and the origin of its diffusion view.
 
-    sampling: the sampling options that the checkpoint recommends.
+    sampling: the sampling options that the checkpoint recommends. fim: the tokens by which it fills in the middle of a
+    text, None where it has none.
     """
 
     decoder: Decoder
@@ -69,6 +71,7 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     unread: UnreadWeights | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    fim: FimTokens | None = None
 
     @property
     def default_sampling(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def load(
         read(False)
     return Checkpoint(
         decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance, unread,
-        sampling_options(source),
+        sampling_options(source), fim_tokens.of_source(source, text, config.vocab_size),
     )  # fmt: skip
 
 

@@ -66,6 +66,10 @@ class TextTokenizer(Protocol):
         """The ids of all tokens."""
         ...
 
+    def special_tokens(self) -> frozenset[str]:
+        """The texts that stand for special tokens in what is encoded."""
+        ...
+
     def vocabulary_digest(self) -> str:
         """The sha256 over all tokens and their ids."""
         ...
@@ -108,6 +112,10 @@ class TransformersTokenizer:
     def vocabulary(self) -> dict[str, int]:
         """See `TextTokenizer`."""
         return dict(self._tokenizer.get_vocab())
+
+    def special_tokens(self) -> frozenset[str]:
+        """See `TextTokenizer`."""
+        return frozenset(token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special)
 
     def vocabulary_digest(self) -> str:
         """See `TextTokenizer`."""
@@ -163,6 +171,10 @@ class FastTokenizer:
     def vocabulary(self) -> dict[str, int]:
         """See `TextTokenizer`."""
         return dict(self._backend.get_vocab(with_added_tokens=True))
+
+    def special_tokens(self) -> frozenset[str]:
+        """See `TextTokenizer`."""
+        return frozenset(token.content for token in self._backend.get_added_tokens_decoder().values() if token.special)
 
     def vocabulary_digest(self) -> str:
         """See `TextTokenizer`."""

@@ -34,7 +34,7 @@ Chosen = dict[str, Any]
 FORMATS, PROMPTS = ("json_schema", "json_object", "regex", "grammar"), ("the prompt", "message ", "the chat template")
 FIELDS = {
     "stop token": "stop_token_ids", "min_new_tokens": "min_tokens",
-    **{name: name for name in ("logit_bias", "chat_template_kwargs", "tools", "tool_choice", "logprobs")},
+    **{name: name for name in ("logit_bias", "chat_template_kwargs", "tools", "tool_choice", "logprobs", "suffix")},
 }  # fmt: skip
 """The field that an error is about, by how the error of an option begins."""
 
@@ -164,7 +164,7 @@ def make_request(
 
     Raises APIError where the prompt leaves no room, ValueError where an option is wrong.
     """
-    check_size(service, [prompt, options.get("tools")], body)
+    check_size(service, [prompt, options.get("tools"), options.get("suffix")], body)
     chosen = {**options, "max_new_tokens": min(max_tokens or service.max_model_len, service.max_model_len)}
     request = service.model.request(prompt, cast("Options", chosen))
     room = service.max_model_len - len(request.prompt)

@@ -24,7 +24,7 @@ class CompletionRequest(Sampling):
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: int | None = Field(None, ge=1, le=128, description="must equal n")
-    suffix: Literal[""] | None = None
+    suffix: str | None = Field(None, description="what stands after the gap that the answer fills")
 
 
 class CompletionLogprobs(BaseModel):

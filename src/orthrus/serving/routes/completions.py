@@ -47,6 +47,11 @@ def check(body: CompletionRequest) -> None:
     prompts.check_stream_options(body)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise prompts.conflict("best_of", "must equal n: choices are not ranked")
+    if body.suffix:
+        if body.echo:
+            raise prompts.conflict("echo", "does not go with suffix: the answer stands between the two")
+        if not all(isinstance(prompt, str) for prompt in prompts_of(body)):
+            raise prompts.conflict("suffix", "needs a prompt that is a text, not token ids")
     if body.max_tokens == 0 and not body.echo:
         raise prompts.conflict("max_tokens", "may be 0 only with echo")
 
@@ -66,10 +71,12 @@ def requests_of(body: CompletionRequest, service: Service) -> list[sequence.Requ
         if body.echo:
             options["prompt_logprobs"] = body.logprobs
     requests = []
+    if body.suffix:
+        options["suffix"] = body.suffix
     for prompt in prompts_of(body):
-        prompts.check_size(service, prompt, body)
+        prompts.check_size(service, [prompt, body.suffix], body)
     for prompt in prompts_of(body):
-        tokens = service.model.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = service.model.encode(prompt) if isinstance(prompt, str) and not body.suffix else prompt
         made = prompts.make_request(service, tokens, options, body, limit)
         requests += prompts.choices_of(made, body.n or 1)
     return requests
