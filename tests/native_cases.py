@@ -12,7 +12,7 @@ from native_image import NULL, Image, Place
 
 from orthrus.backends.native import linears, packing, structs
 from orthrus.gumbel import LOUD_BITS
-from orthrus.quantization import GROUP, GroupQuantized, from_rows
+from orthrus.quantization import BYTES, GROUP, GroupQuantized, from_rows
 
 OUTPUTS, INPUTS, SIZE, HEADS, KV_HEADS = 64, 256, 64, 6, 2
 ROWS = (1, 2, 5, 7)
@@ -85,20 +85,20 @@ def _weights(made: Image, packed: Place, dtype: torch.dtype, form: int) -> Place
     return made.struct(structs.LinearWeights(packed, bias, None, None, None, INPUTS, OUTPUTS, form))
 
 
-def _packed_for_w4a8(made: Image, groups: GroupQuantized) -> Place:
+def _packed_codes(made: Image, groups: GroupQuantized) -> Place:
     """The place of groups that are packed by the call, in the order of the level that runs it."""
-    codes = made.put(groups.raw) + groups.raw.shape[-1] - GROUP // 2
-    layout = packing.LAYOUTS.index("w4a8")
-    shape = OUTPUTS, INPUTS // GROUP, groups.raw.shape[-1], 4, layout
-    stored = structs.StoredGroups(codes, made.put(groups.scales), made.put(groups.mins), *shape)
-    packed = made.empty(groups.packed_for_w4a8().shape, torch.uint8, "groups")
+    code_bytes, mins = GROUP * groups.bits // 8, groups.bits == 4 or groups.stores_mins
+    codes, layout = made.put(groups.raw) + groups.raw.shape[-1] - code_bytes, packing.LAYOUTS.index("codes")
+    shape = OUTPUTS, INPUTS // GROUP, groups.raw.shape[-1], groups.bits, layout
+    stored = structs.StoredGroups(codes, made.put(groups.scales), made.put(groups.mins) if mins else None, *shape)
+    packed = made.empty(groups.packed_for_codes().shape, torch.uint8, f"groups of {groups.type}")
     made.call("pack_groups", made.struct(stored), packed, 1)
     return packed
 
 
 def _quantized(made: Image, rows: int) -> Place:
-    room = made.empty((rows, INPUTS), torch.uint8), made.empty((rows,), torch.float32)
-    return made.struct(structs.QuantizedRows(*room, made.empty((rows, INPUTS // 32), torch.float32)))
+    room = made.empty((rows, INPUTS), torch.uint8), made.empty((rows, INPUTS // 32), torch.float32)
+    return made.struct(structs.QuantizedRows(*room, made.empty((rows, INPUTS // 16), torch.float32)))
 
 
 def _linear(made: Image, dtype: torch.dtype) -> None:
@@ -117,13 +117,19 @@ def _linear(made: Image, dtype: torch.dtype) -> None:
     maps = {
         "linear": _weights(made, made.put(plain), dtype, linears.PLAIN),
         "linear_int8": int8,
-        "linear_w4a8": _weights(made, _packed_for_w4a8(made, GroupQuantized.rounded(weight)), dtype, linears.W4A8),
     }
+    for kind in ("Q4_1", "Q5_0", "Q8_0"):
+        rows_of_bytes = gguf.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
+        packed = _packed_codes(
+            made, GroupQuantized(kind, torch.from_numpy(rows_of_bytes).unflatten(1, (-1, BYTES[kind])))
+        )
+        maps[f"{kind} by int8"] = _weights(made, packed, dtype, linears.FORMATS[kind] + linears.BY_INT8)
     for name, own in maps.items():
         for rows in ROWS:
             out = made.empty((rows, OUTPUTS), dtype, f"{name} {rows}")
             scratch = () if name == "linear" else (_quantized(made, rows),)
-            made.call(name, made.put(x[:rows]), own, out, rows, *scratch, 1)
+            function = "linear_codes" if name.endswith("by int8") else name
+            made.call(function, made.put(x[:rows]), own, out, rows, *scratch, 1)
 
 
 def _dequant(made: Image, dtype: torch.dtype) -> None:

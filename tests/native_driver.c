@@ -34,8 +34,8 @@ static void order_int8(char *codes, int64_t outputs, int64_t inputs) {
 #endif
 }
 
-/* The same for packed groups of four bits: pack_w4a8. */
-static void order_w4a8(unsigned char *groups, int64_t outputs, int64_t inputs) {
+/* The same for packed groups of four bits: pack_codes. */
+static void order_codes(unsigned char *groups, int64_t outputs, int64_t inputs) {
 #ifdef __ARM_FEATURE_MATMUL_INT8
     for (int64_t g = 0; g < outputs * inputs / 512; g++)
         for (unsigned char *at = groups + 320 * g; at < groups + 320 * g + 256; at += 64) {
@@ -58,7 +58,7 @@ static const struct {
     Kernel *kernel;
 } kernels[] = {
 #define KERNEL(own) {#own, own},
-    KERNELS {"copy_slots", (Kernel *)copy_slots}, {"order_int8", (Kernel *)order_int8}, {"order_w4a8", (Kernel *)order_w4a8},
+    KERNELS {"copy_slots", (Kernel *)copy_slots}, {"order_int8", (Kernel *)order_int8}, {"order_codes", (Kernel *)order_codes},
 };
 
 static void *read_all(FILE *file, int64_t bytes) {

@@ -19,7 +19,7 @@ from torch import Tensor
 from orthrus.backends.native import compiler
 
 DRIVER = Path(__file__).with_name("native_driver.c")
-OF_DRIVER = {"copy_slots", "order_int8", "order_w4a8"}
+OF_DRIVER = {"copy_slots", "order_int8", "order_codes"}
 """What the driver itself can be asked to do."""
 POINTER = ctypes.c_void_p
 

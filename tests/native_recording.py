@@ -25,7 +25,7 @@ from orthrus.runner.native import NativeForward
 from orthrus.runner.runner import Runner
 
 MAX_ROWS = 64
-ORDERED = {linears.INT8: "order_int8", linears.W4A8: "order_w4a8"}
+ORDERED = {linears.INT8: "order_int8", linears.Q4 + linears.BY_INT8: "order_codes"}
 """The functions of the driver for formats of weights whose order differs between levels."""
 TREES: tuple[tuple[int, ...], ...] = (
     (-1,),

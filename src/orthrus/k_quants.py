@@ -11,12 +11,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orthrus.bit_fields import fields, in_words
+from orthrus.bit_fields import fields, in_vectors, in_words
 
 SUPER_BLOCK = 256
 K_BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
 """The supported types, and the bytes of a super-block."""
 _GROUPS, _PANEL_OUTPUTS = 8, 16
+
+
+@dataclass(frozen=True)
+class IntegerGroups:
+    """A matrix whose codes are multiplied as integers: codes [O, S, n] of the n inputs that share a scale, 32 or 16.
+
+    scales [O, S], fp32. A weight is scale * (code - zero), or scale * code + min where there are minima [O, S].
+    """
+
+    codes: Tensor
+    zero: int
+    scales: Tensor
+    mins: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,28 @@ class KQuantized:
                 words = [in_words(codes & 15, 3, 4), in_words(high, 3, 2)]
             else:
                 words = [in_words(codes & 15, 3, 4), in_words(high.transpose(3, 4).flatten(3, 4), 3, 1)]
+        return self._with_header(torch.cat([word.flatten(3) for word in words], dim=-1))
+
+    def packed_for_codes(self, *, interleave: int = 4) -> Tensor:
+        """[O / 16, I / 256, bytes]: packed super-blocks whose codes are as `c/gemm_codes.h` reads them."""
+        bytes_PGB = in_vectors(self.codes.flatten(1, 2), int(self.type[1]), interleave)
+        return self._with_header(bytes_PGB.unflatten(1, (-1, _GROUPS)))
+
+    def integers(self) -> IntegerGroups:
+        """See `IntegerGroups`."""
+        if self.type == "Q6_K":
+            scales = self.group_scales.float() * self.d.float()[..., None, None]
+            return IntegerGroups(self.codes.unflatten(-1, (2, 16)).flatten(1, 3), 32, scales.flatten(1), None)
+        scales, mins = self.group_scales_and_mins()
+        return IntegerGroups(self.codes.flatten(1, 2), 0, scales.flatten(1), -mins.flatten(1))
+
+    def _with_header(self, codes: Tensor) -> Tensor:
+        """[O / 16, I / 256, bytes], of codes [O / 16, I / 256, 8, ..]."""
         units = torch.stack((self.d, -self.dmin), dim=-1)  # [O, I / 256, 2]
         parts = [
             units.unflatten(0, (-1, _PANEL_OUTPUTS)).permute(0, 2, 3, 1),
             self.group_scales.unflatten(0, (-1, _PANEL_OUTPUTS)).permute(0, 2, 3, 4, 1),
-            torch.cat([word.flatten(3) for word in words], dim=-1),
+            codes,
         ]
         return torch.cat([part.contiguous().view(torch.uint8).flatten(2) for part in parts], dim=-1)
 

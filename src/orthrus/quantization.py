@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from orthrus.bit_fields import fields, in_words
-from orthrus.k_quants import K_BYTES, KQuantized
+from orthrus.bit_fields import fields, in_vectors, in_words
+from orthrus.k_quants import K_BYTES, IntegerGroups, KQuantized
 
 GROUP, OUTPUTS = 32, 16
 BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
@@ -98,16 +98,17 @@ class GroupQuantized:
             return self._with_scales(in_words(eights & 15, 2, 4), fifth)
         return self._with_scales(in_words(eights, 2, 4) if self.bits == 4 else eights)
 
-    def packed_for_w4a8(self, *, i8mm: bool = False) -> Tensor:
-        """[O / 32, I / 32, 2, bytes]: packed groups of four bits as `c/gemm_w4a8.h` reads them, with the matrix
-        instructions of aarch64 or without."""
-        if i8mm:
-            codes = self.codes.unflatten(0, (-1, 2, OUTPUTS // 2)).unflatten(-1, (4, 8))
-            codes = codes.permute(0, 3, 4, 2, 5, 1)  # [O / 16, I / 32, 4, 8 outputs, 8, 2 of a byte]
-        else:
-            codes = self.codes.unflatten(0, (-1, OUTPUTS)).unflatten(-1, (4, 2, 4))
-            codes = codes.permute(0, 2, 3, 1, 5, 4)  # [O / 16, I / 32, 4, 16 outputs, 4, 2 of a byte]
-        return self._with_scales(codes[..., 0] | codes[..., 1] << 4).unflatten(0, (-1, 2)).transpose(1, 2)
+    def packed_for_codes(self, *, interleave: int = 4, shift: int = 0) -> Tensor:
+        """[O / 16, I / 32, bytes]: packed groups as `c/gemm_codes.h` reads them; codes of eight bits around `shift`."""
+        codes = self.codes.view(torch.uint8)
+        return self._with_scales(in_vectors(codes + shift if self.bits == 8 else codes, self.bits, interleave))
+
+    def integers(self) -> IntegerGroups:
+        """See `IntegerGroups`."""
+        mins = self.mins.float() if self.bits == 4 or self.stores_mins else None
+        return IntegerGroups(
+            self.codes, 0 if mins is not None else ZERO_CODES.get(self.type, 0), self.scales.float(), mins
+        )
 
     def _with_scales(self, *codes: Tensor) -> Tensor:
         """[O / 16, I / 32, bytes], of codes [O / 16, I / 32, ..]."""
@@ -123,11 +124,6 @@ class GroupQuantized:
         scales, mins = ((highest - lowest) / 15).half(), lowest.half()
         step = scales.float().clamp(min=1e-12)[..., None]
         codes = ((groups - mins.float()[..., None]) / step).round().clamp(0, 15).to(torch.uint8)
-        return GroupQuantized.of_codes(scales, mins, codes)
-
-    @staticmethod
-    def of_codes(scales: Tensor, mins: Tensor, codes: Tensor) -> GroupQuantized:
-        """A matrix in Q4_1 of scales and minima [O, I / 32], fp16, and codes [O, I / 32, 32], uint8."""
         half = GROUP // 2
         parts = [torch.stack((scales, mins), dim=-1).view(torch.uint8), codes[..., :half] | codes[..., half:] << 4]
         return GroupQuantized("Q4_1", torch.cat(parts, dim=-1))
@@ -167,14 +163,11 @@ def from_rows(kind: str, rows: Tensor) -> StoredMatrix:
     return KQuantized(kind, rows.unflatten(1, (-1, K_BYTES[kind])))
 
 
-def in_groups_of_four_bits(quantized: Quantized | None) -> GroupQuantized | None:
-    """The weights in Q4_0 or Q4_1, whose codes of four bits can be multiplied as integers (W4A8): as they are, or of
-    Q4_K with the same codes and each scale and minimum rounded to fp16. None for other types."""
-    if isinstance(quantized, KQuantized) and quantized.type == "Q4_K":
-        scales, mins = (values.flatten(1).half() for values in quantized.group_scales_and_mins())
-        finite = bool(scales.isfinite().all() and mins.isfinite().all())
-        return GroupQuantized.of_codes(scales, -mins, quantized.codes.flatten(1, 2)) if finite else None
-    return quantized if isinstance(quantized, GroupQuantized) and quantized.bits == 4 else None
+def stored_matrices(quantized: Quantized | None) -> tuple[StoredMatrix, ...]:
+    """The matrices that lie below one another; none where a part of them is not quantised."""
+    parts = quantized.parts if isinstance(quantized, FusedQuantized) else ()
+    matrices = [quantized] if isinstance(quantized, StoredMatrix) else [part.quantized for part in parts]
+    return () if None in matrices else tuple(matrix for matrix in matrices if matrix is not None)
 
 
 def fused(sources: Sequence[Part]) -> Quantized | None:

@@ -47,7 +47,17 @@ MAY_IMPORT = {
     "cache": {"config", "decoder_config", "prefix_index"},
     "batch": {"cache"},
     "model": {"batch", "config", "decoder_config", "quantization"},
-    "backends": {"batch", "config", "decoder_config", "model", "gumbel", "ngrams", "quantization", "torch_threads"},
+    "backends": {
+        "batch",
+        "config",
+        "decoder_config",
+        "gumbel",
+        "k_quants",
+        "model",
+        "ngrams",
+        "quantization",
+        "torch_threads",
+    },
     "runner": {
         "backends",
         "batch",

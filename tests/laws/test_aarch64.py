@@ -25,10 +25,23 @@ from orthrus.runner.runner import Runner
 
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 LEVELS = [level for level in levels.LEVELS if level.machine == "aarch64"]
-MAPS = ("linear", "linear_int8", "linear_w4a8", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-INTEGER = ("linear_int8", "linear_w4a8")
+MAPS = (
+    "linear",
+    "linear_int8",
+    "Q4_1 by int8",
+    "Q5_0 by int8",
+    "Q8_0 by int8",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+)
+INTEGER = ("linear_int8", "Q4_1 by int8", "Q5_0 by int8", "Q8_0 by int8")
 """Those whose bits are the same at all levels, because they sum integers."""
-ORDERS = {"codes", "groups"}
+ORDERS = {"codes", "groups of Q4_1", "groups of Q5_0", "groups of Q8_0"}
 """Results whose order differs between levels: packed weights."""
 pytestmark = [
     pytest.mark.skipif(

@@ -34,8 +34,8 @@ PATCHES = {
 NAMES = {"__m512bh": "emulated_m512bh", "__m256bh": "emulated_m256bh", "_mm256_dpbusd_epi32": "emulated_dpbusd_of_256"}
 LAWS = {
     "test_kernels.py": "bf16 and (every_row and 9 or linear_forms and 96 or int8_forms and 96"
-    " or kept and (Q4_1 or Q5_0 or Q5_1))",
-    "test_k_quants.py": "whole_pass or products_have and Q4_K",
+    " or kept and (Q4_1 or Q5_0 or Q5_1) or multiplied_as_integers and 32)",
+    "test_k_quants.py": "whole_pass or products_have and Q4_K or runs_in_int8 and True",
     "test_tree_kernels.py": "bf16 and 3",
     "test_draft_trees.py": "bf16",
     "test_trees.py": "bf16 and native and (plain_decoding or after_their_paths) and (qwen3 or llama)",

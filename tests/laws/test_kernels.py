@@ -13,6 +13,7 @@ import torch
 from orthrus import quantization
 from orthrus.backends.interface import RowRule
 from orthrus.backends.invariance import find_row_rule
+from orthrus.backends.linears import fused_multiply_add
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native import linears as native_linears
 from orthrus.backends.select import choose_attention, masked
@@ -173,7 +174,7 @@ def test_weights_kept_as_their_file_holds_them_have_the_bits_of_those_expanded_i
         assert torch.equal(found(x[:count]), expected(x[:count])), count
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "rounded"])
+@pytest.mark.parametrize("kind", [*quantization.BYTES, "rounded"])
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 32), (96, 576), (32, 1536), (48, 64)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, bias):
@@ -182,6 +183,8 @@ def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, b
     plain.group_quantized = quantization.GroupQuantized.rounded(weights)
     if kind != "rounded":
         stored = torch.from_numpy(gguf.quantize(weights.numpy(), gguf.GGMLQuantizationType[kind]))
+        if kind == "Q8_0":
+            stored[0, 2:34] = 128  # -128, which quantisers leave out
         plain.group_quantized = quantization.GroupQuantized(kind, stored.unflatten(1, (-1, quantization.BYTES[kind])))
     plain.weight.copy_(plain.group_quantized.values())
     if bias:
@@ -194,8 +197,17 @@ def test_groups_multiplied_as_integers(fast, precision, kind, outputs, inputs, b
     error = (whole - plain(x)).float().norm() / plain(x).float().norm()
     assert error < 0.01
     for form in (*others, slow):
-        for count in (1, 2, 3, 5, 6, 7, 16, 31, 33, 100):
+        for count in (1, 2, 3, 5, 6, 7, 8, 9, 16, 31, 33, 100):
             assert torch.equal(form(x[:count]), whole[:count]), (type(form), count)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_fused_multiply_adds_of_the_reference_round_once(sign):
+    """The sum lies just below the middle between two numbers of fp32; in fp64 it is that middle, whose tie goes up."""
+    a, b = torch.tensor([sign * (1 + 2.0**-23)]), torch.tensor([2.0**-24 * (1 - 2.0**-23)])
+    c = torch.tensor([sign * (1 + 2.0**-23)])
+    assert (a.double() * b.double() + c.double()).float() != c
+    assert fused_multiply_add(a, b, c) == c
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 64), (320, 64), (96, 576), (64, 1536), (30, 20)])

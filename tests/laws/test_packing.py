@@ -35,10 +35,9 @@ def random_groups(kind, outputs, groups):
 @pytest.mark.parametrize("kind", list(BYTES))
 def test_groups_are_packed_as_the_reference_packs_them(packer, kind, layout, shape):
     quantized = random_groups(kind, *shape)
-    if layout == "w4a8" and quantized.bits != 4:
-        pytest.skip("four bits only")
     found, reference = packer[0].pack_groups(quantized, layout), getattr(quantized, f"packed_for_{layout}")
-    expected = [reference(), reference(i8mm=True)] if layout == "w4a8" else [reference()]
+    orders = [{"interleave": inputs, "shift": shift} for inputs in (4, 8) for shift in (0, 128)]
+    expected = [reference(**own) for own in (orders if layout == "codes" else [{}])]
     assert found.shape == expected[0].shape and any(torch.equal(found, own) for own in expected)
 
 

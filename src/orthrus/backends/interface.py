@@ -163,7 +163,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
-        """The same for int8. Weights that their file stores in groups of four bits are not quantised again."""
+        """The same for int8. Codes that a file stores may be kept; those of four bits are not quantised again."""
 
     @abstractmethod
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:

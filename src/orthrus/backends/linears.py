@@ -8,13 +8,17 @@ Shapes: N rows of a call (those of all sequences), I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthrus.backends.interface import ExecutableLinear
+from orthrus.k_quants import IntegerGroups
 from orthrus.model.linear import Linear
-from orthrus.quantization import GroupQuantized
+from orthrus.quantization import GROUP, StoredMatrix
 
 
 class TorchLinear(ExecutableLinear):
@@ -97,34 +101,59 @@ class Int8Linear(ExecutableLinear):
 
 
 class GroupedLinear(ExecutableLinear):
-    """The same on weights in groups of four bits, as their file stores them (W4A8).
+    """The same on weights in groups, as their file stores them: their codes are multiplied by int8 activations, which
+    have a scale for every 32 inputs.
 
-    y = s_N sum over groups (s_O (q w^T) + min_O sum q) + b, the groups in order. This is the reference implementation.
+    y = sum over groups (s_N s_O (q w^T - zero sum q) + s_N min_O sum q) + b, the groups in order, by fused
+    multiply-adds. This is the reference implementation.
     """
 
     name = "torch, groups by int8"
     probed = False
     min_multiple = 1
 
-    def __init__(self, plain: Linear, quantized: GroupQuantized) -> None:
-        super().__init__(plain, quantized.raw.nbytes)
+    def __init__(self, plain: Linear, matrices: Sequence[StoredMatrix]) -> None:
+        super().__init__(plain, sum(matrix.raw.nbytes for matrix in matrices))
         self._where = plain.device  # the file's weights are read on the CPU
-        self.keep(quantized)
+        self.keep(matrices)
 
-    def keep(self, quantized: GroupQuantized) -> None:
+    def keep(self, matrices: Sequence[StoredMatrix]) -> None:
         """Store the weights in the form that `run` reads."""
-        stored = quantized.codes, quantized.scales, quantized.mins
-        self._codes, self._scales, self._mins = (tensor.double().to(self._where) for tensor in stored)
+        self._groups = []
+        for stored in (matrix.integers() for matrix in matrices):
+            mins = None if stored.mins is None else stored.mins.to(self._where)
+            codes = stored.codes.double().to(self._where)
+            self._groups.append(replace(stored, codes=codes, scales=stored.scales.to(self._where), mins=mins))
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `ExecutableLinear`."""
-        q_NI, scales_N1 = quantize_rows_int8(x_NI)
-        y_NO = x_NI.new_zeros(len(x_NI), self.shape[0], dtype=torch.float32)
-        for group, q_NG in enumerate(q_NI.double().split(self._codes.shape[2], dim=1)):
-            y_NO = (q_NG @ self._codes[:, group].T * self._scales[:, group] + y_NO).float()
-            y_NO = (q_NG.sum(dim=1, keepdim=True) * self._mins[:, group] + y_NO).float()
-        y_NO = y_NO * scales_N1
+        q_NI, scales_NG = quantize_groups_int8(x_NI)
+        y_NO = torch.cat([_product_of_codes(q_NI, scales_NG, groups) for groups in self._groups], dim=1)
         return (y_NO if self.bias is None else y_NO + self.bias.float()).to(x_NI.dtype)
+
+
+def _product_of_codes(q_NI: Tensor, scales_NG: Tensor, groups: IntegerGroups) -> Tensor:
+    """The product of activations and the codes of one matrix [N, O], fp32."""
+    y_NO = q_NI.new_zeros(len(q_NI), len(groups.codes))
+    inputs = groups.codes.shape[2]
+    for step, q_NE in enumerate(q_NI.double().split(inputs, dim=1)):
+        row_N1, sums_N1 = scales_NG[:, step * inputs // GROUP, None], q_NE.sum(dim=1, keepdim=True)
+        products_NO = q_NE @ groups.codes[:, step].T - groups.zero * sums_N1
+        y_NO = fused_multiply_add(products_NO.float(), groups.scales[:, step] * row_N1, y_NO)
+        if groups.mins is not None:
+            y_NO = fused_multiply_add(row_N1 * sums_N1.float(), groups.mins[:, step], y_NO)
+    return y_NO
+
+
+def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a b + c of fp32, rounded once. The sum in fp64 is rounded to odd: its last bit says whether more is lost."""
+    product, addend = torch.broadcast_tensors(a.double() * b.double(), c.double())
+    total = product + addend
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)
+    even = total.view(torch.int64) & 1 == 0
+    towards = torch.where(lost > 0, float("inf"), float("-inf")).to(total)
+    return torch.where((lost != 0) & even, torch.nextafter(total, towards), total).float()
 
 
 def _parameter(weight: Tensor) -> nn.Parameter:
@@ -137,3 +166,9 @@ def quantize_rows_int8(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     top_N1 = x_NI.float().abs().amax(dim=1, keepdim=True)
     q_NI = (x_NI.float() * torch.where(top_N1 > 0, torch.full_like(top_N1, 127) / top_N1, 0.0)).round()
     return q_NI, top_N1 / 127
+
+
+def quantize_groups_int8(x_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with a scale for every 32 inputs [N, I / 32]."""
+    q_GI, scales_G1 = quantize_rows_int8(x_NI.reshape(-1, GROUP))
+    return q_GI.view(x_NI.shape), scales_G1.view(len(x_NI), -1)

@@ -24,7 +24,7 @@ from orthrus.model.norms import rms_norm
 from orthrus.model.ops import gate
 from orthrus.model.rope import rotate
 from orthrus.ngrams import Lookup
-from orthrus.quantization import in_groups_of_four_bits
+from orthrus.quantization import stored_matrices
 
 LANES = 16
 """The fp32 lanes of the widest vector registers."""
@@ -56,8 +56,8 @@ class TorchKernels(Kernels):
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The reference implementations."""
-        grouped = in_groups_of_four_bits(plain.group_quantized)
-        yield partial(GroupedLinear, plain, grouped) if grouped else partial(Int8Linear, plain)
+        matrices = stored_matrices(plain.group_quantized)
+        yield partial(GroupedLinear, plain, matrices) if matrices else partial(Int8Linear, plain)
 
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """None."""

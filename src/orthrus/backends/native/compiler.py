@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).with_name("c")
-UNITS = ("native.c", "linear_dequant.c", "team.c")
-"""The translation units of a library, which are compiled side by side. The first two take about equally long."""
+UNITS = ("native.c", "linear_dequant.c", "linear_codes.c", "team.c")
+"""The translation units of a library, which are compiled side by side."""
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 """No contraction into fused multiply-adds: a vector loop and its scalar tail must round alike."""
 DEFINES = {"float32": "FLOAT32", "bfloat16": "BFLOAT16"}

@@ -38,7 +38,7 @@ from orthrus.decoder_config import DecoderConfig
 from orthrus.gumbel import RandomBits
 from orthrus.model.linear import Linear
 from orthrus.ngrams import Lookup
-from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, in_groups_of_four_bits
+from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Quantized, StoredMatrix, stored_matrices
 from orthrus.torch_threads import kernel_threads
 
 Kernel = Callable[..., Any]
@@ -77,7 +77,7 @@ class NativeKernels(TorchKernels):
         linear = (_POINTER, _WEIGHTS, _POINTER, _INTEGER)
         self._linear = _bound(library.linear, *linear, _INTEGER)
         self._linear_int8 = _bound(library.linear_int8, *linear, _QUANTIZED, _INTEGER)
-        self._linear_w4a8 = _bound(library.linear_w4a8, *linear, _QUANTIZED, _INTEGER)
+        self._linear_codes = _bound(library.linear_codes, *linear, _QUANTIZED, _INTEGER)
         self._linear_dequant = _linear_dequant(library)
 
     @classmethod
@@ -102,10 +102,10 @@ class NativeKernels(TorchKernels):
         stored, on_tiles = plain.group_quantized, self._k_interleave(plain.shape[1]) == PAIR
         if not view and on_tiles and _all_in_groups_of_four_bits(stored) and _in_panels(plain.shape, stored):
             return None
-        quantized = in_groups_of_four_bits(stored)
+        matrices = stored_matrices(stored)
         if view and stored is None and _in_panels(plain.shape):
-            quantized = GroupQuantized.rounded(plain.weight.detach())
-        form = self._grouped(plain, quantized) or self._int8(plain)
+            matrices = (GroupQuantized.rounded(plain.weight.detach()),)
+        form = self._grouped(plain, matrices) or self._int8(plain)
         if form is None:
             return None
         made = form()
@@ -115,20 +115,20 @@ class NativeKernels(TorchKernels):
     def kernel_of(self, form: type[ExecutableLinear]) -> Kernel | None:
         """The function that runs a form of `native.linears`."""
         own = {DequantLinear: self._linear_dequant, NativeInt8Linear: self._linear_int8}
-        return self._linear_w4a8 if form is NativeGroupedLinear else own.get(form, self._linear)
+        return self._linear_codes if form is NativeGroupedLinear else own.get(form, self._linear)
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The product of `native.c` first, where the shape divides."""
-        grouped = in_groups_of_four_bits(plain.group_quantized)
-        form = self._grouped(plain, grouped) if grouped else self._int8(plain)
+        matrices = stored_matrices(plain.group_quantized)
+        form = self._grouped(plain, matrices) if matrices else self._int8(plain)
         if form is not None:
             yield form
         yield from super().quantised(plain)
 
-    def _grouped(self, plain: Linear, quantized: GroupQuantized | None) -> LinearForm | None:
-        if quantized is None or not _in_panels(plain.shape):
+    def _grouped(self, plain: Linear, matrices: Sequence[StoredMatrix]) -> LinearForm | None:
+        if not matrices or not _in_panels(plain.shape, plain.group_quantized):
             return None
-        return partial(NativeGroupedLinear, plain, self._linear_w4a8, quantized, self._packer)
+        return partial(NativeGroupedLinear, plain, self._linear_codes, matrices, self._packer)
 
     def _int8(self, plain: Linear) -> LinearForm | None:
         if any(size % TILE_OUTPUTS for size in plain.shape):

@@ -13,14 +13,16 @@ from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
 from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
 from orthrus.model.linear import Linear
-from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part
+from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part, StoredMatrix
 from orthrus.torch_threads import kernel_threads
 
 TILE_OUTPUTS = 16
 PAIR = 2
 """How many inputs of an output lie next to each other in weights for tiles."""
-PLAIN, INT8, Q4, Q5_0, Q5_1, Q8, W4A8, Q4_K, Q5_K, Q6_K, PARTS = range(11)
+PLAIN, INT8, Q4, Q5_0, Q5_1, Q8, Q4_K, Q5_K, Q6_K, PARTS = range(10)
 """Formats of weights, as `c/linear_weights.h` numbers them."""
+BY_INT8 = 64
+"""Added to the formats of codes that are multiplied by int8 activations."""
 PROBED_OUTPUTS = 1024
 """How many outputs a probe computes: panels of outputs share nothing, so more of them show no more."""
 FORMATS = {
@@ -160,20 +162,32 @@ class NativeGroupedLinear(GroupedLinear):
 
     name = "native C, groups by int8"
     probed = True
-    format = W4A8
     packed: Tensor
+    parts: Tensor | None = None
+    """See `DequantLinear`."""
 
-    def __init__(self, plain: Linear, kernel: Callable[..., None], quantized: GroupQuantized, packer: Packer) -> None:
-        ExecutableLinear.__init__(self, plain, quantized.raw.nbytes)
+    def __init__(
+        self, plain: Linear, kernel: Callable[..., None], matrices: Sequence[StoredMatrix], packer: Packer
+    ) -> None:
+        several = len(matrices) > 1
+        packed = [packer.pack_codes(matrix, huge_pages=not several) for matrix in matrices]
+        ExecutableLinear.__init__(self, plain, sum(part.nbytes for part in packed))
         self._kernel = kernel
-        self.packed = packer.pack_groups(quantized, "w4a8")
+        formats = [FORMATS[matrix.type] + BY_INT8 for matrix in matrices]
+        self.format = PARTS + BY_INT8 if several else formats[0]
+        if several:
+            outputs = [len(matrix.raw) for matrix in matrices]
+            self.parts = torch.tensor([*zip(outputs, formats, strict=True)])
+            self.packed = packer.copy_to_huge_pages(torch.cat([part.flatten() for part in packed]))
+        else:
+            self.packed = packed[0]
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `GroupedLinear`."""
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.int8)
-        sums, scales_N = (x_NI.new_empty(rows, n, dtype=torch.float32) for n in (depth // GROUP, 1))
-        rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), sums.data_ptr())
+        scales, sums = (x_NI.new_empty(rows, depth // n, dtype=torch.float32) for n in (GROUP, GROUP // 2))
+        rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales.data_ptr(), sums.data_ptr())
         self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO
 
@@ -196,7 +210,7 @@ def weights_of(linear: NativeLinear | NativeInt8Linear | NativeGroupedLinear) ->
     outputs, inputs = linear.shape
     bias = None if linear.bias is None else linear.bias.data_ptr()
     scales = shifts = parts = None
-    if isinstance(linear, DequantLinear) and linear.parts is not None:
+    if isinstance(linear, DequantLinear | NativeGroupedLinear) and linear.parts is not None:
         parts = linear.parts.data_ptr()
     if isinstance(linear, NativeInt8Linear):
         scales, shifts = linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()

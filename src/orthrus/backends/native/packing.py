@@ -12,9 +12,9 @@ from torch import Tensor
 
 from orthrus.backends.native import structs
 from orthrus.backends.native.huge_pages import HugePageArena
-from orthrus.quantization import BYTES, GROUP, OUTPUTS, GroupQuantized
+from orthrus.quantization import BYTES, GROUP, OUTPUTS, GroupQuantized, StoredMatrix
 
-LAYOUTS = ("tiles", "dots", "w4a8")
+LAYOUTS = ("tiles", "dots", "codes")
 """The layouts, as `c/pack_groups.h` numbers them."""
 PANEL_OUTPUTS = 2 * OUTPUTS
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
@@ -29,6 +29,8 @@ class Packer(HugePageArena):
         self._pack_groups.argtypes = (ctypes.POINTER(structs.StoredGroups), _POINTER, _INTEGER)
         self._pack_int8.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 3)
         self._pack_groups.restype = self._pack_int8.restype = None
+        library.codes_interleave.restype = _INTEGER
+        self._interleave = int(library.codes_interleave())
 
     def pack_groups(self, quantized: GroupQuantized, layout: str, *, huge_pages: bool = True) -> Tensor:
         """See `GroupQuantized.packed_for_tiles` and its siblings. The number of outputs is a multiple of 32."""
@@ -45,8 +47,15 @@ class Packer(HugePageArena):
             None if mins is None else mins.data_ptr(), outputs, groups, stride, bits, LAYOUTS.index(layout),
         )  # fmt: skip
         self._pack_groups(stored, out.data_ptr(), torch.get_num_threads())
-        panels = (-1, groups) if layout == "dots" else (outputs // PANEL_OUTPUTS, groups, 2)
+        panels = (outputs // PANEL_OUTPUTS, groups, 2) if layout == "tiles" else (-1, groups)
         return out.unflatten(0, panels)
+
+    def pack_codes(self, quantized: StoredMatrix, *, huge_pages: bool = True) -> Tensor:
+        """See `packed_for_codes` of both types of matrices."""
+        if isinstance(quantized, GroupQuantized):
+            return self.pack_groups(quantized, "codes", huge_pages=huge_pages)
+        packed = quantized.packed_for_codes(interleave=self._interleave)
+        return self.copy_to_huge_pages(packed) if huge_pages else packed
 
     def pack_int8(self, weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes [O / 16, 16 I], scales [O], and 128 times the sum of the codes of each output [O]. The order of the

@@ -23,7 +23,7 @@ from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import PAGE
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.linear import Linear
-from orthrus.quantization import in_groups_of_four_bits
+from orthrus.quantization import stored_matrices
 
 QUERIES = 32
 """Query rows per program: rows of a segment times query heads per key/value head. It is fixed, for equal bits."""
@@ -118,8 +118,9 @@ class TritonKernels(TorchKernels):
 
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """See `Kernels`."""
-        in_groups = in_groups_of_four_bits(plain.group_quantized) is not None  # of which there is no other copy
-        if not in_groups and plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
+        matrices = stored_matrices(plain.group_quantized)
+        four_bits = bool(matrices) and all(matrix.type.startswith("Q4") for matrix in matrices)
+        if not four_bits and plain.shape[0] % 8 == 0 and plain.shape[1] % 8 == 0:
             yield partial(IntegerLinear, plain)
         yield from super().quantised(plain)
 

@@ -17,12 +17,6 @@
 #include "dequantize_pairs.h"
 #endif
 
-/* Bytes of 32 inputs of a panel of 16 outputs, their share of a super-block included. */
-static inline int64_t stored_group_bytes(int64_t format) {
-    if (format == FORMAT_PLAIN) return GROUP_WEIGHTS * (int64_t)sizeof(scalar_t);
-    return is_k_quant(format) ? super_block_bytes(format) / SUPER_BLOCK_GROUPS : group_bytes(format);
-}
-
 /* The codes of the inputs `k` to `k` + 31 of a panel of 16 outputs, and their scales and minima. */
 ALWAYS_INLINE const char *load_group(const int64_t format, const char *panel, int64_t k, GroupScales *scales) {
     const char *group = panel + k / GROUP * stored_group_bytes(format);

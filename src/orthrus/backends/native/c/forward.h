@@ -35,7 +35,8 @@ static int64_t thread_scratch_bytes(const ModelWeights *model) {
 int64_t forward_workspace_bytes(const ModelWeights *model, int64_t rows, int64_t threads) {
     int64_t q = model->heads * model->head_dim, kv = model->kv_heads * model->head_dim, longest = longest_row(model);
     int64_t row_scalars = 3 * model->hidden + 3 * q + 2 * kv + 3 * model->intermediate;
-    int64_t row_bytes = row_scalars * (int64_t)sizeof(scalar_t) + longest + (1 + longest / GROUP) * (int64_t)sizeof(float);
+    int64_t scales = longest / GROUP + 1, sums = longest / LANES;
+    int64_t row_bytes = row_scalars * (int64_t)sizeof(scalar_t) + longest + (scales + sums) * (int64_t)sizeof(float);
     return rows * row_bytes + threads * thread_scratch_bytes(model);
 }
 
@@ -56,7 +57,7 @@ static Workspace workspace_in(char *memory, const ModelWeights *model, int64_t r
     space.gated = space.attended + rows * q, space.gate_up = space.gated + rows * model->intermediate;
     space.quantized.codes = (uint8_t *)(space.gate_up + 2 * rows * model->intermediate);
     space.quantized.scales = (float *)(space.quantized.codes + rows * longest_row(model));
-    space.quantized.sums = space.quantized.scales + rows;
+    space.quantized.sums = space.quantized.scales + rows * (longest_row(model) / GROUP + 1);
     memset(space.q, 0, 2 * rows * q * (int64_t)sizeof(scalar_t)); /* padding rows stay zero */
     return space;
 }
@@ -138,7 +139,7 @@ static void finish_update(const Pass *pass, const scalar_t *weight) {
 /* The thread's outputs of a map for `rows` rows from row `first` on. */
 static void linear_share(const Pass *pass, const LinearWeights *w, const scalar_t *x, scalar_t *y, int64_t first,
                          int64_t rows) {
-    QuantizedRows quantized = rows_from(pass->space->quantized, first, w->inputs);
+    QuantizedRows quantized = quantized_from(w, pass->space->quantized, first);
     Range outputs = split_outputs(w->outputs, pass->thread);
     linear_range(w, x + first * w->inputs, quantized, y + first * w->outputs, rows, outputs, pass->scratch);
 }

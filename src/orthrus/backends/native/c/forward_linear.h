@@ -6,7 +6,7 @@
 
 #include "gemm.h"
 #include "gemm_int8.h"
-#include "gemm_w4a8.h"
+#include "linear_codes.h"
 #include "linear_dequant.h"
 #include "linear_weights.h"
 #include "quantize.h"
@@ -15,7 +15,12 @@
 #include "threads.h"
 
 
-static inline int reads_int8(const LinearWeights *w) { return w->format == FORMAT_INT8 || w->format == FORMAT_W4A8; }
+static inline int reads_int8(const LinearWeights *w) { return w->format == FORMAT_INT8 || multiplies_codes(w); }
+
+/* The rows from `row` on in int8, as the map reads them. */
+static inline QuantizedRows quantized_from(const LinearWeights *w, QuantizedRows x, int64_t row) {
+    return multiplies_codes(w) ? grouped_rows_from(x, row, w->inputs) : rows_from(x, row, w->inputs);
+}
 
 /* Scalars of scratch memory that a thread needs for the products of a depth. */
 static inline int64_t linear_scratch_scalars(int64_t depth) {
@@ -30,7 +35,7 @@ static inline int64_t linear_scratch_scalars(int64_t depth) {
 static void quantize_for(const LinearWeights *w, const scalar_t *x, QuantizedRows quantized, Range range) {
     if (!reads_int8(w) || range.end <= range.begin) return;
     int64_t rows = range.end - range.begin;
-    QuantizedRows to = rows_from(quantized, range.begin, w->inputs);
+    QuantizedRows to = quantized_from(w, quantized, range.begin);
     if (w->format == FORMAT_INT8) quantize_rows_int8(x + range.begin * w->inputs, to, rows, w->inputs);
     else quantize_rows_groups(x + range.begin * w->inputs, to, rows, w->inputs);
 }
@@ -40,7 +45,7 @@ static void linear_range(const LinearWeights *w, const scalar_t *x, QuantizedRow
                          Range range, char *scratch) {
     (void)scratch;
     if (w->format == FORMAT_INT8) gemm_int8(quantized, w, y, rows, range);
-    else if (w->format == FORMAT_W4A8) gemm_w4a8(quantized, w, y, rows, range);
+    else if (multiplies_codes(w)) linear_codes_range(quantized, w, y, rows, range);
 #ifdef BFLOAT16
     else if (expands_weights(w, rows)) linear_dequant_range(x, w, y, rows, range, (scalar_t *)scratch);
 #endif

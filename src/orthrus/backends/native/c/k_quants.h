@@ -27,6 +27,12 @@ static inline int64_t super_block_bytes(int64_t format) {
     return K_HEADER_BYTES + SUPER_BLOCK_GROUPS * k_codes_bytes(format);
 }
 
+/* Bytes of 32 inputs of a panel of 16 outputs, their share of a super-block included. */
+static inline int64_t stored_group_bytes(int64_t format) {
+    if (format == FORMAT_PLAIN) return GROUP_WEIGHTS * (int64_t)sizeof(scalar_t);
+    return is_k_quant(format) ? super_block_bytes(format) / SUPER_BLOCK_GROUPS : group_bytes(format);
+}
+
 /* The scales and minima of the group `g` of a super-block. Every product is exact. */
 static inline void load_k_scales(int64_t format, const char *super_block, int64_t g, GroupScales *to) {
     const char *scales = super_block + UNITS_BYTES + g * GROUP_SCALES_BYTES;

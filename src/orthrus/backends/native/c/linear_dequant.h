@@ -1,5 +1,5 @@
 /* Linear maps whose weights stay quantised. They take as long to compile as all other kernels together, so they are a
- * translation unit of their own (linear_dequant.c), which is compiled beside the other (native.c). */
+ * translation unit of their own (linear_dequant.c), which is compiled beside the others. */
 #ifndef ORTHRUS_LINEAR_DEQUANT_H
 #define ORTHRUS_LINEAR_DEQUANT_H
 

@@ -11,9 +11,10 @@
  * INT8   int8 with a scale per output, by int8 activations (gemm_int8.h);
  * Q4, Q8 group-quantised to four or eight bits, expanded to bf16 where they are used (gemm_dequant.h);
  * Q5_0, Q5_1  the same to five bits, without and with minima of the groups;
- * W4A8   group-quantised to four bits, by int8 activations (gemm_w4a8.h);
  * Q4_K, Q5_K, Q6_K  K-quants, expanded as Q4 and Q8 are;
- * PARTS  ranges of outputs, each in PLAIN or one of the formats that are expanded. */
+ * PARTS  ranges of outputs, each in PLAIN or one of the formats that are expanded.
+ *
+ * Of formats other than PLAIN and INT8, BY_INT8 is added where the codes are multiplied by int8 activations (gemm_codes.h). */
 enum {
     FORMAT_PLAIN,
     FORMAT_INT8,
@@ -21,11 +22,11 @@ enum {
     FORMAT_Q5_0,
     FORMAT_Q5_1,
     FORMAT_Q8,
-    FORMAT_W4A8,
     FORMAT_Q4_K,
     FORMAT_Q5_K,
     FORMAT_Q6_K,
-    FORMAT_PARTS
+    FORMAT_PARTS,
+    BY_INT8 = 64
 };
 
 /* A range of outputs of PARTS. The weights of the ranges follow one another. */
@@ -43,6 +44,8 @@ typedef struct {
     const WeightPart *parts;
     int64_t inputs, outputs, format;
 } LinearWeights;
+
+static inline int multiplies_codes(const LinearWeights *w) { return (w->format & BY_INT8) != 0; }
 
 static inline const scalar_t *bias_at(const LinearWeights *w, int64_t output) { return w->bias ? w->bias + output : 0; }
 

@@ -1,5 +1,5 @@
 /* The C kernels of a forward pass on a CPU, compiled once per scalar type (see build.py), except for those in
- * linear_dequant.c.
+ * linear_dequant.c and linear_codes.c.
  *
  * Every row is computed independently and in one fixed order, so its bits do not depend on the other rows of a call. All
  * arithmetic is fp32 or exact integers; `scalar_t` is the type in which values are stored. */
@@ -9,7 +9,6 @@
 #include "forward.h"
 #include "gemm.h"
 #include "gemm_int8.h"
-#include "gemm_w4a8.h"
 #include "kl_div.h"
 #include "largest_logits.h"
 #include "library.h"

@@ -10,8 +10,8 @@
 #include "team.h"
 #include "threads.h"
 
-/* TILES for gemm_dequant_amx.h, DOTS for gemm_dequant.h, W4A8 for gemm_w4a8.h. */
-enum { LAYOUT_TILES, LAYOUT_DOTS, LAYOUT_W4A8 };
+/* TILES for gemm_dequant_amx.h, DOTS for gemm_dequant.h, CODES for gemm_codes.h. */
+enum { LAYOUT_TILES, LAYOUT_DOTS, LAYOUT_CODES };
 
 /* A matrix [outputs, 32 groups] in groups of `bits` bits. The codes of a group begin `stride` bytes after those of the group
  * before it, the fifth bits before the lower ones; scales and minima are [outputs, groups] in fp16. `mins` is null where the
@@ -100,16 +100,29 @@ static inline uint8_t *pack_dots(const StoredGroups *from, GroupCodes codes, uin
     return out;
 }
 
-/* Bytes of two codes: of one output, four inputs apart, or, for matrix instructions, of one input, eight outputs apart. */
-static inline uint8_t *pack_w4a8(GroupCodes codes, uint8_t *out) {
-    for (int k = 0; k < GROUP; k += 8)
+/* Byte `n` of vector `j` of the codes of a group: see group_codes.h. */
+static inline uint8_t code_at(GroupCodes codes, int j, int n) {
 #ifdef HAVE_I8MM
-        for (int o = 0; o < 8; o++)
-            for (int e = k; e < k + 8; e++) *out++ = (uint8_t)(codes[o][e] | codes[o + 8][e] << 4);
+    return codes[n / 8 + j % 2 * 8][j / 2 * 8 + n % 8];
 #else
-        for (int o = 0; o < LANES; o++)
-            for (int e = k; e < k + 4; e++) *out++ = (uint8_t)(codes[o][e] | codes[o][e + 4] << 4);
+    return codes[n / 4][4 * j + n % 4];
 #endif
+}
+
+/* Bytes of four bits of two vectors, then bytes of the fifth bits of all; at eight bits, the vectors. */
+static inline uint8_t *pack_codes(const StoredGroups *from, GroupCodes codes, uint8_t *out) {
+    if (from->bits == 8) {
+        for (int j = 0; j < 8; j++)
+            for (int n = 0; n < 64; n++) *out++ = (uint8_t)(code_at(codes, j, n) + INT8_SHIFT);
+        return out;
+    }
+    for (int j = 0; j < 8; j += 2)
+        for (int n = 0; n < 64; n++) *out++ = (uint8_t)((code_at(codes, j, n) & 15) | code_at(codes, j + 1, n) << 4);
+    for (int n = 0; n < 64 && from->bits == 5; n++) {
+        uint8_t fifth = 0;
+        for (int j = 0; j < 8; j++) fifth |= (uint8_t)(code_at(codes, j, n) >> 4 << j);
+        *out++ = fifth;
+    }
     return out;
 }
 
@@ -126,12 +139,12 @@ static void pack_groups_share(void *argument, Thread thread) {
     for (int64_t panel = own.begin; panel < own.end; panel++)
         for (int64_t group = 0; group < groups; group++) {
             int64_t paired = (panel / 2 * groups + group) * 2 + panel % 2;
-            uint8_t *to = call->out + bytes * (from->layout == LAYOUT_DOTS ? panel * groups + group : paired);
+            uint8_t *to = call->out + bytes * (from->layout == LAYOUT_TILES ? paired : panel * groups + group);
             GroupCodes codes;
             unpack_stored_codes(from, panel, group, codes);
             if (from->layout == LAYOUT_TILES) to = pack_tiles(from, codes, to);
             else if (from->layout == LAYOUT_DOTS) to = pack_dots(from, codes, to);
-            else to = pack_w4a8(codes, to);
+            else to = pack_codes(from, codes, to);
             for (int64_t o = 0; o < LANES; o++)
                 memcpy(to + 2 * o, from->scales + (panel * LANES + o) * groups + group, 2);
             for (int64_t o = 0; o < LANES && from->mins; o++)
@@ -139,7 +152,7 @@ static void pack_groups_share(void *argument, Thread thread) {
         }
 }
 
-/* [outputs / 16, groups] packed groups for DOTS; [outputs / 32, groups, 2] for the others. `outputs` is a multiple of 32. */
+/* [outputs / 16, groups] packed groups; [outputs / 32, groups, 2] for TILES. `outputs` is a multiple of 32. */
 void pack_groups(const StoredGroups *from, uint8_t *out, int64_t threads) {
     parallel(threads, pack_groups_share, &(GroupPacking){from, out});
 }

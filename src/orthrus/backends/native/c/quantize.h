@@ -1,4 +1,4 @@
-/* Activations in int8, with a scale per row: integer sums of a row are exact, so their order cannot matter. */
+/* Activations in int8: integer sums of a row are exact, so their order cannot matter. */
 #ifndef ORTHRUS_QUANTIZE_H
 #define ORTHRUS_QUANTIZE_H
 
@@ -7,15 +7,19 @@
 #include "group_quantized.h"
 #include "simd.h"
 
-/* codes [rows, depth], unsigned around INT8_SHIFT for INT8 weights and signed for W4A8; scales [rows]; for W4A8 the sum of
- * each group of codes, sums [rows, depth / 32]. */
+/* codes [rows, depth]. For INT8 weights they are unsigned around INT8_SHIFT, with scales [rows]. For codes in groups they are
+ * signed, with scales [rows, depth / 32] and sums [rows, depth / 16] of the codes of every sixteen inputs. */
 typedef struct {
     uint8_t *codes;
     float *scales, *sums;
 } QuantizedRows;
 
 static inline QuantizedRows rows_from(QuantizedRows x, int64_t row, int64_t depth) {
-    return (QuantizedRows){x.codes + row * depth, x.scales + row, x.sums ? x.sums + row * depth / GROUP : 0};
+    return (QuantizedRows){x.codes + row * depth, x.scales + row, x.sums};
+}
+
+static inline QuantizedRows grouped_rows_from(QuantizedRows x, int64_t row, int64_t depth) {
+    return (QuantizedRows){x.codes + row * depth, x.scales + row * (depth / GROUP), x.sums + row * (depth / LANES)};
 }
 
 #ifdef HAVE_I8MM
@@ -27,25 +31,33 @@ ALWAYS_INLINE i32x16 codes_of_pair(const int rows, const int r, QuantizedRows x,
 }
 #endif
 
+/* By what values of at most `max` are multiplied to become codes. */
+static inline f32x16 inverse_scale(float max) { return f32_set1(max > 0 ? 127.0f / max : 0.0f); }
+
 /* One row to unsigned codes around INT8_SHIFT; returns its scale. `depth` is a multiple of LANES. */
 static float quantize_row_int8(const scalar_t *x, uint8_t *codes, int64_t depth) {
     f32x16 tops = f32_zero();
     for (int64_t i = 0; i < depth; i += LANES) tops = f32_max(tops, f32_abs(load_lanes(x + i)));
     float max = f32_reduce_max(tops);
-    f32x16 inverse = f32_set1(max > 0 ? 127.0f / max : 0.0f);
+    f32x16 inverse = inverse_scale(max);
     for (int64_t i = 0; i < depth; i += LANES) {
         i32x16 rounded = f32_to_i32(f32_mul(load_lanes(x + i), inverse));
-        i32x16 shifted = i32_add(rounded, i32_set1(INT8_SHIFT));
-        i32_store_bytes(codes + i, shifted);
+        i32_store_bytes(codes + i, i32_add(rounded, i32_set1(INT8_SHIFT)));
     }
     return max / 127.0f;
 }
 
-/* One row to signed codes, and the sum of each group of them; returns its scale. */
-static float quantize_row_groups(const scalar_t *x, uint8_t *codes, float *sums, int64_t depth) {
-    float scale = quantize_row_int8(x, codes, depth);
-    for (int64_t i = 0; i < depth; i += GROUP) sums[i / GROUP] = (float)make_signed(codes + i);
-    return scale;
+/* One group of 32 values to signed codes and their two sums; returns their scale. */
+static inline float quantize_group(const scalar_t *x, uint8_t *codes, float *sums) {
+    f32x16 values[2] = {load_lanes(x), load_lanes(x + LANES)};
+    float max = f32_reduce_max(f32_max(f32_max(f32_zero(), f32_abs(values[0])), f32_abs(values[1])));
+    f32x16 inverse = inverse_scale(max);
+    for (int half = 0; half < 2; half++) {
+        i32x16 rounded = f32_to_i32(f32_mul(values[half], inverse));
+        i32_store_bytes(codes + half * LANES, rounded);
+        sums[half] = f32_reduce_add(i32_to_f32(rounded));
+    }
+    return max / 127.0f;
 }
 
 static void quantize_rows_int8(const scalar_t *x, QuantizedRows to, int64_t rows, int64_t depth) {
@@ -53,8 +65,8 @@ static void quantize_rows_int8(const scalar_t *x, QuantizedRows to, int64_t rows
 }
 
 static void quantize_rows_groups(const scalar_t *x, QuantizedRows to, int64_t rows, int64_t depth) {
-    for (int64_t r = 0; r < rows; r++)
-        to.scales[r] = quantize_row_groups(x + r * depth, to.codes + r * depth, to.sums + r * depth / GROUP, depth);
+    for (int64_t g = 0; g < rows * (depth / GROUP); g++)
+        to.scales[g] = quantize_group(x + g * GROUP, to.codes + g * GROUP, to.sums + 2 * g);
 }
 
 #endif

@@ -28,12 +28,13 @@ enum { LANES = 16 };
  * f32_reduce_quarters     of four vectors: lane 4 p + q is the sum of the lanes 4 p to 4 p + 3 of x[q], those 2 apart first
  * low_nibbles             the lower half of every byte, in bytes; high_nibbles: the upper one
  * dot_bf16                sums + the products of pairs of bf16 in every word
- * dot_i8                  sums + the products of four codes around INT8_SHIFT by four signed bytes in every word, exact
+ * dot_i8                  sums + the products of four codes around INT8_SHIFT by four signed bytes in every word, exact;
+ *                         the signed bytes are above -128
  * mmla_i8                 where HAVE_I8MM: sums of [2 rows][2 outputs] in every quarter, + the products of eight signed bytes
  *                         of two rows by eight of two outputs; mmla_rows: eight bytes of each of two rows in every quarter;
  *                         mmla_row: the sums of row 0 or 1 for sixteen outputs, of two vectors of sums
  * dot_u4, u4_sums         the same with values from 0 to 15 by signed codes: u4_sums of at most 8 calls
- * make_signed             subtracts INT8_SHIFT from 32 codes in memory and returns their sum
+ * dot_u6                  the same with two vectors of values from 0 to 63 by two of signed codes
  * transpose_4x4           four rows of words; out[j stride + i] = rows[i][j]
  * interleave_i16          16 numbers of 16 bits of each of two arrays, in turn
  *

@@ -225,6 +225,7 @@ static inline i32x16 dot_i8(i32x16 sums, i32x16 codes, i32x16 w) {
 }
 static inline i32x16 dot_u4(i32x16 part, i32x16 nibbles, i32x16 codes) { return dot_i8(part, nibbles, codes); }
 static inline i32x16 u4_sums(i32x16 part) { return part; }
+static inline i32x16 dot_u6(i32x16 sums, i32x16 a, i32x16 x, i32x16 b, i32x16 y) { return dot_i8(dot_i8(sums, a, x), b, y); }
 #else
 enum { INT8_SHIFT = 0 };
 
@@ -249,15 +250,10 @@ static inline i32x16 u4_sums(i32x16 part) {
     const __m256i ones = _mm256_set1_epi16(1);
     return (i32x16){_mm256_madd_epi16(part.a, ones), _mm256_madd_epi16(part.b, ones)};
 }
-#endif
 
-static inline int32_t make_signed(uint8_t *codes) {
-    __m256i *at = (__m256i *)codes, around_128 = _mm256_set1_epi8((char)128), own = _mm256_loadu_si256(at);
-    if (INT8_SHIFT) _mm256_storeu_si256(at, _mm256_xor_si256(own, around_128));
-    else own = _mm256_xor_si256(own, around_128);
-    __m256i eights = _mm256_sad_epu8(own, _mm256_setzero_si256());
-    __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(eights), _mm256_extracti128_si256(eights, 1));
-    return _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums))) - 32 * 128;
+static inline i32x16 dot_u6(i32x16 sums, i32x16 a, i32x16 x, i32x16 b, i32x16 y) { /* four products fit in sixteen bits */
+    return i32_add(sums, u4_sums(dot_u4(dot_u4(i32_zero(), a, x), b, y)));
 }
+#endif
 
 #endif

@@ -142,12 +142,8 @@ static inline i32x16 dot_i8(i32x16 sums, i32x16 codes, i32x16 weights) { return 
 static inline i32x16 dot_u4(i32x16 part, i32x16 nibbles, i32x16 codes) { return _mm512_dpbusd_epi32(part, nibbles, codes); }
 static inline i32x16 u4_sums(i32x16 part) { return part; }
 
-static inline int32_t make_signed(uint8_t *codes) {
-    const __m256i ones = _mm256_set1_epi8(1), shift = _mm256_set1_epi8((char)INT8_SHIFT);
-    __m256i *at = (__m256i *)codes, signed_codes = _mm256_xor_si256(_mm256_loadu_si256(at), shift);
-    _mm256_storeu_si256(at, signed_codes);
-    __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, signed_codes);
-    return _mm512_reduce_add_epi32(_mm512_zextsi256_si512(fours));
+static inline i32x16 dot_u6(i32x16 sums, i32x16 a, i32x16 x, i32x16 b, i32x16 y) {
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, a, x), b, y);
 }
 #else
 enum { INT8_SHIFT = 0 };
@@ -165,9 +161,9 @@ static inline i32x16 dot_u4(i32x16 part, i32x16 nibbles, i32x16 codes) {
 
 static inline i32x16 u4_sums(i32x16 part) { return _mm512_madd_epi16(part, _mm512_set1_epi16(1)); }
 
-static inline int32_t make_signed(uint8_t *codes) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i *)codes));
-    return _mm512_reduce_add_epi32(_mm512_cvtepi16_epi32(pairs));
+static inline i32x16 dot_u6(i32x16 sums, i32x16 a, i32x16 x, i32x16 b, i32x16 y) { /* four products fit in sixteen bits */
+    __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a, x), _mm512_maddubs_epi16(b, y));
+    return i32_add(sums, u4_sums(pairs));
 }
 #endif
 

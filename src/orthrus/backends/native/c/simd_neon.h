@@ -276,10 +276,6 @@ static inline i32x16 low_nibbles(i32x16 x) { return i32_and(x, i32_set1(0x0f0f0f
 static inline i32x16 high_nibbles(i32x16 x) { return (i32x16)EACH(high_nibbles_quarter, x); }
 static inline i32x16 dot_u4(i32x16 part, i32x16 nibbles, i32x16 codes) { return dot_i8(part, nibbles, codes); }
 static inline i32x16 u4_sums(i32x16 part) { return part; }
-
-static inline int32_t make_signed(uint8_t *codes) {
-    const int8_t *own = (const int8_t *)codes;
-    return vaddlvq_s8(vld1q_s8(own)) + vaddlvq_s8(vld1q_s8(own + 16));
-}
+static inline i32x16 dot_u6(i32x16 sums, i32x16 a, i32x16 x, i32x16 b, i32x16 y) { return dot_i8(dot_i8(sums, a, x), b, y); }
 
 #endif

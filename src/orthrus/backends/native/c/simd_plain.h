@@ -169,11 +169,6 @@ static inline int32_t dot4(int32_t a, int32_t b) {
 DEFINE_I32(dot_i8, sums.v[l] + dot4(codes.v[l], weights.v[l]), i32x16 sums, i32x16 codes, i32x16 weights)
 static inline i32x16 dot_u4(i32x16 part, i32x16 nibbles, i32x16 codes) { return dot_i8(part, nibbles, codes); }
 static inline i32x16 u4_sums(i32x16 part) { return part; }
-
-static inline int32_t make_signed(uint8_t *codes) {
-    int32_t sum = 0;
-    for (int i = 0; i < 32; i++) sum += (int8_t)codes[i];
-    return sum;
-}
+static inline i32x16 dot_u6(i32x16 sums, i32x16 a, i32x16 x, i32x16 b, i32x16 y) { return dot_i8(dot_i8(sums, a, x), b, y); }
 
 #endif
