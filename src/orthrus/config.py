@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isfinite
 from typing import Any, Literal
 
@@ -23,16 +24,22 @@ PAGE = 256
 KEY_BLOCK = 512
 """Keys are allocated and attended to in chunks of this size; a fully masked chunk does not change the result."""
 MAX_TREE_NODES = 64
+VOCABULARY_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """K, the mask token, the trained rows of a block, and their calibration without a draft head, if measured."""
+    """K, the mask token, the trained rows of a block, and their calibration without a draft head, if measured.
+
+    draft_vocabulary: the tokens that are drafted, ascending; None for all. A pass that drafts then computes the logits
+    of these alone. A kernel computes whole panels of outputs, so their number is a multiple of `VOCABULARY_MULTIPLE`.
+    """
 
     block_size: int
     mask_token_id: int
     trained_rows: int
     inverse_temperatures: tuple[float, ...] | None = None
+    draft_vocabulary: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.block_size <= PAGE:
@@ -41,6 +48,11 @@ class DiffusionConfig:
             raise ValueError(f"trained_rows must lie in 1..block_size = {self.block_size}, not {self.trained_rows}")
         if self.mask_token_id < 0:
             raise ValueError(f"mask_token_id must not be negative, got {self.mask_token_id}")
+        tokens = self.draft_vocabulary
+        if tokens is not None:
+            refuse_vocabulary_size(len(tokens))
+            if tokens[0] < 0 or any(one >= other for one, other in pairwise(tokens)):
+                raise ValueError("draft_vocabulary must hold different token ids in ascending order")
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,12 @@ class DecodingConfig:
         refuse_outside("tree_nodes", self.tree_nodes or 0, 0, MAX_TREE_NODES)
         if self.candidates is not None and (self.candidates < 1 or self.cycle != "one-pass"):
             raise ValueError(f"candidates must be at least 1, and only with cycle one-pass, not {self.candidates}")
+
+
+def refuse_vocabulary_size(size: int) -> None:
+    """Raise ValueError where no kernel computes the logits of so many drafted tokens."""
+    if size < 1 or size % VOCABULARY_MULTIPLE:
+        raise ValueError(f"a draft vocabulary has a multiple of {VOCABULARY_MULTIPLE} tokens, not {size}")
 
 
 def refuse_outside(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -165,6 +165,46 @@ def test_an_adapter_in_int8_is_small_and_still_exact(run, bare):
     assert "not an empty directory" in err
 
 
+def test_a_draft_vocabulary_is_trained_resumed_and_added_afterwards(run, bare, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(12)))
+    assert distill(run, bare, "--data prompts.jsonl --dtype float32")[0] == 0
+    train = f"train -o run --data data --model {bare} --steps 2 --validate-every 2 {TOY} --draft-vocabulary 96"
+    for said in ("draft vocabulary: 96 tokens, ", "resumed after step 2 of 2"):
+        code, _, err = run(train)
+        assert code == 0, err
+        assert said in err
+    code, _, err = run(train.replace("96", "0"))
+    assert code == 2
+    assert "recipe.draft_vocabulary was 96, is 0" in err
+    whole = f"train -o whole --data data --model {bare} --warm-start run/best --steps 1 {TOY} --draft-vocabulary 0"
+    assert run(whole)[0] == 0
+    export = f"export --layout adapter --model {bare} --dtype float32"
+    code, out, err = run(f"{export} --adapter whole/last -o less --draft-vocabulary 96 --data data")
+    assert code == 0, err
+    assert "draft vocabulary: 96 tokens, " in out
+    assert run(f"{export} --adapter run/best -o more --draft-vocabulary 0")[0] == 0
+    views = [adapters.read_config(tmp_path / name).diffusion for name in ("run/best", "less", "whole/last", "more")]
+    drafted = [view.draft_vocabulary for view in views]
+    assert len(drafted[0]) == 96
+    assert drafted == [drafted[0], drafted[0], None, None]
+    weights = [adapters.weights(tmp_path / name) for name in ("whole/last", "less")]
+    assert all(torch.equal(weights[0].tensor(name), weights[1].tensor(name)) for name in weights[0].names)
+    texts = []
+    for how in ("--adapter less", "--adapter run/best", "--adapter none --cycle ar"):
+        code, out, err = run(f"generate hello {how} --model {bare} --max-new-tokens 20 --json --dtype float32")
+        assert code == 0, err
+        texts.append(json.loads(out)["tokens"])
+    assert texts[0] == texts[1] == texts[2]
+    code, out, _ = run(f"info {bare} --adapter less")
+    assert "96 tokens" in out
+    code, _, err = run(f"{export} --adapter whole/last -o odd --draft-vocabulary 50 --data data")
+    assert code == 2
+    assert "a multiple of 32 tokens, not 50" in err
+    code, _, err = run(f"{export} --adapter whole/last -o odd --draft-vocabulary 64")
+    assert code == 2
+    assert "give it and --data together" in err
+
+
 def test_a_processor_that_emulates_bfloat16_is_named(run, bare, tmp_path, monkeypatch):
     turns = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three " * 20}]
     (tmp_path / "d.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 6))

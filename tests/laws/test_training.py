@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import reference
@@ -14,7 +15,9 @@ from orthrus.model import families
 from orthrus.training import objectives, ops
 from orthrus.training.attention import BlockAttention, Scores
 from orthrus.training.blocks import Blocks
-from orthrus.training.step import step
+from orthrus.training.parameters import prepare_head
+from orthrus.training.rows import head_rows
+from orthrus.training.step import states_of, step
 
 STARTS = (0, 17, 22)
 """Starts of three documents in one text; the second is too short to contain a root."""
@@ -60,16 +63,18 @@ def test_every_objective_has_a_reference():
 def plain_loss(decoder, blocks, objective, decay):
     """The reference loss: autograd over the reference forward pass, one document and one block at a time."""
     losses, weights = [], []
+    drafted = decoder.diffusion.draft_vocabulary or range(tiny.VOCAB)
     for tokens, roots in documents(blocks):
-        teacher = reference.forward(decoder, tokens).detach().log_softmax(-1)
+        teacher = reference.forward(decoder, tokens).detach()[:, list(drafted)].log_softmax(-1)
         for root, end in roots:
             rows, accepted = reference.forward(decoder, tokens, root=root, block=blocks.block_size), 1
             for row, position in enumerate(range(root, min(root + blocks.trained_rows, end - 1))):
-                log_q, log_p, target = rows[row].log_softmax(-1), teacher[position], int(tokens[position + 1])
+                log_q, log_p, token = rows[row][list(drafted)].log_softmax(-1), teacher[position], tokens[position + 1]
+                target = drafted.index(token) if token in drafted else 0
                 loss = REFERENCES[objective](log_q, log_p, target)
                 accepted = accepted * (1 - loss)
                 losses.append(1 - accepted if objective == "expected-prefix" else loss)
-                weights.append(decay**row)
+                weights.append(decay**row if token in drafted else 0)
     return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
 
 
@@ -95,6 +100,36 @@ def test_loss_and_every_gradient_equal_the_reference(family, objective, trained_
             )
         else:
             assert got.grad is None, f"{name} is frozen"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("objective", objectives.names())
+def test_with_a_draft_vocabulary_views_are_compared_over_its_tokens(objective, fast):
+    """Rows whose target is not drafted have no weight. The head learns over the same tokens."""
+    blocks, (one, other) = packed(), (trainable("qwen3") for _ in range(2))
+    present = sorted({*blocks.tokens_T.tolist()})
+    drafted = tuple(sorted({*present[::2], *range(0, tiny.VOCAB, 5)}))[:64]
+    assert 4 < len({*present} - {*drafted}) < len(present) - 4
+    for made in (one, other):
+        made.set_view(replace(made.diffusion, draft_vocabulary=drafted))
+    prepare_head(one, 16, 0)
+    one.draft_head.bias.requires_grad_()
+    outcome = step(one, blocks, objectives.load(objective), OPS[fast](), decay=0.8, head_gradient=0.0)
+    expected = plain_loss(other, blocks, objective, 0.8)
+    torch.testing.assert_close(outcome.loss, expected, atol=1e-5, rtol=1e-5)
+    outcome.total.backward()
+    expected.backward()
+    for (name, got), (_, counterpart) in zip(one.named_parameters(), other.named_parameters(), strict=False):
+        if ".diffusion." in name:
+            torch.testing.assert_close(got.grad, counterpart.grad, atol=2e-5, rtol=1e-3)
+    assert one.draft_head.bias.grad.abs().sum() > 0 or not float(one.draft_head.output.abs().sum())
+    rows = head_rows(one, states_of(one, blocks))
+    assert {*rows.candidates_SMC[rows.inside_SM].flatten().tolist()} <= {*drafted}
+    assert {*rows.chosen_SM[rows.inside_SM].tolist()} <= {*drafted}
+    whole = reference.forward(one, blocks.tokens_T[:17], root=3, block=8)
+    torch.testing.assert_close(
+        rows.logits_SMC[0, 0], whole[0, list(drafted)].sort(descending=True).values[:8], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", families.names())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -62,8 +62,8 @@ def fastest(dtype: torch.dtype, device: torch.device, cache_directory: Path) -> 
 
 @dataclass(frozen=True)
 class DraftWeights:
-    """Low-precision copies for passes that only draft: the MLP of each layer, and the head. Where one is missing, the
-    exact weights are used."""
+    """Weights of passes that only draft: low-precision copies of the MLP of each layer and of the head, which computes
+    the draft vocabulary alone where there is one. Where a copy is missing, the exact weights are used."""
 
     mlps: tuple[MLPCopies | None, ...] = ()
     head: ExecutableLinear | None = None
@@ -75,6 +75,21 @@ class DraftWeights:
         return [*maps, self.head] if self.head else maps
 
 
+def choose_draft_weights(
+    decoder: Decoder, kernels: Kernels, *, int8: bool = False, low_precision: bool = False
+) -> DraftWeights:
+    """The weights of passes that only draft. low_precision: see `low_precision_drafts`, which makes copies unless the
+    other weights are `int8` too. The head of a draft vocabulary is made in any case."""
+    weights = DraftWeights()
+    if low_precision:
+        weights = low_precision_drafts(decoder, kernels, copies=not int8)
+    if weights.head is None and decoder.draft_tokens is not None:
+        head = decoder.drafting_head()
+        forms: LinearForms = kernels.quantised if int8 and head.quantizable else kernels.packed
+        weights = replace(weights, head=_first_exact(head, forms, decoder.device))
+    return weights
+
+
 def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) -> DraftWeights:
     """Replace the maps of the diffusion view by low-precision forms if the kernels have them. With `copies`, also make
     low-precision copies of MLPs (experts excepted) and head. Drafts need not be exact: no output token depends on
@@ -82,7 +97,7 @@ def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) ->
     if decoder.diffusion is None:
         return DraftWeights()
     mlps: list[MLPCopies | None] = []
-    head = kernels.low_precision(decoder.head) if copies else None
+    head = kernels.low_precision(decoder.drafting_head()) if copies else None
     for layer in decoder.decoder_layers:
         assert layer.diffusion is not None
         layer.diffusion.qkv = kernels.low_precision(layer.diffusion.qkv, view=True) or layer.diffusion.qkv

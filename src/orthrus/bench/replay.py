@@ -31,7 +31,7 @@ from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
-from orthrus.decoding.propose import EAGER_LOGITS, Block, drafts_from_blocks
+from orthrus.decoding.propose import Block, computes_eagerly, drafts_from_blocks
 from orthrus.decoding.rules import Proposal, exact
 from orthrus.decoding.sequence import Request
 from orthrus.decoding.sequence import Sequence as Decoded
@@ -274,10 +274,10 @@ def _count(statistics: Statistics, plan: PassPlan, accepted: int, depth: int, to
 
 def _ahead(text: Text, runner: Runner, sequence: Decoded, plan: PassPlan, root: int, nodes: int | None) -> Draft:
     """The drafts from the block of a plan that is rooted at a position."""
-    hidden_WD, eager = text.blocks(plan.width)[root - text.first_root], plan.blocks * plan.width <= EAGER_LOGITS
+    hidden_WD = text.blocks(plan.width)[root - text.first_root]
+    eager = computes_eagerly(runner, plan.blocks * plan.width)
     block = Block(runner.logits(hidden_WD) if eager else hidden_WD, hidden_WD, root)
-    (draft,) = drafts_from_blocks(runner, [sequence], [block], exact, nodes, eager_logits=eager)
-    return draft
+    return drafts_from_blocks(runner, [sequence], [block], exact, nodes, eager_logits=eager)[0]
 
 
 def _prefilled(text: Text, length: int) -> list[BlockTable]:

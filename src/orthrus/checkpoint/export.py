@@ -57,6 +57,17 @@ def _drafting_parameters(checkpoint: Checkpoint) -> dict[str, Parameter]:
     return {name: own for name, own in parameters if ".diffusion." in name or name.startswith("draft_head.")}
 
 
+def set_draft_vocabulary(checkpoint: Checkpoint, tokens: tuple[int, ...] | None) -> None:
+    """Let the view of a checkpoint draft these tokens alone; None for all. Its weights stay as they are.
+
+    Raises ValueError where there is no view.
+    """
+    view = checkpoint.decoder.diffusion
+    if view is None:
+        raise ValueError("this checkpoint has no diffusion view that could have a draft vocabulary")
+    checkpoint.decoder.set_view(replace(view, draft_vocabulary=tokens))
+
+
 def export_published(checkpoint: Checkpoint, directory: Path) -> None:
     """Write an unprepared checkpoint in the published layout, tokenizer included.
 

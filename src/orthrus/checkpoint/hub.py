@@ -212,7 +212,8 @@ def give_view(
     rows = block_size or (existing.block_size if existing else 32)
     mask = existing.mask_token_id if mask_token is None and existing else mask_token
     assert mask is not None
-    decoder.set_view(DiffusionConfig(rows, mask, trained_rows(existing, rows, last_row)))
+    drafted = existing.draft_vocabulary if existing else None
+    decoder.set_view(DiffusionConfig(rows, mask, trained_rows(existing, rows, last_row), draft_vocabulary=drafted))
     if existing is None:
         copy_projections(decoder)
     return decoder

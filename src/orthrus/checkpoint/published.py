@@ -6,13 +6,13 @@ A checkpoint holds the tensors of the backbone under their usual names and those
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from orthrus.checkpoint import draft_head
+from orthrus.checkpoint import draft_head, draft_vocabulary
 from orthrus.checkpoint.tensors import TensorFile, save_tensors
 from orthrus.checkpoint.validation import DIFFUSION, Field, check, read_json, refuse
 from orthrus.config import DiffusionConfig
@@ -21,6 +21,8 @@ from orthrus.model.draft_head import DraftHead
 
 ARCHITECTURE = "OrthrusLM"
 CALIBRATION = "inverse_temperatures"
+OPTIONAL = (draft_head.FIELD, CALIBRATION, draft_vocabulary.FIELD)
+"""Fields that describe a view, and that not every view has."""
 INVERSE = Field(float, 0.01, 100.0)
 
 
@@ -30,8 +32,8 @@ def is_published(content: dict[str, Any], tensors: TensorFile) -> bool:
 
 
 def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) -> DiffusionConfig:
-    """Read block size, mask token, trained rows, which are all except the last in the published models, and the
-    calibration, if there is one.
+    """Read block size, mask token, trained rows, which are all except the last in the published models, and calibration
+    and draft vocabulary, if there are any.
 
     Raises ValueError naming the file and the field that is missing or out of range.
     """
@@ -45,12 +47,17 @@ def diffusion_config(content: dict[str, Any], where: object, vocab_size: int) ->
     if rows is not None and rows > block:
         refuse(where, "trained_rows", rows, f"at most block_size, {block}")
     rows = block - 1 if rows is None else rows
-    return DiffusionConfig(block, mask, rows, _inverse_temperatures(content.get(CALIBRATION), where, rows))
+    temperatures = _inverse_temperatures(content.get(CALIBRATION), where, rows)
+    drafted = draft_vocabulary.decode(content.get(draft_vocabulary.FIELD), where, vocab_size)
+    return DiffusionConfig(block, mask, rows, temperatures, drafted)
 
 
 def diffusion_fields(diffusion: DiffusionConfig) -> dict[str, Any]:
     """The fields of a config from which `diffusion_config` reads."""
-    return {name: value for name, value in asdict(diffusion).items() if value is not None}
+    tokens = diffusion.draft_vocabulary
+    fields = asdict(replace(diffusion, draft_vocabulary=None))
+    fields[draft_vocabulary.FIELD] = None if tokens is None else draft_vocabulary.encode(tokens)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _inverse_temperatures(found: Any, where: object, rows: int) -> tuple[float, ...] | None:
@@ -81,7 +88,7 @@ def save(
     """
     field, files = draft_head.encode(head)
     config = {
-        **{name: value for name, value in content.items() if name not in (draft_head.FIELD, CALIBRATION)},
+        **{name: value for name, value in content.items() if name not in OPTIONAL},
         "architectures": [ARCHITECTURE],
         **diffusion_fields(diffusion),
         **field,

@@ -46,6 +46,7 @@ def checkpoint_record(name: str, adapter: str | None) -> Record:
         "block_size": None if diffusion is None else diffusion.block_size,
         "trained_rows": None if diffusion is None else diffusion.trained_rows,
         "mask_token_id": None if diffusion is None else diffusion.mask_token_id,
+        "draft_vocabulary_size": None if diffusion is None else len(diffusion.draft_vocabulary or ()) or None,
         "bfloat16_weight_bytes": 2 * total,
         "bfloat16_cache_bytes_per_token": 2 * 2 * config.layers * config.kv_heads * config.head_dim,
         "backbone_sha256": described.backbone.sha256,
@@ -68,6 +69,7 @@ def adapter_record(directory: Path) -> Record:
         "block_size": config.diffusion.block_size,
         "trained_rows": config.diffusion.trained_rows,
         "mask_token_id": config.diffusion.mask_token_id,
+        "draft_vocabulary_size": len(config.diffusion.draft_vocabulary or ()) or None,
         "tensors": len(files.names),
         "bytes": sum(file.stat().st_size for file in directory.iterdir() if file.is_file()),
         "provenance": config.provenance,
@@ -96,6 +98,7 @@ def known_record(model: KnownModel) -> Record:
         "block_size": None if view is None else view.diffusion.block_size,
         "trained_rows": None if view is None else view.diffusion.trained_rows,
         "mask_token_id": None if view is None else view.diffusion.mask_token_id,
+        "draft_vocabulary_size": None if view is None else len(view.diffusion.draft_vocabulary or ()) or None,
     }
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orthrus.cli._shared import Dtype, loading, quiet, stderr
 from orthrus.cli._training import bfloat16_slowdown
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
-    from orthrus.config import DiffusionConfig
     from orthrus.model.decoder import Decoder
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
@@ -67,17 +66,22 @@ def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_ot
     return loaded
 
 
-def view_and_units(decoder: Decoder, asked: int | None) -> tuple[DiffusionConfig, int]:
-    """The form of the view, and the units of the draft head: those asked for, those that it has, or the default for a
-    backbone of this size."""
+def config_of(decoder: Decoder, options: dict[str, Any]) -> TrainConfig:
+    """The settings of a run: the options of the command under their names, and what the view says where an option is
+    None. Steps and validations are those of `scheduled`."""
     from orthrus.model.draft_head import default_units
+    from orthrus.training.config import TrainConfig
 
-    assert decoder.diffusion is not None
-    if asked is not None:
-        return decoder.diffusion, asked
-    return decoder.diffusion, decoder.draft_head.units if decoder.draft_head else default_units(
-        decoder.config.hidden_size
-    )
+    view, head = decoder.diffusion, decoder.draft_head
+    assert view is not None
+    of_view = {
+        "block_size": view.block_size, "trained_rows": view.trained_rows, "mask_token_id": view.mask_token_id,
+        "head_units": head.units if head else default_units(decoder.config.hidden_size),
+        "draft_vocabulary": len(view.draft_vocabulary or ()),
+    }  # fmt: skip
+    names = {field.name for field in fields(TrainConfig)}
+    chosen = {name: value for name, value in options.items() if name in names and value is not None}
+    return TrainConfig(**(of_view | chosen))
 
 
 def corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Corpus:
@@ -88,6 +92,22 @@ def corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Co
     for notice in corpus.notices:
         stderr.print(f"note: {notice}", style="yellow", markup=False)
     return corpus
+
+
+def restrict_drafts(checkpoint: Checkpoint, corpus: Corpus, size: int | None) -> None:
+    """Give the view a draft vocabulary of this size, by the answers of a corpus; 0 for none, None for no change."""
+    from orthrus.training import draft_vocabulary
+
+    view = checkpoint.decoder.diffusion
+    if size is None or view is None:
+        return
+    tokens = None
+    if size:
+        documents = [*corpus.documents, *corpus.held_out]
+        vocabulary = draft_vocabulary.choose(documents, size, checkpoint.decoder.config.vocab_size)
+        tokens = vocabulary.tokens
+        stderr.print(f"draft vocabulary: {size} tokens, {vocabulary.coverage:.2%} of those of the answers")
+    checkpoint.decoder.set_view(replace(view, draft_vocabulary=tokens))
 
 
 def give_view(
@@ -103,4 +123,6 @@ def give_view(
         return hub.give_view(checkpoint, block_size, mask, last_row=last_row)
     decoder = hub.describe(model, warm_start or hub.NO_ADAPTER).decoder
     rows = block_size or (decoder.diffusion.block_size if decoder.diffusion else 32)
-    return decoder.set_view(DiffusionConfig(rows, 0, hub.trained_rows(decoder.diffusion, rows, last_row)))
+    drafted = decoder.diffusion.draft_vocabulary if decoder.diffusion else None
+    trained = hub.trained_rows(decoder.diffusion, rows, last_row)
+    return decoder.set_view(DiffusionConfig(rows, 0, trained, draft_vocabulary=drafted))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orthrus.cli._shared import AdapterOption, AllowOption, Dtype, ModelOption, quiet, stderr
+
+if TYPE_CHECKING:
+    from orthrus.checkpoint.hub import Checkpoint
 
 
 class Layout(StrEnum):
@@ -35,6 +38,18 @@ def command(
     int8: Annotated[
         bool, typer.Option("--int8", help="Store an adapter's matrices in int8 with a scale per row: half the size.")
     ] = False,
+    draft_vocabulary: Annotated[
+        int | None,
+        typer.Option(
+            help="Draft only this many tokens, the most frequent ones of the answers of --data, such as 32000; 0: all.",
+            show_default="those of the view, else all",
+            min=0,
+        ),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Answers for --draft-vocabulary, as `orthrus train` reads them; may be repeated."),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of the written weights.")] = Dtype.bfloat16,
     allow_other_backbone: AllowOption = False,
 ) -> None:
@@ -42,12 +57,9 @@ def command(
     from orthrus.api import DTYPES
     from orthrus.checkpoint import export, hub
 
-    if int8 and layout is Layout.published:
-        raise ValueError(
-            "--int8 is for adapters; the published layout stores plain weights: drop --int8, or add --layout adapter"
-        )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists and is not an empty directory; choose another --output")
+    if bool(draft_vocabulary) != bool(data):
+        raise ValueError("--draft-vocabulary counts the tokens of answers: give it and --data together")
+    _check(output, layout, int8=int8)
     quiet()
     with stderr.status(f"loading {model}"):
         checkpoint, *others = [
@@ -59,6 +71,8 @@ def command(
         export.average(checkpoint, others)
         apart = {name: value for name, value in provenance.items() if name != "validation"}  # of the first one alone
         provenance = {**apart, "mean_with": [other.provenance for other in others]}
+    if draft_vocabulary is not None:
+        export.set_draft_vocabulary(checkpoint, _most_frequent(checkpoint, data or [], draft_vocabulary))
     with stderr.status(f"writing {output}"):
         if layout is Layout.published:
             export.export_published(checkpoint, output)
@@ -67,3 +81,24 @@ def command(
     size = sum(file.stat().st_size for file in output.iterdir())
     views = " and ".join(own.view for own in (checkpoint, *others))
     print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {'mean of ' if others else ''}{views}")
+
+
+def _check(output: Path, layout: Layout, *, int8: bool) -> None:
+    """Raise ValueError where the options cannot be met."""
+    if int8 and layout is Layout.published:
+        raise ValueError(
+            "--int8 is for adapters; the published layout stores plain weights: drop --int8, or add --layout adapter"
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output}: exists and is not an empty directory; choose another --output")
+
+
+def _most_frequent(checkpoint: Checkpoint, data: list[Path], size: int) -> tuple[int, ...] | None:
+    """The tokens of a draft vocabulary; None for all."""
+    from orthrus.training import draft_vocabulary
+
+    if not size:
+        return None
+    vocabulary = draft_vocabulary.of_data(data, checkpoint, size)
+    print(f"draft vocabulary: {size} tokens, {vocabulary.coverage:.2%} of those of the answers")
+    return vocabulary.tokens

@@ -6,7 +6,7 @@ import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -126,6 +126,14 @@ HeadGradientOption = Annotated[
     float,
     typer.Option(help="Weight of the draft head's loss in what the view learns; 0: its own objective alone."),
 ]
+DraftVocabularyOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Draft only this many tokens, the most frequent ones of the answers, such as 32000; 0: all.",
+        show_default="those of the view at the start, else all",
+        min=0,
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the data order and the choice of roots.")]
 HeldOutOption = Annotated[int, typer.Option(help="Records held out for validation and calibration.")]
 ValidateEveryOption = Annotated[
@@ -171,6 +179,7 @@ def command(
     head_objective: HeadObjectiveOption = "kl",
     head_gradient: HeadGradientOption = 0.0,
     keep_rows: KeepRowsOption = True,
+    draft_vocabulary: DraftVocabularyOption = None,
     seed: SeedOption = 0,
     held_out: HeldOutOption = 32,
     validate_every: ValidateEveryOption = None,
@@ -186,32 +195,25 @@ def command(
     Ctrl-C and SIGTERM finish the step, save and exit; the same command resumes the run, with bit-identical results.
     `best/` in the output is the adapter with the highest acceptance length on the held-out records.
     """
-    from orthrus.training.config import TrainConfig
-
+    options = locals()
     loaded = None if estimate else setup.load(model, warm_start, dtype, device, allow_other_backbone)
     decoder = setup.give_view(model, loaded, warm_start, block_size, mask_token, train_last_row)
-    view, units = setup.view_and_units(decoder, head_units)
-    config = TrainConfig(
-        view.block_size, view.trained_rows, view.mask_token_id, objective, offset_decay, sequence_length, roots,
-        sequences, steps or 1, learning_rate, warmup, final_rate, (0.9, 0.95), weight_decay, clip, seed, held_out,
-        validate_every or 1, save_every, units, head_only, head_learning_rate, head_objective, head_gradient,
-        schedule, decay_share, extend, ema,
-    )  # fmt: skip
+    config = setup.config_of(decoder, options)
     if loaded is None:
         print_estimate(decoder, config)
-        return
-    _show_or_train(loaded, config, data, output, epochs, steps, validate_every, inspect=inspect, keep_rows=keep_rows)
-
-
-def _show_or_train(
-    loaded: Checkpoint, config: TrainConfig, data: list[Path], output: Path, epochs: int | None, steps: int | None,
-    validate_every: int | None, *, inspect: bool, keep_rows: bool,
-) -> None:  # fmt: skip
-    corpus = setup.corpus(data, loaded, config)
-    if inspect:
-        print_text(corpus, config, loaded.tokenizer.decode)
     else:
-        _train(loaded, setup.scheduled(config, corpus, epochs, steps, validate_every), corpus, output, keep_rows)
+        _show_or_train(loaded, config, options)
+
+
+def _show_or_train(loaded: Checkpoint, config: TrainConfig, options: dict[str, Any]) -> None:
+    """Print a packed text, or train. options: those of the command, by name."""
+    corpus = setup.corpus(options["data"], loaded, config)
+    if options["inspect"]:
+        print_text(corpus, config, loaded.tokenizer.decode)
+        return
+    setup.restrict_drafts(loaded, corpus, options["draft_vocabulary"])
+    scheduled = setup.scheduled(config, corpus, *(options[name] for name in ("epochs", "steps", "validate_every")))
+    _train(loaded, scheduled, corpus, options["output"], options["keep_rows"])
 
 
 def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, keep_rows: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from orthrus.decoding.cycles import Cycle, Drafting
 from orthrus.decoding.drafts import Draft, TokenLogprobs, Verdict
 from orthrus.decoding.plan import PassPlan
-from orthrus.decoding.propose import EAGER_LOGITS, Block, drafts_from_blocks
+from orthrus.decoding.propose import Block, computes_eagerly, drafts_from_blocks
 from orthrus.decoding.rules import Check, Rule
 from orthrus.decoding.sequence import FinishReason, Sequence
 from orthrus.decoding.text import Piece
@@ -150,7 +150,7 @@ def _eager_logits(runner: Runner, jobs: Seq[Job], rule: Rule) -> bool:
     the neighbours of a sequence have may not change what is drawn for it."""
     if rule.DRAWS and runner.draft_weights.head is not None:
         return False
-    return 0 < sum(job.plan.blocks * job.plan.width for job in jobs) <= EAGER_LOGITS
+    return computes_eagerly(runner, sum(job.plan.blocks * job.plan.width for job in jobs))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,12 @@ EAGER_LOGITS = 32
 a second call of the head, over the rows of the chosen block alone, after verification."""
 
 
+def computes_eagerly(runner: Runner, rows: int) -> bool:
+    """Whether a pass with AR rows and so many rows of blocks computes the logits of these too. With a draft vocabulary
+    it does not: the second call of the head is short, and the AR rows need all of it."""
+    return 0 < rows <= EAGER_LOGITS and not (runner.diffusion and runner.diffusion.draft_vocabulary)
+
+
 def draft_pass(
     runner: Runner, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool], nodes: int | None = None
 ) -> list[Draft]:

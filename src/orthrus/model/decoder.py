@@ -5,6 +5,7 @@ How its forward passes are laid out and executed is the business of `orthrus.run
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -18,6 +19,7 @@ from orthrus.model.linear import Linear
 from orthrus.model.norms import Norm
 from orthrus.model.ops import soft_cap
 from orthrus.model.rope import RopeTable
+from orthrus.quantization import StoredMatrix
 
 
 class Decoder(nn.Module):
@@ -41,6 +43,7 @@ class Decoder(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding
         self.draft_head: DraftHead | None = None
+        self.draft_tokens = self._draft_tokens()
         self.ropes = [RopeTable(rope, device) for rope in config.ropes]
         self.embedding_scale = float(torch.tensor(config.embedding_scale).to(dtype))
 
@@ -66,6 +69,35 @@ class Decoder(nn.Module):
         scaled_NV = logits_NV if self.config.logit_scale == 1.0 else logits_NV * self.config.logit_scale
         return soft_cap(scaled_NV, self.config.logit_soft_cap)
 
+    def drafting_head(self) -> Linear:
+        """The plain head, of the draft vocabulary alone where there is one: a copy of the rows of these tokens."""
+        tokens, stored = self.draft_tokens, self.head.group_quantized
+        if tokens is None:
+            return self.head
+        drafting = self.drafting_shape()
+        if isinstance(stored, StoredMatrix):
+            drafting.group_quantized = rows = replace(stored, raw=stored.raw[tokens.cpu()])
+            weight = rows.values().to(self.device, self.dtype)
+        else:
+            weight = self.head.weight.detach()[tokens]
+        drafting.weight = nn.Parameter(weight, requires_grad=False)
+        return drafting
+
+    def drafting_shape(self) -> Linear:
+        """The same without weights."""
+        outputs = self.config.vocab_size if self.draft_tokens is None else len(self.draft_tokens)
+        shape = Linear(self.config.hidden_size, outputs, bias=False, dtype=self.dtype, device=torch.device("meta"))
+        shape.quantizable = self.head.quantizable
+        return shape
+
+    def over_vocabulary(self, logits_ND: Tensor) -> Tensor:
+        """The logits of a `drafting_head` over all tokens [N, V]: minus infinity for those that are not drafted."""
+        tokens = self.draft_tokens
+        if tokens is None:
+            return logits_ND
+        logits_NV = logits_ND.new_full((len(logits_ND), self.config.vocab_size), -torch.inf)
+        return logits_NV.index_copy_(1, tokens, logits_ND)
+
     def linears(self) -> dict[str, Linear]:
         """All linear maps by name."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
@@ -73,6 +105,7 @@ class Decoder(nn.Module):
     def set_view(self, diffusion: DiffusionConfig) -> Decoder:
         """Set block size, mask token and trained rows; a decoder without a diffusion view gets an empty one."""
         self.diffusion = _checked(diffusion, self.config)
+        self.draft_tokens = self._draft_tokens()
         for layer in self.decoder_layers:
             if layer.diffusion is None:
                 layer.diffusion = View(self.config, self.dtype, self.device)
@@ -95,8 +128,16 @@ class Decoder(nn.Module):
             return [1 / inverse for inverse in self.diffusion.inverse_temperatures]
         return [1 / typical_inverse_temperature(row) for row in range(self.diffusion.trained_rows)]
 
+    def _draft_tokens(self) -> Tensor | None:
+        """The ids of the draft vocabulary, where there is one [D]."""
+        tokens = None if self.diffusion is None else self.diffusion.draft_vocabulary
+        return None if tokens is None else torch.tensor(tokens, device=self.device)
+
 
 def _checked(diffusion: DiffusionConfig, config: DecoderConfig) -> DiffusionConfig:
     if diffusion.mask_token_id >= config.vocab_size:
         raise ValueError(f"mask_token_id {diffusion.mask_token_id} is outside the vocabulary of {config.vocab_size}")
+    last = diffusion.draft_vocabulary[-1] if diffusion.draft_vocabulary else 0
+    if last >= config.vocab_size:
+        raise ValueError(f"the draft vocabulary holds token {last}, outside the vocabulary of {config.vocab_size}")
     return diffusion

@@ -71,8 +71,8 @@ class EagerExecutor:
             views = [replace(views[0], masks={window: [lambda: mask]})]
         hidden_PD = self._layers(views, batch, tables_BP)[logit_rows]
         head = (batch.draft_only and self.draft_weights.head) or self.decoder.head
-        logits_LV = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
-        return PassResult(logits_LV, hidden_PD)
+        logits = self.decoder.capped(head(hidden_PD[: batch.num_logits]))
+        return PassResult(self.decoder.over_vocabulary(logits) if batch.draft_only else logits, hidden_PD)
 
     def _on_device(
         self, rows: ViewRows, parts: Sequence[Tensor], tables: tuple[Tensor, Tensor | None], batch: ForwardBatch

@@ -59,8 +59,10 @@ class NativeForward:
         self._forward, self._workspace_bytes = library.forward, library.forward_workspace_bytes
         self._forward.argtypes, self._forward.restype = (model, batch, *(_POINTER,) * 4, _INTEGER), None
         self._workspace_bytes.argtypes, self._workspace_bytes.restype = (model, _INTEGER, _INTEGER), _INTEGER
-        self._decoder, self._embedding, self._vocabulary = decoder, decoder.embedding, config.vocab_size
+        self._decoder, self._embedding, self._draft_only = decoder, decoder.embedding, draft_only
         copies = self._copies = draft_weights if draft_only else DraftWeights()  # C holds the addresses alone
+        head = copies.head or decoder.head
+        self._outputs = head.shape[0]
         self._layers = (structs.LayerWeights * config.layers)()
         for index, layer in enumerate(decoder.decoder_layers):
             mlp = copies.mlps[index] if copies.mlps else None
@@ -69,7 +71,7 @@ class NativeForward:
             self._layers[index] = _layer(layer, place, *(mlp or (layer.mlp.gate_up, layer.mlp.down)))
         self._model = structs.ModelWeights(
             decoder.embedding.data_ptr(), decoder.norm.weight.data_ptr(), ctypes.addressof(self._layers),
-            _linear(copies.head or decoder.head), config.layers, config.hidden_size, config.intermediate_size,
+            _linear(head), config.layers, config.hidden_size, config.intermediate_size,
             config.heads, config.kv_heads, config.head_dim, ACTIVATIONS.index(config.activation), config.norm_eps,
             config.norm_offset, decoder.embedding_scale, config.residual_scale,
         )  # fmt: skip
@@ -106,17 +108,18 @@ class NativeForward:
             cache, layer_stride,
         )  # fmt: skip
         hidden_PD = self._embedding.new_empty(len(batch.logit_rows), self._embedding.shape[1])
-        logits_LV = self._embedding.new_empty(batch.num_logits, self._vocabulary)
+        logits = self._embedding.new_empty(batch.num_logits, self._outputs)
         needed = self._workspace_bytes(self._model, rows, threads)
         with self._lock:  # the call releases the GIL
             if len(self._workspace) < needed:
                 self._workspace = torch.empty(needed, dtype=torch.uint8)
             self._forward(
-                self._model, pass_batch, hidden_PD.data_ptr(), logits_LV.data_ptr(), self._workspace.data_ptr(),
+                self._model, pass_batch, hidden_PD.data_ptr(), logits.data_ptr(), self._workspace.data_ptr(),
                 phase_seconds, threads,
             )  # fmt: skip
         del integers, views, kept, angles  # the structs hold addresses only
-        return PassResult(self._capped(logits_LV), hidden_PD)
+        logits = self._capped(logits)
+        return PassResult(self._decoder.over_vocabulary(logits) if self._draft_only else logits, hidden_PD)
 
     def _angles_up_to(self, position: int) -> _Angles:
         """The rotations of positions up to this one. They are made again where a table has grown."""

@@ -72,8 +72,13 @@ def restore(name: str, decoder: Decoder, kernels: NativeKernels) -> Runner | Non
     for own, tensor in tensors.pop("").items():
         _replace(decoder, own, nn.Parameter(tensor, requires_grad=False))
     plain = decoder.linears()
+    shapes = {
+        **plain,
+        **{DRAFT + own: linear for own, linear in plain.items()},
+        DRAFT + "head": decoder.drafting_shape(),
+    }
     made = {
-        own: state.restored((values, tensors[own]), plain[own.removeprefix(DRAFT)], kernels.kernel_of)
+        own: state.restored((values, tensors[own]), shapes[own], kernels.kernel_of)
         for own, values in entry.values["linears"].items()
     }
     for own in plain:

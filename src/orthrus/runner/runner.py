@@ -21,7 +21,7 @@ from torch import Tensor
 from orthrus import torch_threads
 from orthrus.backends.interface import MAX_ROWS, AttentionChoice, ExecutableLinear, Kernels, RowRule
 from orthrus.backends.native.kernels import NativeKernels
-from orthrus.backends.select import DraftWeights, choose_attention, low_precision_drafts, pack_linears
+from orthrus.backends.select import DraftWeights, choose_attention, choose_draft_weights, pack_linears
 from orthrus.backends.torch import TorchKernels, attend_in_blocks
 from orthrus.batch import ForwardBatch
 from orthrus.cache import BlockTable, KVCache, page_bytes, pages_for
@@ -67,7 +67,7 @@ class Runner:
         self.attention = attention or AttentionChoice(
             attend_in_blocks, RowRule(2, MAX_ROWS, exact=False), key_multiple=KEY_BLOCK
         )
-        self.draft_weights = draft_weights or DraftWeights()
+        self.draft_weights = draft_weights or choose_draft_weights(decoder, self.kernels)
         self.page_bytes = page_bytes(decoder.config, decoder.dtype)
         rules = [getattr(linear, "rule", RowRule(2, MAX_ROWS, exact=False)) for linear in decoder.linears().values()]
         self.exact = self.attention.rule.exact and all(rule.exact for rule in rules)
@@ -85,10 +85,10 @@ class Runner:
         this applies to the diffusion view alone, because the other weights are as fast already.
         """
         kernels = kernels or TorchKernels()
-        draft_weights = low_precision_drafts(decoder, kernels, copies=not int8) if low_precision else None
+        drafting = choose_draft_weights(decoder, kernels, int8=int8, low_precision=low_precision)
         pack_linears(decoder, kernels, int8=int8)
         attention = choose_attention(decoder.config, decoder.dtype, decoder.device, kernels)
-        return Runner(decoder, kernels, attention, draft_weights)
+        return Runner(decoder, kernels, attention, drafting)
 
     def _choose_executors(self) -> dict[bool, Executor]:
         """The fastest available executors: for passes that only draft (True) and for all others (False)."""
@@ -280,8 +280,8 @@ class Runner:
         return self._head(self.decoder.head, hidden_ND)
 
     def draft_logits(self, hidden_ND: Tensor) -> Tensor:
-        """The same for drafts, with low-precision weights if there are any."""
-        return self._head(self.draft_weights.head or self.decoder.head, hidden_ND)
+        """The same for drafts, by the weights of passes that only draft; see `Decoder.over_vocabulary`."""
+        return self.decoder.over_vocabulary(self._head(self.draft_weights.head or self.decoder.head, hidden_ND))
 
     def _head(self, head: torch.nn.Module, hidden_ND: Tensor) -> Tensor:
         with DenormalsKept():

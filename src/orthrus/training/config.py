@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside
+from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside, refuse_vocabulary_size
 from orthrus.model.draft_head import UNIT_MULTIPLE
 
 COSINE, WSD = "cosine", "wsd"
@@ -57,7 +57,8 @@ class TrainConfig:
 
     head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
     on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
-    to a peak of its own. head_gradient: the weight of the head's loss in the gradient of the view.
+    to a peak of its own. head_gradient: the weight of the head's loss in the gradient of the view. draft_vocabulary:
+    how many tokens are drafted; 0 for all.
     """
 
     block_size: int = 32
@@ -88,6 +89,7 @@ class TrainConfig:
     decay_share: float = 0.2
     extend: int = 0
     ema: float = 0.0
+    draft_vocabulary: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -124,6 +126,8 @@ class TrainConfig:
         refuse_outside("ema", self.ema, 0.0, 1.0)
         if self.ema == 1:
             raise ValueError("ema must lie in [0, 1): with 1 the average stays at the weights of the start; try 0.999")
+        if self.draft_vocabulary:
+            refuse_vocabulary_size(self.draft_vocabulary)
         refuse_outside("weight_decay", self.weight_decay, 0.0, 1.0)
         refuse_outside("clip", self.clip, 0.0, 1e6, open_low=True)
         if self.head_units < 0 or self.head_units % UNIT_MULTIPLE:

@@ -41,6 +41,8 @@ def estimate(decoder: Decoder, config: TrainConfig) -> Estimate:
     shape, width = decoder.config, decoder.dtype.itemsize
     maps = {name: linear.shape[0] * linear.shape[1] for name, linear in decoder.linears().items()}
     head = maps.pop("head")
+    if config.draft_vocabulary:
+        head = config.draft_vocabulary * decoder.config.hidden_size
     view = sum(size for name, size in maps.items() if ".diffusion." in name)
     shared = sum(size for name, size in maps.items() if ".diffusion." not in name and ".ar." not in name)
     own = sum(size for name, size in maps.items() if ".ar." in name)

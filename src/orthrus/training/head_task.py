@@ -48,6 +48,8 @@ class HeadTask:
         self._objective = objectives.load(config.head_objective)
         described = {name: getattr(config, name) for name in ("sequence_length", "roots", "seed", "mask_token_id")}
         described |= {"frozen": digest, "data": corpus.digest, "held_out": len(corpus.held_out)}
+        if decoder.draft_tokens is not None:
+            described["draft_vocabulary"] = decoder.draft_tokens.tolist()
 
         def texts(name: str, packing: Packing, inverses: Sequence[float]) -> Texts:
             blocks = [len(packing.blocks(n).roots_S) for n in range(packing.texts_per_epoch())]

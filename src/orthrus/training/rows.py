@@ -89,10 +89,10 @@ def empty(
 class Collected:
     """The trained rows of blocks whose states are known, from chunks of logits."""
 
-    def __init__(self, states: States, inverses: Sequence[float], ops: Ops) -> None:
+    def __init__(self, states: States, inverses: Sequence[float], ops: Ops, head: Head) -> None:
         blocks, hidden_SKD = states.blocks, states.hidden_SKD.detach()
         S, M, inside_SM = len(blocks.roots_S), blocks.trained_rows, blocks.trained_SM
-        self._inverses, self._ops = inverses, ops
+        self._inverses, self._ops, self._head = inverses, ops, head
         self.rows = empty(S, M, hidden_SKD.shape[-1], len(inverses), hidden_SKD.dtype, inside_SM.device)
         self._places_N = inside_SM.flatten().nonzero()[:, 0]
         text_SL = torch.cat((blocks.roots_S[:, None], blocks.targets_SM), dim=1)
@@ -110,8 +110,9 @@ class Collected:
         chosen_N, places_N, rows = best_PC[which_N, 0], self._places_N[chunk.rows_N], self.rows
         chosen_logits_N = chunk.student_NV.gather(1, chosen_N[:, None])[:, 0]
         for target, values in (
-            (rows.candidates_SMC, tokens_NC), (rows.logits_SMC, top_NC), (rows.rests_SMI, rests_NI),
-            (rows.teacher_SMC, shares_NC), (rows.chosen_SM, chosen_N), (rows.chosen_logits_SM, chosen_logits_N),
+            (rows.candidates_SMC, self._head.tokens_at(tokens_NC)), (rows.logits_SMC, top_NC),
+            (rows.rests_SMI, rests_NI), (rows.teacher_SMC, shares_NC),
+            (rows.chosen_SM, self._head.tokens_at(chosen_N)), (rows.chosen_logits_SM, chosen_logits_N),
         ):  # fmt: skip
             target.flatten(0, 1)[places_N] = values.to(target.dtype)
 
@@ -122,16 +123,18 @@ def linked(rows: HeadRows, states: States, head: Head, weight: float) -> HeadRow
     M = rows.chosen_SM.shape[1]
     fresh_SMD = states.hidden_SKD[:, :M]
     hidden_SMD = rows.hidden_SMD + weight * (fresh_SMD - fresh_SMD.detach()) * rows.inside_SM[:, :, None]
-    logits_SMC = (head.weight_VD[rows.candidates_SMC] @ hidden_SMD[:, :, :, None])[:, :, :, 0].float()
+    places_SMC = head.places_of(rows.candidates_SMC).clamp(min=0)  # rows without a target have candidates of no meaning
+    logits_SMC = (head.weight_VD[places_SMC] @ hidden_SMD[:, :, :, None])[:, :, :, 0].float()
     return replace(rows, hidden_SMD=hidden_SMD, logits_SMC=head.capped(logits_SMC))
 
 
 @torch.no_grad()
 def head_rows(decoder: Decoder, states: States, inverses: Sequence[float] = (1.0,), ops: Ops | None = None) -> HeadRows:
     """The trained rows of blocks whose states are known."""
-    blocks, collected = states.blocks, Collected(states, inverses, ops or load_ops(decoder.dtype, decoder.device))
+    blocks, head = states.blocks, Head.of(decoder)
+    collected = Collected(states, inverses, ops or load_ops(decoder.dtype, decoder.device), head)
     hidden_ND = states.hidden_SKD[:, : blocks.trained_rows][blocks.trained_SM]
     positions_N = blocks.targets_SM[blocks.trained_SM]
-    for chunk in logits_in_chunks(Head.of(decoder), hidden_ND, states.teacher_TD, positions_N):
+    for chunk in logits_in_chunks(head, hidden_ND, states.teacher_TD, positions_N):
         collected.add(chunk)
     return collected.rows

@@ -70,23 +70,26 @@ def step(
     """The loss of an unprepared decoder, differentiable with respect to its parameters that require gradients.
 
     `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block. head:
-    that of the decoder, where the caller keeps its transposed weights. head_objective: that of the draft head, if it is
+    that of the decoder, where the caller keeps its transposed weights. Both views are compared over the tokens that are
+    drafted, and a row whose target is none of them has no weight. head_objective: that of the draft head, if it is
     another one. head_gradient: the weight of the head's loss in the gradient of the view.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
+    head = head or Head.of(decoder)
     states, trained_SM = states_of(decoder, blocks, ops), blocks.trained_SM
     offsets_N = torch.arange(blocks.trained_rows, device=decoder.device).expand_as(trained_SM)[trained_SM]
     targets_N = blocks.targets_SM[trained_SM]
+    places_N = head.places_of(blocks.tokens_T[targets_N])
     trains_head = decoder.draft_head is not None and decoder.draft_head.bias.requires_grad
-    collected = Collected(states, (1.0,), ops) if trains_head else None
+    collected = Collected(states, (1.0,), ops, head) if trains_head else None
     loss, agreed_N = VocabularyLoss.apply(  # type: ignore[no-untyped-call]
         states.hidden_SKD[:, : blocks.trained_rows][trained_SM],
         states.teacher_TD,
-        head or Head.of(decoder),
-        Targets(targets_N, blocks.tokens_T[targets_N]),
+        head,
+        Targets(targets_N, places_N),
         Rules(
             partial(objective.rows, ops=ops),
-            partial(objective.over_blocks, weights_N=decay**offsets_N, inside_SM=trained_SM),
+            partial(objective.over_blocks, weights_N=decay**offsets_N * (places_N >= 0), inside_SM=trained_SM),
             collected.add if collected else None,
         ),
         ops,
@@ -95,7 +98,7 @@ def step(
     if collected is not None:
         rows = collected.rows
         if head_gradient:
-            rows = linked(rows, states, head or Head.of(decoder), head_gradient)
+            rows = linked(rows, states, head, head_gradient)
         head_loss = draft_head_loss(decoder, rows, head_objective or objective, decay)[0]
     rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)

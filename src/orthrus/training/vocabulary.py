@@ -20,19 +20,37 @@ SLICE_ROWS = 16
 
 class Head(NamedTuple):
     """The frozen head [V, D], and the soft cap and the scale of its logits (see `DecoderConfig`). weight_DV: the same
-    transposed in memory, with which GEMMs on a CPU give logits in half the time."""
+    transposed in memory, with which GEMMs on a CPU give logits in half the time.
+
+    With a draft vocabulary V counts its tokens alone. token_ids_V: these. places: where each token of the model is
+    among them, -1 for none.
+    """
 
     weight_VD: Tensor
     soft_cap: float | None = None
     weight_DV: Tensor | None = None
     scale: float = 1.0
+    token_ids_V: Tensor | None = None
+    places: Tensor | None = None
 
     @staticmethod
     def of(decoder: Decoder, *, transposed: bool = False) -> Head:
-        """The head of a decoder. `transposed` needs its memory once more."""
-        weight_VD, config = decoder.head.weight, decoder.config
+        """The head of a decoder that drafts. `transposed` needs its memory once more."""
+        weight_VD, config, tokens_V = decoder.drafting_head().weight, decoder.config, decoder.draft_tokens
         weight_DV = weight_VD.T.contiguous() if transposed else None
-        return Head(weight_VD, config.logit_soft_cap, weight_DV, config.logit_scale)
+        places = None
+        if tokens_V is not None:
+            places = tokens_V.new_full((config.vocab_size,), -1)
+            places[tokens_V] = torch.arange(len(tokens_V), device=tokens_V.device)
+        return Head(weight_VD, config.logit_soft_cap, weight_DV, config.logit_scale, tokens_V, places)
+
+    def places_of(self, tokens: Tensor) -> Tensor:
+        """The places of tokens in the head; -1 for those that are not drafted."""
+        return tokens if self.places is None else self.places[tokens]
+
+    def tokens_at(self, places: Tensor) -> Tensor:
+        """The tokens at these places."""
+        return places if self.token_ids_V is None else self.token_ids_V[places]
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V]."""
@@ -70,14 +88,14 @@ def logits_in_chunks(head: Head, hidden_ND: Tensor, teacher_TD: Tensor, position
 
 
 class Targets(NamedTuple):
-    """The targets of the rows: their positions in the text [N], and the tokens there [N]."""
+    """The targets of the rows: their positions in the text [N], and the places of the tokens there in the head [N]."""
 
     positions_N: Tensor
-    tokens_N: Tensor
+    places_N: Tensor
 
 
 class Rules(NamedTuple):
-    """How logits become a loss: `rows` maps those of some rows of both views, and the tokens that are their targets, to
+    """How logits become a loss: `rows` maps those of some rows of both views, and the places of their targets, to
     losses and gradients; `over_blocks` the losses of all rows to one. `observe` sees every chunk of logits."""
 
     rows: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -105,10 +123,9 @@ class VocabularyLoss(torch.autograd.Function):
             slices = (part.split(size) for part in (chunk.student_NV, chunk.rows_N, chunk.which_N))
             for student_NV, rows_N, which_N in zip(*slices, strict=True):
                 chosen_N = student_NV.gather(-1, chosen_P[which_N, None])[:, 0]
-                agreed_N[rows_N] = chosen_N == ops.largest(student_NV)[0]
-                losses_N[rows_N], gradient_NV = rules.rows(
-                    student_NV, chunk.teacher_PV[which_N], targets.tokens_N[rows_N]
-                )
+                places_N = targets.places_N[rows_N]
+                agreed_N[rows_N] = (chosen_N == ops.largest(student_NV)[0]) & (places_N >= 0)
+                losses_N[rows_N], gradient_NV = rules.rows(student_NV, chunk.teacher_PV[which_N], places_N.clamp(min=0))
                 if gradient_NV is not student_NV:
                     student_NV.copy_(gradient_NV)
             gradient_ND[chunk.rows_N] = head.backward(chunk.student_NV, logits_NV)

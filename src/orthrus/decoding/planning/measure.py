@@ -14,7 +14,7 @@ from torch import Tensor
 from orthrus import machine_load
 from orthrus.decoding.argmax import best
 from orthrus.decoding.planning.cost_model import CostModel, table
-from orthrus.decoding.propose import EAGER_LOGITS
+from orthrus.decoding.propose import computes_eagerly
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
 from orthrus.torch_threads import kernel_threads
@@ -137,7 +137,7 @@ class _Passes:
         BlockRows.of(self._runner, hidden_RD).tree(logits_RV, [1.0] * len(logits_RV), TREE_NODES)
 
     def _joint(self, blocks: int) -> None:
-        runner, eager = self._runner, blocks * self.width <= EAGER_LOGITS
+        runner, eager = self._runner, computes_eagerly(self._runner, blocks * self.width)
         (logits_RV,), (drafted_JWX,), (hidden_JWD,) = runner.ar_and_diffuse(
             self._rows(4), [range(blocks)], self.width, self._tables, eager_logits=eager
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from orthrus.training.ops import Ops
@@ -51,10 +52,15 @@ class Objective:
     over_blocks: OverBlocks
 
 
+def shares(weights_N: Tensor) -> Tensor:
+    """Weights over their sum; zero where all of them are."""
+    return weights_N / weights_N.sum().clamp(min=torch.finfo(weights_N.dtype).tiny)
+
+
 def weighted_mean(losses_N: Tensor, *, weights_N: Tensor, inside_SM: Tensor) -> Tensor:
     """The mean over rows."""
     del inside_SM
-    return losses_N @ (weights_N / weights_N.sum())
+    return losses_N @ shares(weights_N)
 
 
 def cross_entropies(log_q_NX: Tensor, targets_NX: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from orthrus.training.objectives import shares
 from orthrus.training.objectives.total_variation import loss_and_gradient, outcome_losses
 
 __all__ = ["loss_and_gradient", "outcome_losses", "over_blocks"]
@@ -21,4 +22,4 @@ def over_blocks(losses_N: Tensor, *, weights_N: Tensor, inside_SM: Tensor) -> Te
     the probabilities 1 - a that a row alone is rejected."""
     rejected_SM = torch.zeros(inside_SM.shape, dtype=losses_N.dtype, device=losses_N.device)
     accepted_SM = 1 - rejected_SM.masked_scatter(inside_SM, losses_N)
-    return 1 - accepted_SM.cumprod(1)[inside_SM] @ (weights_N / weights_N.sum())
+    return 1 - accepted_SM.cumprod(1)[inside_SM] @ shares(weights_N)
