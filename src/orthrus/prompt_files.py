@@ -1,12 +1,24 @@
-"""JSONL prompt files: records with `prompt`, `messages` or ShareGPT `conversations`. Errors name file and line."""
+"""JSONL prompt files: records with `prompt`, perhaps a `suffix`, `messages` or ShareGPT `conversations`.
+
+Errors name file and line.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A prompt that fills in the middle: the answer goes between the two texts."""
+
+    prefix: str
+    suffix: str
 
 
 def lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -40,9 +52,13 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 
 def prompt_of(record: dict[str, Any], where: str) -> Any:
-    """The prompt (a string) or the messages of a record. Raises ValueError that begins with `where`."""
-    if isinstance(record.get("prompt"), str):
-        return record["prompt"]
+    """The prompt of a record (a string, or with a suffix a `Gap`), or its messages. Raises ValueError that begins with
+    `where`."""
+    prompt, suffix = record.get("prompt"), record.get("suffix")
+    if isinstance(prompt, str):
+        if suffix is not None and not isinstance(suffix, str):
+            raise ValueError(f"{where}: `suffix` must be a string")
+        return prompt if suffix is None else Gap(prompt, suffix)
     for field, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
         turns = record.get(field)
         if isinstance(turns, list) and turns:
@@ -64,6 +80,8 @@ def prompts_in(data: bytes, where: str) -> list[Any]:
 def messages_of(record: dict[str, Any], where: str) -> list[dict[str, str]]:
     """The messages of a record; a prompt becomes a user turn. Raises ValueError where no user turn has text."""
     prompt = prompt_of(record, where)
+    if isinstance(prompt, Gap):
+        raise ValueError(f"{where}: a prompt with a suffix fills in the middle of a text, so it is no conversation")  # noqa: TRY004
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise ValueError(f"{where}: there is no user turn with text")

@@ -13,12 +13,13 @@ from orthrus.checkpoint.fim_tokens import FimTokens
 from orthrus.checkpoint.tokenizer import TextTokenizer
 from orthrus.fill_in_middle import MISSING, FillInMiddle
 from orthrus.options import Settings, as_integer, as_integers, wrong
+from orthrus.prompt_files import Gap
 
 P = TypeVar("P")
 T = TypeVar("T")
 Message = Mapping[str, Any]
 """`role` and `content` (a string or a list of OpenAI text parts); the chat template receives all other keys too."""
-Prompt = str | Seq[Message] | Seq[int]
+Prompt = str | Gap | Seq[Message] | Seq[int]
 ROLES = ("system", "user", "assistant", "tool")
 EXPECTED = "a string, a list of messages, or a list of token ids"
 
@@ -42,6 +43,10 @@ class Tokenization:
 
         Raises ValueError where the prompt is invalid or the template rejects it.
         """
+        if isinstance(prompt, Gap):
+            if settings.suffix is not None or settings.system is not None or settings.tools:
+                raise ValueError("a prompt with a suffix of its own allows no other suffix, system message or tools")
+            return self.fill_in_middle.prompt(prompt.prefix, prompt.suffix)
         checked = checked_prompt(prompt)
         if settings.suffix is not None:
             if not isinstance(checked, str):
@@ -180,7 +185,7 @@ def checked_prompt(prompt: Any) -> str | list[dict[str, Any]] | tuple[int, ...]:
 
 def _is_prompt(item: Any) -> bool:
     """Whether an item of a list is a prompt, rather than a message or token of a single prompt."""
-    return isinstance(item, str | list | tuple) or len(getattr(item, "shape", ())) > 0
+    return isinstance(item, str | Gap | list | tuple) or len(getattr(item, "shape", ())) > 0
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:

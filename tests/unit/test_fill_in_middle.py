@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 import orthrus
 from orthrus.checkpoint.fim_tokens import FAMILIES, find
 from orthrus.fill_in_middle import FillInMiddle
+from orthrus.prompt_files import Gap
 
 PREFIX, SUFFIX, MIDDLE, PAD, REPOSITORY, FILE = range(tiny.END - 6, tiny.END)
 BEFORE, AFTER = "def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n"
@@ -83,6 +84,14 @@ def test_the_ids_that_a_gguf_file_states_count(tmp_path):
 def test_a_prompt_is_prefix_suffix_middle(model):
     ids = list(model.request(BEFORE, {"suffix": AFTER}).prompt)
     assert ids == [PREFIX, *model.encode(BEFORE), SUFFIX, *model.encode(AFTER), MIDDLE]
+
+
+def test_prompts_of_a_list_may_have_a_suffix_each(model):
+    alone = [model.generate(BEFORE, suffix=AFTER, max_new_tokens=6), model.generate("count", max_new_tokens=6)]
+    together = model.generate([Gap(BEFORE, AFTER), "count"], max_new_tokens=6)
+    assert [result.tokens for result in together] == [result.tokens for result in alone]
+    with pytest.raises(ValueError, match="a suffix of its own allows no other suffix"):
+        model.generate(Gap(BEFORE, AFTER), suffix=AFTER)
 
 
 def test_other_files_stand_before_it_by_the_tokens_of_the_family(model):

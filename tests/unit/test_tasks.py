@@ -9,6 +9,7 @@ import pytest
 
 from orthrus.bench import measure, tasks
 from orthrus.decoding.statistics import Statistics
+from orthrus.prompt_files import Gap
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,15 @@ def test_bundled_tasks_are_complete(name, count):
     prompts = tasks.load(name)
     assert len(prompts) == count == len({p.id for p in prompts})
     assert all(isinstance(p.prompt, str) and p.prompt.strip() for p in prompts)
+
+
+def test_gaps_to_fill_in_are_a_task(tmp_path):
+    prompts = tasks.load("fim")
+    assert len(prompts) == 100 == len({p.id for p in prompts})
+    assert all(p.prompt.prefix.strip() and p.prompt.suffix.strip() for p in prompts)
+    file = tmp_path / "gaps.jsonl"
+    file.write_text(json.dumps({"prompt": "a = ", "suffix": "\nb = 2"}))
+    assert [p.prompt for p in tasks.load(str(file))] == [Gap("a = ", "\nb = 2")]
 
 
 def test_a_limit_takes_equally_from_all_parts():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orthrus.bench import tasks
+from orthrus.prompt_files import Gap
 from orthrus.training.prompts import conversations_in, excluded_ngrams, texts_of, word_ngrams
 from orthrus.training.shards import MANIFEST, read_records
 
@@ -56,7 +57,9 @@ def _asked(messages: list[dict[str, str]]) -> list[str]:
 
 
 def _texts(prompt: object) -> list[str]:
-    """The texts of a prompt: a string, or messages."""
+    """The texts of a prompt: a string, both sides of a gap, or messages."""
+    if isinstance(prompt, Gap):
+        return [prompt.prefix, prompt.suffix]
     if isinstance(prompt, list):
         return [message["content"] for message in prompt if isinstance(message, dict)]
     return list(texts_of(prompt))

@@ -188,5 +188,5 @@ def _excluded(names: list[str]) -> Iterator[tuple[str, ...]]:
             values: list[Any] = [record for _, record in prompt_files.lines(Path(name).read_bytes(), name)]
         else:
             values = [prompt.prompt for prompt in tasks.load(name)]
-        for text in texts_of(json.loads(json.dumps(values))):
+        for text in texts_of(json.loads(json.dumps(values, default=vars))):
             yield from excluded_ngrams(text)

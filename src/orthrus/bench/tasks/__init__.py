@@ -22,7 +22,8 @@ ANSWER = "# the answer goes here"
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """One prompt: a string for the user turn, messages, or token ids. `part` names its part of the task.
+    """One prompt: a string for the user turn, a gap to fill in, messages, or token ids. `part` names its part of the
+    task.
 
     number: the right answer, if it is a number; program: Python that fails if the code inserted at `ANSWER` is wrong.
     """
