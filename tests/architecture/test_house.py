@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "constraints": {"config"},
     "options": {"config", "constraints", "decoding"},
     "fill_in_middle": {"checkpoint"},
-    "tokenization": {"checkpoint", "fill_in_middle", "options"},
+    "tokenization": {"checkpoint", "prompt_files", "fill_in_middle", "options"},
     "load_options": {"options"},
     "progress": {"decoding"},
     "token_texts": set(),
