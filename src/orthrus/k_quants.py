@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orthrus.bit_fields import fields, in_vectors, in_words
+from orthrus.bit_fields import fields, in_fields, in_quads, in_vectors
 
 SUPER_BLOCK = 256
 K_BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
@@ -88,24 +88,11 @@ class KQuantized:
         scales, mins = self.group_scales_and_mins()
         return (codes * scales[..., None] - mins[..., None]).flatten(1)
 
-    def packed_for_tiles(self) -> Tensor:
-        """The same as without tiles."""
-        return self.packed_for_dots()
-
-    def packed_for_dots(self) -> Tensor:
-        """[O / 16, I / 256, bytes]: packed super-blocks as `c/k_quants.h` reads them."""
-        codes = self.codes.unflatten(0, (-1, 4, 4)).unflatten(-1, (4, 8))  # [O / 16, l, q, I / 256, 8, c, e]
-        if self.type == "Q4_K":
-            words = [in_words(codes.permute(0, 3, 4, 5, 2, 1, 6), 3, 4)]
-        else:
-            codes = codes.unflatten(1, (2, 2)).permute(0, 4, 5, 6, 3, 2, 7, 1)  # [.., 8, c, q, l % 2, e, l / 2]
-            high = codes >> 4
-            if self.type == "Q6_K":
-                high = high.unflatten(4, (2, 2)).permute(0, 1, 2, 5, 3, 4, 6, 7, 8).flatten(3, 4)
-                words = [in_words(codes & 15, 3, 4), in_words(high, 3, 2)]
-            else:
-                words = [in_words(codes & 15, 3, 4), in_words(high.transpose(3, 4).flatten(3, 4), 3, 1)]
-        return self._with_header(torch.cat([word.flatten(3) for word in words], dim=-1))
+    def packed_for_dots(self, *, paired: bool = False) -> Tensor:
+        """[O / 16, I / 256, bytes]: packed super-blocks as `c/gemm_dequant.h` reads them; paired: see `in_fields`."""
+        codes, bits = self.codes.flatten(1, 2), int(self.type[1])
+        fields_PGB = in_quads(codes) if paired and bits == 4 else in_fields(codes, bits, paired=paired)
+        return self._with_header(fields_PGB.unflatten(1, (-1, _GROUPS)))
 
     def packed_for_codes(self, *, interleave: int = 4) -> Tensor:
         """[O / 16, I / 256, bytes]: packed super-blocks whose codes are as `c/gemm_codes.h` reads them."""

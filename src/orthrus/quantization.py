@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from orthrus.bit_fields import fields, in_vectors, in_words
+from orthrus.bit_fields import fields, in_fields, in_quads, in_vectors, in_words
 from orthrus.k_quants import K_BYTES, IntegerGroups, KQuantized
 
 GROUP, OUTPUTS = 32, 16
@@ -88,15 +88,13 @@ class GroupQuantized:
             words.append(in_words(codes >> 4, 2, 1))
         return self._with_scales(*words).unflatten(0, (-1, 2)).transpose(1, 2)
 
-    def packed_for_dots(self) -> Tensor:
-        """[O / 16, I / 32, bytes]: packed groups as `c/gemm_dequant.h` reads them where there are no tiles."""
-        eights = self.codes.unflatten(0, (-1, 4, 4)).unflatten(-1, (4, 8))
-        eights = eights.permute(0, 3, 4, 2, 1, 5)  # [O / 16, I / 32, 4 of a word, 4, 4 outputs, 8]
-        if self.bits == 5:  # words in the order of K-quants: those of the outputs l and l + 2 of the four in turn
-            eights = eights.unflatten(4, (2, 2)).permute(0, 1, 2, 3, 5, 6, 4)
-            fifth = in_words((eights >> 4).transpose(2, 3).flatten(2, 3), 2, 1)
-            return self._with_scales(in_words(eights & 15, 2, 4), fifth)
-        return self._with_scales(in_words(eights, 2, 4) if self.bits == 4 else eights)
+    def packed_for_dots(self, *, paired: bool = False) -> Tensor:
+        """[O / 16, I / 32, bytes]: packed groups as `c/gemm_dequant.h` reads them where there are no tiles; paired: see
+        `in_fields`."""
+        codes = self.codes.view(torch.uint8)
+        if paired and self.bits == 4:
+            return self._with_scales(in_quads(codes))
+        return self._with_scales(in_fields(codes + 128 if self.bits == 8 else codes, self.bits, paired=paired))
 
     def packed_for_codes(self, *, interleave: int = 4, shift: int = 0) -> Tensor:
         """[O / 16, I / 32, bytes]: packed groups as `c/gemm_codes.h` reads them; codes of eight bits around `shift`."""

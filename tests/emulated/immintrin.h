@@ -77,7 +77,6 @@ FUSED(fnmadd_ps)
     }
 SHIFT(slli_epi32, _mm256_sll_epi32)
 SHIFT(srli_epi32, _mm256_srl_epi32)
-SHIFT(srai_epi32, _mm256_sra_epi32)
 SHIFT(slli_epi16, _mm256_sll_epi16)
 SHIFT(srli_epi16, _mm256_srl_epi16)
 
@@ -86,6 +85,11 @@ SHIFT(srli_epi16, _mm256_srl_epi16)
     Wide r = {0};                                                                                                      \
     for (int i = 0; i < (count); i++) statement
 
+EMULATED __m512i emulated_rol_epi32(__m512i a, int bits) {
+    Wide x = of_i(a);
+    LANES_OF(16, r.i32[i] = (int32_t)((uint32_t)x.i32[i] << bits | (uint32_t)x.i32[i] >> (32 - bits)));
+    return r.i;
+}
 EMULATED __m512 emulated_setzero_ps(void) { return (__m512){0}; }
 EMULATED __m512i emulated_setzero_si512(void) { return (__m512i){0}; }
 EMULATED __m512 emulated_set1_ps(float a) {

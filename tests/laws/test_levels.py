@@ -17,7 +17,10 @@ from orthrus.backends.native import build, compiler, levels
 from orthrus.file_cache import cache_directory
 
 LAWS = ("test_kernels.py", "test_k_quants.py")
-CHOSEN = "(every_row and 9) or (linear_forms and 96) or (int8_forms and 96) or (kept and Q4_1 and 576) or whole_pass"
+CHOSEN = (
+    "(every_row and 9) or (linear_forms and 96) or (int8_forms and 96) or whole_pass"
+    " or (kept and (Q4_1 or Q5_0) and 576) or (multiplied_as_integers and (Q5_0 or Q8_0) and 576)"
+)
 LEVEL = "x86-64-v3"
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or not torch.cpu._is_avx2_supported(), reason="this processor has no AVX2"

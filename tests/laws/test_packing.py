@@ -37,7 +37,9 @@ def test_groups_are_packed_as_the_reference_packs_them(packer, kind, layout, sha
     quantized = random_groups(kind, *shape)
     found, reference = packer[0].pack_groups(quantized, layout), getattr(quantized, f"packed_for_{layout}")
     orders = [{"interleave": inputs, "shift": shift} for inputs in (4, 8) for shift in (0, 128)]
-    expected = [reference(**own) for own in (orders if layout == "codes" else [{}])]
+    lanes = [{"paired": paired} for paired in (False, True)]
+    options = {"tiles": [{}], "dots": lanes, "codes": orders}[layout]
+    expected = [reference(**own) for own in options]
     assert found.shape == expected[0].shape and any(torch.equal(found, own) for own in expected)
 
 

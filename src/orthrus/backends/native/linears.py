@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native import structs
 from orthrus.backends.native.packing import PANEL_OUTPUTS, Packer
 from orthrus.model.linear import Linear
-from orthrus.quantization import GROUP, FusedQuantized, GroupQuantized, Part, StoredMatrix
+from orthrus.quantization import GROUP, FusedQuantized, Part, StoredMatrix
 from orthrus.torch_threads import kernel_threads
 
 TILE_OUTPUTS = 16
@@ -117,7 +116,7 @@ class DequantLinear(NativeLinear):
         if not all(part.quantized for part in sources):
             weights = plain.weight.detach().split([part.outputs for part in sources])
         packed = [
-            _packed(part, weight, interleave, partial(packer.pack_groups, huge_pages=len(sources) == 1))
+            _packed(part, weight, interleave, packer, huge_pages=len(sources) == 1)
             for part, weight in zip(sources, weights, strict=True)
         ]
         formats = [FORMATS[part.quantized.type] if part.quantized else PLAIN for part in sources]
@@ -127,10 +126,7 @@ class DequantLinear(NativeLinear):
         self.format = formats[0] if len(sources) == 1 else PARTS
         if len(sources) > 1:
             self.parts = torch.tensor([[part.outputs, form] for part, form in zip(sources, formats, strict=True)])
-        if len(sources) == 1 and isinstance(quantized, GroupQuantized):
-            self.packed = packed[0]
-        else:
-            self.packed = packer.copy_to_huge_pages(torch.cat(packed))
+        self.packed = packed[0] if len(sources) == 1 else packer.copy_to_huge_pages(torch.cat(packed))
 
 
 class NativeInt8Linear(Int8Linear):
@@ -192,17 +188,13 @@ class NativeGroupedLinear(GroupedLinear):
         return y_NO
 
 
-def _packed(part: Part, weight_OI: Tensor | None, interleave: int, pack_groups: Callable[..., Tensor]) -> Tensor:
+def _packed(part: Part, weight_OI: Tensor | None, interleave: int, packer: Packer, *, huge_pages: bool) -> Tensor:
     """The bytes of one part of a map in the order of the kernels."""
-    quantized = part.quantized
-    if quantized is None:
-        assert weight_OI is not None
-        packed = TiledLinear.pack(weight_OI, interleave)
-    elif isinstance(quantized, GroupQuantized):
-        packed = pack_groups(quantized, "tiles" if interleave == PAIR else "dots")
-    else:
-        packed = quantized.packed_for_tiles() if interleave == PAIR else quantized.packed_for_dots()
-    return packed.contiguous().flatten().view(torch.uint8)
+    if part.quantized is not None:
+        packed = packer.pack_dequant(part.quantized, tiles=interleave == PAIR, huge_pages=huge_pages)
+        return packed.flatten()
+    assert weight_OI is not None
+    return TiledLinear.pack(weight_OI, interleave).contiguous().flatten().view(torch.uint8)
 
 
 def weights_of(linear: NativeLinear | NativeInt8Linear | NativeGroupedLinear) -> structs.LinearWeights:

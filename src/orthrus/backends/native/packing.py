@@ -29,8 +29,8 @@ class Packer(HugePageArena):
         self._pack_groups.argtypes = (ctypes.POINTER(structs.StoredGroups), _POINTER, _INTEGER)
         self._pack_int8.argtypes = (*(_POINTER,) * 4, *(_INTEGER,) * 3)
         self._pack_groups.restype = self._pack_int8.restype = None
-        library.codes_interleave.restype = _INTEGER
-        self._interleave = int(library.codes_interleave())
+        library.codes_interleave.restype = library.lanes_in_pairs.restype = _INTEGER
+        self._interleave, self._paired = int(library.codes_interleave()), bool(library.lanes_in_pairs())
 
     def pack_groups(self, quantized: GroupQuantized, layout: str, *, huge_pages: bool = True) -> Tensor:
         """See `GroupQuantized.packed_for_tiles` and its siblings. The number of outputs is a multiple of 32."""
@@ -49,6 +49,13 @@ class Packer(HugePageArena):
         self._pack_groups(stored, out.data_ptr(), torch.get_num_threads())
         panels = (outputs // PANEL_OUTPUTS, groups, 2) if layout == "tiles" else (-1, groups)
         return out.unflatten(0, panels)
+
+    def pack_dequant(self, quantized: StoredMatrix, *, tiles: bool, huge_pages: bool = True) -> Tensor:
+        """See `packed_for_dots` of both types of matrices, and `GroupQuantized.packed_for_tiles`."""
+        if isinstance(quantized, GroupQuantized):
+            return self.pack_groups(quantized, "tiles" if tiles else "dots", huge_pages=huge_pages)
+        packed = quantized.packed_for_dots(paired=self._paired)
+        return self.copy_to_huge_pages(packed) if huge_pages else packed
 
     def pack_codes(self, quantized: StoredMatrix, *, huge_pages: bool = True) -> Tensor:
         """See `packed_for_codes` of both types of matrices."""

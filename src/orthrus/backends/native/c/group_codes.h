@@ -9,35 +9,9 @@
 
 #include <stdint.h>
 
-#include "group_quantized.h"
-#include "k_quants.h"
 #include "linear_weights.h"
-#include "quantize.h"
+#include "packed_groups.h"
 #include "simd.h"
-
-static inline int code_bits(int64_t format) {
-    switch (format) {
-    case FORMAT_Q4:
-    case FORMAT_Q4_K: return 4;
-    case FORMAT_Q6_K: return 6;
-    case FORMAT_Q8: return 8;
-    default: return 5;
-    }
-}
-
-/* The code that stands for zero, of formats without minima. */
-static inline int zero_code(int64_t format) {
-    switch (format) {
-    case FORMAT_Q5_0: return 16;
-    case FORMAT_Q6_K: return 32;
-    case FORMAT_Q8: return INT8_SHIFT;
-    default: return 0;
-    }
-}
-
-static inline int has_mins(int64_t format) {
-    return format == FORMAT_Q4 || format == FORMAT_Q5_1 || format == FORMAT_Q4_K || format == FORMAT_Q5_K;
-}
 
 typedef struct {
     i32x16 first, second;
@@ -66,37 +40,15 @@ ALWAYS_INLINE CodePair unpack_codes(const int64_t format, const char *codes, con
     return (CodePair){first, second};
 }
 
-/* Sixteen scales, and as many minima or, for Q6_K, scales of the last 16 inputs. */
-typedef struct {
-    f32x16 scale, other;
-} PanelScales;
-
-/* The codes of 32 inputs of a panel, and their scales. */
-ALWAYS_INLINE const char *load_codes(const int64_t format, const char *panel, int64_t group, PanelScales *by) {
-    if (!is_k_quant(format)) {
-        const char *codes = panel + group * group_bytes(format), *scales = codes + GROUP_WEIGHTS / 8 * code_bits(format);
-        by->scale = load_f16(scales);
-        by->other = has_mins(format) ? load_f16(scales + 2 * LANES) : f32_zero();
-        return codes;
-    }
-    int64_t g = group % SUPER_BLOCK_GROUPS;
-    const char *super_block = panel + group / SUPER_BLOCK_GROUPS * super_block_bytes(format);
-    const char *scales = super_block + UNITS_BYTES + g * GROUP_SCALES_BYTES;
-    f32x16 d = load_f16(super_block);
-    if (format == FORMAT_Q6_K) by->scale = f32_mul(d, load_i8(scales)), by->other = f32_mul(d, load_i8(scales + LANES));
-    else {
-        by->scale = f32_mul(d, load_u8(scales));
-        by->other = f32_mul(load_f16(super_block + 2 * LANES), load_u8(scales + LANES));
-    }
-    return super_block + K_HEADER_BYTES + g * k_codes_bytes(format);
-}
+/* The code that stands for zero: those of eight bits lie around INT8_SHIFT here. */
+static inline int zero_of_codes(int64_t format) { return format == FORMAT_Q8 ? INT8_SHIFT : zero_code(format); }
 
 /* Adds the products of some inputs of a group, of a row whose codes of these inputs have the scale `row_scale` and the sum
  * `row_sum`. The product of codes and their sum are exact. */
 ALWAYS_INLINE f32x16 add_products(const int64_t format, f32x16 total, i32x16 products, f32x16 scale, f32x16 min,
                                   float row_scale, float row_sum) {
     f32x16 values = i32_to_f32(products);
-    if (zero_code(format)) values = f32_sub(values, f32_set1((float)zero_code(format) * row_sum));
+    if (zero_of_codes(format)) values = f32_sub(values, f32_set1((float)zero_of_codes(format) * row_sum));
     total = f32_fma(values, f32_mul(scale, f32_set1(row_scale)), total);
     return has_mins(format) ? f32_fma(f32_set1(row_scale * row_sum), min, total) : total;
 }

@@ -42,13 +42,9 @@ static inline void prefetch_group(const char *group, int64_t bytes) {
     for (int64_t l = 0; l < bytes; l += 64) prefetch_ahead(group + l);
 }
 
-/* The scales and minima of a packed group in fp32, in memory: a load repeats one of them in all lanes for free. A group of Q6_K
- * has two scales instead, of its first and of its last 16 inputs. */
+/* The scales and minima of a packed group in fp32, in memory: a load repeats one of them in all lanes for free. */
 typedef struct {
-    float scale[LANES];
-    union {
-        float min[LANES], second_scale[LANES];
-    };
+    float scale[LANES], min[LANES];
 } GroupScales;
 
 static inline void load_group_scales(int64_t format, const char *group, GroupScales *to) {

@@ -33,19 +33,4 @@ static inline int64_t stored_group_bytes(int64_t format) {
     return is_k_quant(format) ? super_block_bytes(format) / SUPER_BLOCK_GROUPS : group_bytes(format);
 }
 
-/* The scales and minima of the group `g` of a super-block. Every product is exact. */
-static inline void load_k_scales(int64_t format, const char *super_block, int64_t g, GroupScales *to) {
-    const char *scales = super_block + UNITS_BYTES + g * GROUP_SCALES_BYTES;
-    f32x16 d = load_f16(super_block);
-    if (format == FORMAT_Q6_K) {
-        f32_store(to->scale, f32_mul(d, load_i8(scales)));
-        f32_store(to->second_scale, f32_mul(d, load_i8(scales + LANES)));
-    } else {
-        f32x16 minus_dmin = load_f16(super_block + 2 * LANES);
-        f32_store(to->scale, f32_mul(d, load_u8(scales)));
-        f32_store(to->min, f32_mul(minus_dmin, load_u8(scales + LANES)));
-    }
-    __asm__("" : "+m"(*to)); /* otherwise the compiler keeps them in registers */
-}
-
 #endif

@@ -39,7 +39,7 @@ void linear_dequant_range(const scalar_t *x, const LinearWeights *w, scalar_t *y
                           scalar_t *scratch) {
     for (int64_t taken; rows > 0; rows -= taken, x += taken * w->inputs, y += taken * w->outputs) {
         taken = next_rows(rows, DEQUANT_ROWS);
-        repeat_inputs(x, taken, w->inputs, scratch);
+        prepare_inputs(x, taken, w->inputs, scratch);
         if (w->format == FORMAT_PARTS) gemm_parts(x, w, y, taken, range, scratch);
         else gemm_dequant(x, w, y, taken, range, scratch);
     }

@@ -3,6 +3,7 @@
 #define ORTHRUS_PACK_H
 
 #include <stdint.h>
+#include <string.h>
 
 #include "simd.h"
 
@@ -19,6 +20,18 @@ static inline void transpose_16x16(const int32_t *rows, int64_t stride, int64_t 
             for (int64_t k = 0; k < 4; k++) block[k] = j + k < count && i < words ? rows + (j + k) * stride + i : zeros;
             transpose_4x4(block, out + 16 * i + j, 16);
         }
+}
+
+/* 8 inputs of 16 outputs, in place: [4][4 outputs, 4 apart][8] as for dot products become [4][16 outputs][2] as for tiles. */
+static inline void quads_to_pairs(uint16_t *weights) {
+    int32_t quads[4 * LANES], pairs[4 * LANES];
+    memcpy(quads, weights, sizeof quads);
+    for (int l = 0; l < 4; l++) {
+        const int32_t *rows[4];
+        for (int q = 0; q < 4; q++) rows[q] = quads + LANES * q + 4 * l;
+        transpose_4x4(rows, pairs + 4 * l, LANES);
+    }
+    memcpy(weights, pairs, sizeof pairs);
 }
 
 /* The values of two keys, interleaved: of 16 features in pairs[0], of 16 more in pairs[1]. Zeros stand for keys beyond

@@ -6,9 +6,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "code_fields.h"
 #include "group_quantized.h"
 #include "team.h"
 #include "threads.h"
+
+/* See code_fields.h. */
+int64_t lanes_in_pairs(void) { return LANES_IN_PAIRS; }
 
 /* TILES for gemm_dequant_amx.h, DOTS for gemm_dequant.h, CODES for gemm_codes.h. */
 enum { LAYOUT_TILES, LAYOUT_DOTS, LAYOUT_CODES };
@@ -63,41 +67,36 @@ static inline uint8_t *pack_tiles(const StoredGroups *from, GroupCodes codes, ui
     return out;
 }
 
-/* The output l + 4 q of a group whose codes of five bits belong to the place `n` of 32 in the words of q: the order of K-quants,
- * in which those of the outputs l and l + 8 are neighbours. */
-static inline int long_output(int q, int n) { return n / 16 * 4 + n % 2 * 8 + q; }
+static inline uint32_t rotated(uint32_t word, int bits) { return bits % 32 ? word << bits % 32 | word >> (32 - bits % 32) : word; }
 
-/* At five bits: words of four bits of one output, eight inputs apart, then words of the fifth bits of four by four. */
-static inline uint8_t *pack_long_dots(GroupCodes codes, uint8_t *out) {
+/* Words of four codes of one output, eight inputs apart: see dequantize_quads.h. */
+static inline uint8_t *pack_quads(GroupCodes codes, uint8_t *out) {
     for (int q = 0; q < 4; q++)
-        for (int n = 0; n < 32; n++) {
-            const uint8_t *own = codes[long_output(q, n)] + n / 2 % 8;
-            out = put_word(out, (uint16_t)((own[0] & 15) | (own[8] & 15) << 4 | (own[16] & 15) << 8 | (own[24] & 15) << 12));
-        }
-    for (int n = 0; n < 32; n++) {
-        uint16_t word = 0;
-        for (int b = 0; b < 16; b++) word |= (uint16_t)(codes[long_output(b / 4, n)][b % 4 * 8 + n / 2 % 8] >> 4 << b);
-        out = put_word(out, word);
-    }
-    return out;
-}
-
-/* Words of four codes of one output, eight inputs apart; at eight bits the same order, a byte each. */
-static inline uint8_t *pack_dots(const StoredGroups *from, GroupCodes codes, uint8_t *out) {
-    if (from->bits == 8) {
-        for (int k = 0; k < 4; k++)
-            for (int b = 0; b < 4; b++)
-                for (int a = 0; a < 4; a++, out += 8) memcpy(out, codes[4 * a + b] + 8 * k, 8);
-        return out;
-    }
-    if (from->bits == 5) return pack_long_dots(codes, out);
-    for (int b = 0; b < 4; b++)
-        for (int a = 0; a < 4; a++)
+        for (int l = 0; l < 4; l++)
             for (int e = 0; e < 8; e++) {
-                const uint8_t *own = codes[4 * a + b] + e;
+                const uint8_t *own = codes[4 * l + q] + e;
                 out = put_word(out, (uint16_t)(own[0] | own[8] << 4 | own[16] << 8 | own[24] << 12));
             }
     return out;
+}
+
+/* Bit fields of words: see code_fields.h. */
+static inline uint8_t *pack_dots(const StoredGroups *from, GroupCodes codes, uint8_t *out) {
+    const int bits = (int)from->bits, fields = fields_of_word(bits);
+    if (LANES_IN_PAIRS && bits == 4) return pack_quads(codes, out);
+    uint32_t words[8][LANES] = {{0}};
+    for (int half = 0; half < HALVES; half++)
+        for (int l = 0; l < LANES; l++) {
+            uint32_t code = codes[half_output(half, l)][half_input(half, l)] ^ (bits == 8 ? 128 : 0);
+            int f = half % fields;
+            if (!is_spare(bits, half)) words[half / fields][l] |= rotated(code, field_place(bits, f) + field_shift(bits, f) + 32);
+            for (int b = 0; b < bits && is_spare(bits, half); b++) {
+                int at = half % 2 * bits + b;
+                words[at / 2][l] |= (code >> b & 1) << (spare_at(bits) + at % 2);
+            }
+        }
+    memcpy(out, words, (size_t)(bits * 4 * LANES));
+    return out + bits * 4 * LANES;
 }
 
 /* Byte `n` of vector `j` of the codes of a group: see group_codes.h. */

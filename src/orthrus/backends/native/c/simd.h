@@ -23,8 +23,8 @@ enum { LANES = 16 };
  * i32_broadcast           a word of memory in all lanes
  * f32_in_registers, i32_in_registers  the value itself, behind a compiler barrier: it is not loaded again for every use, and
  *                         a sum that passes through is not reassociated
- * i32_repeat4, f32_repeat4  four words in every quarter; f32_quarters: a float in every quarter; f32_spread: lane i of every
- *                         quarter in all its lanes
+ * i32_swap_halves         the two halves of every word in the other order
+ * i32_repeat4             four words in every quarter
  * f32_reduce_quarters     of four vectors: lane 4 p + q is the sum of the lanes 4 p to 4 p + 3 of x[q], those 2 apart first
  * low_nibbles             the lower half of every byte, in bytes; high_nibbles: the upper one
  * dot_bf16                sums + the products of pairs of bf16 in every word

@@ -77,9 +77,12 @@ static inline i32x16 i32_shift_left(i32x16 x, int bits) {
 static inline i32x16 i32_shift_right(i32x16 x, int bits) {
     return (i32x16){_mm256_srli_epi32(x.a, bits), _mm256_srli_epi32(x.b, bits)};
 }
-static inline i32x16 i32_shift_right_signed(i32x16 x, int bits) {
-    return (i32x16){_mm256_srai_epi32(x.a, bits), _mm256_srai_epi32(x.b, bits)};
+static inline i32x16 i32_swap_halves(i32x16 x) {
+    const __m128i order = _mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    const __m256i both = _mm256_broadcastsi128_si256(order);
+    return (i32x16){_mm256_shuffle_epi8(x.a, both), _mm256_shuffle_epi8(x.b, both)};
 }
+
 static inline f32x16 i32_to_f32(i32x16 x) { return (f32x16)EACH(_mm256_cvtepi32_ps, x); }
 static inline i32x16 f32_to_i32(f32x16 x) { return (i32x16)EACH(_mm256_cvtps_epi32, x); }
 
@@ -175,20 +178,6 @@ static inline i32x16 i32_load_words(const void *x, int64_t count) {
 static inline i32x16 i32_repeat4(const void *x) {
     __m256i four = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)x));
     return (i32x16){four, four};
-}
-
-static inline f32x16 f32_repeat4(const float *x) {
-    __m256 four = _mm256_broadcast_ps((const __m128 *)x);
-    return (f32x16){four, four};
-}
-
-static inline f32x16 f32_spread(f32x16 x, int i) {
-    __m256i lanes = _mm256_set1_epi32(i);
-    return (f32x16){_mm256_permutevar_ps(x.a, lanes), _mm256_permutevar_ps(x.b, lanes)};
-}
-
-static inline f32x16 f32_quarters(float p, float q, float r, float s) {
-    return (f32x16){_mm256_set_m128(_mm_set1_ps(q), _mm_set1_ps(p)), _mm256_set_m128(_mm_set1_ps(s), _mm_set1_ps(r))};
 }
 
 static inline __m256 reduce_quarters(__m256 p, __m256 q, __m256 r, __m256 s) {

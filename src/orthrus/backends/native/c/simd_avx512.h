@@ -66,7 +66,7 @@ static inline i32x16 i32_and(i32x16 a, i32x16 b) { return _mm512_and_si512(a, b)
 static inline i32x16 i32_or(i32x16 a, i32x16 b) { return _mm512_or_si512(a, b); }
 static inline i32x16 i32_shift_left(i32x16 a, int bits) { return _mm512_slli_epi32(a, (unsigned)bits); }
 static inline i32x16 i32_shift_right(i32x16 a, int bits) { return _mm512_srli_epi32(a, (unsigned)bits); }
-static inline i32x16 i32_shift_right_signed(i32x16 a, int bits) { return _mm512_srai_epi32(a, (unsigned)bits); }
+static inline i32x16 i32_swap_halves(i32x16 a) { return _mm512_rol_epi32(a, 16); }
 static inline f32x16 i32_to_f32(i32x16 a) { return _mm512_cvtepi32_ps(a); }
 static inline i32x16 f32_to_i32(f32x16 a) { return _mm512_cvtps_epi32(a); }
 static inline i32x16 f32_as_i32(f32x16 a) { return _mm512_castps_si512(a); }
@@ -84,10 +84,6 @@ static inline f32x16 load_i8(const void *x) {
 
 static inline f32x16 load_u8(const void *x) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)x)));
-}
-
-static inline i32x16 i32_load_i16(const void *x) {
-    return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)x));
 }
 
 static inline void i32_store_i16(void *y, i32x16 a) { _mm256_storeu_si256((__m256i *)y, _mm512_cvtepi32_epi16(a)); }
@@ -116,14 +112,6 @@ static inline i32x16 i32_repeat4(const void *x) {
     return _mm512_castps_si512(_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)x)));
 }
 
-static inline f32x16 f32_repeat4(const float *x) { return _mm512_broadcast_f32x4(_mm_loadu_ps(x)); }
-
-static inline f32x16 f32_spread(f32x16 x, int i) { return _mm512_permutevar_ps(x, _mm512_set1_epi32(i)); }
-
-static inline f32x16 f32_quarters(float p, float q, float r, float s) {
-    return _mm512_setr_ps(p, p, p, p, q, q, q, q, r, r, r, r, s, s, s, s);
-}
-
 static inline f32x16 f32_reduce_quarters(const f32x16 *x) {
     __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
     __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
@@ -132,6 +120,15 @@ static inline f32x16 f32_reduce_quarters(const f32x16 *x) {
 
 #ifdef __AVX512BF16__
 #define HAVE_BF16_DOT
+/* Sixteen numbers of each rounded to bf16: lanes 2 i and 2 i + 1 of `low` are word i. */
+static inline i32x16 bf16_of_halves(f32x16 low, f32x16 high) { return (i32x16)_mm512_cvtne2ps_pbh(high, low); }
+
+/* Lane i + 8 `half` in the lanes 2 i and 2 i + 1. */
+static inline f32x16 f32_double_lanes(f32x16 x, int half) {
+    const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(low, _mm512_set1_epi32(8 * half)), x);
+}
+
 static inline f32x16 dot_bf16(f32x16 sums, i32x16 a, i32x16 b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }
 static inline void store_bf16(uint16_t *y, f32x16 a) { _mm256_storeu_si256((__m256i *)y, (__m256i)_mm512_cvtneps_pbh(a)); }
 #endif

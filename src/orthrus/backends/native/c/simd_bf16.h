@@ -33,4 +33,7 @@ static inline i32x16 bf16_pairs(f32x16 even, f32x16 odd) {
     return i32_or(i32_shift_right(f32_as_i32(even), 16), f32_as_i32(odd));
 }
 
+/* Even and odd numbers rounded to bf16, in words. */
+static inline i32x16 bf16_of_halves(f32x16 even, f32x16 odd) { return bf16_pairs(nearest_bf16(even), nearest_bf16(odd)); }
+
 #endif

@@ -38,10 +38,6 @@ static inline f32x16 f32_in_registers(f32x16 x) {
     return x;
 }
 
-static inline f32x16 f32_spread(f32x16 x, int i) {
-    return (f32x16){vdupq_n_f32(x.a[i]), vdupq_n_f32(x.b[i]), vdupq_n_f32(x.c[i]), vdupq_n_f32(x.d[i])};
-}
-
 static inline void f32_store(float *y, f32x16 x) {
     vst1q_f32(y, x.a);
     vst1q_f32(y + 4, x.b);
@@ -83,14 +79,14 @@ static inline void i32_store(void *y, i32x16 x) {
 
 #define SHIFT_LEFT(x) (int32x4_t)((uint32x4_t)(x) << bits)
 #define SHIFT_RIGHT(x) (int32x4_t)((uint32x4_t)(x) >> bits)
-#define SHIFT_RIGHT_SIGNED(x) (x) >> bits
 static inline i32x16 i32_add(i32x16 x, i32x16 y) { return (i32x16)EACH_PAIR(vaddq_s32, x, y); }
 static inline i32x16 i32_sub(i32x16 x, i32x16 y) { return (i32x16)EACH_PAIR(vsubq_s32, x, y); }
 static inline i32x16 i32_and(i32x16 x, i32x16 y) { return (i32x16)EACH_PAIR(vandq_s32, x, y); }
 static inline i32x16 i32_or(i32x16 x, i32x16 y) { return (i32x16)EACH_PAIR(vorrq_s32, x, y); }
 static inline i32x16 i32_shift_left(i32x16 x, int bits) { return (i32x16)EACH(SHIFT_LEFT, x); }
 static inline i32x16 i32_shift_right(i32x16 x, int bits) { return (i32x16)EACH(SHIFT_RIGHT, x); }
-static inline i32x16 i32_shift_right_signed(i32x16 x, int bits) { return (i32x16)EACH(SHIFT_RIGHT_SIGNED, x); }
+static inline int32x4_t swap_halves_quarter(int32x4_t x) { return vreinterpretq_s32_s16(vrev32q_s16(vreinterpretq_s16_s32(x))); }
+static inline i32x16 i32_swap_halves(i32x16 x) { return (i32x16)EACH(swap_halves_quarter, x); }
 static inline f32x16 i32_to_f32(i32x16 x) { return (f32x16)EACH(vcvtq_f32_s32, x); }
 static inline i32x16 f32_to_i32(f32x16 x) { return (i32x16)EACH(vcvtnq_s32_f32, x); }
 static inline f32x16 i32_as_f32(i32x16 x) { return (f32x16)EACH(vreinterpretq_f32_s32, x); }
@@ -184,12 +180,6 @@ static inline i32x16 i32_load_words(const void *x, int64_t count) {
 }
 
 static inline i32x16 i32_repeat4(const void *x) { return i32_of(load_quarter(x, 0)); }
-
-static inline f32x16 f32_repeat4(const float *x) { return f32_of(vld1q_f32(x)); }
-
-static inline f32x16 f32_quarters(float p, float q, float r, float s) {
-    return (f32x16){vdupq_n_f32(p), vdupq_n_f32(q), vdupq_n_f32(r), vdupq_n_f32(s)};
-}
 
 static inline float32x4_t reduce_quarter(float32x4_t p, float32x4_t q, float32x4_t r, float32x4_t s) {
     float32x4_t a = vaddq_f32(vzip1q_f32(p, q), vzip2q_f32(p, q)), b = vaddq_f32(vzip1q_f32(r, s), vzip2q_f32(r, s));
