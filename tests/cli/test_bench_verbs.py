@@ -19,6 +19,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 
 from orthrus.bench import compare, quality, suite, tasks
 from orthrus.bench.peers import gguf as files
+from orthrus.bench.peers import processes as peer_processes
 from orthrus.bench.peers import workers
 from orthrus.cli import _shared
 
@@ -74,9 +75,10 @@ def test_the_engine_is_measured_under_load(run, model):
 
 def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(peer_processes, "cache_directory", lambda: tmp_path)
     task = tmp_path / "task.jsonl"
     task.write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(2)))
-    monkeypatch.setattr(files, "files", lambda backbone, folder: {"gguf": "", "gguf_q8_0": ""})
+    monkeypatch.setattr(files, "files", lambda *_: {"gguf_q8_0": ""})
     options = ["--peer", "transformers fp32", "--peer", "llama.cpp Q8_0", "--dtype", "float32", "--max-new-tokens", 8]
     code, out, err = run("bench", "compare", "--task", task, "--model", model, *options, "--json")
     assert code == 0, err
@@ -95,6 +97,7 @@ def test_peers_decode_the_same_prompts_and_absent_ones_are_named(run, model, tmp
 def test_plain_decoding_is_compared_with_peers_where_there_is_no_view(run, tmp_path, monkeypatch):
     """From a directory, which llama.cpp cannot read: it is absent, and the others are compared."""
     monkeypatch.setattr(compare, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr(peer_processes, "cache_directory", lambda: tmp_path / "cache")
     bare = tiny.save_checkpoint(tmp_path / "bare", view=False)
     (tmp_path / "task.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(2)))
     asked = ["bench", "compare", "--task", tmp_path / "task.jsonl", "--model", bare, "--dtype", "float32"]
@@ -124,6 +127,10 @@ from pathlib import Path
 VARIANTS, REQUIREMENTS = {"sleeper": {}}, []
 
 
+def version():
+    return "1"
+
+
 def load(weights, options, threads, device):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     Path("unfinished").write_text(f"{os.getpid()} {child.pid}")
@@ -136,8 +143,8 @@ def load(weights, options, threads, device):
 def compare_with_a_sleeper(directory):
     os.chdir(directory)
     workers.__path__ = [str(directory)]
-    with _shared.ended_by_sigterm(), compare.Worker("sleeper", {}, 1) as worker:
-        worker.generate(tiny.request(1, 2), [])
+    with _shared.ended_by_sigterm(), peer_processes.Worker("sleeper", {}, 1) as worker:
+        worker.generate(tokens=[1], count=2, stops=[])
 
 
 def is_running(pid):
@@ -172,7 +179,7 @@ def test_no_worker_outlives_a_comparison(tmp_path, name):
 
 def test_a_peer_that_fails_says_why():
     with pytest.raises(RuntimeError, match="directory"):
-        compare.Worker("transformers fp32", {}, 1)
+        peer_processes.Worker("transformers fp32", {}, 1)
 
 
 def test_a_requantised_gguf_file_has_the_same_weights(tmp_path):

@@ -69,7 +69,7 @@ def test_peers_run_or_are_absent(settings, monkeypatch):
     asked = []
 
     class Worker:
-        def __init__(self, variant, weights, threads, device):
+        def __init__(self, variant, weights, threads, device, context):
             asked.append((variant, device))
             raise RuntimeError("no peer in this test")
 

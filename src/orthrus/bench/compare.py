@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import pkgutil
-import signal
-import subprocess
-import sys
-import tempfile
-import venv
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from orthrus import torch_threads
 from orthrus.api import Model, Options
 from orthrus.bench import exactness
 from orthrus.bench.measure import decode_alone, turns
-from orthrus.bench.peers import transformers, workers
+from orthrus.bench.peers import transformers
+from orthrus.bench.peers.processes import CONTEXT, Worker, module_of, variants
 from orthrus.bench.tasks import TaskPrompt
 from orthrus.decoding.sequence import Request
 from orthrus.file_cache import cache_directory
 
-SECONDS_TO_END = 10.0
-"""Seconds that a worker has to end by itself, after an answer that it may still be computing."""
 OURS = ("ar", "auto")
+DRAFT_MODEL = "draft"
+"""The option of a variant that needs a draft model."""
+MARGIN = 64
+"""Tokens of context beyond the longest sequence, for drafts past its end."""
 Decode = Callable[[Request], tuple[list[int], float]]
 """Greedy tokens of a request and the seconds they took, prefill included."""
 Turn = tuple[int, str]
 """The number of a prompt, and the system that decodes it."""
 Run = tuple[list[int], float, float]
 """Generated tokens, seconds to generate them, and seconds to generate the first token alone."""
+UNKNOWN = -1
+"""A token that a peer counts and does not give."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +41,8 @@ class System:
     """The results of one system (ours with one cycle, or a peer) over all prompts of a part.
 
     speed: tokens per second, prefill included; ours_over: speed of `orthrus auto` (of `orthrus ar` without a view)
-    divided by it; first_token: median
-    seconds of prefill and one token; identical: prompts with the same tokens as our plain decoding; absent: why a peer
-    could not run.
+    divided by it; first_token: median seconds of prefill and one token; identical: prompts with the same tokens as our
+    plain decoding; absent: why a peer could not run; over_first: its speed divided by that of `orthrus ar`.
     """
 
     part: str
@@ -61,115 +54,70 @@ class System:
     ours_over_quartiles: tuple[float, float]
     first_token: float
     identical: int
+    over_first: float = 0.0
+    over_first_quartiles: tuple[float, float] = (0.0, 0.0)
     absent: str | None = None
 
 
-def variants() -> dict[str, str]:
-    """Every variant of every peer, and the module that defines it."""
-    modules: dict[str, str] = {}
-    for module in pkgutil.iter_modules(workers.__path__):
-        if not module.name.startswith("_"):
-            modules |= dict.fromkeys(_peer(module.name).VARIANTS, module.name)
-    return modules
+@dataclass(frozen=True)
+class Peers:
+    """The peers to compare with. draft_model: the GGUF file of variants that need one; context: the most tokens of a
+    sequence, prompt included."""
+
+    variants: Sequence[str]
+    draft_model: Path | None = None
+    context: int = CONTEXT
 
 
-def _peer(name: str) -> Any:
-    return importlib.import_module(f"{workers.__name__}.{name}")
+@dataclass
+class Systems:
+    """Ours and the peers that answer, by name; why the others are absent; and the versions of the peers."""
 
+    model: Model
+    options: Options
+    decoders: dict[str, Decode]
+    absent: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
-def environment(peer: str) -> Path:
-    """The Python of a peer's virtual environment, or ours if the peer has no requirements or is installed here."""
-    if not _peer(peer).REQUIREMENTS or find_spec(peer) is not None:
-        return Path(sys.executable)
-    return cache_directory() / "peers" / peer / "bin" / "python"
-
-
-def install(peer: str) -> None:
-    """Create a peer's virtual environment. Raises ValueError with the end of pip's output if that fails."""
-    requirements = _peer(peer).REQUIREMENTS
-    if not requirements:
-        return
-    python = environment(peer)
-    venv.create(python.parents[1], with_pip=True)
-    commands = [["install", *requirements]]
-    if left_out := getattr(_peer(peer), "LEFT_OUT", []):
-        commands.append(["uninstall", "--yes", *left_out])
-    for command in commands:
-        call = [python, "-m", "pip", "--quiet", *command]
-        made = subprocess.run(call, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise ValueError(f"{peer} could not be installed: {made.stderr.strip()[-400:]}")
-
-
-class Worker:
-    """A peer in its own process. Raises RuntimeError, with the end of its stderr, if it cannot start."""
-
-    def __init__(self, variant: str, weights: dict[str, str], threads: int, device: str = "cpu") -> None:
-        peer = variants()[variant]
-        script = Path(workers.__path__[0]) / "_worker.py"
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker is
-        own = {name: value for name, value in os.environ.items() if name not in torch_threads.SETTINGS}
-        self._process = subprocess.Popen(
-            [environment(peer), "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            text=True, env=own | {"OMP_NUM_THREADS": str(threads)}, start_new_session=True,
-        )  # fmt: skip
-        options = _peer(peer).VARIANTS[variant]
+    def decode(self, name: str, request: Request) -> tuple[list[int], float] | None:
+        """The answer of a system, and its seconds; None of a peer that fails, which is absent from then on."""
+        if name in self.absent:
+            return None
         try:
-            self._ask({"peer": peer, "options": options, "weights": weights, "threads": threads, "device": device})
-        except BaseException:  # signals too: no other code ends the process
-            self._end()
-            raise
+            return self.decoders[name](request)
+        except (OSError, RuntimeError) as error:
+            if name.startswith("orthrus "):
+                raise
+            self.absent[name] = str(error)
+            return None
 
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        """Close the pipe, by which the worker ends, and kill it with its children where it does not."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._stderr.close()
-
-    def generate(self, request: Request, stops: list[int]) -> tuple[list[int], float]:
-        """Greedy tokens and the seconds they took, prefill included."""
-        asked = {"tokens": list(request.prompt), "count": request.stop.max_new_tokens, "stops": stops}
-        answer = self._ask(asked)
-        return answer["tokens"], answer["seconds"]
-
-    def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with suppress(BrokenPipeError):
-            print(json.dumps(line), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._stderr.seek(0)
-            raise RuntimeError(self._stderr.read().strip()[-300:] or "the process ended without an error message")
-        content: dict[str, Any] = json.loads(answer)
-        return content
+    @property
+    def names(self) -> list[str]:
+        """Those that have not failed, ours first."""
+        return [name for name in self.decoders if name not in self.absent]
 
 
-def weights_for(model: Model, variant: str) -> dict[str, str]:
+def weights_for(model: Model, variant: str, draft_model: Path | None = None) -> dict[str, str]:
     """Files with this model's backbone in the formats that a variant reads; written once and cached. Raises ValueError
-    where the backbone is none that the peer can read."""
-    peer = variants()[variant]
+    where the backbone is none that the peer can read, or where a draft model is missing."""
+    options = module_of(variant).VARIANTS[variant]
     folder = cache_directory() / "peers" / "weights" / model.checkpoint.backbone.sha256[:16]
-    if peer == "llama_cpp":
+    if "file" in options:
         from orthrus.bench.peers import gguf  # needs the package gguf
 
-        return gguf.files(model.checkpoint.backbone.id, folder)
+        weights = gguf.files(model.checkpoint.backbone.id, folder, options["file"])
+        if DRAFT_MODEL in options and draft_model is None:
+            raise ValueError("it needs a draft model: --draft-model FILE.gguf")
+        return weights | ({DRAFT_MODEL: str(draft_model)} if DRAFT_MODEL in options else {})
     directory = folder / "transformers"
     if not (directory / "config.json").exists():
         transformers.load(model).save_pretrained(directory)
     return {"directory": str(directory)}
+
+
+def needs_draft_model(variant: str) -> bool:
+    """Whether a variant needs a draft model."""
+    return DRAFT_MODEL in module_of(variant).VARIANTS[variant]
 
 
 def ours(model: Model) -> tuple[str, ...]:
@@ -177,79 +125,90 @@ def ours(model: Model) -> tuple[str, ...]:
     return OURS if model.decoder.diffusion else OURS[:1]
 
 
+@contextmanager
+def started(
+    model: Model, options: Options, peers: Peers, request: Request, tell: Callable[[str], object] = lambda text: None
+) -> Iterator[Systems]:
+    """All systems, each of which has answered a first request. Processes of peers end with the block.
+
+    tell: is told what takes long.
+    """
+    cycles = {f"orthrus {cycle}": model.decoding_config({**options, "cycle": cycle}) for cycle in ours(model)}
+    systems = Systems(model, options, {name: partial(decode_alone, model, config) for name, config in cycles.items()})
+    stops, threads, device = sorted(model.limits.end_token_ids), torch.get_num_threads(), str(model.decoder.device)
+    with ExitStack() as stack:
+        for variant in peers.variants:
+            tell(f"starting {variant}")
+            try:
+                weights = weights_for(model, variant, peers.draft_model)
+                worker = stack.enter_context(Worker(variant, weights, threads, device, peers.context + MARGIN))
+                decode = _decoder(model, variant, worker, stops)
+                decode(request)  # warm-up
+            except (OSError, RuntimeError, ValueError) as error:
+                systems.absent[variant] = str(error)
+            else:
+                systems.decoders[variant] = decode
+                systems.versions[variants()[variant]] = worker.version
+        tell("warming up")
+        for cycle in cycles:
+            systems.decoders[cycle](request)
+        yield systems
+
+
+def _decoder(model: Model, variant: str, worker: Worker, stops: list[int]) -> Decode:
+    """The function that asks a worker, in tokens or in text."""
+    if not getattr(module_of(variant), "TEXT", False):
+        return lambda request: worker.generate(
+            tokens=list(request.prompt), count=request.stop.max_new_tokens, stops=stops
+        )
+
+    end = [id for id in (model.tokenizer.eos_token_id, *stops) if id in stops][:1]
+
+    def decode(request: Request) -> tuple[list[int], float]:
+        text = model.tokenizer.decode(list(request.prompt), clean_up_tokenization_spaces=False)
+        answer, seconds = worker.generate(text=text, count=request.stop.max_new_tokens)
+        tokens = model.encode(answer["text"], special_tokens=False) + end * answer["ended"]
+        counted = len(tokens) - answer["count"] in (0, int(answer["ended"]))  # with the end token or without it
+        return (tokens if counted else [UNKNOWN] * answer["count"]), seconds
+
+    return decode
+
+
 def measure(
-    model: Model,
-    task: str,
-    prompts: list[TaskPrompt],
-    options: Options,
-    chosen: list[str],
-    track: Callable[[Sequence[Turn]], Iterable[Turn]],
-    tell: Callable[[str], object] = lambda text: None,
+    systems: Systems, task: str, prompts: list[TaskPrompt], track: Callable[[Sequence[Turn]], Iterable[Turn]]
 ) -> list[System]:
     """Decode every prompt with every system. The order of the systems rotates from prompt to prompt of a part. A peer
     that fails is absent.
 
-    track: gets the turns, and yields them again. tell: is told what takes long before the first turn.
+    track: gets the turns, and yields them again.
     """
-    requests = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
-    with ExitStack() as stack:
-        systems: dict[str, Decode] = {
-            f"orthrus {cycle}": partial(decode_alone, model, model.decoding_config({**options, "cycle": cycle}))
-            for cycle in ours(model)
-        }
-        peers, absent = _started(model, requests[0], chosen, stack, tell)
-        tell("warming up")
-        for decode in systems.values():
-            decode(requests[0])
-        systems |= peers
-        names, runs = list(systems), {name: list[Run]() for name in systems}
-        firsts = turns([prompt.part for prompt in prompts], len(names))
-        order = [(n, name) for n, first in enumerate(firsts) for name in names[first:] + names[:first]]
-        for number, name in track(order):
-            if name in absent:
-                continue
-            try:
-                whole, first_token = systems[name](requests[number]), systems[name](_first_of(requests[number]))
-            except (OSError, RuntimeError) as error:
-                if name not in chosen:
-                    raise
-                absent[name] = str(error)
-                del runs[name]
-            else:
-                runs[name].append((*whole, first_token[1]))
+    requests = exactness.requests(systems.model, [prompt.prompt for prompt in prompts], systems.options)
+    runs = {name: list[Run]() for name in systems.names}
+    firsts = turns([prompt.part for prompt in prompts], len(runs))
+    names = [*runs]
+    for number, name in track([(n, name) for n, first in enumerate(firsts) for name in names[first:] + names[:first]]):
+        whole = systems.decode(name, requests[number])
+        first_token = systems.decode(name, first_of(requests[number]))
+        if whole is not None and first_token is not None:
+            runs[name].append((*whole, first_token[1]))
+    answered = {name: each for name, each in runs.items() if name not in systems.absent}
     parts = {prompt.part for prompt in prompts}
     groups = {part: [n for n, prompt in enumerate(prompts) if prompt.part == part] for part in sorted(parts)}
     if len(parts) > 1:
         groups[f"{task}, all"] = list(range(len(prompts)))
     measured = [
-        _summary(part, name, {system: [own[n] for n in indices] for system, own in runs.items()}, ours(model))
-        for part, indices in groups.items() for name in runs
+        _summary(part, name, {system: [own[n] for n in indices] for system, own in answered.items()},
+                 ours(systems.model))
+        for part, indices in groups.items() for name in answered
     ]  # fmt: skip
+    none = (0.0, (0.0, 0.0))
     return measured + [
-        System(f"{task}, all", name, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0), 0.0, 0, why) for name, why in absent.items()
+        System(f"{task}, all", name, 0, *none, *none, 0.0, 0, absent=why) for name, why in systems.absent.items()
     ]
 
 
-def _started(
-    model: Model, request: Request, chosen: list[str], stack: ExitStack, tell: Callable[[str], object]
-) -> tuple[dict[str, Decode], dict[str, str]]:
-    """The peers that have answered a first request, and why the others did not. Their processes end with the stack."""
-    stops, running, absent = sorted(model.limits.end_token_ids), dict[str, Decode](), dict[str, str]()
-    threads, device = torch.get_num_threads(), str(model.decoder.device)
-    for variant in chosen:
-        tell(f"starting {variant}")
-        try:
-            worker = stack.enter_context(Worker(variant, weights_for(model, variant), threads, device))
-            decode = partial(worker.generate, stops=stops)
-            decode(request)  # warm-up
-        except (OSError, RuntimeError, ValueError) as error:
-            absent[variant] = str(error)
-        else:
-            running[variant] = decode
-    return running, absent
-
-
-def _first_of(request: Request) -> Request:
+def first_of(request: Request) -> Request:
+    """A request for the first token of its answer."""
     return replace(request, stop=replace(request.stop, max_new_tokens=1))
 
 
@@ -260,10 +219,15 @@ def _summary(part: str, name: str, runs: dict[str, list[Run]], cycles: Sequence[
     speeds, plain = speeds_of(name), runs[f"orthrus {cycles[0]}"]
     ratios = speeds_of(f"orthrus {cycles[-1]}") / speeds
     identical = sum(tokens == others for (tokens, *_), (others, *_) in zip(runs[name], plain, strict=True))
-    medians = float(np.median(speeds)), _quartiles(speeds), float(np.median(ratios)), _quartiles(ratios)
-    return System(part, name, len(plain), *medians, float(np.median([first for *_, first in runs[name]])), identical)
+    over_first = speeds / speeds_of(f"orthrus {cycles[0]}")
+    return System(
+        part, name, len(plain), float(np.median(speeds)), quartiles(speeds), float(np.median(ratios)),
+        quartiles(ratios), float(np.median([first for *_, first in runs[name]])), identical,
+        float(np.median(over_first)), quartiles(over_first),
+    )  # fmt: skip
 
 
-def _quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+def quartiles(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """The first and third quartile."""
     low, high = np.quantile(values, (0.25, 0.75))
     return float(low), float(high)

@@ -23,6 +23,7 @@ UNEXPLAINED = 1.5
 """The factor between measured and expected speed of plain decoding from which one of them is doubted. The work around
 passes, which the expectation leaves out, takes a tenth or two with a small model."""
 SETTINGS = ("ar", "two-pass", "one-pass", "auto")
+"""The settings that are measured by default: of a checkpoint without a diffusion view the first alone."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,10 @@ def _summary(
     speeds = np.array([s.generated / s.seconds for s in statistics])
     plain = np.array([run.statistics.generated / run.statistics.seconds for run in base])
     gaps = np.concatenate([np.diff(run.ends) for run in runs])
-    costs = model.costs()
-    seconds = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in zip(statistics, lengths, strict=True))
+    seconds = 0.0
+    if model.decoder.diffusion is not None:  # else there is nothing to plan, and no cost table
+        costs = model.costs()
+        seconds = sum(costs.total(s.shapes, n + s.generated / 2) for s, n in zip(statistics, lengths, strict=True))
     return Speed(
         *name, len(statistics), pooled.generated, pooled.acceptance_length, pooled.acceptance_length + 1,
         sum(s.passes for s in statistics), pooled.tpf, pooled.rows_per_pass,

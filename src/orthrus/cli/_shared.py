@@ -97,6 +97,7 @@ CacheOption = Annotated[
         rich_help_panel=LOADING,
     ),
 ]
+TASK = "Task name, JSONL file, or directory or packed file of distilled records; may be repeated."
 stderr = Console(stderr=True, highlight=False)
 PIPE_WIDTH = 200
 """Columns of a table in a pipe, which has no width of its own: rich would take 80, and cut names off."""

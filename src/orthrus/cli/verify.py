@@ -16,6 +16,7 @@ from orthrus.cli._costs import timed
 from orthrus.cli._distribution import compare_distributions
 from orthrus.cli._help import LOADING, OUTPUT
 from orthrus.cli._shared import (
+    TASK,
     AdapterOption,
     AllowOption,
     CacheOption,
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
     from orthrus.bench.tasks import TaskPrompt
 
 
-TaskOption = Annotated[
-    list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated.", show_default="three tasks")
-]
+TaskOption = Annotated[list[str] | None, typer.Option(help=TASK, show_default="three tasks")]
 TemperatureOption = Annotated[
     list[float] | None, typer.Option(help="0 is greedy; may be repeated.", show_default="0 and 0.8")
 ]

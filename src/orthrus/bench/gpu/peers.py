@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from orthrus.api import Options
-from orthrus.bench import compare, provenance, tasks
+from orthrus.bench import compare, exactness, provenance, tasks
 from orthrus.bench.gpu.settings import AbsentError, Settings
 
 
@@ -19,8 +19,10 @@ def measure(settings: Settings, peer: str) -> Iterator[dict[str, Any]]:
     model = settings.load()
     options: Options = {"max_new_tokens": 4 if settings.dry_run else 128, "temperature": 0.0, "seed": 0}
     prompts = tasks.load("gsm8k", 1 if settings.dry_run else 8)
-    systems = compare.measure(model, "gsm8k", prompts, options, [f"{peer} bf16"], lambda items: items)
-    yield {"systems": [asdict(system) for system in systems], "provenance": provenance.of_run(model)}
+    (first, *_) = exactness.requests(model, [prompt.prompt for prompt in prompts], options)
+    with compare.started(model, options, compare.Peers([f"{peer} bf16"]), first) as systems:
+        measured = compare.measure(systems, "gsm8k", prompts, lambda items: items)
+    yield {"systems": [asdict(system) for system in measured], "provenance": provenance.of_run(model)}
 
 
 def headline(result: dict[str, Any]) -> str:

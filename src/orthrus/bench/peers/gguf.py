@@ -10,22 +10,25 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from orthrus.checkpoint.sources import resolve
 
 
-def files(backbone: str, folder: Path) -> dict[str, str]:
-    """Both paths; the Q8_0 file is written once, to `folder`. Raises ValueError unless the backbone is GGUF."""
+def files(backbone: str, folder: Path, kind: str) -> dict[str, str]:
+    """The path of one kind of file: `gguf`, the original, or `gguf_q8_0`, which is written once, to `folder`. Raises
+    ValueError unless the backbone is GGUF."""
     source = resolve(backbone, None)
     if not source.gguf:
-        raise ValueError(f"{backbone}: llama.cpp reads GGUF files, and this backbone is not a GGUF file")
+        raise ValueError(f"{backbone}: it is not a GGUF file, and this peer reads no others")
+    if kind == "gguf":
+        return {kind: str(source.path)}
     quantised = folder / "q8_0.gguf"
     if not quantised.exists():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = quantised.with_suffix(".part")
         requantise(source.path, unfinished, GGMLQuantizationType.Q8_0)
         unfinished.replace(quantised)
-    return {"gguf": str(source.path), "gguf_q8_0": str(quantised)}
+    return {kind: str(quantised)}
 
 
 def requantise(source: Path, target: Path, kind: GGMLQuantizationType) -> None:
-    """Copy a GGUF file with its matrices quantized to another type; everything else is unchanged."""
+    """Copy a GGUF file with its matrices quantised to another type; everything else is unchanged."""
     reader = GGUFReader(source)
     fields = {field.name: field for field in reader.fields.values() if not field.name.startswith("GGUF.")}
     writer = GGUFWriter(target, fields.pop("general.architecture").contents())

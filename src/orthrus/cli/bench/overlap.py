@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import table_console
+from orthrus.cli._shared import TASK, table_console
 
 SHOWN = 3
 """Ids of records that are named per task."""
@@ -21,9 +21,7 @@ def command(
     data: Annotated[
         list[Path], typer.Option(help="JSONL file, or directory that `orthrus distill` wrote; may be repeated.")
     ],
-    task: Annotated[
-        list[str] | None, typer.Option(help="Task name or JSONL file; may be repeated.", show_default="all tasks")
-    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help=TASK, show_default="all tasks")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print figures and all ids as JSON.", rich_help_panel=OUTPUT)
     ] = False,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    task: Annotated[str, typer.Option(help="Task name or JSONL file.")],
+    task: Annotated[str, typer.Option(help="Task name, JSONL file, or directory or packed file of distilled records.")],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     limit: Annotated[int, typer.Option(help="Number of prompts.", min=1)] = 20,

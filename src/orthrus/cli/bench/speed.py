@@ -13,6 +13,7 @@ from rich.table import Table
 from orthrus.cli._costs import measure_costs_for_benchmark, timed
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import (
+    TASK,
     AdapterOption,
     AllowOption,
     CacheOption,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    task: Annotated[list[str], typer.Option(help="Task name or JSONL file; may be repeated.")],
+    task: Annotated[list[str], typer.Option(help=TASK)],
     model: ModelOption = "smollm2-demo",
     adapter: AdapterOption = None,
     limit: Annotated[int, typer.Option(help="Prompts per task.", min=1)] = 20,
@@ -45,7 +46,7 @@ def command(
         typer.Option(
             help="CYCLE[:BLOCKS][/WIDTH][+NODES], such as auto, two-pass/4, two-pass+16 or one-pass:2/6+12: at most 2"
             " blocks a pass, of 6 rows, and trees of 12 drafts. May be repeated; the first setting is the baseline.",
-            show_default="ar, two-pass, one-pass, auto",
+            show_default="ar, two-pass, one-pass, auto; without a view ar",
         ),
     ] = None,
     rule: Annotated[str, typer.Option(help="exact or rejection; see generate.")] = "exact",
@@ -65,12 +66,16 @@ def command(
     from orthrus.bench import speed as speeds
     from orthrus.options import Settings
 
-    settings = setting or list(speeds.SETTINGS)
     check_plot(plot)
-    for name in settings:
+    for name in setting or ():
         Settings.of(speeds.options_of(name))
     prompts = {name: tasks.load(name, limit) for name in task}
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
+    settings = setting or list(speeds.SETTINGS if loaded.decoder.diffusion else speeds.SETTINGS[:1])
+    if loaded.decoder.diffusion is None:
+        stderr.print("note: this checkpoint has no diffusion view, so its plain decoding is measured", style="yellow")
+    for name in settings:
+        loaded.decoding_config(speeds.options_of(name))
     measure_costs_for_benchmark(loaded)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "rule": rule}
     measured = []

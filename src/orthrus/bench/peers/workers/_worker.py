@@ -33,11 +33,17 @@ def main() -> None:
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     generate = module.load(asked["weights"], asked["options"], asked["threads"], asked["device"])
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps({"version": module.version()}), file=answers, flush=True)
     for request in lines:
+        getattr(generate, "before", _nothing)()
         start = time.perf_counter()
-        tokens = generate(request["tokens"], request["count"], request["stops"])
-        print(json.dumps({"tokens": tokens, "seconds": time.perf_counter() - start}), file=answers, flush=True)
+        answer = generate(**request)
+        print(json.dumps({"answer": answer, "seconds": time.perf_counter() - start}), file=answers, flush=True)
+    getattr(generate, "close", _nothing)()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _lines() -> Iterator[dict[str, Any]]:

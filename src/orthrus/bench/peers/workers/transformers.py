@@ -12,6 +12,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def version() -> str:
+    """The version of the library."""
+    import transformers
+
+    return str(transformers.__version__)
+
+
 def load(weights: dict[str, str], options: dict[str, Any], threads: int, device: str) -> Callable[..., list[int]]:
     """Greedy decoding of the backbone in `directory`."""
     import torch

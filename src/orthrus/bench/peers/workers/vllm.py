@@ -11,7 +11,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vllm bf16": {},
     "vllm bf16, n-gram": {"drafts": {"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_max": 4}},
 }
-CONTEXT = 4096
+
+
+def version() -> str:
+    """The version of the library."""
+    import vllm
+
+    return str(vllm.__version__)
 
 
 def load(weights: dict[str, str], options: dict[str, Any], threads: int, device: str) -> Callable[..., list[int]]:
@@ -23,8 +29,8 @@ def load(weights: dict[str, str], options: dict[str, Any], threads: int, device:
     from vllm import LLM, SamplingParams
 
     model: Any = LLM(
-        weights["directory"], dtype="bfloat16", skip_tokenizer_init=True, max_model_len=CONTEXT, max_num_seqs=1,
-        enable_prefix_caching=False, speculative_config=options.get("drafts"),
+        weights["directory"], dtype="bfloat16", skip_tokenizer_init=True, max_model_len=options["context"],
+        max_num_seqs=1, enable_prefix_caching=False, speculative_config=options.get("drafts"),
     )  # fmt: skip
 
     def generate(tokens: list[int], count: int, stops: list[int]) -> list[int]:
