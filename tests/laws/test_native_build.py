@@ -15,6 +15,7 @@ from orthrus import quantization
 from orthrus.backends.invariance import find_row_rule
 from orthrus.backends.native import compiler, levels
 from orthrus.backends.native import kernels as native
+from orthrus.backends.native.kernels import NativeKernels
 from orthrus.backends.native.linears import PROBED_OUTPUTS
 from orthrus.file_cache import cache_directory
 from orthrus.model.linear import Linear
@@ -46,7 +47,8 @@ def test_every_unit_compiles_for_other_processors(flags, define, unit):
 
 @pytest.mark.parametrize("kind", [None, *quantization.BYTES])
 @pytest.mark.parametrize("dtype", list(tiny.DTYPES))
-def test_the_first_outputs_of_a_map_show_the_rule_of_all(dtype, kind):
+@pytest.mark.parametrize("forms", [NativeKernels.packed, NativeKernels.quantised], ids=["packed", "int8"])
+def test_the_first_outputs_of_a_map_show_the_rule_of_all(forms, dtype, kind):
     kernels = native.load(tiny.DTYPES[dtype], cache_directory())
     if kernels is None:
         pytest.skip("no C compiler on this machine")
@@ -56,6 +58,7 @@ def test_the_first_outputs_of_a_map_show_the_rule_of_all(dtype, kind):
     if kind is not None:
         raw = torch.from_numpy(gguf.quantize(plain.weight.float().numpy(), gguf.GGMLQuantizationType[kind]))
         plain.group_quantized = quantization.GroupQuantized(kind, raw.unflatten(1, (-1, quantization.BYTES[kind])))
-    form, x = next(kernels.packed(plain))(), torch.randn(512, 64).to(plain.dtype)
+    form, x = next(forms(kernels, plain))(), torch.randn(512, 64).to(plain.dtype)
+    assert form.probe(x).shape[1] == PROBED_OUTPUTS
     assert torch.equal(form.probe(x), form.run(x)[:, : form.probe(x).shape[1]])
     assert find_row_rule(form.probe, x, form.min_multiple) == find_row_rule(form.run, x, form.min_multiple)

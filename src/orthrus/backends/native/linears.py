@@ -56,10 +56,7 @@ class NativeLinear(ExecutableLinear):
 
     def probe(self, x_NI: Tensor) -> Tensor:
         """The first outputs."""
-        weights = weights_of(self)
-        if weights.format != PARTS:  # else the first outputs would be of the first part alone
-            weights.outputs = min(weights.outputs, PROBED_OUTPUTS)
-        return self._outputs(x_NI, weights)
+        return self._outputs(x_NI, probed_weights_of(self))
 
     def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, rows = x_NI.contiguous(), len(x_NI)
@@ -145,11 +142,18 @@ class NativeInt8Linear(Int8Linear):
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `Int8Linear`."""
+        return self._outputs(x_NI, weights_of(self))
+
+    def probe(self, x_NI: Tensor) -> Tensor:
+        """The first outputs."""
+        return self._outputs(x_NI, probed_weights_of(self))
+
+    def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
-        y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.uint8)
+        y_NO, q_NI = x_NI.new_empty(rows, weights.outputs), x_NI.new_empty(rows, depth, dtype=torch.uint8)
         scales_N = x_NI.new_empty(rows, dtype=torch.float32)
         rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales_N.data_ptr(), None)
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, kernel_threads())
+        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO
 
 
@@ -180,11 +184,18 @@ class NativeGroupedLinear(GroupedLinear):
 
     def run(self, x_NI: Tensor) -> Tensor:
         """See `GroupedLinear`."""
+        return self._outputs(x_NI, weights_of(self))
+
+    def probe(self, x_NI: Tensor) -> Tensor:
+        """The first outputs."""
+        return self._outputs(x_NI, probed_weights_of(self))
+
+    def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
-        y_NO, q_NI = x_NI.new_empty(rows, self.shape[0]), x_NI.new_empty(rows, depth, dtype=torch.int8)
+        y_NO, q_NI = x_NI.new_empty(rows, weights.outputs), x_NI.new_empty(rows, depth, dtype=torch.int8)
         scales, sums = (x_NI.new_empty(rows, depth // n, dtype=torch.float32) for n in (GROUP, GROUP // 2))
         rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales.data_ptr(), sums.data_ptr())
-        self._kernel(x_NI.data_ptr(), weights_of(self), y_NO.data_ptr(), rows, rows_int8, kernel_threads())
+        self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO
 
 
@@ -207,3 +218,11 @@ def weights_of(linear: NativeLinear | NativeInt8Linear | NativeGroupedLinear) ->
     if isinstance(linear, NativeInt8Linear):
         scales, shifts = linear.scales_O.data_ptr(), linear.shifts_O.data_ptr()
     return structs.LinearWeights(linear.packed.data_ptr(), bias, scales, shifts, parts, inputs, outputs, linear.format)
+
+
+def probed_weights_of(linear: NativeLinear | NativeInt8Linear | NativeGroupedLinear) -> structs.LinearWeights:
+    """Those of the first outputs. Of PARTS all: the first outputs would be of the first part alone."""
+    weights = weights_of(linear)
+    if weights.format not in (PARTS, PARTS + BY_INT8):
+        weights.outputs = min(weights.outputs, PROBED_OUTPUTS)
+    return weights
