@@ -62,6 +62,42 @@ def test_text_and_pieces_do_not_depend_on_how_tokens_are_grouped(stops):
         assert text_of(tokens[:pushed]).startswith(text)
 
 
+RUNS = {
+    "begins of characters": [b"\xf0"],
+    "begins, and tokens without text": [b"\xf0", b"", b""],
+    "tokens without text": [b""],
+    "ends of characters": [b"\x9f\xa6"],
+    "letters before begins": [b"b\xe2"],
+    "characters across tokens": [b"\x9f\xa6\x84\xf0"],
+    "parts of characters": [b"\xf0\x9f", b"\xe2\x82", b"\xac\xc3"],
+}
+"""Tokens that are repeated and never end a character."""
+
+
+@pytest.mark.parametrize("opening", [b"", b"a", b"\xc3"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_a_token_takes_the_same_time_after_any_run_that_never_completes_a_character(run, opening):
+    parts, decoded = [opening, *run * (600 // len(run)), b"z"], 0
+
+    def decode(tokens):
+        nonlocal decoded
+        decoded += len(tokens)
+        return b"".join(parts[token] for token in tokens).decode(errors="replace")
+
+    for stops in ((), ("z",)):
+        stream, pieces, decoded = TextStream(decode, stops), [], 0
+        for token in range(len(parts)):
+            stream.push(token)
+            pieces += stream.take()
+        assert stream.stopped == bool(stops)
+        stream.finish()
+        pieces += stream.take()
+        assert decoded < 60 * len(parts)
+        assert stream.text == decode(range(len(parts))).removesuffix("z" if stops else "")
+        assert "".join(piece.text for piece in pieces) == stream.text
+        assert [piece.token for piece in pieces] == list(range(len(parts)))
+
+
 def answers(runner, requests, cycle):
     """Per request: its text, its pieces, its tokens and why it ended."""
     config = DecodingConfig(cycle=cycle, batch_size=3)

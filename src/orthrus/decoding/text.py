@@ -12,6 +12,9 @@ from typing import Literal
 Decode = Callable[[Sequence[int]], str]
 BROKEN = "\ufffd"
 """What a tokenizer decodes an incomplete character to."""
+MAX_WINDOW, KEPT = 32, 8
+"""The most tokens that are decoded at once, and how many of them stay where none of them completes a character: its
+four bytes are at most four tokens, and the decoding of any bytes agrees after three with one that begins later."""
 Source = Literal["draft", "lookup", "bonus", "plain"]
 """How a token came: an accepted draft of a block, an accepted one that only the text so far suggested, the token
 after the drafts of a pass, or the token of a pass without drafts."""
@@ -36,8 +39,10 @@ class TextStream:
 
     def __init__(self, decode: Decode, stop_strings: Sequence[str] = ()) -> None:
         self._decode, self._stops = decode, tuple(stop_strings)
-        self._tokens: list[int] = []
-        self._read_offset = self._prefix_offset = 0
+        self._window: list[int] = []
+        self._context = self._shown = 0
+        """Tokens at the start of the window that are there for the sake of the next ones; characters of the window that
+        are part of the text."""
         self.text = ""
         self.ends: list[int] = []
         """The length of the text after each token."""
@@ -48,27 +53,40 @@ class TextStream:
 
     def push(self, token: int, source: Source = "plain") -> None:
         """Add a token. Sets `stopped` and cuts the text where a stop string is now complete."""
-        self._tokens.append(token)
+        self._window.append(token)
         self._sources.append(source)
-        self._decode_pending()
+        self._decode_window()
         self.ends.append(len(self.text))
 
-    def _decode_pending(self) -> None:
-        before = self._decode(self._tokens[self._prefix_offset : self._read_offset])
-        after = self._decode(self._tokens[self._prefix_offset :])
-        if after.endswith(BROKEN):
-            return  # an incomplete character
-        self._complete_tokens = len(self._tokens)
-        if len(after) <= len(before):
-            return  # no visible text yet
-        self._prefix_offset, self._read_offset = self._read_offset, len(self._tokens)
-        self._extend(after[len(before) :])
+    def _decode_window(self) -> None:
+        decoded = self._decode(self._window)
+        incomplete = decoded.endswith(BROKEN)
+        if not incomplete:
+            self._complete_tokens = len(self._sources)
+            if len(decoded) > self._shown:
+                self._extend(decoded[self._shown :])
+                del self._window[: self._context]
+                self._context, self._shown = len(self._window), len(self._decode(self._window))
+                return
+        if not self._decode(self._window[-1:] * 2):  # twice, since tokenizers drop a blank that begins a text
+            self._window.pop()
+        elif incomplete and len(self._window) > MAX_WINDOW:
+            self._shorten_window(decoded)
+
+    def _shorten_window(self, decoded: str) -> None:
+        """Add the text of a window that completes no character, but for its last one, which may still be completed."""
+        kept = self._window[-KEPT:]
+        tail = self._decode(kept)
+        if tail.endswith(BROKEN):  # else the window begins inside a character, and the next token may do better
+            self._extend(decoded[self._shown : -1])
+            self._window, self._context, self._shown = kept, 0, len(tail) - 1
+            self._complete_tokens = len(self._sources) - 1
 
     def finish(self) -> None:
         """Add the text that was held back because its last character is incomplete."""
-        before = self._decode(self._tokens[self._prefix_offset : self._read_offset])
-        self._extend(self._decode(self._tokens[self._prefix_offset :])[len(before) :])
-        self._read_offset = self._complete_tokens = len(self._tokens)
+        self._extend(self._decode(self._window)[self._shown :])
+        self._window, self._context, self._shown = [], 0, 0
+        self._complete_tokens = len(self._sources)
         self._finished = True
 
     def take(self) -> tuple[Piece, ...]:
