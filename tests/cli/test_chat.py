@@ -163,6 +163,26 @@ def test_history_that_does_not_fit_is_left_out_from_the_oldest_turn_with_a_note(
     assert session.conversation.left_out == 0
 
 
+def test_a_question_that_is_too_long_alone_takes_no_earlier_turn_out_of_the_conversation(chat):
+    session, echo, _, _ = chat("one", "two")
+    honest = echo.answer
+
+    def answer(messages, options):
+        if "long" in messages[-1]["content"]:
+            raise ContextFullError("full") if len(messages) > 1 else AnswerError("too long alone")
+        yield from honest(messages, options)
+
+    echo.answer = answer
+    assert not session.ask("a long question")
+    assert session.ask("three")
+    assert [message["content"] for message in echo.asked[-1][0]] == ["one", "ONE ", "two", "TWO ", "three"]
+
+
+def test_one_answer_is_counted_as_one(chat):
+    *_, notes = chat("/stats", "one", "/stats")
+    assert "0 answers: " in notes and "1 answer: 1 tokens" in notes
+
+
 @pytest.mark.parametrize(
     ("tokens", "context", "told"),
     [
@@ -211,8 +231,26 @@ def test_what_cannot_be_wrapped_by_words_is_shown_as_it_comes():
     ]  # fmt: skip
 
 
+def narrow_terminal():
+    file = io.StringIO()
+    file.isatty = lambda: True
+    return Console(file=file, width=20, color_system=None)
+
+
+def test_code_stays_code_where_a_loop_in_it_is_taken_back():
+    terminal, echo = narrow_terminal(), Echo()
+    parts = (
+        Part("```\ny = 22"), Part("", taken_back=2, note="again"), Part("3 + 4 + 5 + 6 + 7 + 8\n```\n"),
+        Part("and words that are wrapped"), Part("", figures=Figures()),
+    )  # fmt: skip
+    echo.answer = lambda *_: (part for part in parts)
+    session = Session(echo, LineReader(io.StringIO("code\n")), terminal, Console(file=io.StringIO()))
+    session.run()
+    assert "\ny = 3 + 4 + 5 + 6 + 7 + 8\n```\nand words that are \nwrapped\n" in terminal.file.getvalue()
+
+
 def test_a_chat_on_a_terminal_breaks_no_word(chat):
-    terminal = Console(file=io.StringIO(), width=20, force_terminal=True, color_system=None)
+    terminal = narrow_terminal()
     session = Session(Echo(), LineReader(io.StringIO("alpha beta gamma delta epsilon\n")), terminal, terminal)
     session.run()
     lines = terminal.file.getvalue().splitlines()
@@ -294,6 +332,7 @@ def test_greedy_decoding_that_loops_goes_on_before_the_loop_with_a_penalty(model
     assert taken_back > 0
     assert text == model.decode([*plain.tokens[:loop], *last.sequence.tokens])
     assert figures.tokens == loop + len(last.sequence.tokens)
+    assert figures.cached_tokens == 0
     assert whole(answers.answer(messages, {"max_new_tokens": 80, "repetition_penalty": 1.0}))[0] == plain.text
 
 

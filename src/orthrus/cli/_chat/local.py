@@ -73,7 +73,8 @@ class _Answer:
     def __init__(self, engine: Engine, request: Request, context: int, *, guarded: bool) -> None:
         self._engine, self._request, self._context, self._guarded = engine, request, context, guarded
         self._started, self._first = perf_counter(), 0.0
-        self._passes = self._cached = 0
+        self._passes = 0
+        self._cached: int | None = None
         self._kept = self._shown = 0
         """Tokens of the answer before its last request; characters of that which have been shown."""
 
@@ -108,13 +109,14 @@ class _Answer:
                 if loop is not None:
                     break
         self._passes += step.passes
-        self._cached = self._cached or step.sequence.statistics.cached_tokens
+        if self._cached is None:  # a request that goes on before a loop finds the prompt of the first one
+            self._cached = step.sequence.statistics.cached_tokens
         return step, loop
 
     def _figures(self, last: Step) -> Figures:
         sampled = not self._request.sampling.greedy
         return Figures(
-            self._kept + len(last.sequence.tokens), self._passes, len(self._request.prompt), self._cached,
+            self._kept + len(last.sequence.tokens), self._passes, len(self._request.prompt), self._cached or 0,
             perf_counter() - self._started, self._first, last.finish_reason, last.sequence.seed if sampled else None,
             self._context,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from orthrus.cli._chat import settings
 from orthrus.cli._chat.answers import Answerer, AnswerError, ContextFullError, Figures, Part
 from orthrus.cli._chat.conversation import Conversation
 from orthrus.cli._chat.terminal import Reader, interruption, printable, unquoted
-from orthrus.cli._chat.wrapping import Styled, Unwrapped, WordWrap
+from orthrus.cli._chat.wrapping import Styled, lines_for
 
 COMMANDS = {
     "/help": "this list",
@@ -44,7 +44,7 @@ class Session:
         self.conversation, self.options = Conversation(), dict[str, Any]()
         self._answerer, self._reader, self._out, self._notes = answerer, reader, out, notes
         self._style = "green" if color else ""
-        self._wrap = WordWrap(lambda: out.width) if out.is_terminal else Unwrapped()
+        self._wrap = lines_for(out)
         self._figures: list[Figures] = []
 
     def run(self) -> None:
@@ -67,7 +67,7 @@ class Session:
 
     def ask(self, question: str) -> bool:
         """Answer a question. Returns whether there was an answer, which is then part of the conversation."""
-        text, figures, problem = "", None, ""
+        text, figures, problem, left_out = "", None, "", self.conversation.left_out
         with interruption(immediate=self._answerer.interruptible) as pressed:
             try:
                 with closing(self._answer(question)) as parts:
@@ -93,6 +93,8 @@ class Session:
             self._problem(f"stopped{'; the text so far is part of the conversation' if text else ''}")
         if text:
             self.conversation.add(question, text)
+        else:  # the turns before it are sent again with a question that leaves them room
+            self.conversation.left_out = left_out
         return bool(text)
 
     def _answer(self, question: str) -> Generator[Part, None, None]:
@@ -143,8 +145,8 @@ class Session:
             self._display(self._wrap.finish())
             self._out.print()
             self.note(f"[{part.note}]")
-            self._wrap.start_line()
-            last_line = before[: len(before) - part.taken_back].rpartition("\n")[2]
+            lines, _, last_line = before[: len(before) - part.taken_back].rpartition("\n")
+            self._wrap.start_line(after=lines)
             self._display(self._wrap.take(printable(last_line)))
         self._display(self._wrap.take(printable(part.text), self._style if part.drafted else ""))
 
@@ -224,7 +226,8 @@ class Session:
         seconds = sum(f.seconds for f in self._figures)
         per_pass = f" in {passes} passes ({tokens / passes:.2f} per pass)" if passes else ""
         speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
-        self.note(f"{len(self._figures)} answers: {tokens} tokens{per_pass} in {seconds:.1f} s{speed}.")
+        answers = "1 answer" if len(self._figures) == 1 else f"{len(self._figures)} answers"
+        self.note(f"{answers}: {tokens} tokens{per_pass} in {seconds:.1f} s{speed}.")
         if self._figures:
             last = self._figures[-1]
             self.note(f"The conversation has {last.prompt_tokens + last.tokens} tokens.")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
 from rich.console import Console
 
-UNITS = re.compile(r"\n|\s|[^\s]")
 FENCE = "```"
 Styled = tuple[str, str]
 """Text and its style."""
@@ -25,7 +23,7 @@ class Unwrapped:
         """Nothing is held."""
         yield from ()
 
-    def start_line(self) -> None:
+    def start_line(self, *, after: str = "") -> None:
         """Lines do not matter."""
 
 
@@ -43,7 +41,7 @@ class WordWrap:
 
     def take(self, text: str, style: str = "") -> Iterator[Styled]:
         """The text that can be shown now, in its order."""
-        for unit in UNITS.findall(text):
+        for unit in text:
             if unit.isspace():
                 yield from self._space(unit, style)
                 continue
@@ -71,9 +69,11 @@ class WordWrap:
             self._column %= self._width()
         self._word = []
 
-    def start_line(self) -> None:
-        """The terminal is at the begin of a line, and what is held is no longer part of the text."""
-        self._word, self._column, self._code, self._inside = [], 0, False, False
+    def start_line(self, *, after: str = "") -> None:
+        """The terminal is at the begin of a line, and what is held is no longer part of the text. after: the lines that
+        are, of which the last may be one of code."""
+        self._word, self._column, self._inside = [], 0, False
+        self._code = sum(line.startswith(FENCE) for line in after.split("\n")) % 2 == 1
 
     def _space(self, unit: str, style: str) -> Iterator[Styled]:
         yield from self.finish()
