@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from orthrus.machine_load import usable_processors
 
 if TYPE_CHECKING:
     from orthrus.api import Model
@@ -17,7 +18,7 @@ def set_threads(threads: int | None) -> None:
         return
     if not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"--threads must lie in 1..{MAX_THREADS}, not {threads}")
-    processors = _processors()
+    processors = usable_processors()
     if threads > processors:
         raise ValueError(
             f"--threads {threads} is more than the {processors} processors that this process may use, and threads that"
@@ -43,9 +44,3 @@ def check_length(model: Model, max_new_tokens: int | None) -> None:
             f"--max-new-tokens {max_new_tokens} is beyond the context of {context} tokens, which hold prompt and answer"
             f" together: give less than {context}"
         )
-
-
-def _processors() -> int:
-    """The processors that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or MAX_THREADS
