@@ -218,7 +218,14 @@ def test_large_objects_can_be_answered(made, schema):
     assert set(ids(",")) <= set(allowed(grammar))
 
 
-@pytest.mark.parametrize("within", [lambda s: s, lambda s: {"items": {"anyOf": [{"type": "null"}, s]}}])
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda s: s,
+        lambda s: {"items": {"anyOf": [{"type": "null"}, s]}},
+        lambda s: {**s, "required": [f"other {n}" for n in range(3000)]},
+    ],
+)
 def test_larger_objects_are_refused_before_they_are_compiled(made, monkeypatch, within):
     monkeypatch.setattr("llguidance.LLMatcher", None)
     with pytest.raises(ValueError, match="an object has 3000 optional properties, and may have 1200: require some"):

@@ -168,7 +168,8 @@ def _optional_properties(schema: str) -> int:
         if isinstance(value, dict):
             properties, required = value.get("properties"), value.get("required")
             if isinstance(properties, dict):
-                most = max(most, len(properties) - (len(required) if isinstance(required, list) else 0))
+                needed = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+                most = max(most, len(properties.keys() - needed))
             values += value.values()
         elif isinstance(value, list):
             values += value
