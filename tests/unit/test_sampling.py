@@ -14,7 +14,7 @@ from orthrus.config import SamplingParams
 from orthrus.decoding.argmax import best
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import filter_scores
-from orthrus.decoding.noise import AddressedNoise, Purpose
+from orthrus.decoding.noise import AddressedNoise, Purpose, draw_seed
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler
 from orthrus.decoding.sampling import targets as targets_of_rows
@@ -218,3 +218,10 @@ def test_argmax_ties_go_to_the_lowest_id_for_all_signs_and_other_rows(dtype):
     assert expected[2:4] == [7, 0]
     assert best(rows) == expected
     assert [best(row[None])[0] for row in rows] == expected
+
+
+def test_a_drawn_seed_is_exact_where_numbers_are_doubles():
+    """As JavaScript reads them from JSON."""
+    seeds = {draw_seed() for _ in range(200)}
+    assert len(seeds) == 200
+    assert all(seed == int(float(seed)) for seed in seeds)

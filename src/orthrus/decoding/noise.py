@@ -146,5 +146,5 @@ def _kept(scores_V: Tensor) -> Tensor:
 
 
 def draw_seed() -> int:
-    """A fresh seed, to be reported wherever none was given."""
-    return secrets.randbits(63)
+    """A fresh seed, to be reported wherever none was given: below 2^53, so that JavaScript reads it exactly from JSON."""
+    return secrets.randbits(53)
