@@ -168,6 +168,7 @@ def test_data_without_a_template_or_a_manifest_is_refused(tmp_path, jsonl):
         ({"schedule": "wsd", "extend": -1}, "extend -1"),
         ({"schedule": "wsd", "warmup": 0.5, "decay_share": 0.6}, "exceed all steps"),
         ({"decay_share": 1.5}, "decay_share must lie in"),
+        ({"decay_share": 0.3}, "decay_share 0.3 is for --schedule wsd alone"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):

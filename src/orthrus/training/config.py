@@ -114,6 +114,10 @@ class TrainConfig:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"there is no schedule {self.schedule!r}; schedules: {', '.join(SCHEDULES)}")
         refuse_outside("decay_share", self.decay_share, 0.0, 1.0)
+        if self.schedule != WSD and self.decay_share != TrainConfig.decay_share:
+            raise ValueError(
+                f"decay_share {self.decay_share:g} is for --schedule {WSD} alone: a cosine decays from the warm-up on"
+            )
         if self.schedule == WSD and self.warmup + self.decay_share > 1:
             raise ValueError(
                 f"warmup {self.warmup:g} and decay_share {self.decay_share:g} exceed all steps: lower one of them"
