@@ -96,10 +96,11 @@ def test_the_first_request_that_it_prints_is_answered_as_generate_answers(model)
     transport = in_loop.InLoop(model, settings)
     try:
         shown = serve._welcome(transport.service, 8000)
-        body = json.loads(re.search(r"-d '(.*)'", shown)[1])
+        body = json.loads(re.search(r"-d '(.*)'", shown, re.DOTALL)[1])
         answer = transport.http.post("/v1/chat/completions", json=body).json()
     finally:
         transport.end()
     assert "sampling:   greedy" in shown
+    assert max(map(len, shown.splitlines())) <= 80
     alone = model.generate(serve.QUESTION, max_new_tokens=answer["usage"]["completion_tokens"])
     assert answer["choices"][0]["message"]["content"] == alone.text

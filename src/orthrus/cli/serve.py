@@ -109,17 +109,21 @@ async def _serve(service: Service, bound: socket.socket) -> None:
 def _welcome(service: Service, port: int) -> str:
     """Where the server is, how it samples, and a first request."""
     url = _url(service.settings, port)
-    body = json.dumps({"model": service.model_name, "messages": [{"role": "user", "content": QUESTION}]})
-    key = "  -H 'Authorization: Bearer YOUR_KEY'" if service.settings.api_keys else ""
-    return (
-        f"serving {service.model_name} at {url} ({service.max_model_len} tokens of context,"
-        f" {service.settings.max_num_seqs} requests at once)\n"
-        f"  sampling:   {described(service.model.checkpoint.default_sampling)}, where a request does not say\n"
-        f"  playground: {url}/\n"
-        f"  OpenAI API: {url}/v1\n"
-        f"  try it:     curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n"
-        "  Ctrl-C finishes what is in flight and ends; twice ends at once"
-    )
+    name = json.dumps(service.model_name)
+    key = "\n    -H 'Authorization: Bearer YOUR_KEY' \\" if service.settings.api_keys else ""
+    return f"""\
+serving {service.model_name} at {url}
+  limits:     {service.max_model_len} tokens of context, {service.settings.max_num_seqs} requests at once
+  sampling:   {described(service.model.checkpoint.default_sampling)}, where a request does not say
+  playground: {url}/
+  OpenAI API: {url}/v1
+  Ctrl-C finishes what is in flight and ends; twice ends at once. Try it:
+
+  curl {url}/v1/chat/completions \\{key}
+    -H 'Content-Type: application/json' \\
+    -d '{{"model": {name}, "messages":
+      [{{"role": "user", "content": "{QUESTION}"}}]}}'
+"""
 
 
 def _url(settings: ServeSettings, port: int) -> str:

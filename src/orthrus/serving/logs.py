@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -37,15 +39,26 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """Formats a record as a line for people. Characters that a terminal would obey are escaped."""
 
+    def __init__(self, columns: Callable[[], int]) -> None:
+        """`columns`: of the terminal, which may change meanwhile. Lines break between words there."""
+        super().__init__()
+        self._columns = columns
+
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback of an exception below it."""
         fields = getattr(record, "fields", {})
         message = _request(fields) if record.name == ACCESS else " ".join([record.getMessage(), *_named(fields)])
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        lines = [f"{datetime.fromtimestamp(record.created):%H:%M:%S} {level}{message}"]  # the clock on the wall
+        line = _printable(
+            f"{datetime.fromtimestamp(record.created):%H:%M:%S} {level}{message}"
+        )  # the clock on the wall
+        lines = textwrap.wrap(
+            line, self._columns(), subsequent_indent=" " * len("00:00:00 "), break_long_words=False,
+            break_on_hyphens=False,
+        )  # fmt: skip
         if record.exc_info:
-            lines += self.formatException(record.exc_info).splitlines()
-        return "\n".join(_printable(line) for line in lines)
+            lines += map(_printable, self.formatException(record.exc_info).splitlines())
+        return "\n".join(lines)
 
 
 def _request(fields: Mapping[str, Any]) -> str:
@@ -71,11 +84,19 @@ def _printable(line: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
+def _columns() -> int:
+    """Of the terminal that stderr is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
 @contextmanager
 def on_stderr() -> Iterator[None]:
     """Let the server and the HTTP library under it log to stderr, for as long as the command runs."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TextFormatter() if sys.stderr.isatty() else JsonFormatter())
+    handler.setFormatter(TextFormatter(_columns) if sys.stderr.isatty() else JsonFormatter())
     levels = {"orthrus": logging.INFO, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
     loggers = [logging.getLogger(name) for name in levels]
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
