@@ -79,7 +79,7 @@ def foreign(tmp_path, model):
         ("lora", "is a PEFT adapter (LORA for a/base), neither a checkpoint nor a diffusion view. Merge it"),
         ("view", "is a diffusion view without its backbone: load the backbone ('smollm2-demo')"),
         ("gguf", "has no config.json, but GGUF files: name one of them, some.gguf"),
-        ("mlx", "is quantized to 4 bits for Apple's MLX, which is not read: load the checkpoint that it was made from"),
+        ("mlx", "is quantised to 4 bits for Apple's MLX, which is not read: load the checkpoint that it was made from"),
         ("gptq", "quantised by 'gptq', which is not read: load the checkpoint that they were made from"),
     ],
 )

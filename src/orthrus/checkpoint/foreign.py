@@ -11,7 +11,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise ValueError for a directory with an adapter, weights quantized for MLX, or GGUF files alone."""
+    """Raise ValueError for a directory with an adapter, weights quantised for MLX, or GGUF files alone."""
     config = directory / "config.json"
     if config.exists():
         _refuse_mlx(directory, read_json(config))
@@ -43,11 +43,11 @@ def refuse_lora(directory: Path, content: dict[str, Any]) -> None:
 
 
 def _refuse_mlx(directory: Path, content: dict[str, Any]) -> None:
-    """Other quantized weights are refused by `families.decoder_config`, as some families read them."""
+    """Other quantised weights are refused by `families.decoder_config`, as some families read them."""
     mlx = content.get("quantization")
     if isinstance(mlx, dict) and "group_size" in mlx:
         bits = short_repr(mlx.get("bits"))
         raise ValueError(
-            f"{directory} is quantized to {bits} bits for Apple's MLX, which is not read: load the checkpoint that it"
+            f"{directory} is quantised to {bits} bits for Apple's MLX, which is not read: load the checkpoint that it"
             " was made from, or a GGUF file"
         )

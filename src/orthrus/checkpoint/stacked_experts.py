@@ -43,11 +43,11 @@ class UnstackedFiles:
         self._parts: dict[str, _Part] = {}
         self._plain: list[str] = []
         for name, entry in files.entries.items():
-            found = STACKED.fullmatch(name)
-            if found is None or len(entry.shape) < 2 or entry.shape[0] > MAX_EXPERTS:
+            match = STACKED.fullmatch(name)
+            if match is None or len(entry.shape) < 2 or entry.shape[0] > MAX_EXPERTS:
                 self._plain.append(name)
                 continue
-            experts, which, suffix = found.groups()
+            experts, which, suffix = match.groups()
             kind = "bias" if suffix == "_bias" else "weight"
             count = entry.shape[0] if suffix != "_scales" else 0
             for expert in range(count):
@@ -59,11 +59,11 @@ class UnstackedFiles:
 
     @property
     def names(self) -> list[str]:
-        """See `TensorFile`, as for all below."""
+        """All tensor names, those of single experts included."""
         return [*self._plain, *self._parts]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises ValueError where the tensor is missing or no tensor of weights, as for the next."""
+        """The shape of one tensor. Raises ValueError where it is missing or no tensor of weights."""
         part = self._parts.get(name)
         if part is None:
             return self._files.shape(name)
@@ -74,7 +74,7 @@ class UnstackedFiles:
         return len(range(outputs)[part.outputs]), *others
 
     def tensor(self, name: str) -> Tensor:
-        """The values of one tensor."""
+        """The values of one tensor, O x I where a matrix is stored inputs first. Raises ValueError as `shape` does."""
         part = self._parts.get(name)
         if part is None:
             return self._files.tensor(name)

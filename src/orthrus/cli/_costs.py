@@ -34,8 +34,8 @@ def measure_costs_after_answer(model: Model) -> None:
 
 
 def measure_costs_for_benchmark(model: Model) -> None:
-    """The same before speeds are measured: a table that is old or was disturbed is measured again. Without a view there
-    is nothing to plan."""
+    """Load the cost table before speeds are measured, and measure one again that is old or was disturbed. Without a view
+    there is nothing to plan."""
     if model.decoder.diffusion is None:
         return
     with status(MEASURING):
@@ -44,7 +44,7 @@ def measure_costs_for_benchmark(model: Model) -> None:
 
 
 def note_disturbed_costs(model: Model) -> None:
-    """Say that other programs were busy while passes were timed, and which table is used therefore."""
+    """Say that other programs were busy while passes were timed, and which table is used."""
     costs, newest = model.costs(), model.calibration.newest
     if costs.disturbed:
         _note(

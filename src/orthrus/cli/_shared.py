@@ -42,7 +42,7 @@ class Dtype(StrEnum):
 
 
 class Quantize(StrEnum):
-    """Precision to which weights and activations of linear layers are quantized."""
+    """Precision to which weights and activations of linear layers are quantised."""
 
     int8 = "int8"
 
@@ -67,8 +67,8 @@ DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.", rich_he
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option(
-        help="Quantize weights and activations of all linear layers. Output is then identical to plain decoding of the"
-        " quantized model.",
+        help="Quantise weights and activations of all linear layers. Output is then identical to plain decoding of the"
+        " quantised model.",
         rich_help_panel=LOADING,
     ),
 ]
