@@ -191,6 +191,16 @@ def test_files_that_docstrings_name_exist():
     assert missing == []
 
 
+def test_the_source_tree_of_the_page_for_contributors_has_every_module_and_package():
+    page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8")
+    tree = page.partition("src/orthrus/\n")[2].partition("```")[0]
+    listed = set(re.findall(r"\w+\.py|\w+/", tree))
+    source = ROOT / "src/orthrus"
+    files = {path.name for path in source.glob("*.py") if not path.name.startswith("__")}
+    packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    assert sorted((files | packages) - listed) == []
+
+
 def known(name):
     """Whether there is a file whose path ends so."""
     return any(str(path).endswith(f"/{name}") for path in FILES)
