@@ -267,6 +267,10 @@ def test_training_data_that_repeats_a_benchmark_is_named(run, tmp_path):
     code, _, err = run("bench", "overlap", "--data", tmp_path / "none", "--task", task)
     assert code == 2
     assert "no JSONL file" in err
+    (tmp_path / "packed.jsonl.xz").write_bytes(b"token ids")
+    code, _, err = run("bench", "overlap", "--data", tmp_path / "packed.jsonl.xz", "--task", task)
+    assert code == 2
+    assert "token ids and no texts: compare the directory" in err
 
 
 def test_results_become_one_page(run, model, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from orthrus.bench import tasks
 from orthrus.prompt_files import Gap
 from orthrus.training.prompts import conversations_in, excluded_ngrams, texts_of, word_ngrams
-from orthrus.training.shards import MANIFEST, read_records
+from orthrus.training.shards import MANIFEST, is_packed, read_records
 
 Record = tuple[str, list[str]]
 """The id of a record, and its texts: the turns of the user and of the system."""
@@ -29,7 +29,9 @@ class Overlap:
 
 def records_in(path: Path) -> list[Record]:
     """The records of a JSONL file of prompts or conversations, or of a directory of distilled shards. Raises ValueError
-    where it is neither."""
+    where it is neither, such as a packed file."""
+    if is_packed(path):
+        raise ValueError(f"{path} holds token ids and no texts: compare the directory that `orthrus pack` packed")
     if (path / MANIFEST).exists():
         return [(record["id"], _asked(record["messages"])) for record in read_records(path)[1]]
     if not path.is_file():

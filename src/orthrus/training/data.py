@@ -19,7 +19,7 @@ from orthrus.file_cache import cache_directory, write_atomically
 from orthrus.training import chat
 from orthrus.training.anchors import candidates
 from orthrus.training.config import TrainConfig
-from orthrus.training.shards import MANIFEST, PACKED, read_records, unfinished
+from orthrus.training.shards import MANIFEST, is_packed, read_records, unfinished
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load(
     loaded: list[Document] = []
     sources, notices, kept = [], [], []
     for path in paths:
-        distilled = path.is_dir() or (path.is_file() and path.name.endswith(PACKED))
+        distilled = path.is_dir() or is_packed(path)
         read = _read_distilled(path, backbone) if distilled else _read_file(path, tokenizer, end_token_ids)
         documents, source, noticed = read
         sources.append({"path": path.name, "documents": len(documents), **source})

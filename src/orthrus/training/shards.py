@@ -67,9 +67,14 @@ def read_shard(directory: Path, entry: dict[str, Any]) -> list[dict[str, Any]]:
     return [record for _, record in prompt_files.lines(data, str(path))]
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a path is that of a packed file."""
+    return path.is_file() and path.name.endswith(PACKED)
+
+
 def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The manifest and all records of a directory of shards, or of a packed file. Raises ValueError."""
-    if not path.name.endswith(PACKED):
+    if not is_packed(path):
         manifest = read_manifest(path)
         return manifest, [record for entry in manifest["shards"] for record in read_shard(path, entry)]
     try:

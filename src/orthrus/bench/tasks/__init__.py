@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orthrus.prompt_files import lines, prompt_of
-from orthrus.training.shards import PACKED, read_records
+from orthrus.training.shards import PACKED, is_packed, read_records
 
 ANSWER = "# the answer goes here"
 
@@ -47,7 +47,7 @@ def load(name: str, limit: int | None = None) -> list[TaskPrompt]:
     """
     if name in names():
         loaded = list(importlib.import_module(f"{__name__}.{name}").prompts())
-    elif Path(name).is_dir() or (Path(name).is_file() and name.endswith(PACKED)):
+    elif Path(name).is_dir() or is_packed(Path(name)):
         loaded = list(_from_records(Path(name)))
     elif Path(name).is_file():
         loaded = [_from_file(name, number, record) for number, record in lines(Path(name).read_bytes(), name)]
