@@ -56,6 +56,7 @@ def test_a_list_is_a_batch_and_each_prompt_has_the_tokens_it_has_alone(model, op
 
 def test_a_batch_size_that_is_given_counts(model):
     assert model.generate(PROMPTS, max_new_tokens=3, batch_size=2)[0].statistics.batch_size == 2
+    assert model.generate(PROMPTS[:2], max_new_tokens=3, batch_size=5)[0].statistics.batch_size == 2, "there were two"
 
 
 def test_memory_decides_how_many_are_decoded_together(model, monkeypatch):

@@ -283,6 +283,7 @@ def generate(
     a sequence. Raises ValueError before any work if a request or the configuration cannot be decoded.
     """
     requests = list(requests)
+    config = replace(config, batch_size=max(1, min(config.batch_size, len(requests))))
     pages = _pages_needed(runner, requests, config, limits)
     engine = Engine(runner, config, limits, decode=decode, costs=costs, pages=pages)
     for request in requests:
