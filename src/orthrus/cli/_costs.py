@@ -34,7 +34,7 @@ def measure_costs_after_answer(model: Model) -> None:
 
 
 def measure_costs_for_benchmark(model: Model) -> None:
-    """Load the cost table before speeds are measured, and measure one again that is old or was disturbed. Without a view
+    """Load the cost table before speeds are measured; measure one that is old or was disturbed again. Without a view
     there is nothing to plan."""
     if model.decoder.diffusion is None:
         return

@@ -146,5 +146,5 @@ def _kept(scores_V: Tensor) -> Tensor:
 
 
 def draw_seed() -> int:
-    """A fresh seed, to be reported wherever none was given: below 2^53, so that JavaScript reads it exactly from JSON."""
+    """A fresh seed, to be reported wherever none was given. Below 2^53, JavaScript reads it exactly from JSON."""
     return secrets.randbits(53)

@@ -1,7 +1,7 @@
 """The service between HTTP and the engine: admits requests, keeps their steps, counts them, and drains.
 
 Everything here runs on one event loop; the model belongs to the thread of `AsyncEngine`. A task per request moves its
-steps from the engine into its ticket, whether or not anyone reads them, so a slow reader holds up nobody. What a ticket
+steps from the engine into its ticket, whether or not anyone reads them, so a slow reader delays no other. What a ticket
 keeps is bounded by the most tokens of its request.
 """
 
