@@ -16,7 +16,7 @@ from rich.console import Console
 from orthrus import cli
 from orthrus.bench.measure import Acceptance
 from orthrus.bench.speed import Speed
-from orthrus.cli import _costs, demo, generate
+from orthrus.cli import _shared, demo, generate
 from orthrus.cli._chat.wrapping import Unwrapped, WordWrap, lines_for
 from orthrus.cli._footer import Clock
 from orthrus.cli.bench import acceptance, speed
@@ -74,10 +74,14 @@ def test_the_settings_of_bench_speed_are_whole_in_80_columns(monkeypatch, capsys
     assert capsys.readouterr().out.count("humaneval: one-pass:4+16") == 2
 
 
-def test_a_note_is_one_line_in_a_pipe(monkeypatch, capsys):
+def test_a_note_is_one_line_in_a_pipe_and_breaks_no_word_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
-    _costs._note("other programs were busy " * 5)
+    _shared.print_warning("other programs were busy " * 5)
     assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(_shared, "stderr", Console(stderr=True, force_terminal=True, color_system=None, width=40))
+    _shared.print_warning(generate.NO_TEMPLATE)
+    lines = capsys.readouterr().err.splitlines()
+    assert " ".join(map(str.strip, lines)) == generate.NO_TEMPLATE and max(map(len, lines)) <= 40
 
 
 def test_only_a_terminal_breaks_streamed_lines(monkeypatch):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from orthrus import machine_load
-from orthrus.cli._shared import status, stderr
+from orthrus.cli._shared import print_warning, status
 
 if TYPE_CHECKING:
     from orthrus.api import Model
@@ -47,14 +47,14 @@ def note_disturbed_costs(model: Model) -> None:
     """Say that other programs were busy while passes were timed, and which table is used."""
     costs, newest = model.costs(), model.calibration.newest
     if costs.disturbed:
-        _note(
-            f"other programs were busy while passes were timed for the cost table (spread {costs.spread:.2f}), so"
+        print_warning(
+            f"note: other programs were busy while passes were timed for the cost table (spread {costs.spread:.2f}), so"
             " `auto` may plan worse than it could; `orthrus doctor --calibrate` times them again"
         )
     elif newest is not None and newest.disturbed:
-        _note(
-            f"other programs were busy while passes were timed again (spread {newest.spread:.2f}), so the cost table"
-            f" of before stays (spread {costs.spread:.2f})"
+        print_warning(
+            f"note: other programs were busy while passes were timed again (spread {newest.spread:.2f}), so the cost"
+            f" table of before stays (spread {costs.spread:.2f})"
         )
 
 
@@ -67,11 +67,7 @@ def timed() -> Iterator[LoadWatch]:
     with machine_load.watch(kernel_threads()) as load:
         yield load
     if load.disturbed:
-        _note(
-            f"other programs kept {load.foreign:.1f} of {machine_load.usable_processors()} processors busy while this"
-            " was timed, so the figures are worse than on a quiet machine"
+        print_warning(
+            f"note: other programs kept {load.foreign:.1f} of {machine_load.usable_processors()} processors busy"
+            " while this was timed, so the figures are worse than on a quiet machine"
         )
-
-
-def _note(text: str) -> None:
-    stderr.print(f"note: {text}", style="yellow", markup=False, soft_wrap=not stderr.is_terminal)

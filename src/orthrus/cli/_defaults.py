@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 SHOWN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+NEUTRAL = {
+    "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}  # fmt: skip
+"""Values that change nothing."""
 
 
 def starting_options(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +32,6 @@ def described(options: Mapping[str, Any]) -> str:
     parts = [
         f"{name} {options[name]:g}"
         for name in names
-        if options.get(name) is not None and options[name] != NEUTRAL.get(name, 0 if name != "temperature" else None)
+        if options.get(name) is not None and options[name] != NEUTRAL.get(name)
     ]
     return ", ".join(["greedy", *parts] if greedy else parts)

@@ -148,7 +148,7 @@ def load_model(
             quantize=None if quantize is None else quantize.value, cache=cache, ctx_size=ctx_size,
         )  # fmt: skip
     for warning in model.warnings:
-        stderr.print(f"warning: {warning}", style="yellow", markup=False)
+        print_warning(f"warning: {warning}")
     return model
 
 
@@ -161,10 +161,15 @@ def loading(name: str) -> Iterator[None]:
         yield
 
 
+def print_warning(text: str) -> None:
+    """Print a note or a warning on stderr: a terminal breaks it between words, a pipe or a file gets one line."""
+    stderr.print(text, style="yellow", markup=False, soft_wrap=not stderr.is_terminal)
+
+
 def print_notice(model: Model) -> None:
     """Print why the native kernels are not available, if they are not."""
     if model.runner.kernels.notice is not None:
-        stderr.print(f"note: {model.runner.kernels.notice}", style="yellow", markup=False)
+        print_warning(f"note: {model.runner.kernels.notice}")
 
 
 def check_plot(path: Path | None) -> None:

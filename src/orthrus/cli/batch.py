@@ -40,6 +40,7 @@ from orthrus.cli._shared import (
     load_model,
     missing_extra,
     print_notice,
+    print_warning,
     stderr,
     without_none,
 )
@@ -128,7 +129,7 @@ def command(
     print(f"{len(requests) - failures} of {len(requests)} requests are answered in {output}")
     if failures:
         why = f"{failures} failed: --retry-failed sends them again. The first, {kept.first_problem}"
-        stderr.print(why, style="yellow", markup=False, soft_wrap=not stderr.is_terminal)
+        print_warning(why)
         raise typer.Exit(min(failures, MAX_EXIT_CODE))
 
 
@@ -212,6 +213,6 @@ def _run(client: Clients, requests: list[BatchRequest], concurrency: int, kept: 
             asyncio.run(run())
     except (BatchStopped, KeyboardInterrupt) as error:
         why = str(error) or "interrupted"
-        stderr.print(f"{why}; {progress}. The same command goes on from here.", style="yellow", markup=False)
+        print_warning(f"{why}; {progress}. The same command goes on from here.")
         raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     stderr.print(f"{progress}", markup=False)

@@ -124,8 +124,7 @@ class _WithTokens:
     def options(self, model: Model) -> dict[str, Any]:
         """The options by name. Raises ValueError for a token that is unknown."""
         return without_none(
-            logit_bias={tokens.token_id(model, text, "token"): value for text, value in self._biases} or None,
-            stop_token_ids=[tokens.token_id(model, text, "stop token") for text in self._stop] or None,
+            **{name: value or None for name, value in tokens.named_tokens(model, self._stop, self._biases).items()},
             chat_template_kwargs=self._template,
         )
 

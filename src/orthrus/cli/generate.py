@@ -31,6 +31,7 @@ from orthrus.cli._shared import (
     compile_ahead,
     load_model,
     print_notice,
+    print_warning,
     stderr,
     table_console,
 )
@@ -126,9 +127,9 @@ def _generate(
     """Print the answers and their statistics."""
     print_notice(model)
     if not model.checkpoint.text.chat_template and not options.get("raw"):
-        stderr.print(NO_TEMPLATE, style="yellow", soft_wrap=True)
+        print_warning(NO_TEMPLATE)
     if model.decoder.diffusion is None:
-        stderr.print(NO_VIEW, style="yellow")
+        print_warning(NO_VIEW)
     planned = model.decoder.diffusion is not None and model.decoding_config(options).cycle == "auto"
     if explain_plan and not planned:
         raise ValueError(sampling.NOTHING_PLANNED)

@@ -23,7 +23,7 @@ from orthrus.cli._shared import (
     load_model,
     missing_extra,
     print_notice,
-    stderr,
+    print_warning,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def command(
             measure_costs(loaded)
         service = Service(loaded, settings)
         if not settings.local and not settings.api_keys:
-            stderr.print(EXPOSED, style="yellow", markup=False, soft_wrap=True)
+            print_warning(EXPOSED)
         with logs.on_stderr():
             asyncio.run(_serve(service, bound))
 

@@ -25,8 +25,8 @@ from orthrus.cli._shared import (
     ModelOption,
     QuantizeOption,
     load_model,
+    print_warning,
     progress,
-    stderr,
     table_console,
 )
 
@@ -138,7 +138,7 @@ def _cycles(model: Model, asked: list[str] | None) -> list[str]:
     for name in asked or ():
         if name != "ar":
             _need_view(model, f"cycle {name!r}")
-    stderr.print("note: this checkpoint has no diffusion view: plain decoding alone is verified", style="yellow")
+    print_warning("note: this checkpoint has no diffusion view: plain decoding alone is verified")
     return ["ar"]
 
 

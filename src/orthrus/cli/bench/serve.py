@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import stderr, table_console
+from orthrus.cli._shared import print_warning, stderr, table_console
 
 if TYPE_CHECKING:
     from orthrus.bench.http_client import Target
@@ -74,7 +74,7 @@ def command(
     else:
         table_console().print(_table(target, loads, summaries))
     for line in sorted({line for own in summaries for one in own for line in _doubts(one)}):
-        stderr.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+        print_warning(f"warning: {line}")
 
 
 async def _run(

@@ -24,8 +24,8 @@ from orthrus.cli._shared import (
     QuantizeOption,
     check_plot,
     load_model,
+    print_warning,
     progress,
-    stderr,
     table_console,
 )
 
@@ -84,7 +84,7 @@ def command(
             track = partial(progress, label=name)
             measured += speeds.measure_settings(loaded, name, asked, options, settings, track)
     for doubt in speeds.doubts(measured):
-        stderr.print(f"note: {doubt}", style="yellow", markup=False)
+        print_warning(f"note: {doubt}")
     if plot is not None:
         speeds.plot(measured, plot)
     if as_json:
