@@ -54,14 +54,15 @@ class PrefixIndex:
         """
         node, added, dropped = self._root(salt), [], []
         for start, page in zip(range(0, len(tokens), PAGE), pages, strict=False):
-            own = tuple(tokens[start : start + PAGE])
-            child = node.children.get(own)
+            page_tokens = tuple(tokens[start : start + PAGE])
+            child = node.children.get(page_tokens)
             if child is None:
-                if any(known.tokens[: len(own)] == own for known in node.children.values()):
+                if any(known.tokens[: len(page_tokens)] == page_tokens for known in node.children.values()):
                     break  # a fuller page has them
-                for known in [known for known in node.children.values() if own[: len(known.tokens)] == known.tokens]:
+                shorter = [k for k in node.children.values() if page_tokens[: len(k.tokens)] == k.tokens]
+                for known in shorter:
                     dropped.append(self._remove(known))
-                child = node.children[own] = _Node(own, page, node, salt)
+                child = node.children[page_tokens] = _Node(page_tokens, page, node, salt)
                 added.append(page)
             node = child
         self._use(node)

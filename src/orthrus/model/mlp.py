@@ -56,8 +56,9 @@ class Experts(nn.Module):
         weights_NA, chosen_NA = self.route(x_ND)
         order = chosen_NA.flatten().argsort(stable=True)
         counts = chosen_NA.flatten().bincount(minlength=self.config.count).tolist()
-        rows = (order // self.config.active).split(counts)
-        results = [expert(x_ND[own], ops) for expert, own in zip(self.experts, rows, strict=True) if len(own)]
+        rows_of_each = (order // self.config.active).split(counts)
+        pairs = zip(self.experts, rows_of_each, strict=True)
+        results = [expert(x_ND[rows], ops) for expert, rows in pairs if len(rows)]
         y_NAD = torch.cat(results)[order.argsort()].unflatten(0, (-1, self.config.active)) * weights_NA[..., None]
         first, *others = y_NAD.unbind(1)
         y_ND: Tensor = sum(others, start=first)

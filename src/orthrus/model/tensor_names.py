@@ -23,11 +23,11 @@ def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...
         names |= _attention_sources(config, index, view)
         if view == "ar":
             names |= _layer_sources(config, index)
-    own: dict[str, str] = getattr(families.load(config.family), "NAMES", {}) if view == "ar" else {}
-    if not own:
+    theirs: dict[str, str] = getattr(families.load(config.family), "NAMES", {}) if view == "ar" else {}
+    if not theirs:
         return names
-    parts = re.compile(rf"(?<=\.)({'|'.join(map(re.escape, own))})(?=\.)")
-    return {ours: tuple(parts.sub(lambda part: own[part[0]], name) for name in all_) for ours, all_ in names.items()}
+    parts = re.compile(rf"(?<=\.)({'|'.join(map(re.escape, theirs))})(?=\.)")
+    return {ours: tuple(parts.sub(lambda part: theirs[part[0]], name) for name in all_) for ours, all_ in names.items()}
 
 
 def _norm(config: DecoderConfig, ours: str, theirs: str) -> dict[str, tuple[str, ...]]:

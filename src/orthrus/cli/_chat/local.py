@@ -101,9 +101,9 @@ class _Answer:
         with closing(self._engine.follow(self._engine.add(request))) as steps:  # type: ignore[type-var]
             for step in steps:
                 self._first = self._first or perf_counter() - self._started
-                found = [detector.push(token) for token in step.kept.tokens]
+                starts = [detector.push(token) for token in step.kept.tokens]
                 if guarded and step.finish_reason is None:
-                    loop = next((start for start in found if start is not None), None)
+                    loop = next((start for start in starts if start is not None), None)
                 self._shown += sum(len(piece.text) for piece in step.pieces)
                 yield from (Part(piece.text, piece.source in ("draft", "lookup")) for piece in step.pieces)
                 if loop is not None:
