@@ -90,8 +90,8 @@ def windows(hf: Any) -> list[int | None]:
 
 
 def one_window(hf: Any) -> list[int | None]:
-    """The same for families in which all layers have the window of the config. Raises ValueError for types of layers,
-    which transformers ignores there."""
+    """The window of each layer in a family whose layers all have that of the config. Raises ValueError for types
+    of layers, which transformers ignores there."""
     if getattr(hf, "layer_types", None):
         raise ValueError(f"layer_types are not supported in a {hf.model_type}, only one sliding_window for all layers")
     return windows(hf)
