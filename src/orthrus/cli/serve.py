@@ -109,11 +109,11 @@ async def _serve(service: Service, bound: socket.socket) -> None:
 def _welcome(service: Service, port: int) -> str:
     """Where the server is, how it samples, and a first request."""
     url = _url(service.settings, port)
-    name = json.dumps(service.model_name)
+    name, most = json.dumps(service.model_name), service.settings.max_num_seqs
     key = "\n    -H 'Authorization: Bearer YOUR_KEY' \\" if service.settings.api_keys else ""
     return f"""\
 serving {service.model_name} at {url}
-  limits:     {service.max_model_len} tokens of context, {service.settings.max_num_seqs} requests at once
+  limits:     {service.max_model_len} tokens of context, {most} request{"s" * (most != 1)} at once
   sampling:   {described(service.model.checkpoint.default_sampling)}, where a request does not say
   playground: {url}/
   OpenAI API: {url}/v1
