@@ -73,7 +73,7 @@ def command(
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     settings = setting or list(speeds.SETTINGS if loaded.decoder.diffusion else speeds.SETTINGS[:1])
     if loaded.decoder.diffusion is None:
-        stderr.print("note: this checkpoint has no diffusion view, so its plain decoding is measured", style="yellow")
+        print_warning("note: this checkpoint has no diffusion view, so its plain decoding is measured")
     for name in settings:
         loaded.decoding_config(speeds.options_of(name))
     measure_costs_for_benchmark(loaded)
