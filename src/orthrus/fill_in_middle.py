@@ -17,6 +17,8 @@ Encode = Callable[[str, bool], list[int]]
 """Token ids of a text; the second argument says whether with the special tokens that the tokenizer adds."""
 MARK = "☺"
 """A character that no token joins to its neighbours: what follows it is encoded as in the midst of a text."""
+SUFFIX_PART = 8
+"""The text after a gap gets one token in so many."""
 REPOSITORY_NAME = "project"
 SNIPPET = "\n\n--- snippet ---\n\n"
 """What goes before another file where a model has no token for that, as in llama.cpp."""
@@ -59,6 +61,19 @@ class FillInMiddle:
             ids += self._within(piece) if within and self._adds_blank else self._encode(piece, False)
             within = True
         return ids
+
+    def newest(self, files: Sequence[tuple[str, str]], tokens: int) -> list[tuple[str, str]]:
+        """The last of some files that have at most so many tokens together, with their names."""
+        kept = len(files)
+        while kept and (tokens := tokens - len(self._files(files[kept - 1 : kept], None))) >= 0:
+            kept -= 1
+        return list(files[kept:])
+
+    def window(self, prefix: str, suffix: str, tokens: int) -> tuple[str, str]:
+        """What is left of two texts under a limit of their tokens together. The suffix, which is read again whenever
+        the prefix has grown, gets the smaller part."""
+        after = max(1, tokens // SUFFIX_PART)
+        return self.cut(prefix, suffix, tokens - after, after)
 
     def cut(self, prefix: str, suffix: str, prefix_tokens: int, suffix_tokens: int) -> tuple[str, str]:
         """What is left of two texts under limits of their tokens: the end of the first and the start of the second, cut

@@ -75,15 +75,19 @@ class LoadedModel:
     def __repr__(self) -> str:
         if not self.__dict__:
             return "<orthrus.Model, closed>"
-        decoder, config = self.decoder, self.decoder.config
-        sizes = Decoder(config, None, decoder.dtype, torch.device("meta")).parameters()
-        parameters = sum(parameter.numel() for parameter in sizes)
+        decoder, config, parameters = self.decoder, self.decoder.config, self.parameters
         view = f"{self.checkpoint.view}, blocks of {decoder.diffusion.block_size}" if decoder.diffusion else "none"
         return (
             f"<orthrus.Model {self.checkpoint.backbone.id}: {config.family}, {config.layers} layers, hidden size"
             f" {config.hidden_size}, {parameters / 1e6:.1f} M parameters; {str(decoder.dtype).removeprefix('torch.')}"
             f" on {decoder.device}; diffusion view: {view}; kernels: {self.kernels}>"
         )
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the backbone."""
+        sizes = Decoder(self.decoder.config, None, self.decoder.dtype, torch.device("meta")).parameters()
+        return sum(parameter.numel() for parameter in sizes)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

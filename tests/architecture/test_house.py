@@ -161,7 +161,8 @@ LAYERS = {
     ],
     "serving": [
         "settings", "logs", "metrics", "constraint_process", "compilations", "tickets", "service", "other_names",
-        "errors", "bodies", "connections", "limits", "http", "protocol", "logprobs", "drafts", "prompts", "answers",
+        "errors", "bodies", "connections", "limits", "http", "protocol", "logprobs", "drafts", "prompts",
+        "ollama", "infill", "answers",
         "response_items", "exchange", "routes", "app",
     ],
 }  # fmt: skip

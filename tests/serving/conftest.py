@@ -20,10 +20,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def coder(tmp_path_factory):
-    """The same with the special tokens of Qwen2.5-Coder and a template that knows tools; of 1,024 positions."""
+    """The same with the special tokens of Qwen2.5-Coder and a template that knows tools; of 2,048 positions."""
     path = tmp_path_factory.mktemp("coder") / "tiny"
     directory = tiny.save_checkpoint(path, template=tiny.TOOL_CHAT, special=tiny.FIM)
-    return orthrus.load(directory, dtype="float32", ctx_size=1024)
+    return orthrus.load(directory, dtype="float32", ctx_size=2048)
 
 
 @pytest.fixture(scope="session")

@@ -295,7 +295,8 @@ def test_errors_of_the_path_and_the_method_have_the_same_shape(http, client):
         assert response.status_code == status
         assert response.json()["error"]["type"] == "invalid_request_error"
     unknown = http.get("/v1/nothing").json()["error"]
-    assert unknown["message"].startswith("there is nothing at GET /v1/nothing; the routes are GET /health, ")
+    assert unknown["message"].startswith("there is nothing at GET /v1/nothing; the routes are GET /api/ps, ")
+    assert ", GET /health, " in unknown["message"]
     for path in ("chat/completions", "completions", "responses"):
         assert f"POST /v1/{path}" in unknown["message"]
     assert unknown["code"] == "unknown_route"

@@ -37,6 +37,9 @@ SharePrefixesOption = Annotated[
     SharePrefixes,
     typer.Option(help="Which requests share the cache of a common prefix: those of one API key, all, or none."),
 ]
+InfillTokensOption = Annotated[
+    int, typer.Option(help="Most tokens around the cursor that /infill and /api/generate with suffix read.")
+]
 ConnectionsOption = Annotated[
     int | None,
     typer.Option(help="Most connections; more get 503.", min=1, show_default="four times those of an address"),

@@ -35,9 +35,6 @@ from orthrus.prompt_files import decode_utf8
 if TYPE_CHECKING:
     from orthrus.api import Model, Options, Result
 
-SUFFIX_PART = 8
-"""The text after the cursor gets one token in so many of the context."""
-
 FileArgument = Annotated[Path, typer.Argument(help="The file to complete.")]
 LineOption = Annotated[int, typer.Option("--line", "-l", help="The line of the cursor, from 1.", rich_help_panel=INPUT)]
 ColumnOption = Annotated[
@@ -119,10 +116,7 @@ def command(
     )
     apply_limits(None, threads)
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache)
-    suffix_tokens = context_tokens // SUFFIX_PART
-    prefix, suffix = loaded.fill_in_middle.cut(
-        cursor.before, cursor.after, context_tokens - suffix_tokens, suffix_tokens
-    )
+    prefix, suffix = loaded.fill_in_middle.window(cursor.before, cursor.after, context_tokens)
     print_notice(loaded)
     planned = loaded.decoder.diffusion is not None and loaded.decoding_config(options).cycle == "auto"
     assumed = planned and loaded.assume_costs()

@@ -49,6 +49,7 @@ def command(
     max_num_seqs: options.NumSeqsOption = 8,
     max_queue: options.QueueOption = 64,
     share_prefixes: options.SharePrefixesOption = options.SharePrefixes.keys,
+    infill_tokens: options.InfillTokensOption = 1024,
     max_connections: options.ConnectionsOption = None,
     connections_per_ip: options.AddressConnectionsOption = None,
     request_timeout: options.RequestTimeoutOption = 600.0,
@@ -78,7 +79,7 @@ def command(
     settings = ServeSettings(
         host=host, port=port, api_keys=tuple(api_key or ()), served_model_name=served_model_name,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, max_queue=max_queue,
-        share_prefixes=share_prefixes.value, max_connections=max_connections,
+        share_prefixes=share_prefixes.value, infill_tokens=infill_tokens, max_connections=max_connections,
         connections_per_ip=connections_per_ip,
         request_timeout=request_timeout, client_timeout=client_timeout, pass_timeout=pass_timeout,
         drain_timeout=drain_timeout, max_body_bytes=int(min(max_body_mb, 1e6) * 1e6), log_prompts=log_prompts,

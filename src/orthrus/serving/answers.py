@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -150,7 +150,7 @@ class Answer:
             delta.add(rest)
 
 
-async def follow(tickets: Sequence[Ticket], answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Step, Delta]]:
+async def follow(tickets: Sequence[Ticket], answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Step, Delta]]:
     """The steps of several answers as they happen, each with the index of its answer. Leaving it cancels the tickets.
 
     Raises what a ticket raises, and APIError where a ticket was cancelled or ran out of time.

@@ -74,7 +74,7 @@ def source_of(host: str) -> str:
 
 def refusal_bytes(error: APIError) -> bytes:
     """The whole response of HTTP/1.1 that tells an error and ends the connection."""
-    response = error_response(error)
+    response = error_response(error, "")
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode(), b"connection: close"]
     lines += [b"%b: %b" % header for header in response.raw_headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body)

@@ -20,6 +20,7 @@ from orthrus.serving.tickets import OverdueError, PassFailedError
 
 log = logging.getLogger(__name__)
 INVALID, SERVER = "invalid_request_error", "server_error"
+OLLAMA_PATHS = "/api/"
 
 
 class ErrorDetail(BaseModel):
@@ -64,9 +65,10 @@ class APIError(Exception):
         self.detail = ErrorDetail(message=_printable(message), type=type, param=_printable(param), code=code)
 
 
-def error_response(error: APIError) -> JSONResponse:
-    """The answer of HTTP that tells an error."""
-    body = ErrorResponse(error=error.detail).model_dump()
+def error_response(error: APIError, path: str) -> JSONResponse:
+    """The answer of HTTP that tells an error. Clients of Ollama, whose paths begin with `/api/`, expect its text."""
+    shown: ErrorDetail | str = error.detail.message if path.startswith(OLLAMA_PATHS) else error.detail
+    body = {"error": shown if isinstance(shown, str) else shown.model_dump()}
     return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
@@ -91,16 +93,16 @@ def install(app: FastAPI) -> None:
     """Let every error of an app leave in OpenAI's shape. The handlers are coroutines: others would run in threads,
     whose first use imports a library while everything else waits."""
 
-    async def known(_: Request, error: Exception) -> JSONResponse:
-        return error_response(as_api_error(error))
+    async def known(request: Request, error: Exception) -> JSONResponse:
+        return error_response(as_api_error(error), request.url.path)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return error_response(validation_error(error.errors(), error.body))
+        return error_response(validation_error(error.errors(), error.body), request.url.path)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return error_response(http_error(app, request, error))
+        return error_response(http_error(app, request, error), request.url.path)
 
     for kind in (APIError, QueueFullError, DrainingError, OverdueError, PassFailedError, Exception):
         app.add_exception_handler(kind, known)

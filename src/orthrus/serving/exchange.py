@@ -16,7 +16,7 @@ from orthrus import __version__
 from orthrus.decoding.sequence import Request
 from orthrus.serving.errors import SERVER, APIError, ErrorResponse, as_api_error
 from orthrus.serving.prompts import told_to_client
-from orthrus.serving.protocol.common import Extensions
+from orthrus.serving.protocol.common import Body
 from orthrus.serving.service import Service
 from orthrus.serving.tickets import Ticket
 
@@ -32,10 +32,8 @@ STATUSES = {
     503: "The server is shutting down, or has too many connections or large bodies",
     504: "The request timed out before its first token",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": told} for status, told in STATUSES.items()
-}
 """The errors of a route, for the OpenAPI schema."""
+EVENTS = "text/event-stream"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = "data: [DONE]\n\n"
 
@@ -56,16 +54,22 @@ class Identity:
         }  # fmt: skip
 
 
-def responses(stream: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route beside its JSON: errors, and a stream of events of a model."""
+def responses(
+    stream: type[BaseModel] | None = None, *, error: type[BaseModel] = ErrorResponse, media_type: str = EVENTS
+) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route beside its JSON: errors, and a stream of events or lines of a model."""
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": error, "description": told} for status, told in STATUSES.items()
+    }
     if stream is None:
-        return dict(ERRORS)
-    reference = {"schema": {"type": "string", "description": f"events whose data is a {stream.__name__}, then [DONE]"}}
-    return {200: {"content": {"text/event-stream": reference}}, **ERRORS}
+        return errors
+    kind = "events whose data is" if media_type == EVENTS else "lines each of which is"
+    reference = {"schema": {"type": "string", "description": f"{kind} a {stream.__name__}"}}
+    return {200: {"content": {media_type: reference}}, **errors}
 
 
 async def prepared(
-    service: Service, http: HTTPRequest, body: Extensions, make: Callable[[], Sequence[Request]]
+    service: Service, http: HTTPRequest, body: Body, make: Callable[[], Sequence[Request]]
 ) -> list[Request]:
     """Encode prompts outside of the event loop. What is wrong with them is a 400."""
     context = getattr(http.state, "context", None)
@@ -81,7 +85,7 @@ async def prepared(
         raise told_to_client(error, body) from error
 
 
-async def admit(service: Service, http: HTTPRequest, body: Extensions, requests: Sequence[Request]) -> list[Ticket]:
+async def admit(service: Service, http: HTTPRequest, body: Body, requests: Sequence[Request]) -> list[Ticket]:
     """Submit requests, all or none, and wait until their constraint, which they share, is compiled. Raises APIError
     where the engine refuses one, and what `submit` raises."""
     try:
@@ -102,7 +106,9 @@ def event(data: BaseModel, name: str | None = None) -> str:
     return f"{f'event: {name}{chr(10)}' if name else ''}data: {data.model_dump_json(exclude_unset=True)}\n\n"
 
 
-async def as_stream(events: AsyncGenerator[str], failed: Callable[[Exception], str] | None = None) -> StreamingResponse:
+async def as_stream(
+    events: AsyncGenerator[str], failed: Callable[[Exception], str] | None = None, media_type: str = EVENTS
+) -> StreamingResponse:
     """A stream of events, begun once the first is there: what fails before it has a status of its own.
 
     failed: the event that tells an error in the midst, after which the stream ends.
@@ -119,4 +125,4 @@ async def as_stream(events: AsyncGenerator[str], failed: Callable[[Exception], s
         finally:
             await events.aclose()
 
-    return StreamingResponse(body(), media_type="text/event-stream", headers=STREAM_HEADERS)
+    return StreamingResponse(body(), media_type=media_type, headers=STREAM_HEADERS)

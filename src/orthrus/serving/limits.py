@@ -196,7 +196,7 @@ class _Answer:
     async def refuse(self, error: APIError, scope: Scope, receive: Receive) -> None:
         """Answer with an error, and close the connection."""
         self.closes = True
-        response = error_response(error)
+        response = error_response(error, scope["path"])
         with suppress(OSError):  # the client need not wait for it
             await response(scope, receive, self.send)
 

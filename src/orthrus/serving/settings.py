@@ -9,6 +9,7 @@ from math import isfinite
 
 from orthrus.options import Options
 
+MIN_INFILL_TOKENS = 16
 SHARING = ("keys", "all", "off")
 """Which requests may share the cache of a common prefix."""
 
@@ -24,9 +25,10 @@ class ServeSettings:
     max_connections: the most connections of one address and of all (by default twice as many as there are places and
     waiting requests, at least 128, and four times that). request_timeout: the deadline of a request that sets none,
     from its arrival. client_timeout: how long a client may take to send a request, and to read on in an answer.
-    pass_timeout: how long a pass may take before `/health` says that it hangs. drain_timeout: how long a shutdown waits
-    for the requests in flight. allowed_origins: pages of other origins that may call the API (CORS). allowed_hosts:
-    names that a Host header may hold, beside localhost.
+    infill_tokens: the most tokens of a file that requests of editors read. pass_timeout: how long a pass may take
+    before `/health` says that it hangs. drain_timeout: how long a shutdown waits for the requests in flight.
+    allowed_origins: pages of other origins that may call the API (CORS). allowed_hosts: names that a Host header may
+    hold, beside localhost.
     """
 
     host: str = "127.0.0.1"
@@ -37,6 +39,7 @@ class ServeSettings:
     max_num_seqs: int = 8
     max_queue: int = 64
     share_prefixes: str = "keys"
+    infill_tokens: int = 1024
     max_connections: int | None = None
     connections_per_ip: int | None = None
     request_timeout: float = 600.0
@@ -63,6 +66,8 @@ class ServeSettings:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.share_prefixes not in SHARING:
             raise ValueError(f"share_prefixes must be one of {', '.join(SHARING)}, not {self.share_prefixes!r}")
+        if self.infill_tokens < MIN_INFILL_TOKENS:
+            raise ValueError(f"infill_tokens must be at least {MIN_INFILL_TOKENS}, not {self.infill_tokens}")
         if self.max_queue < 0:
             raise ValueError(f"max_queue must not be negative, got {self.max_queue}")
         for field in fields(self):

@@ -39,6 +39,11 @@ def router(service: Service | None = None) -> APIRouter:
     async def page(request: Request) -> Response:
         return _file(request, "index.html", contents["index.html"])
 
+    @routes.head("/")
+    async def alive() -> Response:
+        """What clients of Ollama ask to see whether a server is there."""
+        return Response(headers=HEADERS)
+
     @routes.get("/playground/{name}")
     async def asset(request: Request, name: str) -> Response:
         if name not in contents:
