@@ -16,7 +16,7 @@ from orthrus.checkpoint.adapter import BackboneIdentity
 from orthrus.training import chat, data
 from orthrus.training.config import DistillConfig, TrainConfig
 from orthrus.training.distill import Distillation, Reply, seed_of
-from orthrus.training.prompts import Conversation, conversations_in, excluded_ngrams, word_ngrams
+from orthrus.training.prompts import Conversation, RawText, conversations_in, excluded_ngrams, word_ngrams
 from orthrus.training.shards import DamagedShardError, packed, read_manifest, read_shard, unfinished
 
 TOKENIZER = tiny.tokenizer(tiny.CHAT)
@@ -402,3 +402,50 @@ def test_a_template_is_required_and_must_extend_earlier_turns():
         chat.encode(backwards, messages, ENDS, reply=False)
     with pytest.raises(ValueError, match="no user turn that ends"):
         chat.user_turn_prefix(tiny.tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}"), None, "")
+
+
+def test_texts_without_a_template_are_asked_by_their_own_tokens(tmp_path):
+    """A gap by prefix and suffix, a text that is continued, and a chat, in one run that resumes."""
+    lines = [
+        {"prompt": "def f(", "suffix": "):"}, {"prompt": "once", "raw": True}, {"prompt": "hello"},
+        {"prompt": "", "suffix": "end", "id": 7}, {"prompt": "def f():", "raw": True},
+    ]  # fmt: skip
+    asked = conversations_in("\n".join(map(json.dumps, lines)).encode(), "gaps.jsonl")
+    assert [item.raw for item in asked] == [
+        RawText("def f(", "):"), RawText("once"), None, RawText("", "end"), RawText("def f():"),
+    ]  # fmt: skip
+    prompts = []
+
+    def encode(text):
+        prompts.append(text)
+        middle = [] if text.suffix is None else [301, *ids_of(text.suffix), 302]
+        return [*ids_of(text.prefix), *middle], frozenset([303, 302]) if middle else frozenset()
+
+    questions = []
+
+    def answer(batch):
+        questions.extend(batch)
+        return respond(batch)
+
+    whole = distillation(tmp_path / "whole", answer, shard_size=1)
+    whole.encode_raw = encode
+    list(whole.run(asked, 5))
+    written = {record["id"]: record for record in records(tmp_path / "whole")}
+    assert list(written) == ["line-1", "line-2", "line-3", "7"]  # the last equals the first but for its gap
+    gap, chat = written["line-1"], written["line-3"]
+    assert gap["tokens"][: gap["spans"][0][0]] == [*ids_of("def f("), 301, *ids_of("):"), 302]
+    assert [question.stop_token_ids for question in questions] == [(302, 303), (), (), (302, 303)]
+    assert gap["tokens"][gap["spans"][0][0] :] and len(gap["spans"]) == 1
+    assert chat["tokens"][0] == ids_of("<user>")[0]
+    again = distillation(tmp_path / "whole", answer, shard_size=1)
+    again.encode_raw = encode
+    assert len(list(again.run(asked, 5))) == 5
+    assert len(questions) == 4
+
+
+@pytest.mark.parametrize(
+    "line", [{"prompt": "a", "suffix": 3}, {"suffix": "a"}, {"prompt": " ", "suffix": ""}, {"raw": True, "prompt": [1]}]
+)
+def test_a_gap_of_the_wrong_form_is_refused(line):
+    with pytest.raises(ValueError, match=r"gaps.jsonl, line 1: `suffix` and `raw` need a `prompt`"):
+        conversations_in(json.dumps(line).encode(), "gaps.jsonl")

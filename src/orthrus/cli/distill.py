@@ -6,7 +6,7 @@ The backbone generates the answers and, without `--data`, the prompts too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from orthrus.cli._shared import CacheOption, DeviceOption, Dtype, DtypeOption, M
 if TYPE_CHECKING:
     from orthrus.api import Model
     from orthrus.training.distill import Question, Reply, Shard
+    from orthrus.training.prompts import RawText
 
 SHARD_SIZE = 64
 """Prompts per shard by default: a minute or two of work on a laptop."""
@@ -28,8 +29,9 @@ OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Directory fo
 DataOption = Annotated[
     list[Path] | None,
     typer.Option(
-        help="JSONL with `prompt`, `messages` or ShareGPT `conversations`; may be repeated. Without it the"
-        " model writes the user's turns too."
+        help="JSONL with `prompt`, `messages` or ShareGPT `conversations`, with `prompt` and `suffix` for the text of a"
+        " gap, or with `prompt` and `raw` to leave the chat template out; may be repeated. Without it the model writes"
+        " the user's turns too."
     ),
 ]
 CountOption = Annotated[
@@ -116,6 +118,7 @@ def command(
     run = Distillation(
         output, config, loaded.tokenizer, loaded.checkpoint.end_token_ids, _backbone(loaded, dtype),
         lambda questions: progress.replies(_respond(loaded, questions, batch_size)), excluded, progress.prompts,
+        lambda text: _encode_raw(loaded, text),
     )  # fmt: skip
     _follow(run.run(given if data else None, total), progress, output)
 
@@ -172,6 +175,15 @@ def _respond(model: Model, questions: list[Question], batch_size: int) -> Iterat
         if sequence.finish_reason is not None:
             tokens = list(sequence.tokens)
             yield sequence.index, Reply(tokens, model.decode(tokens), sequence.finish_reason)
+
+
+def _encode_raw(model: Model, text: RawText) -> tuple[Sequence[int], frozenset[int]]:
+    """A text without a chat template, or a gap by the model's FIM tokens. Raises ValueError where it has none."""
+    tokens: Sequence[int] = (
+        model.encode(text.prefix) if text.suffix is None else model.fill_in_middle.prompt(text.prefix, text.suffix)
+    )
+    fim = model.checkpoint.fim
+    return tokens, fim.ends if fim is not None and tokens and tokens[-1] == fim.middle else frozenset()
 
 
 def _backbone(model: Model, dtype: Dtype) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from orthrus.file_cache import save_bytes, save_json, write_atomically
 from orthrus.training import chat
 from orthrus.training.chat import Message
 from orthrus.training.config import DistillConfig
-from orthrus.training.prompts import Conversation, digest, fingerprint, word_ngrams
+from orthrus.training.prompts import Conversation, RawText, digest, fingerprint, word_ngrams
 from orthrus.training.shards import MANIFEST, DamagedShardError, read_manifest, read_shard
 
 
@@ -49,6 +49,10 @@ Respond = Callable[[list[Question]], Iterable[tuple[int, Reply]]]
 """Decodes questions in batches and yields (index, reply) in any order."""
 
 
+EncodeRaw = Callable[[RawText], tuple[Sequence[int], frozenset[int]]]
+"""Gives the token ids of a text, and the tokens that end its answer beside the end tokens of the model."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A complete shard.
@@ -67,7 +71,8 @@ class Distillation:
     """One distillation run into `directory`.
 
     backbone: its entry in the manifest. excluded: 13-grams of words; prompts that contain one are dropped. progressed:
-    called with the number of finished prompts, including those of the shard in progress.
+    called with the number of finished prompts, including those of the shard in progress. encode_raw: for texts without
+    a chat template.
     """
 
     directory: Path
@@ -78,6 +83,7 @@ class Distillation:
     respond: Respond
     excluded: frozenset[tuple[str, ...]] = frozenset()
     progressed: Callable[[int], None] = lambda _: None
+    encode_raw: EncodeRaw | None = None
     _fingerprints: set[str] = field(default_factory=set)
     _done: int = 0
 
@@ -115,7 +121,7 @@ class Distillation:
 
     def _open(self, given: list[Conversation] | None, count: int) -> dict[str, Any]:
         """The manifest of the directory: a new one, or that of the run to resume."""
-        prompts = None if given is None else digest([asdict(item) for item in given])
+        prompts = None if given is None else digest([item.description for item in given])
         settings = {**asdict(self.config), "count": count, "prompts_sha256": prompts}
         settings["excluded_sha256"] = digest(sorted(self.excluded)) if self.excluded else None
         fresh = {"format": 1, "backbone": self.backbone, "settings": json.loads(json.dumps(settings)), "shards": []}
@@ -200,7 +206,7 @@ class Distillation:
                 history = state["messages"] + _pop_through_user_turn(turns)
                 if len(history) == len(state["messages"]):
                     continue
-                prompt = chat.encode(self.tokenizer, history, self.end_token_ids, reply=True)
+                prompt, ends = self._prompt(conversations[number], history)
                 if len(prompt.tokens) > config.max_prompt_tokens:
                     turns.clear()
                     self._count_finished(1)
@@ -209,7 +215,7 @@ class Distillation:
                 seed = seed_of(config.seed, state["id"], len(history))
                 asked.append((number, prompt))
                 questions.append(
-                    Question(tuple(prompt.tokens), seed, config.temperature, config.top_p, config.max_new_tokens)
+                    Question(tuple(prompt.tokens), seed, config.temperature, config.top_p, config.max_new_tokens, ends)
                 )
             if not questions:
                 return [state for state in states if "tokens" in state]
@@ -224,6 +230,14 @@ class Distillation:
                     pending[number].clear()
                 if not any(message["role"] == "user" for message in pending[number]):
                     self._count_finished(1)
+
+    def _prompt(self, asked: Conversation, history: list[Message]) -> tuple[chat.Encoded, tuple[int, ...]]:
+        """The tokens of a prompt, and those that end its answer beside the end tokens of the model."""
+        if asked.raw is None:
+            return chat.encode(self.tokenizer, history, self.end_token_ids, reply=True), ()
+        assert self.encode_raw is not None
+        tokens, ends = self.encode_raw(asked.raw)
+        return chat.Encoded(list(tokens), []), tuple(sorted(ends))
 
     def _count_finished(self, prompts: int) -> None:
         self._done += prompts

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from orthrus import prompt_files
@@ -21,31 +21,64 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
+class RawText:
+    """A text that goes to the model without a chat template. suffix: what stands after the gap that the model fills;
+    None where it continues the text."""
+
+    prefix: str
+    suffix: str | None = None
+
+
+@dataclass(frozen=True)
 class Conversation:
-    """A record to answer: its id and its turns, without those of the assistant."""
+    """A record to answer: its id and its turns, without those of the assistant. Of a raw text, `messages` hold the
+    words, by which it is compared with others."""
 
     id: str
     messages: list[Message]
+    raw: RawText | None = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Its content, in which records of chats are what they were in earlier versions."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def conversations_in(data: bytes, where: str) -> list[Conversation]:
-    """The records of a JSONL text, without assistant turns (the backbone writes the answers). Raises ValueError."""
+    """The records of a JSONL text, without assistant turns (the backbone writes the answers). Raises ValueError.
+
+    A record of `prompt` and `suffix` fills in the middle; one of `prompt` and `raw` (true) continues the text.
+    """
     conversations = []
     for number, record in prompt_files.lines(data, where):
-        messages = prompt_files.messages_of(record, f"{where}, line {number}")
+        identity, place = record.get("id"), f"{where}, line {number}"
+        name = str(identity) if isinstance(identity, str | int) else f"line-{number}"
+        raw = _raw_text(record, place)
+        if raw is not None:
+            conversations.append(
+                Conversation(name, [{"role": "user", "content": raw.prefix + (raw.suffix or "")}], raw)
+            )
+            continue
+        messages = prompt_files.messages_of(record, place)
         unknown = next((message["role"] for message in messages if message["role"] not in ROLES), None)
         if unknown is not None:
-            raise ValueError(f"{where}, line {number}: the role {unknown!r} is unknown; roles: {', '.join(ROLES)}")
-        identity = record.get("id")
-        conversations.append(
-            Conversation(
-                str(identity) if isinstance(identity, str | int) else f"line-{number}",
-                [message for message in messages if message["role"] != "assistant"],
-            )
-        )
+            raise ValueError(f"{place}: the role {unknown!r} is unknown; roles: {', '.join(ROLES)}")
+        conversations.append(Conversation(name, [message for message in messages if message["role"] != "assistant"]))
     if not conversations:
         raise ValueError(f"{where}: no records in it")
     return conversations
+
+
+def _raw_text(record: dict[str, Any], where: str) -> RawText | None:
+    """The text of a record with a `suffix`, or with `raw`; None for chats."""
+    prefix, suffix = record.get("prompt"), record.get("suffix")
+    if suffix is None and record.get("raw") is not True:
+        return None
+    if not isinstance(prefix, str) or not isinstance(suffix, str | None) or not (prefix + (suffix or "")).strip():
+        raise ValueError(
+            f"{where}: `suffix` and `raw` need a `prompt`; prompt and suffix are texts, and not both empty"
+        )
+    return RawText(prefix, suffix)
 
 
 def word_ngrams(text: str, size: int = NGRAM_WORDS) -> set[tuple[str, ...]]:
