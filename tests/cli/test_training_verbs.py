@@ -56,7 +56,7 @@ def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
     train = f"train -o run --data data --model {bare} --steps 4 --validate-every 2 {TOY}"
     code, out, err = run(train)
     assert code == 0, err
-    assert "held-out records decode with A" in err
+    assert "held-out records decode by trees of 8 with A" in err
     assert "the adapter is run/best" in out
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     head = f"train -o head --data data --model {bare} --warm-start run/best --head-only --epochs 2 {TOY}"

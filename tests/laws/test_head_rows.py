@@ -23,7 +23,7 @@ from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate, correct
 from orthrus.training.parameters import of_head, trainable
 from orthrus.training.replay import accepted_drafts
 from orthrus.training.rows import head_rows, joined
-from orthrus.training.step import states_of, step
+from orthrus.training.step import DraftHeadRule, states_of, step
 
 UNITS, K, M, NODES = 32, 8, 7, 40
 OPS = {"reference": ops.Ops, "native": lambda: tiny.native_ops(torch.float32)}
@@ -77,9 +77,17 @@ def _rejected(targets_C, q_X):
     return 1 - sum(torch.minimum(p, q) for p, q in zip(targets_C, q_X[:-1], strict=True))
 
 
+def _mixed(targets_C, q_X):
+    """KL and the rejected share, weighted by an overlap that is a constant to the gradient."""
+    targets_X = torch.cat((targets_C, (1 - targets_C.sum()).clamp(min=0)[None]))
+    weight = (-3 * (1 - _rejected(targets_C, q_X)).detach()).exp()
+    divergence = _cross_entropy(targets_C, q_X) - torch.special.entr(targets_X).sum()
+    return weight * divergence + (1 - weight) * _rejected(targets_C, q_X)
+
+
 OUTCOMES = {
     "cross-entropy": (1.0, _cross_entropy), "kl": (0.2, _cross_entropy), "total-variation": (0.2, _rejected),
-    "expected-prefix": (0.2, _rejected),
+    "expected-prefix": (0.2, _rejected), "mixed": (0.2, _mixed),
 }  # fmt: skip
 """By objective, the share of the tokens of the text in the targets, and the loss of one row of the head from targets of
 its candidates and its probabilities, that of the rest last; `expected-prefix` also takes the rows before it."""
@@ -120,7 +128,7 @@ def test_view_and_head_have_objectives_of_their_own():
         own: (outcome.loss.item(), outcome.head_loss.item())
         for own in names
         for view, head in [map(objectives.load, own)]
-        for outcome in [step(decoder, blocks, view, head_objective=head)]
+        for outcome in [step(decoder, blocks, view, draft_head=DraftHeadRule(head))]
     }
     for (view, head), found in losses.items():
         assert found == (losses[view, view][0], losses[head, head][1])
@@ -150,7 +158,7 @@ def test_the_view_learns_from_the_loss_of_the_head(family):
         return torch.autograd.grad(loss, parameters, retain_graph=True)
 
     alone = step(decoder, blocks, objective, decay=0.8)
-    both = step(decoder, blocks, objective, decay=0.8, head_gradient=share)
+    both = step(decoder, blocks, objective, decay=0.8, draft_head=DraftHeadRule(objective, share))
     torch.testing.assert_close(both.total, alone.total)
     for found, own, more in zip(
         gradients(both.total, view), gradients(alone.total, view), gradients(taught, view), strict=True

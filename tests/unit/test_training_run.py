@@ -49,11 +49,12 @@ def corpus(jsonl, settings=None):
     return data.load([jsonl], tiny.tokenizer(tiny.CHAT), ENDS, settings or config())
 
 
-def trainer_of(bare, jsonl, directory, *, dtype=torch.float32, **changes):
+def trainer_of(bare, jsonl, directory, *, dtype=torch.float32, keep_frozen_states=False, **changes):
     settings = config(**changes)
     return Trainer(
-        checkpoint(bare, dtype), settings, corpus(jsonl, settings), directory, lambda: Validation(1.5, 1.2, [0.9, 0.4])
-    )
+        checkpoint(bare, dtype), settings, corpus(jsonl, settings), directory, lambda: Validation(1.5, 1.2, [0.9, 0.4]),
+        keep_frozen_states=keep_frozen_states,
+    )  # fmt: skip
 
 
 def train(bare, jsonl, directory, *, until=None, dtype=torch.float32, **changes):

@@ -75,12 +75,15 @@ def turns(parts: list[str], settings: int) -> list[int]:
     return found
 
 
-def held_out_acceptance(checkpoint: Checkpoint, prompts: list[list[int]], max_new_tokens: int = 128) -> Acceptance:
-    """Greedy acceptance of chains from a view in training, on prompts given as tokens."""
+def held_out_acceptance(
+    checkpoint: Checkpoint, prompts: list[list[int]], nodes: int, max_new_tokens: int = 128
+) -> Acceptance:
+    """Greedy acceptance of trees of so many drafts (0: of chains) from a view in training, on prompts given as
+    tokens."""
     model = Model(checkpoint, inference_copy(checkpoint.decoder))
     asked = [TaskPrompt(str(n), "held out", prompt) for n, prompt in enumerate(prompts)]
     options: Options = {
-        "max_new_tokens": max_new_tokens, "cycle": "two-pass", "tree_nodes": 0, "batch_size": 8, "seed": 0
+        "max_new_tokens": max_new_tokens, "cycle": "two-pass", "tree_nodes": nodes, "batch_size": 8, "seed": 0
     }  # fmt: skip
     return acceptance("held out", [done.statistics for _, done in decode(model, asked, options)])
 

@@ -32,6 +32,9 @@ def follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
             bar.console.print(
                 f"the rows of all blocks are computed once; they take {trainer.rows_on_disk / 1e9:.2f} GB"
             )
+        if trainer.frozen_states_on_disk and show:
+            size = trainer.frozen_states_on_disk / 1e9
+            bar.console.print(f"what the AR view computes for each text is kept; it takes {size:.2f} GB")
         lines = ProgressLines(shown=show and not stderr.is_terminal)
         task = bar.add_task("rows of texts", total=None)
         for done, total in trainer.prepare():
@@ -51,14 +54,16 @@ def follow(trainer: Trainer, config: TrainConfig, *, show: bool) -> None:
             told = f"loss {step.loss:.3f}, agreement {shares}, {speed:.0f} rows/s"
             lines.tell(step.step, config.total_steps, f"step {{}} of {{}}: {told}")
             if step.validation is not None and show:
-                _print_validation(bar.console, step, "replay trees of 8" if config.head_only else "decode")
+                _print_validation(bar.console, step, config)
 
 
-def _print_validation(console: Console, step: Step, how: str) -> None:
+def _print_validation(console: Console, step: Step, config: TrainConfig) -> None:
     assert step.validation is not None
+    drafts = f"trees of {config.validation_nodes}" if config.validation_nodes else "chains"
+    how = f"replay {drafts} with" if config.head_only else f"decode by {drafts} with"
     offsets = " ".join(f"{share:.2f}" for share in step.validation.by_offset)
     console.print(
-        f"step {step.step}, {step.rows_total / 1e3:.0f}k rows: loss {step.loss:.3f}, held-out records {how} with"
+        f"step {step.step}, {step.rows_total / 1e3:.0f}k rows: loss {step.loss:.3f}, held-out records {how}"
         f" A {step.validation.acceptance_length:.3f}, TPF {step.validation.tpf:.3f}, accepted by offset {offsets}",
         soft_wrap=True,
     )

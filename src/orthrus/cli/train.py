@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import signal
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -59,7 +60,8 @@ ObjectiveOption = Annotated[
     typer.Option(
         help="What is minimised. kl: forward KL from the AR view. cross-entropy: of the tokens of the text."
         " total-variation: the share of drafts that `rejection` rejects, row by row. expected-prefix: one less the"
-        " share of a block that it accepts before its first rejected draft.",
+        " share of a block that it accepts before its first rejected draft. mixed: kl where the views differ,"
+        " total-variation where they agree.",
         callback=_known_objective,
     ),
 ]
@@ -118,6 +120,14 @@ KeepRowsOption = Annotated[
     bool,
     typer.Option(help="Keep the rows that --head-only computes once, in the directory of the run, after its end."),
 ]
+KeepFrozenOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-frozen-states",
+        help="Keep on disk what the AR view computes for each text, such as 14 kB per token, so that epochs after the"
+        " first run the diffusion view alone.",
+    ),
+]
 HeadRateOption = Annotated[float, typer.Option(help="Peak learning rate of the draft head.")]
 HeadObjectiveOption = Annotated[
     str, typer.Option(help="Objective of the draft head, by the same names.", callback=_known_objective)
@@ -139,6 +149,9 @@ HeldOutOption = Annotated[int, typer.Option(help="Records held out for validatio
 ValidateEveryOption = Annotated[
     int | None,
     typer.Option(help="Steps between validations.", show_default=f"{VALIDATE_EVERY}, with --head-only an epoch", min=1),
+]
+ValidationNodesOption = Annotated[
+    int, typer.Option(help="Drafts of the trees by which held-out records are decoded; 0: chains.", min=0)
 ]
 SaveEveryOption = Annotated[int, typer.Option(help="Steps between saved states.")]
 EstimateOption = Annotated[
@@ -179,10 +192,12 @@ def command(
     head_objective: HeadObjectiveOption = "kl",
     head_gradient: HeadGradientOption = 0.0,
     keep_rows: KeepRowsOption = True,
+    keep_frozen_states: KeepFrozenOption = False,
     draft_vocabulary: DraftVocabularyOption = None,
     seed: SeedOption = 0,
     held_out: HeldOutOption = 32,
     validate_every: ValidateEveryOption = None,
+    validation_nodes: ValidationNodesOption = 8,
     save_every: SaveEveryOption = 100,
     dtype: DtypeOption = Dtype.bfloat16,
     device: DeviceOption = "cpu",
@@ -205,6 +220,13 @@ def command(
         _show_or_train(loaded, config, options)
 
 
+class Keep(NamedTuple):
+    """What stays on disk: the rows of a draft head after a run, and what the frozen view computes during one."""
+
+    rows: bool
+    frozen_states: bool
+
+
 def _show_or_train(loaded: Checkpoint, config: TrainConfig, options: dict[str, Any]) -> None:
     """Print a packed text, or train. options: those of the command, by name."""
     corpus = setup.corpus(options["data"], loaded, config)
@@ -213,31 +235,33 @@ def _show_or_train(loaded: Checkpoint, config: TrainConfig, options: dict[str, A
         return
     setup.restrict_drafts(loaded, corpus, options["draft_vocabulary"])
     scheduled = setup.scheduled(config, corpus, *(options[name] for name in ("epochs", "steps", "validate_every")))
-    _train(loaded, scheduled, corpus, options["output"], options["keep_rows"])
+    _train(loaded, scheduled, corpus, options["output"], Keep(options["keep_rows"], options["keep_frozen_states"]))
 
 
-def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, keep_rows: bool) -> None:
+def _train(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, keep: Keep) -> None:
     from orthrus.training.trainer import ROWS
     from orthrus.training.world import World
 
     if config.head_only:
         setup.check_view(checkpoint)
     world = World(checkpoint.decoder.device)
-    code = _run(checkpoint, config, corpus, output, world)
-    if world.rank == 0 and not code and not keep_rows:
+    code = _run(checkpoint, config, corpus, output, world, keep)
+    if world.rank == 0 and not code and not keep.rows:
         shutil.rmtree(output / ROWS, ignore_errors=True)
     world.end(code)
     if code:
         raise typer.Exit(code)
 
 
-def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, world: World) -> int:
+def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Path, world: World, keep: Keep) -> int:
     """Train to the end, or until a signal comes. Returns the exit code."""
     from orthrus.training.trainer import Trainer, TrainingFailedError
 
     try:
         with world:
-            trainer = Trainer(checkpoint, config, corpus, output, lambda: _validate(checkpoint, corpus), world)
+            validate = partial(_validate, checkpoint, corpus, config.validation_nodes)
+            kept = keep.frozen_states
+            trainer = Trainer(checkpoint, config, corpus, output, validate, world, keep_frozen_states=kept)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: trainer.stop())
             if trainer.done:
@@ -259,7 +283,7 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
     return 0
 
 
-def _validate(checkpoint: Checkpoint, corpus: Corpus) -> Validation:
+def _validate(checkpoint: Checkpoint, corpus: Corpus, nodes: int) -> Validation:
     """Decode the held-out prompts by two-pass cycles with a copy of the model that is prepared for inference."""
     from orthrus.bench import measure
     from orthrus.training.tasks import Validation
@@ -267,5 +291,5 @@ def _validate(checkpoint: Checkpoint, corpus: Corpus) -> Validation:
     prompts = [document.prompt for document in corpus.held_out]
     silent = nullcontext() if stderr.is_terminal else status(f"decoding {len(prompts)} held-out records", LINE_SECONDS)
     with silent:  # a terminal has the bar of the steps
-        acceptance = measure.held_out_acceptance(checkpoint, prompts)
+        acceptance = measure.held_out_acceptance(checkpoint, prompts, nodes)
     return Validation(acceptance.acceptance_length, acceptance.tpf, acceptance.by_offset)

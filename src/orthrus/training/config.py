@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orthrus.config import MAX_SEED, DiffusionConfig, refuse_outside, refuse_vocabulary_size
+from orthrus.config import MAX_SEED, MAX_TREE_NODES, DiffusionConfig, refuse_outside, refuse_vocabulary_size
 from orthrus.model.draft_head import UNIT_MULTIPLE
 
 COSINE, WSD = "cosine", "wsd"
@@ -58,7 +58,8 @@ class TrainConfig:
     head_units: the size of the draft head, which is trained with the view; 0 for none. head_only: train the head alone,
     on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
     to a peak of its own. head_gradient: the weight of the head's loss in the gradient of the view. draft_vocabulary:
-    how many tokens are drafted; 0 for all.
+    how many tokens are drafted; 0 for all. validation_nodes: the drafts of the trees by which held-out records are
+    decoded; 0 for chains.
     """
 
     block_size: int = 32
@@ -90,6 +91,7 @@ class TrainConfig:
     extend: int = 0
     ema: float = 0.0
     draft_vocabulary: int = 0
+    validation_nodes: int = 8
 
     @property
     def total_steps(self) -> int:
@@ -138,6 +140,7 @@ class TrainConfig:
             raise ValueError(f"head_units must be a multiple of {UNIT_MULTIPLE} (0: no head), not {self.head_units}")
         if self.head_units and self.trained_rows < 2:
             raise ValueError("a draft head corrects the rows after the first of a block, and only one row is trained")
+        refuse_outside("validation_nodes", self.validation_nodes, 1 if self.head_only else 0, MAX_TREE_NODES)
         refuse_outside("head_gradient", self.head_gradient, 0.0, 100.0)
         if self.head_gradient and (self.head_only or not self.head_units):
             raise ValueError("head_gradient is for a view and a draft head that are trained together")

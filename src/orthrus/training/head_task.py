@@ -98,7 +98,7 @@ class HeadTask:
     def validate(self) -> Validation:
         """Replay two-pass cycles with trees over the held-out texts."""
         rows = self._held_out.files.all().to(self._decoder.device)
-        accepted = np.array(accepted_drafts(self._decoder, rows))
+        accepted = np.array(accepted_drafts(self._decoder, rows, self._config.validation_nodes))
         mean = float(accepted.mean())
         return Validation(
             mean, (mean + 1) / 2, [float((accepted > row).mean()) for row in range(self._config.trained_rows)]

@@ -28,12 +28,16 @@ class Packing:
 
     def documents(self, index: int) -> list[Document]:
         """The documents of the text with that index, counted from 0 over all epochs."""
+        return [self._documents[n] for n in self.numbers(index)]
+
+    def numbers(self, index: int) -> list[int]:
+        """Their numbers among the documents of the corpus."""
         while not self._ends or self._ends[-1] <= index:
             self._epochs.append(self._pack(len(self._epochs)))
             self._ends.append((self._ends[-1] if self._ends else 0) + len(self._epochs[-1]))
         epoch = bisect_right(self._ends, index)
         first = self._ends[epoch - 1] if epoch else 0
-        return [self._documents[n] for n in self._epochs[epoch][index - first]]
+        return self._epochs[epoch][index - first]
 
     def blocks(self, index: int) -> Blocks:
         """The packed text with that index, and its roots."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +57,20 @@ class Outcome:
         return int(self.rows_M.sum())
 
 
+class DraftHeadRule(NamedTuple):
+    """How the draft head learns: its objective, and the weight of its loss in the gradient of the view."""
+
+    objective: Objective
+    gradient: float = 0.0
+
+
+class FrozenPass(NamedTuple):
+    """What the AR view computes for a text: normed final hidden states [T, D], and K and V [T, G, E] of every layer."""
+
+    teacher_TD: Tensor
+    memory: list[tuple[Tensor, Tensor]]
+
+
 def step(
     decoder: Decoder,
     blocks: Blocks,
@@ -64,19 +79,20 @@ def step(
     *,
     decay: float = 1.0,
     head: Head | None = None,
-    head_objective: Objective | None = None,
-    head_gradient: float = 0.0,
+    draft_head: DraftHeadRule | None = None,
+    frozen: FrozenPass | None = None,
 ) -> Outcome:
     """The loss of an unprepared decoder, differentiable with respect to its parameters that require gradients.
 
     `ops` None selects the fastest. The weight of a row is `decay` times that of the row before it in its block. head:
     that of the decoder, where the caller keeps its transposed weights. Both views are compared over the tokens that are
-    drafted, and a row whose target is none of them has no weight. head_objective: that of the draft head, if it is
-    another one. head_gradient: the weight of the head's loss in the gradient of the view.
+    drafted, and a row whose target is none of them has no weight. draft_head: how that learns; by default
+    by the same objective, and the view learns nothing from it. frozen: what `frozen_pass` computed for these blocks,
+    where it is known.
     """
     ops, blocks = ops or load_ops(decoder.dtype, decoder.device), blocks.to(decoder.device)
     head = head or Head.of(decoder)
-    states, trained_SM = states_of(decoder, blocks, ops), blocks.trained_SM
+    states, trained_SM = states_of(decoder, blocks, ops, frozen), blocks.trained_SM
     offsets_N = torch.arange(blocks.trained_rows, device=decoder.device).expand_as(trained_SM)[trained_SM]
     targets_N = blocks.targets_SM[trained_SM]
     places_N = head.places_of(blocks.tokens_T[targets_N])
@@ -96,10 +112,10 @@ def step(
     )
     head_loss = None
     if collected is not None:
-        rows = collected.rows
-        if head_gradient:
-            rows = linked(rows, states, head, head_gradient)
-        head_loss = draft_head_loss(decoder, rows, head_objective or objective, decay)[0]
+        rows, rule = collected.rows, draft_head or DraftHeadRule(objective)
+        if rule.gradient:
+            rows = linked(rows, states, head, rule.gradient)
+        head_loss = draft_head_loss(decoder, rows, rule.objective, decay)[0]
     rows_M, agreed_M = _counts(blocks.trained_rows, offsets_N, agreed_N)
     return Outcome(loss, rows_M, agreed_M, head_loss)
 
@@ -111,13 +127,12 @@ def head_step(decoder: Decoder, rows: HeadRows, objective: Objective, *, decay: 
     return Outcome(loss, rows_M, agreed_M, loss)
 
 
-def states_of(decoder: Decoder, blocks: Blocks, ops: Ops | None = None) -> States:
+def states_of(decoder: Decoder, blocks: Blocks, ops: Ops | None = None, frozen: FrozenPass | None = None) -> States:
     """The final hidden states of both views for a packed text on the device of the decoder."""
     ops = ops or load_ops(decoder.dtype, decoder.device)
-    with torch.no_grad():
-        teacher_TD, memory = _frozen_pass(decoder, blocks, ops)
-    hidden_ND = _diffusion_pass(decoder, blocks, memory, ops)
-    return States(blocks, hidden_ND.unflatten(0, (-1, blocks.block_size)), teacher_TD)
+    frozen = frozen or frozen_pass(decoder, blocks, ops)
+    hidden_ND = _diffusion_pass(decoder, blocks, frozen.memory, ops)
+    return States(blocks, hidden_ND.unflatten(0, (-1, blocks.block_size)), frozen.teacher_TD)
 
 
 def _counts(trained_rows: int, offsets_N: Tensor, agreed_N: Tensor) -> Tensor:
@@ -128,8 +143,10 @@ def _counts(trained_rows: int, offsets_N: Tensor, agreed_N: Tensor) -> Tensor:
     return counts
 
 
-def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The AR pass over the whole text: normed final hidden states [T, D], and K and V [T, G, E] of every layer."""
+@torch.no_grad()
+def frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops | None = None) -> FrozenPass:
+    """The AR pass over the whole text, on the device of the decoder."""
+    ops = ops or load_ops(decoder.dtype, decoder.device)
     offsets_T = blocks.offsets_T
     ropes = [rope.rows(offsets_T, len(offsets_T)) for rope in decoder.ropes]
     borders = (*blocks.starts[1:], len(blocks.tokens_T))
@@ -149,7 +166,7 @@ def _frozen_pass(decoder: Decoder, blocks: Blocks, ops: Ops) -> tuple[Tensor, li
     hidden, delta = decoder.embed(blocks.tokens_T), None
     for layer in decoder.decoder_layers:
         hidden, delta = layer(hidden, delta, partial(causal, layer), ops)
-    return decoder.norm.of_sum(hidden, delta, ops)[1], memory
+    return FrozenPass(decoder.norm.of_sum(hidden, delta, ops)[1], memory)
 
 
 def _diffusion_pass(decoder: Decoder, blocks: Blocks, memory: list[tuple[Tensor, Tensor]], ops: Ops) -> Tensor:

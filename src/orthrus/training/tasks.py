@@ -18,9 +18,10 @@ from orthrus.training import objectives
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
 from orthrus.training.draft_head import INVERSE_TEMPERATURES, calibrate
+from orthrus.training.frozen_states import FrozenStates
 from orthrus.training.packing import Packing
 from orthrus.training.rows import HeadRows, head_rows, joined
-from orthrus.training.step import Outcome, states_of, step
+from orthrus.training.step import DraftHeadRule, Outcome, states_of, step
 from orthrus.training.vocabulary import Head
 
 CALIBRATION_ROOTS, CALIBRATION_TEXTS = 64, 4
@@ -61,15 +62,18 @@ class Task(Protocol):
 
 
 class ViewTask:
-    """The training of a view, and of its draft head if it has one. `decode` decodes the held-out records."""
+    """The training of a view, and of its draft head if it has one. `decode` decodes the held-out records. frozen: makes
+    what keeps the frozen passes of the texts of a packing."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, decode: Callable[[], Validation]
-    ) -> None:
+        self, checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, decode: Callable[[], Validation],
+        frozen: Callable[[Packing], FrozenStates] | None = None,
+    ) -> None:  # fmt: skip
         self._decoder, self._config, self.validate = checkpoint.decoder, config, decode
         self._objective = objectives.load(config.objective)
         self._head_objective = objectives.load(config.head_objective)
         self._packing = Packing(corpus.documents, config)
+        self._frozen = None if frozen is None else frozen(self._packing)
         self._held_out = Packing(corpus.held_out, replace(config, roots=CALIBRATION_ROOTS))
         self._head = Head.of(self._decoder, transposed=self._decoder.device.type == "cpu")
 
@@ -79,11 +83,17 @@ class ViewTask:
 
     def outcome(self, number: int) -> Outcome:
         """See `Task`: of one packed text."""
-        config = self._config
+        config, blocks = self._config, self._packing.blocks(number)
         return step(
-            self._decoder, self._packing.blocks(number), self._objective, decay=config.offset_decay, head=self._head,
-            head_objective=self._head_objective, head_gradient=config.head_gradient,
+            self._decoder, blocks, self._objective, decay=config.offset_decay, head=self._head,
+            draft_head=DraftHeadRule(self._head_objective, config.head_gradient),
+            frozen=None if self._frozen is None else self._frozen.of(number, blocks),
         )  # fmt: skip
+
+    @property
+    def bytes(self) -> int:
+        """The size of what is kept on disk."""
+        return 0 if self._frozen is None else self._frozen.bytes
 
     def batch(self, number: int) -> dict[str, Any]:
         """See `Task`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -22,6 +23,7 @@ from orthrus.training import run_file, state
 from orthrus.training.average import WeightAverage
 from orthrus.training.config import TrainConfig
 from orthrus.training.data import Corpus
+from orthrus.training.frozen_states import FrozenStates
 from orthrus.training.head_task import HeadTask
 from orthrus.training.losses import Losses
 from orthrus.training.metrics import Metrics
@@ -30,6 +32,8 @@ from orthrus.training.schedule import decay_start, rate_at
 from orthrus.training.tasks import Task, Validation, ViewTask
 from orthrus.training.world import World
 
+FROZEN = "frozen"
+"""The directory of what the AR view computes for each document, if it is kept."""
 ROWS = "rows"
 """The directory of the rows that a run of the draft head alone computes once."""
 
@@ -66,12 +70,13 @@ class Trainer:
     before the decay of a WSD schedule), and the adapters `best/` (highest A) and `last/`.
 
     rewound: whether it extends a run from before its decay. rows_on_disk: the bytes of the rows that it computes once,
-    in `rows/`.
+    in `rows/`; frozen_states_on_disk: those of what the AR view computes for each document, in `frozen/`, which
+    `keep_frozen_states` keeps.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, directory: Path, validate: Validate,
-        world: World | None = None,
+        world: World | None = None, *, keep_frozen_states: bool = False,
     ) -> None:  # fmt: skip
         self.checkpoint, self.config, self.directory = checkpoint, config, directory
         self._world = world or World()
@@ -89,8 +94,10 @@ class Trainer:
         self._frozen = frozen_digest(checkpoint.decoder)
         self._description = run_file.describe(checkpoint, config, corpus, self._world.size)
         previous = run_file.previous(directory, self._description, config)
-        self._task: Task = ViewTask(checkpoint, config, corpus, validate)
-        self.rows_on_disk = 0
+        kept = partial(FrozenStates, checkpoint.decoder, corpus, digest=self._frozen, directory=directory / FROZEN)
+        view = ViewTask(checkpoint, config, corpus, validate, kept if keep_frozen_states else None)
+        self._task: Task = view
+        self.rows_on_disk, self.frozen_states_on_disk = 0, view.bytes
         if config.head_only:
             head = HeadTask(checkpoint.decoder, config, corpus, self._frozen, directory / ROWS, self._world)
             self._task, self.rows_on_disk = head, head.bytes
