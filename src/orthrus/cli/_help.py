@@ -28,7 +28,7 @@ OWN, INPUT, SAMPLING, STOPPING, DRAFTING, CONSTRAINTS, LOADING, OUTPUT = PANELS 
 MAX_WIDTH, BESIDE = 120, 76
 """Columns: the widest help; the narrowest in which a description stands beside its option, not below it."""
 MARGIN, INDENT, WIDEST_NAME = 4, 4, 32
-"""Columns: of a panel's borders; before a description below its option; of a name with a description beside it."""
+"""Columns: of a panel's borders; before a description below its option; of a name in the line of its description."""
 TYPE = re.compile(r" (<[^>]+>|[A-Z]\S*)")
 
 

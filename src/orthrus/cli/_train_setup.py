@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthrus.cli._shared import Dtype, loading, quiet, stderr
+from orthrus.cli._shared import Dtype, loading, print_warning, quiet, stderr
 from orthrus.cli._training import bfloat16_slowdown
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_ot
             allow_other_backbone=allow_other_backbone,
         )  # fmt: skip
     for warning in loaded.warnings:
-        stderr.print(f"warning: {warning}", style="yellow", markup=False)
+        print_warning(f"warning: {warning}")
     if dtype is Dtype.bfloat16 and device == "cpu" and (slowdown := bfloat16_slowdown()) > MUCH_SLOWER:
         stderr.print(
             f"note: this processor multiplies bfloat16 {slowdown:.0f} times slower than float32; --dtype float32 trains"
@@ -90,7 +90,7 @@ def corpus(paths: list[Path], checkpoint: Checkpoint, config: TrainConfig) -> Co
 
     corpus = data.load(paths, checkpoint.tokenizer, checkpoint.end_token_ids, config, checkpoint.backbone)
     for notice in corpus.notices:
-        stderr.print(f"note: {notice}", style="yellow", markup=False)
+        print_warning(f"note: {notice}")
     return corpus
 
 

@@ -23,6 +23,7 @@ from orthrus.cli._shared import (
     QuantizeOption,
     ended_by_sigterm,
     load_model,
+    print_warning,
     progress,
     stderr,
     table_console,
@@ -125,7 +126,7 @@ def _measured(
     context = max(longest + 1, *(len(each.prompt) + each.stop.max_new_tokens for each in requests))
     measure_costs_for_benchmark(loaded)
     if loaded.decoder.diffusion is None:
-        stderr.print("note: this checkpoint has no diffusion view, so its plain decoding is compared", style="yellow")
+        print_warning("note: this checkpoint has no diffusion view, so its plain decoding is compared")
     tell = partial(stderr.print, style="dim", markup=False)
     peers = compare.Peers(chosen, draft_model, context)
     sides: list[System] = []
