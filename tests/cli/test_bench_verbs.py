@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import lzma
 import os
 import signal
 import time
@@ -22,6 +23,7 @@ from orthrus.bench.peers import gguf as files
 from orthrus.bench.peers import processes as peer_processes
 from orthrus.bench.peers import workers
 from orthrus.cli import _shared
+from orthrus.training import shards
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,41 @@ def test_training_data_that_repeats_a_benchmark_is_named(run, tmp_path):
     (tmp_path / "packed.jsonl.xz").write_bytes(b"token ids")
     code, _, err = run("bench", "overlap", "--data", tmp_path / "packed.jsonl.xz", "--task", task)
     assert code == 2
-    assert "token ids and no texts: compare the directory" in err
+    assert "packed.jsonl.xz: not compressed by xz, or damaged" in err
+
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|end|>{% endfor %}<|im_start|>assistant\n"
+
+
+def test_packed_records_are_compared_as_their_directory_is(run, tmp_path):
+    """Their texts are read back from their tokens."""
+    model = tiny.save_checkpoint(tmp_path / "model", template=TURNS, special=("<|im_start|>",))
+    task, prompts, data = tmp_path / "task.jsonl", tmp_path / "prompts.jsonl", tmp_path / "data"
+    task.write_text('{"prompt": "Who wrote Hamlet?"}\n{"prompt": "Name a river."}\n')
+    asked = ["who wrote hamlet", "Who wrote Faust?", "Is it raining?"]
+    prompts.write_text("".join(json.dumps({"id": f"r{n}", "prompt": text}) + "\n" for n, text in enumerate(asked)))
+    code, _, err = run("distill", "--model", model, "--data", prompts, "--output", data, "--count", 3,
+                       "--max-new-tokens", 4, "--dtype", "float32")  # fmt: skip
+    assert code == 0, err
+    packed, plain = tmp_path / "data.jsonl.xz", tmp_path / "plain.jsonl.xz"
+    packed.write_bytes(shards.packed(data))
+    plain.write_bytes(lzma.compress(prompts.read_bytes()))
+    for path in (data, packed, plain):
+        code, out, err = run("bench", "overlap", "--data", path, "--task", task, "--json")
+        assert code == 1, err
+        report = json.loads(out)
+        assert (report["records"], report["overlap"][0]["records"]) == (3, ["r0"])
+    model.rename(tmp_path / "moved")
+    code, _, err = run("bench", "overlap", "--data", packed, "--task", task)
+    assert (code, "whose tokenizer is needed: name that model with --model" in err) == (2, True)
+    assert run("bench", "overlap", "--data", packed, "--task", task, "--model", tmp_path / "moved")[0] == 1
+    code, _, err = run(
+        "bench", "overlap", "--data", packed, "--task", task, "--model", tiny.save_checkpoint(tmp_path / "x")
+    )
+    assert (code, "whose vocabulary is another than that of" in err) == (2, True)
+    plain.write_bytes(b"not xz")
+    code, _, err = run("bench", "overlap", "--data", plain, "--task", task)
+    assert (code, "plain.jsonl.xz: not compressed by xz, or damaged" in err) == (2, True)
 
 
 def test_results_become_one_page(run, model, tmp_path):

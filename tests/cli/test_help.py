@@ -43,6 +43,11 @@ def test_help_cuts_off_no_option_and_no_word(run, monkeypatch, path, command, wi
     assert words(command.help.split("\n\n")[-1]) in shown
 
 
+def test_help_spells_quantised_as_the_project_does():
+    texts = [text for _, command in ALL for text in (command.help, *(getattr(p, "help", "") for p in command.params))]
+    assert [text for text in texts if re.search("quantiz", (text or "").lower().replace("--quantize", ""))] == []
+
+
 def test_generate_sorts_its_options_into_panels(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     titles = re.findall(r"╭─ (\w+) ─", run("generate", "--help")[1])

@@ -114,6 +114,14 @@ def _tiny_backbone(path):
     return path
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_spells_quantised_as_the_project_does(page):
+    """Names in code and in the source tree are spelled as the field spells them."""
+    prose = re.sub(r"^```.*?^```|^    .*?$|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    prose = re.sub(r"\w+\.py|quantization <-", "", prose)
+    assert re.findall(r"\w*quantiz\w*", prose, re.I) == []
+
+
 def test_the_mask_token_of_the_training_page_is_one_of_the_demo():
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     (token,) = set(re.findall(r'--mask-token "([^"]+)"', page))

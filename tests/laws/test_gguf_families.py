@@ -212,9 +212,24 @@ def test_scaled_rotary_embeddings_of_a_file_are_kept(tmp_path, family, rope):
         assert one.scaling == other.scaling
 
 
+def test_yarn_with_its_defaults_written_out_is_yarn(tmp_path):
+    """Converters copy `beta_fast` and `beta_slow` where a config names them."""
+
+    def extra(writer):
+        writer.add_rope_scaling_yarn_beta_fast(32.0)
+        writer.add_rope_scaling_yarn_beta_slow(1.0)
+
+    changes = {"rope_parameters": YARN, "max_position_embeddings": 16384}
+    paths = write(tmp_path / "model", "llama", extra=extra, **changes)
+    expected, found = (hub.load_decoder(str(path), torch.float32).config.ropes[0] for path in paths)
+    assert found.scaling == expected.scaling != 1.0
+    torch.testing.assert_close(torch.tensor(found.inverse_frequencies), torch.tensor(expected.inverse_frequencies))
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (lambda w: w.add_float32("llama.rope.scaling.yarn_beta_slow", 2.0), "yarn_beta_slow, which is not supported"),
         (lambda w: w.add_float32("llama.rope.scaling.yarn_beta_fast", 16.0), "yarn_beta_fast, which is not supported"),
         (lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "longrope"),
         (

@@ -12,6 +12,9 @@ import tiny
 
 import orthrus
 from orthrus import machine_load
+from orthrus.bench.gpu import run
+from orthrus.cli import _costs
+from orthrus.cli.bench import gpu
 from orthrus.decoding.planning import calibration
 from orthrus.decoding.planning import measure as costs
 from orthrus.decoding.planning.cost_model import CostModel
@@ -306,3 +309,29 @@ def test_measuring_ends_before_the_next_pass_when_interrupted(model, monkeypatch
     )
     assert first.calibration.measure_again(lambda: len(passes) == 2) is None
     assert len(passes) == 2 and first.costs() == model().costs() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "busy", "noted"),
+    [("http://localhost:1", 1.5, True), ("http://127.0.0.1:1", 0.01, False), ("http://elsewhere:1", 1.5, False)],
+)
+def test_the_load_beside_a_server_is_read_while_it_is_idle(monkeypatch, capsys, url, busy, noted):
+    """What the server itself does cannot be told from what others do."""
+    now = [0.0]
+    monkeypatch.setattr(_costs, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(machine_load, "usable_processors", lambda: 2)
+    monkeypatch.setattr(machine_load, "read", lambda: LoadReading(now[0], 0.0, busy * now[0]))
+    with _costs.timed_server(url) as load:
+        now[0] += 100.0
+    assert load.disturbed == noted
+    assert ("while the server had nothing to do" in capsys.readouterr().err) == noted
+    assert load.foreign == pytest.approx(busy if "elsewhere" not in url else 0.0)
+
+
+def test_a_measurement_of_a_gpu_is_watched_for_other_programs(monkeypatch, capsys, tmp_path):
+    readings = iter([LoadReading(0.0, 0.0, 0.0), LoadReading(10.0, 0.0, 20.0)])
+    monkeypatch.setattr(machine_load, "read", lambda: next(readings))
+    monkeypatch.setattr(machine_load, "usable_processors", lambda: 2)
+    monkeypatch.setattr(run, "run", lambda *_, **__: None)
+    gpu.command(output=tmp_path / "out", parts=["laws"], dry_run=True)
+    assert "other programs kept 2.0 of 2 processors busy" in " ".join(capsys.readouterr().err.split())

@@ -3,13 +3,16 @@ and equals one of the benchmark or how one begins."""
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 from orthrus.bench import tasks
-from orthrus.prompt_files import Gap
-from orthrus.training.prompts import conversations_in, excluded_ngrams, texts_of, word_ngrams
+from orthrus.checkpoint.sources import read_config, read_tokenizer, resolve
+from orthrus.prompt_files import Gap, lines
+from orthrus.training.prompts import ROLES, conversations_in, excluded_ngrams, texts_of, word_ngrams
 from orthrus.training.shards import MANIFEST, is_packed, read_records
 
 Record = tuple[str, list[str]]
@@ -27,16 +30,55 @@ class Overlap:
     records: list[str]
 
 
-def records_in(path: Path) -> list[Record]:
-    """The records of a JSONL file of prompts or conversations, or of a directory of distilled shards. Raises ValueError
-    where it is neither, such as a packed file."""
-    if is_packed(path):
-        raise ValueError(f"{path} holds token ids and no texts: compare the directory that `orthrus pack` packed")
+def records_in(path: Path, model: str | None = None) -> list[Record]:
+    """The records of a JSONL file of prompts or conversations, which xz may compress, of a directory of distilled
+    shards, or of a packed file of them. model: whose tokens a packed file has; None for the one that it names.
+
+    Raises ValueError where it is none of these, or where the model is another one.
+    """
     if (path / MANIFEST).exists():
         return [(record["id"], _asked(record["messages"])) for record in read_records(path)[1]]
     if not path.is_file():
         raise ValueError(f"{path}: no JSONL file, and no directory that `orthrus distill` wrote")
-    return [(item.id, _asked(item.messages)) for item in conversations_in(path.read_bytes(), str(path))]
+    data = path.read_bytes()
+    if is_packed(path):
+        data = _decompressed(path, data)
+        if "tokens" in next((record for _, record in islice(lines(data, str(path)), 1, 2)), {}):
+            return list(_from_tokens(path, model))
+    return [(item.id, _asked(item.messages)) for item in conversations_in(data, str(path))]
+
+
+def _decompressed(path: Path, data: bytes) -> bytes:
+    try:
+        return lzma.decompress(data)
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{path}: not compressed by xz, or damaged ({error})") from error
+
+
+def _from_tokens(path: Path, model: str | None) -> Iterator[Record]:
+    """The records of a packed file, whose texts are the turns between special tokens, without the names of roles."""
+    manifest, records = read_records(path)
+    wrote = manifest["backbone"]
+    try:
+        source = resolve(model or wrote["id"], None)
+        text = read_tokenizer(source, read_config(source))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: holds tokens of {wrote['id']}, whose tokenizer is needed: name that model with --model ({error})"
+        ) from error
+    if wrote.get("tokenizer_sha256", text.vocabulary_digest()) != text.vocabulary_digest():
+        raise ValueError(f"{path}: holds tokens of {wrote['id']}, whose vocabulary is another than that of {source.id}")
+    special = set(text.full().get_added_vocab().values())
+    for record in records:
+        answered = {place for begin, end in record["spans"] for place in range(begin, end)}
+        asked = [token for place, token in enumerate(record["tokens"]) if place not in answered]
+        turns = [list(turn) for is_special, turn in groupby(asked, special.__contains__) if not is_special]
+        yield record["id"], [_without_role(text.decode(turn)) for turn in turns]
+
+
+def _without_role(turn: str) -> str:
+    role, _, rest = turn.partition("\n")
+    return rest if role.strip() in ROLES else turn
 
 
 def overlaps(records: Iterable[Record], names: Iterable[str]) -> Iterator[Overlap]:

@@ -9,8 +9,14 @@ from typing import Any
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The scaling of rotary embeddings in Llama 3.1 to 3.3, apart from its factor."""
 SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned")
-NEUTRAL = {"rope.scaling.attn_factor": 1.0}
-"""Metadata of scaled rotary embeddings: what is read or has no effect, and further values that have none."""
+NEUTRAL = {
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+}
+"""Metadata of scaled rotary embeddings: what is read or has no effect, and further values that have none. Those of YaRN
+are the defaults of llama.cpp (`llama_hparams`) and of transformers; converters copy them from a config that names
+them."""
 
 
 def head_dim(metadata: Mapping[str, Any]) -> int:

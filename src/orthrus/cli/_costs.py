@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import sleep
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from orthrus import machine_load
 from orthrus.cli._shared import print_warning, status
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from orthrus.api import Model
     from orthrus.machine_load import LoadWatch
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+IDLE_SECONDS = 0.5
+"""Seconds for which the load is read while a server is idle."""
 MEASURING = "measuring the cost of passes on this machine (a few seconds)"
 
 
@@ -71,3 +76,28 @@ def timed() -> Iterator[LoadWatch]:
             f"note: other programs kept {load.foreign:.1f} of {machine_load.usable_processors()} processors busy"
             " while this was timed, so the figures are worse than on a quiet machine"
         )
+
+
+@contextmanager
+def timed_server(url: str) -> Iterator[LoadWatch]:
+    """Watch the load of this machine before and after the block, which times a server on it, and say if other programs
+    were busy. While the server works, its load cannot be told from theirs. Of a server elsewhere nothing is known."""
+    load = machine_load.LoadWatch()
+    local = urlsplit(url).hostname in LOCAL
+    before = _idle_load() if local else 0.0
+    yield load
+    load.foreign = max(before, _idle_load()) if local else 0.0
+    processors = machine_load.usable_processors()
+    load.disturbance = min(100.0, machine_load.slowdown(load.foreign, processors, processors))
+    if load.disturbed:
+        print_warning(
+            f"note: other programs kept {load.foreign:.1f} of {processors} processors busy while the server had"
+            " nothing to do, so the figures are worse than on a quiet machine"
+        )
+
+
+def _idle_load() -> float:
+    """The processors that are busy while this process waits."""
+    begin = machine_load.read()
+    sleep(IDLE_SECONDS)
+    return machine_load.foreign_processors(begin, machine_load.read())

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from orthrus.cli._costs import timed
 from orthrus.cli._shared import ModelOption, quiet, stderr
 
 
@@ -57,7 +58,8 @@ def command(
         os.environ[known_models.DEMO_FILE] = str(transfer.join(model_parts, output / "work"))
     settings = Settings(output, "cpu" if dry_run else device, model, dry_run=dry_run)
     jobs = [run.job(name, PARTS[name].seconds) for name in PARTS if name in chosen]
-    run.run(jobs, settings, minutes, again=again, tell=lambda line: stderr.print(line, markup=False))
+    with timed():
+        run.run(jobs, settings, minutes, again=again, tell=lambda line: stderr.print(line, markup=False))
     print(summary.write(output, machine, dry_run=dry_run))
 
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orthrus.cli._help import OUTPUT
-from orthrus.cli._shared import TASK, table_console
+from orthrus.cli._help import LOADING, OUTPUT
+from orthrus.cli._shared import TASK, quiet, table_console
 
 SHOWN = 3
 """Ids of records that are named per task."""
@@ -19,9 +19,22 @@ SHOWN = 3
 
 def command(
     data: Annotated[
-        list[Path], typer.Option(help="JSONL file, or directory that `orthrus distill` wrote; may be repeated.")
+        list[Path],
+        typer.Option(
+            help="JSONL file (or .jsonl.xz), directory that `orthrus distill` wrote, or packed file; may be repeated."
+        ),
     ],
     task: Annotated[list[str] | None, typer.Option(help=TASK, show_default="all tasks")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model whose tokens packed files hold.",
+            show_default="the one that they name",
+            rich_help_panel=LOADING,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print figures and all ids as JSON.", rich_help_panel=OUTPUT)
     ] = False,
@@ -34,7 +47,8 @@ def command(
     """
     from orthrus.bench import overlap, tasks
 
-    records = [record for path in data for record in overlap.records_in(path)]
+    quiet()
+    records = [record for path in data for record in overlap.records_in(path, model)]
     results = list(overlap.overlaps(records, task or tasks.names()))
     if as_json:
         print(json.dumps({"overlap": [asdict(result) for result in results], "records": len(records)}, indent=2))

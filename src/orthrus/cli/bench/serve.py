@@ -16,6 +16,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
+from orthrus.cli._costs import timed_server
 from orthrus.cli._help import OUTPUT
 from orthrus.cli._shared import print_warning, stderr, table_console
 
@@ -67,10 +68,13 @@ def command(
         url.rstrip("/").removesuffix("/v1"), model or "", fields, _first_key(api_key), not completions, timeout
     )
     loads = loads or [Load(concurrency=each) for each in (1, 4)]
-    target, summaries = asyncio.run(_run(target, asked, loads, Objectives(ttft_slo, itl_slo), (seed, warmup, n)))
+    with timed_server(target.url) as load:
+        target, summaries = asyncio.run(_run(target, asked, loads, Objectives(ttft_slo, itl_slo), (seed, warmup, n)))
     if as_json:
         figures = {str(load): [one.as_dict() for one in own] for load, own in zip(loads, summaries, strict=True)}
-        print(json.dumps({"serve": figures, "provenance": _provenance(target, prompts, seed)}, indent=2))
+        print(
+            json.dumps({"serve": figures, "provenance": _provenance(target, prompts, seed) | load.as_dict()}, indent=2)
+        )
     else:
         table_console().print(_table(target, loads, summaries))
     for line in sorted({line for own in summaries for one in own for line in _doubts(one)}):
