@@ -177,7 +177,11 @@ def test_a_draft_vocabulary_is_trained_resumed_and_added_afterwards(run, bare, t
     assert code == 2
     assert "recipe.draft_vocabulary was 96, is 0" in err
     whole = f"train -o whole --data data --model {bare} --warm-start run/best --steps 1 {TOY} --draft-vocabulary 0"
-    assert run(whole)[0] == 0
+    code, _, err = run(f"{whole} --keep-frozen-states --validation-nodes 4 --objective mixed --head-objective mixed")
+    assert code == 0, err
+    assert "what the AR view computes for each text is kept; it takes 0.00 GB" in err
+    assert "held-out records decode by trees of 4 with A" in err
+    assert (tmp_path / "whole" / "frozen" / "states").stat().st_size > 0
     export = f"export --layout adapter --model {bare} --dtype float32"
     code, out, err = run(f"{export} --adapter whole/last -o less --draft-vocabulary 96 --data data")
     assert code == 0, err
