@@ -1,5 +1,5 @@
-"""What editors send, by their sources, and what they read from the answer. The sources are those of Continue at d0a3c0b,
-Zed at 09512d2, llama.vim at a1c8e6e and minuet-ai.nvim at 479487c."""
+"""What editors send, by their sources, and what they read from the answer. The sources are those of Continue at
+d0a3c0b, Zed at 09512d2, llama.vim at a1c8e6e and minuet-ai.nvim at 479487c."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import pytest
 
 from orthrus import cli
 from orthrus.cli import serve
+from orthrus.serving import http
 from orthrus.serving.settings import ServeSettings
 
 
@@ -89,6 +92,28 @@ def test_a_port_in_use_and_missing_packages_are_told(monkeypatch, capsys):
     assert "an API key must be ASCII" in error_of("--api-key", " ")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "the server needs fastapi, which is not installed: pip install 'orthrus-lm[serve]'" in error_of()
+
+
+def test_the_garbage_collector_does_not_look_at_what_was_loaded(model, monkeypatch):
+    """A full collection of a process with torch stops every request for a tenth of a second."""
+    frozen = []
+
+    class Server:
+        def __init__(self, *_):
+            pass
+
+        async def serve(self, _):
+            frozen.append(gc.get_freeze_count())
+
+    monkeypatch.setattr(http, "Server", Server)
+    transport = in_loop.InLoop(model, ServeSettings(max_model_len=64, cycle="ar"))
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as bound:
+            asyncio.run(serve._serve(transport.service, bound))
+    finally:
+        gc.unfreeze()
+        transport.end()
+    assert frozen[0] > 10_000
 
 
 def test_the_first_request_that_it_prints_is_answered_as_generate_answers(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import TYPE_CHECKING
 
@@ -102,8 +103,10 @@ async def _serve(service: Service, bound: socket.socket) -> None:
     from orthrus.serving import http
     from orthrus.serving.app import create_app
 
-    port = bound.getsockname()[1]
-    server = http.Server(create_app(service), service, lambda: print(_welcome(service, port), flush=True))
+    port, app = bound.getsockname()[1], create_app(service)
+    gc.collect()
+    gc.freeze()  # else each full collection looks at all that was loaded, and serves nobody for a tenth of a second
+    server = http.Server(app, service, lambda: print(_welcome(service, port), flush=True))
     await server.serve([bound])
 
 
