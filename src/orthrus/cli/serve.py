@@ -105,7 +105,7 @@ async def _serve(service: Service, bound: socket.socket) -> None:
 
     port, app = bound.getsockname()[1], create_app(service)
     gc.collect()
-    gc.freeze()  # else each full collection looks at all that was loaded, and serves nobody for a tenth of a second
+    gc.freeze()  # a full collection of all that was loaded stops every request for a tenth of a second
     server = http.Server(app, service, lambda: print(_welcome(service, port), flush=True))
     await server.serve([bound])
 
