@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from orthrus.api import Model, Options
@@ -33,17 +33,31 @@ class Score:
     identical: int
 
 
+def check(task: str | None, prompts: Sequence[TaskPrompt], *, allow_code_execution: bool) -> None:
+    """Raise ValueError where the answers to a task cannot be checked, or where that runs code and nobody allowed it."""
+    if not prompts:
+        raise ValueError("there are no answers to score: name a task (--task humaneval)")
+    if any(prompt.program for prompt in prompts) and not allow_code_execution:
+        raise ValueError(f"{task} runs code that the model wrote, outside a sandbox: pass --allow-code-execution")
+    for prompt in prompts:
+        _need_right_answer(prompt)
+
+
+def _need_right_answer(prompt: TaskPrompt) -> None:
+    if prompt.number is None and prompt.program is None:
+        raise ValueError(f"{prompt.part}: this task does not say what a right answer is; gsm8k, humaneval and mbpp do")
+
+
 def right(prompt: TaskPrompt, text: str) -> bool:
     """Whether an answer is right: by its last number, or by running its first code block.
 
     Raises ValueError if the task defines no right answer.
     """
+    _need_right_answer(prompt)
     if prompt.number is not None:
         number = last_number(text)
         return number is not None and number == last_number(prompt.number)
-    if prompt.program is None:
-        raise ValueError(f"{prompt.part}: this task does not say what a right answer is; gsm8k, humaneval and mbpp do")
-    return runs(prompt.program.replace(ANSWER, code_of(text)))
+    return runs(str(prompt.program).replace(ANSWER, code_of(text)))
 
 
 def last_number(text: str) -> float | None:

@@ -59,8 +59,7 @@ def command(
     from orthrus.bench import provenance, quality, tasks
 
     prompts = tasks.load(task, limit)
-    if any(prompt.program for prompt in prompts) and not allow_code_execution:
-        raise ValueError(f"{task} runs code that the model wrote, outside a sandbox: pass --allow-code-execution")
+    quality.check(task, prompts, allow_code_execution=allow_code_execution)
     loaded = load_model(model, adapter, dtype, device, allow_other_backbone, quantize, cache=cache)
     options: Options = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "seed": 0, "batch_size": batch_size}
     track = partial(progress, label=task, total=len(prompts))
