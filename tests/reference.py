@@ -29,7 +29,7 @@ def forward(decoder, tokens, *, root=None, block=0):
     mask = [decoder.diffusion.mask_token_id] * (block - 1) if block else []
     rows = [*context.tolist(), *([int(tokens[root])] if block else []), *mask]
     n, total = len(context), len(rows)
-    hidden = decoder.embedding[torch.tensor(rows)].float() * config.embedding_scale
+    hidden = decoder.embedding(torch.tensor(rows)).float() * config.embedding_scale
     for layer in decoder.decoder_layers:
         cos, sin = decoder.ropes[layer.kind.rope].rows(torch.arange(total), total)
         normed = _norm(hidden, layer.attention_norm)

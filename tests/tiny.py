@@ -141,7 +141,7 @@ def hf_config(family, **overrides):
 def randomise(decoder, seed=0):
     """Random weights, large enough for peaked logits, and a diffusion view that partly agrees with the AR view."""
     generator = torch.Generator().manual_seed(seed)
-    order = {"embedding": 0, "norm.weight": 1, "norm.bias": 1}  # so that no test depends on the order of modules
+    order = {"embedding.weight": 0, "norm.weight": 1, "norm.bias": 1}  # so that no test depends on the order of modules
     drawn = sorted(decoder.named_parameters(), key=lambda pair: order.get(pair[0], 2))
     with torch.no_grad():
         for name, parameter in drawn:

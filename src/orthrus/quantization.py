@@ -53,7 +53,7 @@ class GroupQuantized:
     @property
     def units(self) -> tuple[Tensor, ...]:
         """What all weights are multiples and sums of: they are finite where these are."""
-        return (self.scales, self.mins) if self.stores_mins else (self.scales,)
+        return (self.scales, self.mins) if self.bits == 4 or self.stores_mins else (self.scales,)
 
     @property
     def codes(self) -> Tensor:

@@ -22,6 +22,7 @@ from orthrus.decoding.rules import Proposal, rejection
 from orthrus.decoding.sampling import Sampler
 from orthrus.file_cache import cache_directory
 from orthrus.model.draft_head import CANDIDATES, DraftHead
+from orthrus.model.embedding import Embedding
 from orthrus.ngrams import Context, Lookup
 from orthrus.runner.draft_tree import BlockRows
 
@@ -42,7 +43,7 @@ def block(rows, *, known, dtype="fp32", seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = (rows, V), (V, D), (rows + known, D)
     logits, embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
-    return 2 * logits, HeadInputs(head(rows, dtype, seed), embedding, hidden, 7 if known else None)
+    return 2 * logits, HeadInputs(head(rows, dtype, seed), Embedding(embedding), hidden, 7 if known else None)
 
 
 def path_probabilities(logits, temperatures, inputs):
@@ -57,8 +58,8 @@ def path_probabilities(logits, temperatures, inputs):
                 states = inputs.hidden_SD
                 at = row if inputs.first_token is None else row + 1
                 context = inputs.head.context(states[at][None], states[at - 1][None])
-                direction = inputs.head.direction(context, inputs.embedding_VD[before][None])[0]
-                own[candidates[row]] += (inputs.embedding_VD[candidates[row]].float() @ direction).double()
+                direction = inputs.head.direction(context, inputs.embedding.weight[before][None])[0]
+                own[candidates[row]] += (inputs.embedding.weight[candidates[row]].float() @ direction).double()
             log_p = (own / temperatures[row]).log_softmax(-1)[path[-1]]
             found[path] = math.exp(log_p) * (found[path[:-1]] if row else 1.0)
     return found
@@ -111,8 +112,8 @@ def test_rejection_draws_from_what_the_head_makes_of_each_row(known, nodes):
         if before is not None:
             chosen, at = logits[row].topk(CANDIDATES).indices, row + known
             context = inputs.head.context(inputs.hidden_SD[at][None], inputs.hidden_SD[at - 1][None])
-            direction = inputs.head.direction(context, inputs.embedding_VD[before][None])[0]
-            expected[chosen] += (inputs.embedding_VD[chosen] @ direction).double()
+            direction = inputs.head.direction(context, inputs.embedding.weight[before][None])[0]
+            expected[chosen] += (inputs.embedding.weight[chosen] @ direction).double()
         torch.testing.assert_close(q.double(), (expected / 0.7).softmax(0), atol=1e-5, rtol=1e-3)
 
 
@@ -169,7 +170,7 @@ def test_every_implementation_chooses_the_same_tree(rows, vocabulary, nodes, uni
     shapes = (vocabulary, D), (rows + known, D)
     embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
     own = head(rows, dtype, units=units)
-    inputs = HeadInputs(own, embedding, hidden, 7 if known else None) if with_head else None
+    inputs = HeadInputs(own, Embedding(embedding), hidden, 7 if known else None) if with_head else None
     temperatures = (0.5 + torch.rand(rows, generator=generator)).tolist()
     expected, *others = (own.draft_tree(logits, temperatures, nodes, inputs) for own in implementations(dtype))
     most = rows if nodes is None else nodes
@@ -201,7 +202,7 @@ def test_every_implementation_looks_up_the_same_drafts(rows, nodes, dtype, kind,
         logits = distinct(rows, 300, generator).to(tiny.DTYPES[kind])
         shapes = (300, D), (rows + 1, D)
         embedding, hidden = (torch.randn(shape, generator=generator).to(tiny.DTYPES[dtype]) for shape in shapes)
-        inputs = HeadInputs(head(rows, dtype), embedding, hidden, last) if with_head else None
+        inputs = HeadInputs(head(rows, dtype), Embedding(embedding), hidden, last) if with_head else None
         context = repetitive(logits, generator, last)
         expected, *others = (
             own.draft_tree(logits, [1.0] * rows, nodes, inputs, Lookup(context, seed % 2))
@@ -251,7 +252,7 @@ def test_rounding_that_leaves_less_than_nothing_for_the_other_tokens_ends_no_tre
         weights.data.zero_()
     made.bias.data.fill_(20)
     made.output.data.fill_(-1 / UNITS)
-    inputs = HeadInputs(made, torch.full((V, D), 40 / 20 / D), torch.zeros(2, D))
+    inputs = HeadInputs(made, Embedding(torch.full((V, D), 40 / 20 / D)), torch.zeros(2, D))
     for seed in range(30):
         logits = torch.full((2, V), -100.0)
         logits[:, :CANDIDATES] = torch.randn(2, CANDIDATES, generator=torch.Generator().manual_seed(seed))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -55,6 +57,22 @@ def test_a_file_is_read_as_by_the_gguf_library(good):
     assert hub.describe(str(good)).backbone == made.backbone
     assert made.decoder.decoder_layers[1].mlp.gate_up.group_quantized.type == "plain/Q4_0"
     assert made.decoder.head.group_quantized.type == "Q8_0"
+
+
+def resident(path):
+    """Bytes of the mappings of a file that are in memory."""
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags")
+    sizes = [re.search(r"^Rss: *(\d+) kB", part, re.MULTILINE)[1] for part in maps if str(path) in part]
+    return 1024 * sum(map(int, sizes))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not say what is in memory")
+def test_hashing_a_file_keeps_no_more_of_it_in_memory_than_a_tensor(tmp_path):
+    path = tiny_gguf.save(tmp_path / "large.gguf", tiny_gguf.tensors(hidden=512, inner=1024))
+    files = GgufFile(path, checked_header(path))
+    largest = max(4 * torch.Size(files.shape(name)).numel() for name in files.names)
+    assert len(files.digest(tied_head=True)) == 64
+    assert resident(path) <= largest + 2**17 < path.stat().st_size / 4
 
 
 INVALID_HEADERS = {

@@ -170,7 +170,7 @@ def denormal_decoder(dtype):
     """A decoder whose activations are denormal in bfloat16 and float32: its embeddings are about 1e-39."""
     made = tiny.decoder("qwen2", dtype)
     with torch.no_grad():
-        made.embedding.mul_(1e-39)
+        made.embedding.weight.mul_(1e-39)
         for layer in made.decoder_layers:
             layer.ar.qkv.bias.zero_()
             layer.mlp.down.weight.mul_(1e-39)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from orthrus.model.draft_head import CANDIDATES, DraftHead
+from orthrus.model.embedding import Embedding
 from orthrus.ngrams import Lookup, Option
 
 LARGEST = 1e30
@@ -39,14 +40,14 @@ class DraftTree(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """What a head needs beside logits: the frozen embeddings [V, D], and the final hidden states of the rows.
+    """What a head needs beside logits: the frozen embeddings, and the final hidden states of the rows.
 
     first_token: the token before the first row, where it is known; `hidden_SD` then starts with the row before the
     first, and S = R + 1. Without it S = R, and the first row, which knows the token before it, is left as it is.
     """
 
     head: DraftHead
-    embedding_VD: Tensor
+    embedding: Embedding
     hidden_SD: Tensor
     first_token: int | None = None
 
@@ -159,7 +160,7 @@ class _Rows:
     def _corrections(self, rows: slice, before: Tensor | int) -> Tensor:
         """What is added to the logits of the candidates of some rows after the tokens `before`: [.., P, C]."""
         assert self._inputs is not None
-        head, embedding_VD, hidden_SD = self._inputs.head, self._inputs.embedding_VD, self._inputs.hidden_SD
+        head, embedding, hidden_SD = self._inputs.head, self._inputs.embedding, self._inputs.hidden_SD
         known = self._inputs.first_token is not None
         assert len(hidden_SD) == len(self._tokens) + known
         tokens_RC = self._tokens_RC[rows]
@@ -167,5 +168,5 @@ class _Rows:
         start = rows.start + known
         own_RD, before_RD = hidden_SD[start:][: len(tokens_RC)], hidden_SD[start - 1 :][: len(tokens_RC)]
         context_RM = head.context(own_RD.float(), before_RD.float())
-        directions_RPD = head.direction(context_RM[:, None], embedding_VD[before_RP].float())
-        return directions_RPD @ embedding_VD[tokens_RC].float().transpose(1, 2)
+        directions_RPD = head.direction(context_RM[:, None], embedding(before_RP).float())
+        return directions_RPD @ embedding(tokens_RC).float().transpose(1, 2)

@@ -116,7 +116,7 @@ def _plain_pass(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     config, eps = decoder.config, decoder.config.norm_eps
     rope = decoder.ropes[0].rows(positions, int(positions.max()) + 1)
-    hidden, kept = decoder.embedding[ids], []
+    hidden, kept = decoder.embedding(ids), []
     for number, layer in enumerate(decoder.decoder_layers):
         view: View = layer.view(name)
         assert layer.attention_norm is not None

@@ -148,7 +148,7 @@ class GgufFile:
     def group_quantized(self, name: str) -> StoredMatrix | None:
         """One matrix as stored; None where its type is not supported in that form."""
         stored = self._entry(name)
-        self._file.madvise(mmap.MADV_DONTNEED)  # what was read before need not stay in memory
+        self._release()
         if stored.type not in TYPES or len(stored.shape) != 2:
             return None
         return from_rows(stored.type, self._unpermute(name, torch.from_numpy(np.asarray(self._data(stored)))))
@@ -158,11 +158,16 @@ class GgufFile:
         del tied_head  # a GGUF file stores a tied head once
 
         def parts(name: str) -> tuple[str, memoryview]:
+            self._release()
             stored = self._tensors[name]
             data = self._bytes[stored.offset : stored.offset + stored.bytes].data
             return f"{stored.type}{stored.stored_shape}", data
 
         return cached_digest([self.path], lambda: digest_of(self.names, parts))
+
+    def _release(self) -> None:
+        """Give up the pages that were read before, which need not stay in memory."""
+        self._file.madvise(mmap.MADV_DONTNEED)
 
     def _entry(self, name: str) -> _Stored:
         if name not in self._tensors:

@@ -1,7 +1,6 @@
 """Load a checkpoint by name: a known model, a local directory, a GGUF file, or a hub id.
 
-Weights are read from their files directly into our decoder. `transformers` is imported only where a config or a
-tokenizer needs it.
+Weights are read from files directly into our decoder. `transformers` is imported only where a file needs it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from orthrus.checkpoint.sources import (
 )
 from orthrus.checkpoint.tensors import TensorFile
 from orthrus.checkpoint.tokenizer import TextTokenizer
-from orthrus.checkpoint.weights import fill, meta_decoder
+from orthrus.checkpoint.weights import fill, leave_embedding, meta_decoder
 from orthrus.config import DiffusionConfig
 from orthrus.file_cache import stamp
 from orthrus.model.decoder import Decoder
@@ -121,6 +120,8 @@ def load(
     unread = UnreadWeights(_identity(files, adapter, digest), partial(read, True)) if lazily else None
     if unread is None:
         read(False)
+    else:
+        leave_embedding(decoder, files.tensors)
     return Checkpoint(
         decoder, text, ends, identity, view, files.config.content, tuple(warnings), provenance, unread,
         sampling_options(source), fim_tokens.of_source(source, text, config.vocab_size),

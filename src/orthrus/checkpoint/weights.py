@@ -15,8 +15,9 @@ from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DiffusionConfig
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.decoder import Decoder
+from orthrus.model.embedding import StoredEmbedding
 from orthrus.model.stored import StoredLinear
-from orthrus.model.tensor_names import sources
+from orthrus.model.tensor_names import EMBEDDING, sources
 from orthrus.quantization import Part, Quantized, StoredMatrix, fused
 
 HEAD = "lm_head.weight"
@@ -42,26 +43,43 @@ def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files
 
 def fill(decoder: Decoder, names: dict[str, tuple[str, ...]], files: TensorFile, *, lazily: bool = False) -> None:
     """Copy tensors into the decoder, fused and cast. names: those of the file, as `sources` gives them. `lazily` leaves
-    the weights of linear maps in their file: see `StoredLinear`.
+    the weights of linear maps in their file: see `StoredLinear`. An embedding that is left there is checked alone.
 
     Raises ValueError naming a tensor that is missing, has a wrong shape, or overflows in the dtype of the decoder, and
     where a file with tied embeddings has another head.
     """
-    if decoder.config.tied_head and "embedding" in names and HEAD in files.names:
-        _refuse_other_head(files, *names["embedding"])
+    tied = decoder.config.tied_head
+    if tied and EMBEDDING in names and HEAD in files.names:
+        _refuse_other_head(files, *names[EMBEDDING])
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     linears = {f"{name}.weight": linear for name, linear in decoder.linears().items()}
-    if decoder.config.tied_head:
-        linears["embedding"] = decoder.head
+    if tied:
+        linears[EMBEDDING] = decoder.head
     for ours, theirs in names.items():
         stored = _StoredWeight(decoder.config, decoder.dtype, ours, theirs, files)
-        if lazily and ours in linears and ours != "embedding":
+        if ours == EMBEDDING and isinstance(decoder.embedding, StoredEmbedding):
+            stored.group_quantized()
+            if tied:
+                decoder.head = StoredLinear(decoder.head, stored)
+            continue
+        if lazily and ours in linears and ours != EMBEDDING:
             parent, _, name = ours.removesuffix(".weight").rpartition(".")
             setattr(decoder.get_submodule(parent), name, StoredLinear(linears[ours], stored))
             continue
         stored.read(parameters[ours])
         if ours in linears:
             linears[ours].group_quantized = stored.group_quantized()
+
+
+def leave_embedding(decoder: Decoder, files: TensorFile) -> None:
+    """Leave the embedding of a decoder on the CPU in its file, where that holds it quantised: see `StoredEmbedding`.
+
+    The file must stay as it is while the decoder is used.
+    """
+    (name,) = sources(decoder.config)[EMBEDDING]
+    stored = files.group_quantized(name)
+    if stored is not None:
+        decoder.embedding = StoredEmbedding(stored, decoder.dtype)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from orthrus.config import DiffusionConfig
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model.draft_head import DraftHead, typical_inverse_temperature
+from orthrus.model.embedding import Embedding
 from orthrus.model.layers import DecoderLayer, View
 from orthrus.model.linear import Linear
 from orthrus.model.norms import Norm
@@ -31,9 +32,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.dtype, self.device = config, dtype, device
         self.diffusion = None if diffusion is None else _checked(diffusion, config)
-        self.embedding = nn.Parameter(
-            torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device), requires_grad=False
-        )
+        self.embedding = Embedding(torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device))
         self.layers = nn.ModuleList(
             DecoderLayer(config, config.layer(index), diffusion is not None, dtype, device)
             for index in range(config.layers)
@@ -41,7 +40,7 @@ class Decoder(nn.Module):
         self.norm = Norm(config, dtype, device)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype, device=device)
         if config.tied_head:
-            self.head.weight = self.embedding
+            self.head.weight = self.embedding.weight
         self.draft_head: DraftHead | None = None
         self.draft_tokens = self._draft_tokens()
         self.ropes = [RopeTable(rope, device) for rope in config.ropes]
@@ -61,7 +60,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens_N: Tensor) -> Tensor:
         """The hidden states of tokens [N, D] before the first layer."""
-        hidden_ND = self.embedding[tokens_N]
+        hidden_ND: Tensor = self.embedding(tokens_N)
         return hidden_ND if self.embedding_scale == 1.0 else hidden_ND * self.embedding_scale
 
     def capped(self, logits_NV: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ import re
 from orthrus.decoder_config import DecoderConfig
 from orthrus.model import families
 
+EMBEDDING = "embedding.weight"
+"""Our name of the vectors of tokens."""
+
 
 def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...]]:
     """Maps each of our tensor names to the Hugging Face tensors that it concatenates.
@@ -16,7 +19,7 @@ def sources(config: DecoderConfig, view: str = "ar") -> dict[str, tuple[str, ...
     """
     names: dict[str, tuple[str, ...]] = {}
     if view == "ar":
-        names = {"embedding": ("model.embed_tokens.weight",)} | _norm(config, "norm", "model.norm")
+        names = {EMBEDDING: ("model.embed_tokens.weight",)} | _norm(config, "norm", "model.norm")
         if not config.tied_head:
             names["head.weight"] = ("lm_head.weight",)
     for index in range(config.layers):

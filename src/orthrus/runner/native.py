@@ -17,6 +17,7 @@ from torch import Tensor
 
 from orthrus.backends.interface import MAX_ROWS, AttentionChoice, Kernels, RowRule
 from orthrus.backends.native import structs
+from orthrus.backends.native.embedding import table_of
 from orthrus.backends.native.kernels import NativeKernels, cache_of
 from orthrus.backends.native.linears import NativeGroupedLinear, NativeInt8Linear, NativeLinear, weights_of
 from orthrus.backends.select import DraftWeights
@@ -59,7 +60,7 @@ class NativeForward:
         self._forward, self._workspace_bytes = library.forward, library.forward_workspace_bytes
         self._forward.argtypes, self._forward.restype = (model, batch, *(_POINTER,) * 4, _INTEGER), None
         self._workspace_bytes.argtypes, self._workspace_bytes.restype = (model, _INTEGER, _INTEGER), _INTEGER
-        self._decoder, self._embedding, self._draft_only = decoder, decoder.embedding, draft_only
+        self._decoder, self._draft_only = decoder, draft_only
         copies = self._copies = draft_weights if draft_only else DraftWeights()  # C holds the addresses alone
         head = copies.head or decoder.head
         self._outputs = head.shape[0]
@@ -70,7 +71,8 @@ class NativeForward:
             place = config.windows.index(layer.kind.window)
             self._layers[index] = _layer(layer, place, *(mlp or (layer.mlp.gate_up, layer.mlp.down)))
         self._model = structs.ModelWeights(
-            decoder.embedding.data_ptr(), decoder.norm.weight.data_ptr(), ctypes.addressof(self._layers),
+            table_of(decoder.embedding, config.hidden_size, decoder.dtype), decoder.norm.weight.data_ptr(),
+            ctypes.addressof(self._layers),
             _linear(head), config.layers, config.hidden_size, config.intermediate_size,
             config.heads, config.kv_heads, config.head_dim, ACTIVATIONS.index(config.activation), config.norm_eps,
             config.norm_offset, decoder.embedding_scale, config.residual_scale,
@@ -107,8 +109,9 @@ class NativeForward:
             ctypes.addressof(views), addresses[-1], *counts, ctypes.addressof(angles.cos), ctypes.addressof(angles.sin),
             cache, layer_stride,
         )  # fmt: skip
-        hidden_PD = self._embedding.new_empty(len(batch.logit_rows), self._embedding.shape[1])
-        logits = self._embedding.new_empty(batch.num_logits, self._outputs)
+        dtype = self._decoder.dtype
+        hidden_PD = torch.empty(len(batch.logit_rows), self._decoder.config.hidden_size, dtype=dtype)
+        logits = torch.empty(batch.num_logits, self._outputs, dtype=dtype)
         needed = self._workspace_bytes(self._model, rows, threads)
         with self._lock:  # the call releases the GIL
             if len(self._workspace) < needed:

@@ -35,6 +35,7 @@ def prepare_unread(
     kernels and processor is taken from the cache, or stored there; `cache` = False does neither."""
     kernels = select.fastest(decoder.dtype, decoder.device, cache_directory())
     copies = low_precision_drafts and _memory_for_copies(decoder)
+    heap.trim()  # the C library keeps what parsing a tokenizer took: twice as much as the tokenizer
     name = None
     if cache and isinstance(kernels, NativeKernels):
         name = packed.key(identity, decoder, kernels, int8=int8, copies=copies)

@@ -223,7 +223,7 @@ class Runner:
         count = sum(len(own) for own in blocks)
         if count == 0:
             sizes = self.config.vocab_size, self.config.hidden_size
-            return DiffusionResult(*(self.decoder.embedding.new_empty(0, rows, size) for size in sizes))
+            return DiffusionResult(*(torch.empty(0, rows, size).to(self.decoder.norm.weight) for size in sizes))
         span = self._reserve(tables, [own[-1].start + width if own else 0 for own in blocks])
         views = [self.layout.blocks(blocks, width, tables, self.decoder.mask_token_id)]
         logit_rows = [start * width + row for start in range(count) for row in range(rows)]

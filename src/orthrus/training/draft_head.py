@@ -44,11 +44,11 @@ def head_loss(
 
 def corrections(decoder: Decoder, rows: HeadRows, blocks_N: Tensor, offsets_N: Tensor) -> Tensor:
     """What the head adds to the logits of the candidates of some rows after the tokens of the text [N, C]."""
-    head, embedding_VD = decoder.draft_head, decoder.embedding
+    head, embedding = decoder.draft_head, decoder.embedding
     assert head is not None
     context_NM = head.context(rows.hidden_SMD[blocks_N, offsets_N], rows.hidden_SMD[blocks_N, offsets_N - 1])
-    directions_ND = head.direction(context_NM, embedding_VD[rows.text_SL[blocks_N, offsets_N]])
-    candidates_NCD = embedding_VD[rows.candidates_SMC[blocks_N, offsets_N]].float()
+    directions_ND = head.direction(context_NM, embedding(rows.text_SL[blocks_N, offsets_N]))
+    candidates_NCD = embedding(rows.candidates_SMC[blocks_N, offsets_N]).float()
     return (candidates_NCD @ directions_ND[:, :, None])[:, :, 0]
 
 

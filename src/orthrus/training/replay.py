@@ -50,11 +50,11 @@ def _log_probabilities(decoder: Decoder, rows: HeadRows, inverses: list[int]) ->
     """Calibrated log probabilities of the candidates of every row after each candidate of the row before
     [B, M, P, C]."""
     logits_BMPC = rows.logits_SMC[:, :, None].repeat(1, 1, rows.logits_SMC.shape[2], 1)
-    head, embedding_VD = decoder.draft_head, decoder.embedding
+    head, embedding = decoder.draft_head, decoder.embedding
     if head is not None:
         context_BMU = head.context(rows.hidden_SMD[:, 1:], rows.hidden_SMD[:, :-1])
-        directions_BMPD = head.direction(context_BMU[:, :, None], embedding_VD[rows.candidates_SMC[:, :-1]])
-        candidates_BMCD = embedding_VD[rows.candidates_SMC[:, 1:]].float()
+        directions_BMPD = head.direction(context_BMU[:, :, None], embedding(rows.candidates_SMC[:, :-1]))
+        candidates_BMCD = embedding(rows.candidates_SMC[:, 1:]).float()
         logits_BMPC[:, 1:] += directions_BMPD @ candidates_BMCD.transpose(2, 3)
     chosen_M = torch.tensor(inverses, device=logits_BMPC.device)
     scaled_BMPC = logits_BMPC * torch.tensor(INVERSE_TEMPERATURES, device=chosen_M.device)[chosen_M, None, None]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orthrus.backends.draft_tree import DraftTree, HeadInputs
 from orthrus.backends.native import structs
+from orthrus.backends.native.embedding import table_of
 from orthrus.ngrams import EVIDENCE, LEAST, LEAST_REST, LONGEST, MOST, NEW_SLOPE, NO_ROW, SHIFT, SLOPE, Lookup, Match
 from orthrus.torch_threads import kernel_threads
 
@@ -62,7 +63,8 @@ class NativeDraftTree:
 
 
 def _draft_head(inputs: HeadInputs) -> structs.DraftHead:
-    head, embedding = inputs.head, inputs.embedding_VD
-    assert embedding.is_contiguous() and head.row.dtype == embedding.dtype == inputs.hidden_SD.dtype
-    weights = head.bias, head.row, head.before, head.token, head.output, embedding
-    return structs.DraftHead(*(weight.data_ptr() for weight in weights), embedding.shape[1], head.units)
+    head, hidden = inputs.head, inputs.hidden_SD.shape[1]
+    assert head.row.dtype == inputs.hidden_SD.dtype
+    weights = head.bias, head.row, head.before, head.token, head.output
+    table = table_of(inputs.embedding, hidden, head.row.dtype)
+    return structs.DraftHead(*(weight.data_ptr() for weight in weights), table, hidden, head.units)

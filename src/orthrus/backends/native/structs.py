@@ -136,11 +136,17 @@ class LayerWeights(ctypes.Structure):
     )
 
 
+class EmbeddingTable(ctypes.Structure):
+    """See `c/embedding.h`. type: 0 for scalars, else the place in `quantization.TYPES` plus one."""
+
+    _fields_ = (("rows", _POINTER), ("hidden", _INTEGER), ("row_bytes", _INTEGER), ("type", _INTEGER))
+
+
 class ModelWeights(ctypes.Structure):
     """A model: embedding, layers, final norm, head, and their sizes."""
 
     _fields_ = (
-        ("embedding", _POINTER),
+        ("embedding", EmbeddingTable),
         ("final_norm", _POINTER),
         ("layers", _POINTER),
         ("head", LinearWeights),
@@ -194,7 +200,8 @@ class DraftHead(ctypes.Structure):
     """See `c/draft_head.h`."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("bias", "row", "before", "token", "output", "embedding")),
+        *((name, _POINTER) for name in ("bias", "row", "before", "token", "output")),
+        ("embedding", EmbeddingTable),
         ("hidden", _INTEGER),
         ("units", _INTEGER),
     )
@@ -255,6 +262,7 @@ class RowNoise(ctypes.Structure):
 MIRRORED: tuple[type[ctypes.Structure], ...] = (
     LinearWeights,
     WeightPart,
+    EmbeddingTable,
     QuantizedRows,
     StoredGroups,
     KVCache,

@@ -7,14 +7,15 @@
 #include <string.h>
 
 #include "draft_head_amx.h"
+#include "embedding.h"
 #include "simd.h"
 #include "threads.h"
 
-/* row, before, token [units, hidden]; output [hidden, units]; embedding [vocabulary, hidden]. Both sizes are multiples of
- * LANES. */
+/* row, before, token [units, hidden]; output [hidden, units]; the vectors of all tokens. Both sizes are multiples of LANES. */
 typedef struct {
     const float *bias;
-    const scalar_t *row, *before, *token, *output, *embedding;
+    const scalar_t *row, *before, *token, *output;
+    EmbeddingTable embedding;
     int64_t hidden, units;
 } DraftHead;
 
@@ -136,9 +137,12 @@ static void multiply_row(const DraftHead *head, const scalar_t *w, const scalar_
     for (int64_t o = 0; o < outputs; o += DOTS) dots(w + o * size, x, size, out + o);
 }
 
-/* The vector of a row with this context after `token`: direction [hidden]. activations [units] is scratch. */
-static void head_direction(const DraftHead *head, const float *context, int64_t token, float *activations, float *direction) {
-    multiply_row(head, head->token, head->embedding + token * head->hidden, head->units, head->hidden, activations);
+/* The vector of a row with this context after `token`: direction [hidden]. activations [units] and embedded [hidden] are
+ * scratch. */
+static void head_direction(const DraftHead *head, const float *context, int64_t token, float *activations, scalar_t *embedded,
+                           float *direction) {
+    const scalar_t *embedding = embedding_of(&head->embedding, token, embedded);
+    multiply_row(head, head->token, embedding, head->units, head->hidden, activations);
     scalar_t *narrow = (scalar_t *)activations; /* a scalar is no longer than a float, so it lies before the next one read */
     for (int64_t unit = 0; unit < head->units; unit += LANES) {
         f32x16 x = f32_add(f32_load(context + unit), f32_load(activations + unit));
@@ -148,9 +152,9 @@ static void head_direction(const DraftHead *head, const float *context, int64_t 
     multiply_row(head, head->output, narrow, head->hidden, head->units, direction);
 }
 
-/* What is added to the logit of a candidate: the product of the vector with its embedding. */
-static float head_correction(const DraftHead *head, const float *direction, int64_t token) {
-    const scalar_t *embedding = head->embedding + token * head->hidden;
+/* What is added to the logit of a candidate: the product of the vector with its embedding. embedded [hidden] is scratch. */
+static float head_correction(const DraftHead *head, const float *direction, int64_t token, scalar_t *embedded) {
+    const scalar_t *embedding = embedding_of(&head->embedding, token, embedded);
     f32x16 sums = f32_zero();
     for (int64_t i = 0; i < head->hidden; i += LANES)
         sums = f32_fma(f32_load(direction + i), load_lanes(embedding + i), sums);

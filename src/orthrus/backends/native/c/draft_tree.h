@@ -62,6 +62,7 @@ typedef struct {
     RowCandidates *rows;
     float *contexts, *direction, *log_p, *activations;
     int32_t *columns;
+    scalar_t *embedded;
     char *has_log_p;
     Option *options;
     int64_t num_options;
@@ -147,11 +148,13 @@ static const float *row_log_p(TreeSearch *search, int64_t index, int64_t before,
     if (search->has_log_p[place]) return log_p;
     float scaled[CANDIDATES], max = row->max * inverse, sum, rest = row->sum;
     if (head) {
-        head_direction(head, search->contexts + index * head->units, token, search->activations, search->direction);
+        const float *context = search->contexts + index * head->units;
+        head_direction(head, context, token, search->activations, search->embedded, search->direction);
     }
     for (int64_t c = 0; c < row->count; c++) {
         rest -= fast_exp((row->logits[c] - row->max) * inverse);
-        scaled[c] = (row->logits[c] + (head ? head_correction(head, search->direction, row->tokens[c]) : 0)) * inverse;
+        float correction = head ? head_correction(head, search->direction, row->tokens[c], search->embedded) : 0;
+        scaled[c] = (row->logits[c] + correction) * inverse;
         max = scaled[c] > max ? scaled[c] : max;
     }
     sum = (rest > 0 ? rest : 0) * fast_exp(row->max * inverse - max);
@@ -237,7 +240,7 @@ static void *allocate(TreeSearch *search) {
     const DraftBlock *block = search->block;
     int64_t units = search->head ? search->head->units : 0, hidden = search->head ? search->head->hidden : 0;
     int64_t rows = block->rows, places = rows * CANDIDATES + 1, options = (block->nodes + 1) * (CANDIDATES + 1);
-    int64_t floats = rows * units + hidden + places * CANDIDATES + units, words = hidden / 2 * (rows + 1);
+    int64_t floats = rows * units + hidden + places * CANDIDATES + units, words = hidden / 2 * (rows + 1) + hidden;
     char *memory = malloc(options * sizeof(Option) + rows * sizeof(RowCandidates) + (floats + words) * sizeof(float) + places);
     if (!memory) return NULL;
     search->options = (Option *)memory;
@@ -247,6 +250,7 @@ static void *allocate(TreeSearch *search) {
     search->log_p = search->direction + hidden;
     search->activations = search->log_p + places * CANDIDATES;
     search->columns = (int32_t *)(search->activations + units);
+    search->embedded = (scalar_t *)(search->columns + words - hidden);
     search->has_log_p = (char *)(search->columns + words);
     memset(search->has_log_p, 0, places);
     return memory;

@@ -9,6 +9,7 @@
 
 #include "attention.h"
 #include "barrier.h"
+#include "embedding.h"
 #include "forward_linear.h"
 #include "forward_structs.h"
 #include "rms_norm.h"
@@ -103,13 +104,11 @@ static void embed(const Pass *pass) {
     for (int64_t v = 0; v < batch->num_views; v++) {
         Range own = own_rows(pass, v);
         int64_t first = view_range(batch->views, v).begin;
-        for (int64_t r = own.begin; r < own.end; r++) {
-            int64_t token = batch->views[v].tokens[r - first];
-            scalar_t *hidden = pass->space->hidden + r * D;
-            memcpy(hidden, pass->model->embedding + token * D, D * sizeof(scalar_t));
-            float scale = pass->model->embedding_scale;
-            for (int64_t i = 0; scale != 1.0f && i < D; i++) hidden[i] = from_float(to_float(hidden[i]) * scale);
-        }
+        scalar_t *hidden = pass->space->hidden + own.begin * D;
+        int64_t rows = own.end - own.begin, scalars = rows * D;
+        embedding_rows(&pass->model->embedding, batch->views[v].tokens + own.begin - first, hidden, rows);
+        float scale = pass->model->embedding_scale;
+        for (int64_t i = 0; scale != 1.0f && i < scalars; i++) hidden[i] = from_float(to_float(hidden[i]) * scale);
     }
 }
 

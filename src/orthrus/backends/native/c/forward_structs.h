@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "embedding.h"
 #include "kv_cache.h"
 #include "linear_weights.h"
 #include "simd.h"
@@ -28,9 +29,10 @@ typedef struct {
     LinearWeights gate_up, down;
 } LayerWeights;
 
-/* A model: embedding [vocabulary, hidden], its layers, the final norm and the head. */
+/* A model: the vectors of its tokens, its layers, the final norm and the head. */
 typedef struct {
-    const scalar_t *embedding, *final_norm;
+    EmbeddingTable embedding;
+    const scalar_t *final_norm;
     const LayerWeights *layers;
     LinearWeights head;
     int64_t num_layers, hidden, intermediate, heads, kv_heads, head_dim, activation;

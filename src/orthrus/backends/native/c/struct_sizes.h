@@ -7,6 +7,7 @@
 
 #include "block_softmax.h"
 #include "draft_tree.h"
+#include "embedding.h"
 #include "forward_structs.h"
 #include "kv_cache.h"
 #include "linear_weights.h"
@@ -36,6 +37,7 @@ int64_t struct_size(const char *name) {
         {"RopeParams", sizeof(RopeParams)},
         {"RopeShape", sizeof(RopeShape)},
         {"BlockScores", sizeof(BlockScores)},
+        {"EmbeddingTable", sizeof(EmbeddingTable)},
         {"DraftHead", sizeof(DraftHead)},
         {"DraftContext", sizeof(DraftContext)},
         {"DraftBlock", sizeof(DraftBlock)},
