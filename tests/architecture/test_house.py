@@ -15,6 +15,7 @@ RECORDS = {
     "config",
     "decoder_config",
     "file_cache",
+    "heap",
     "machine_load",
     "tensor_cache",
     "prompt_files",
@@ -32,6 +33,7 @@ MAY_IMPORT = {
     "config": set(),
     "decoder_config": set(),
     "file_cache": set(),
+    "heap": set(),
     "machine_load": set(),
     "tensor_cache": {"file_cache"},
     "prompt_files": set(),
@@ -52,6 +54,7 @@ MAY_IMPORT = {
         "config",
         "decoder_config",
         "gumbel",
+        "heap",
         "k_quants",
         "model",
         "ngrams",
@@ -66,6 +69,7 @@ MAY_IMPORT = {
         "config",
         "decoder_config",
         "file_cache",
+        "heap",
         "k_quants",
         "masks",
         "model",
@@ -74,7 +78,7 @@ MAY_IMPORT = {
         "tensor_cache",
         "torch_threads",
     },
-    "checkpoint": {"config", "decoder_config", "file_cache", "model", "quantization"},
+    "checkpoint": {"config", "decoder_config", "file_cache", "heap", "model", "quantization"},
     "decoding": {"cache", "config", "file_cache", "gumbel", "machine_load", "ngrams", "runner", "torch_threads"},
     "training": {"backends", "checkpoint", "config", "decoder_config", "file_cache", "model", "prompt_files"},
     "constraints": {"config"},
@@ -144,10 +148,10 @@ MAY_IMPORT = {
 """What each room may import. What is not listed goes the wrong way."""
 LAYERS = {
     "model": [
-        "rope", "linear", "ops", "norms", "mlp", "layers", "stored", "draft_head", "decoder", "families",
+        "rope", "linear", "ops", "norms", "mlp", "layers", "stored", "embedding", "draft_head", "decoder", "families",
         "tensor_names",
     ],
-    "backends": ["heap", "draft_tree", "interface", "linears", "torch", "invariance", "native", "triton", "select"],
+    "backends": ["draft_tree", "interface", "linears", "torch", "invariance", "native", "triton", "select"],
     "runner": [
         "float_state", "executor", "trees", "tails", "layout", "eager", "native", "cuda_graphs", "runner", "memory",
         "packed", "prepare", "draft_tree",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus.backends import heap
+from orthrus import heap
 from orthrus.backends.interface import (
     ATTENTION_FEATURES,
     MAX_ROWS,

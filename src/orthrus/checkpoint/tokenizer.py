@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers import Tokenizer
 
+from orthrus import heap
 from orthrus.checkpoint import chat_template as templates
 from orthrus.checkpoint.validation import read_json
 from orthrus.file_cache import cache_directory, is_intact, save_directory, save_json, stamp
@@ -243,7 +244,9 @@ def _read(snapshot: Path, load_full: Callable[[], PreTrainedTokenizerBase]) -> F
     if not is_intact(snapshot):
         return None
     settings = Settings(**read_json(snapshot / SETTINGS))
-    return FastTokenizer(Tokenizer.from_file(str(snapshot / BACKEND)), settings, load_full)
+    backend = Tokenizer.from_file(str(snapshot / BACKEND))
+    heap.trim()  # the C library keeps what parsing took, as much as the tokenizer itself
+    return FastTokenizer(backend, settings, load_full)
 
 
 def snapshot_of(directory: Path) -> Path:

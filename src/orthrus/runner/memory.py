@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from orthrus.backends import heap
+from orthrus import heap
 from orthrus.config import PAGE
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from orthrus.backends import heap, select
+from orthrus import heap
+from orthrus.backends import select
 from orthrus.backends.linears import GroupedLinear, Int8Linear
 from orthrus.backends.native.kernels import NativeKernels
 from orthrus.file_cache import cache_directory
@@ -35,7 +36,6 @@ def prepare_unread(
     kernels and processor is taken from the cache, or stored there; `cache` = False does neither."""
     kernels = select.fastest(decoder.dtype, decoder.device, cache_directory())
     copies = low_precision_drafts and _memory_for_copies(decoder)
-    heap.trim()  # the C library keeps what parsing a tokenizer took: twice as much as the tokenizer
     name = None
     if cache and isinstance(kernels, NativeKernels):
         name = packed.key(identity, decoder, kernels, int8=int8, copies=copies)

@@ -1,4 +1,5 @@
-"""The heap of the C library, which keeps what was freed: after probes a third of the memory of a small model."""
+"""The heap of the C library, which keeps what was freed: after probes a third of the memory of a small model, and
+as much as a tokenizer after parsing one."""
 
 from __future__ import annotations
 
