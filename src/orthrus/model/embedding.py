@@ -15,12 +15,7 @@ class Embedding(nn.Module):
 
     def __init__(self, weight_VD: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight_VD, requires_grad=False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the vectors."""
-        return self.weight.dtype
+        self.weight, self.dtype = nn.Parameter(weight_VD, requires_grad=False), weight_VD.dtype
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The vectors of tokens [..], which become [.., D]."""
@@ -35,14 +30,9 @@ class StoredEmbedding(Embedding):
         nn.Module.__init__(self)
         assert stored.raw.is_contiguous()
         self.register_parameter("weight", None)
-        self.stored, self._dtype = stored, dtype
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """See `Embedding`."""
-        return self._dtype
+        self.stored, self.dtype = stored, dtype
 
     def forward(self, tokens: Tensor) -> Tensor:
         """See `Embedding`."""
-        rows = replace(self.stored, raw=self.stored.raw[tokens.flatten().cpu()]).values().to(self._dtype)
+        rows = replace(self.stored, raw=self.stored.raw[tokens.flatten().cpu()]).values().to(self.dtype)
         return rows.view(*tokens.shape, rows.shape[-1])
