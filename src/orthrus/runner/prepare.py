@@ -41,6 +41,7 @@ def prepare_unread(
         name = packed.key(identity, decoder, kernels, int8=int8, copies=copies)
         restored = packed.restore(name, decoder, kernels)
         if restored is not None:
+            heap.trim()  # the weights that the entry replaced
             return restored
     read()
     runner = Runner.prepare(decoder, kernels, int8=int8, low_precision=copies)
