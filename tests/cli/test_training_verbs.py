@@ -209,6 +209,50 @@ def test_a_draft_vocabulary_is_trained_resumed_and_added_afterwards(run, bare, t
     assert "give it and --data together" in err
 
 
+def test_a_low_rank_view_is_trained_resumed_exported_and_described(run, bare, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(12)))
+    assert distill(run, bare, "--data prompts.jsonl --dtype float32")[0] == 0
+    train = f"train -o run --data data --model {bare} --steps 2 --validate-every 2 {TOY} --rank 8"
+    for said in ("the adapter is run/best", "resumed after step 2 of 2"):
+        code, out, err = run(train)
+        assert code == 0, err
+        assert said in out + err
+    warm = f"train --data data --model {bare} --steps 1 {TOY}"
+    starts = {"kept": "--warm-start run/best", "full": "--warm-start run/best --rank 0"}
+    starts |= {"lower": "--warm-start full/last --rank 4", "head": "--warm-start run/best --head-only"}
+    for name, how in starts.items():
+        code, _, err = run(f"{warm} -o {name} {how}")
+        assert code == 0, err
+    export = f"export --layout adapter --model {bare} --dtype float32"
+    for name, how in {"int8": "--int8", "less": "--rank 2", "merged": "--rank 0"}.items():
+        assert run(f"{export} --adapter run/best -o {name} {how}")[0] == 0
+    places = ("run/best", "kept/last", "full/last", "lower/last", "head/best", "int8", "less", "merged")
+    ranks = [adapters.read_config(tmp_path / name).rank for name in places]
+    assert ranks == [8, 8, None, 4, 8, 8, 2, None]
+    sizes = [(tmp_path / name / "adapter.safetensors").stat().st_size for name in ("int8", "run/best", "merged")]
+    assert 2 * sizes[0] < sizes[1] < sizes[2] / 2
+    texts = []
+    for how in ("--adapter int8", "--adapter merged", "--adapter none --cycle ar"):
+        code, out, err = run(f"generate hello {how} --model {bare} --max-new-tokens 20 --json --dtype float32")
+        assert code == 0, err
+        texts.append(json.loads(out)["tokens"])
+    assert texts[0] == texts[1] == texts[2]
+    records = [json.loads(run(f"info {line} --json")[1]) for line in ("int8", f"{bare} --adapter int8", f"{bare}")]
+    assert [record["rank"] for record in records] == [8, 8, None]
+    whole = json.loads(run(f"info {bare} --adapter merged --json")[1])
+    assert records[1]["bfloat16_weight_bytes"] == whole["bfloat16_weight_bytes"]
+    assert records[1]["diffusion_parameters"] < whole["diffusion_parameters"]
+    assert "factors of this rank" in run("info int8")[1]
+    for line, message in {
+        f"export --model {bare} --adapter run/best -o x --rank 4": "--rank is for adapters",
+        f"{export} --adapter run/best -o x --rank 65": "must lie in 1..64",
+        train.replace("--rank 8", "--rank 4"): "recipe.rank was 8, is 4",
+    }.items():
+        code, _, err = run(line)
+        assert code == 2
+        assert message in err
+
+
 def test_a_processor_that_emulates_bfloat16_is_named(run, bare, tmp_path, monkeypatch):
     turns = [{"role": "user", "content": "count"}, {"role": "assistant", "content": "one two three " * 20}]
     (tmp_path / "d.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 6))

@@ -9,7 +9,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from orthrus.checkpoint import export, hub, validation
+from orthrus.checkpoint import export, hub, low_rank, validation
 from orthrus.prompt_files import parse_object
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -30,6 +30,8 @@ def adapter_home(home, tmp_path_factory):
     directory = tmp_path_factory.mktemp("adapter")
     export.export_adapter(made, directory / "plain", {})
     export.export_adapter(made, directory / "int8", {}, int8=True)
+    low_rank.set_rank(made.decoder, 8)
+    export.export_adapter(made, directory / "low rank", {}, int8=True)
     return directory
 
 
@@ -355,6 +357,55 @@ def test_damaged_adapter_weights_are_refused_by_name(home, adapter_home, tmp_pat
     reweighted(directory, "adapter.safetensors", change)
     with pytest.raises(ValueError, match=r"adapter\.safetensors: .*" + message):
         load(home, adapter=directory)
+
+
+UP, DOWN = "model.layers.0.self_attn.qkv_proj_diff.up", "model.layers.2.self_attn.o_proj_diff.down"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(UP), rf"{UP} is missing"),
+        (lambda t: t.pop(DOWN + ".scale"), rf"{DOWN}\.scale is missing"),
+        (lambda t: t.update({UP: torch.ones(128, 4)}), rf"{UP} has shape \[128, 4\], the config asks for \[128, 8\]"),
+        (lambda t: t.update({DOWN: torch.ones(9, 64)}), rf"{DOWN} has shape \[9, 64\], the config asks for \[8, 64\]"),
+        (
+            lambda t: t.update({UP + ".scale": torch.ones(128)}),
+            rf"{UP}\.scale has .*one scale per column of",
+        ),
+        (lambda t: t.update({DOWN + ".scale": torch.ones(64)}), rf"{DOWN}\.scale has .*one scale per row of"),
+        (lambda t: t[UP + ".scale"].view(-1)[3:4].fill_(NAN), rf"{UP}\.scale holds .*NaN"),
+        (lambda t: (t.pop(UP + ".scale"), t.update({UP: torch.full((128, 8), NAN)})), rf"{UP} holds .*NaN"),
+        (lambda t: t.update({DOWN: torch.ones(8, 64, dtype=torch.int64)}), rf"{DOWN} is of type I64"),
+        (lambda t: t.update({Q: torch.ones(64, 64)}), rf"unexpected tensors .*{Q}"),
+    ],
+)
+def test_damaged_factors_are_refused_by_name(home, adapter_home, tmp_path, change, message):
+    directory = linked(adapter_home / "low rank", tmp_path / "adapter")
+    reweighted(directory, "adapter.safetensors", change)
+    for lazily in (False, True):
+        with pytest.raises(ValueError, match=r"adapter\.safetensors: .*" + message):
+            read_all(load(home, adapter=directory, lazily=lazily))
+
+
+def read_all(checkpoint):
+    if checkpoint.unread:
+        checkpoint.unread.read()
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        *[(value, r"adapter_config\.json: rank") for value in (0, -8, 8.0, "8", True, 2**17)],
+        (9, r"has shape \[128, 8\], the config asks for \[128, 9\]"),
+        (65, r"adapter_config\.json: rank .*64"),
+        (..., r"q_proj_diff\.weight is missing"),
+    ],
+)
+def test_a_rank_that_is_not_that_of_the_factors_is_refused(home, adapter_home, tmp_path, rank, message):
+    directory = linked(adapter_home / "low rank", tmp_path / "adapter")
+    with pytest.raises(ValueError, match=message):
+        load(home, adapter=changed(directory, "adapter_config.json", rank=rank))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

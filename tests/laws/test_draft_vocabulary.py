@@ -14,7 +14,7 @@ import orthrus
 from orthrus import tensor_cache
 from orthrus.backends.native import kernels as native
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import draft_vocabulary, export, hub
+from orthrus.checkpoint import draft_vocabulary, export, hub, initial_view
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
 from orthrus.decoding import cycle, propose
 from orthrus.decoding.cycles import auto, two_pass
@@ -133,7 +133,7 @@ def test_an_adapter_and_a_published_checkpoint_keep_the_vocabulary(tmp_path):
     export.export_published(hub.load(str(tmp_path / "published")), tmp_path / "again")
     for loaded in (hub.load(str(bare), adapter=adapter), hub.load(str(tmp_path / "again"))):
         assert loaded.decoder.diffusion.draft_vocabulary == TOKENS
-        assert hub.give_view(loaded, None, None).draft_tokens.tolist() == [*TOKENS]
+        assert initial_view.give_view(loaded, None, None).draft_tokens.tolist() == [*TOKENS]
         assert inference_copy(loaded.decoder).decoder.draft_tokens.tolist() == [*TOKENS]
     assert hub.describe(str(bare), adapter).decoder.diffusion.draft_vocabulary == TOKENS
     assert hub.load(str(bare), adapter=adapter, lazily=True).unread.identity != made_without(bare, adapter)

@@ -10,7 +10,7 @@ import tiny
 import torch
 from test_training_run import config, corpus, train, trainer_of
 
-from orthrus.checkpoint import draft_head, export, hub
+from orthrus.checkpoint import draft_head, export, hub, initial_view
 from orthrus.training import head_task
 from orthrus.training.metrics import read
 from orthrus.training.packing import Packing
@@ -63,7 +63,7 @@ def test_a_head_alone_lowers_its_loss_and_changes_nothing_else(bare, jsonl, tmp_
     made = train(bare, jsonl, tmp_path / "head", steps=40, head_only=True, **HEAD)
     steps = read(tmp_path / "head")
     assert sum(s["head_loss"] for s in steps[-5:]) < 0.9 * sum(s["head_loss"] for s in steps[:5])
-    untrained = hub.give_view(hub.load(str(bare), dtype=torch.float32), 4, tiny.MASK, last_row=True)
+    untrained = initial_view.give_view(hub.load(str(bare), dtype=torch.float32), 4, tiny.MASK, last_row=True)
     assert_same(
         dict(untrained.named_parameters()),
         {n: p for n, p in made.checkpoint.decoder.named_parameters() if "draft_head" not in n},

@@ -14,7 +14,7 @@ import torch
 from training_files import conversations, write
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import export, hub
+from orthrus.checkpoint import export, hub, initial_view, low_rank
 from orthrus.model.draft_head import typical_inverse_temperature
 from orthrus.training import data, objectives, state, tasks
 from orthrus.training.config import TrainConfig
@@ -37,7 +37,7 @@ SETTINGS = {
 
 def checkpoint(bare, dtype=torch.float32):
     loaded = hub.load(str(bare), dtype=dtype)
-    hub.give_view(loaded, 4, tiny.MASK, last_row=True)
+    initial_view.give_view(loaded, 4, tiny.MASK, last_row=True)
     return loaded
 
 
@@ -51,8 +51,10 @@ def corpus(jsonl, settings=None):
 
 def trainer_of(bare, jsonl, directory, *, dtype=torch.float32, keep_frozen_states=False, **changes):
     settings = config(**changes)
+    started = checkpoint(bare, dtype)
+    low_rank.set_rank(started.decoder, settings.rank or None, settings.seed)
     return Trainer(
-        checkpoint(bare, dtype), settings, corpus(jsonl, settings), directory, lambda: Validation(1.5, 1.2, [0.9, 0.4]),
+        started, settings, corpus(jsonl, settings), directory, lambda: Validation(1.5, 1.2, [0.9, 0.4]),
         keep_frozen_states=keep_frozen_states,
     )  # fmt: skip
 
@@ -180,12 +182,12 @@ def test_impossible_settings_are_refused(changes, message):
 def test_a_mask_token_is_required_and_checked(bare):
     loaded = hub.load(str(bare))
     with pytest.raises(ValueError, match=r"needs --mask-token.*<unused"):
-        hub.give_view(loaded, 4, None, last_row=True)
+        initial_view.give_view(loaded, 4, None, last_row=True)
     with pytest.raises(ValueError, match="outside the vocabulary"):
-        hub.give_view(loaded, 4, tiny.VOCAB, last_row=True)
+        initial_view.give_view(loaded, 4, tiny.VOCAB, last_row=True)
     with pytest.raises(ValueError, match="not in the vocabulary"):
-        hub.give_view(loaded, 4, "<nothing>", last_row=True)
-    assert hub.give_view(loaded, None, "<unused300>", last_row=False).diffusion.trained_rows == 31
+        initial_view.give_view(loaded, 4, "<nothing>", last_row=True)
+    assert initial_view.give_view(loaded, None, "<unused300>", last_row=False).diffusion.trained_rows == 31
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -234,7 +236,7 @@ def test_training_lowers_the_loss_and_changes_only_the_view(bare, jsonl, tmp_pat
     saved = adapters.read_config(tmp_path / "run" / "best")
     assert saved.provenance["validation"]["acceptance_length"] == 1.5
     assert saved.provenance["recipe"]["steps"] == 40
-    warm = hub.give_view(hub.load(str(bare), adapter=tmp_path / "run" / "last"), None, None, last_row=True)
+    warm = initial_view.give_view(hub.load(str(bare), adapter=tmp_path / "run" / "last"), None, None, last_row=True)
     assert warm.diffusion.block_size == 4
 
 

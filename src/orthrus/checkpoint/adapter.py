@@ -1,8 +1,10 @@
 """Adapters: the trained diffusion weights alone, with the identity of the backbone they were trained on.
 
 An adapter is a directory with `adapter.safetensors` (published tensor names, `...q_proj_diff.weight`) and
-`adapter_config.json`. Matrices may be stored in int8 with one scale per output row in a tensor `NAME.scale`; drafts do
-not need more precision. A draft head, if there is one, is in a file of its own: see `checkpoint.draft_head`.
+`adapter_config.json`. A low-rank view, which has a `rank`, is stored as the factors of `checkpoint.low_rank`. Matrices
+may be stored in int8 with one scale per output row, of factors one per column of `up` and row of `down`, in a tensor
+`NAME.scale`; drafts do not need more precision. A draft head, if there is one, is in a file of its own: see
+`checkpoint.draft_head`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthrus.checkpoint import draft_head, published
+from orthrus.checkpoint import draft_head, low_rank, published
 from orthrus.checkpoint.draft_head import HeadDescription
 from orthrus.checkpoint.foreign import refuse_lora
 from orthrus.checkpoint.tensors import SafetensorFiles, refuse_non_finite, save_tensors
@@ -51,6 +53,7 @@ FIELDS = {
     "provenance": Field(dict, required=True),
     **DIFFUSION,
     "trained_rows": replace(DIFFUSION["trained_rows"], required=True),
+    "rank": Field(int, 1, 2**16),
 }
 
 
@@ -66,13 +69,14 @@ class BackboneIdentity:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The content of `adapter_config.json`, read before the weights."""
+    """The content of `adapter_config.json`, read before the weights. rank: that of a low-rank view."""
 
     backbone: BackboneIdentity
     shapes: dict[str, Any]
     diffusion: DiffusionConfig
     provenance: dict[str, Any] = field(default_factory=dict)
     draft_head: HeadDescription | None = None
+    rank: int | None = None
 
 
 def shapes_of(config: DecoderConfig) -> dict[str, Any]:
@@ -93,6 +97,7 @@ def save(
         "backbone": asdict(config.backbone),
         "shapes": config.shapes,
         **published.diffusion_fields(config.diffusion),
+        **({} if config.rank is None else {"rank": config.rank}),
         **field,
         "provenance": config.provenance,
     }
@@ -122,10 +127,14 @@ def read_config(directory: Path) -> AdapterConfig:
     for name, value in content["shapes"].items():
         if name not in SHAPES:
             refuse(path, f"shapes.{short_repr(name)}", value, f"only {', '.join(SHAPES)}")
+    rank, shapes = content.get("rank"), content["shapes"]
+    limit = min(shapes["hidden_size"], shapes["heads"] * shapes["head_dim"])
+    if rank is not None and rank > limit:
+        refuse(path, "rank", rank, f"at most {limit}, the rank of full projections")
     identity = BackboneIdentity(**{name: content["backbone"].get(name) for name in IDENTITY})
     diffusion = published.diffusion_config(content, path, content["shapes"]["vocab_size"])
     head = draft_head.describe(path, content)
-    return AdapterConfig(identity, content["shapes"], diffusion, content["provenance"], head)
+    return AdapterConfig(identity, shapes, diffusion, content["provenance"], head, rank)
 
 
 class AdapterFile(SafetensorFiles):
@@ -143,8 +152,9 @@ class AdapterFile(SafetensorFiles):
         if entry.dtype != INT8:
             return super().shape(name)
         scale = super().shape(name + SCALE)
-        if scale != entry.shape[:1]:
-            expected = f"expected one scale per row of {list(entry.shape)}"
+        columns = name.endswith(low_rank.UP)
+        if scale != (entry.shape[1:] if columns else entry.shape[:1]):
+            expected = f"expected one scale per {'column' if columns else 'row'} of {list(entry.shape)}"
             raise ValueError(f"{self.path}: tensor {name}{SCALE} has shape {list(scale)}; {expected}")
         return entry.shape
 
@@ -156,16 +166,16 @@ class AdapterFile(SafetensorFiles):
         self.shape(name)
         scale = super().tensor(name + SCALE)
         refuse_non_finite(scale, f"{self.path}: tensor {name}{SCALE}")
-        return stored.float() * scale.reshape(-1, *[1] * (stored.ndim - 1))
+        return stored.float() * (scale if name.endswith(low_rank.UP) else scale.reshape(-1, *[1] * (stored.ndim - 1)))
 
 
 def _quantised(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if tensor.ndim != 2:
         yield name, tensor
         return
-    scale = tensor.float().abs().amax(dim=1).clamp(min=1e-12) / 127
-    yield name, (tensor.float() / scale[:, None]).round().to(torch.int8)
-    yield name + SCALE, scale
+    scale = tensor.float().abs().amax(dim=0 if name.endswith(low_rank.UP) else 1, keepdim=True).clamp(min=1e-12) / 127
+    yield name, (tensor.float() / scale).round().to(torch.int8)
+    yield name + SCALE, scale.flatten()
 
 
 def weights(directory: Path) -> AdapterFile:

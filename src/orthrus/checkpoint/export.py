@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import published
+from orthrus.checkpoint import low_rank, published
 from orthrus.checkpoint.hub import Checkpoint
 from orthrus.checkpoint.weights import rotary_order, split
 from orthrus.file_cache import save_json
@@ -20,11 +20,15 @@ from orthrus.model.decoder import Decoder
 from orthrus.model.tensor_names import sources
 
 
-def tensors(decoder: Decoder, view: str) -> dict[str, Tensor]:
-    """The weights of one view of an unprepared decoder: Hugging Face names, unfused, in the dtype of the decoder."""
-    parameters = dict(decoder.named_parameters(remove_duplicate=False))
+def tensors(decoder: Decoder, view: str, *, factors: bool = False) -> dict[str, Tensor]:
+    """The weights of one view of an unprepared decoder: Hugging Face names, unfused, in the dtype of the decoder.
+    factors: those of a low-rank view as they are, and not merged."""
+    parameters: dict[str, Tensor] = dict(decoder.named_parameters(remove_duplicate=False))
+    names = low_rank.sources(decoder.config) if factors else sources(decoder.config, view)
+    if not factors:
+        parameters |= low_rank.merged(decoder)
     exported: dict[str, Tensor] = {}
-    for ours, theirs in sources(decoder.config, view).items():
+    for ours, theirs in names.items():
         tensor, order = parameters[ours].detach(), rotary_order(decoder.config, ours)
         stored = tensor if order is None else tensor[order.argsort()]
         for name, part in zip(theirs, split(decoder.config, ours, stored, len(theirs)), strict=True):
@@ -36,8 +40,11 @@ def average(checkpoint: Checkpoint, others: Sequence[Checkpoint]) -> None:
     """Replace view and draft head of an unprepared checkpoint by the mean of its weights and those of the others, such
     as of two runs that began at one view.
 
-    Raises ValueError where one has no view or draft head, or others shapes, or blocks of another kind.
+    Low-rank views are merged, for a mean of factors is none of weights. Raises ValueError where one has no view or
+    draft head, or others shapes, or blocks of another kind.
     """
+    for made in (checkpoint, *others):
+        low_rank.set_rank(made.decoder, None)
     found = [_drafting_parameters(own) for own in (checkpoint, *others)]
     shapes = [{name: parameter.shape for name, parameter in own.items()} for own in found]
     configs = [own.decoder.diffusion for own in (checkpoint, *others)]
@@ -92,7 +99,9 @@ def export_adapter(checkpoint: Checkpoint, directory: Path, provenance: dict[str
     decoder = checkpoint.decoder
     if decoder.diffusion is None:
         raise ValueError("this checkpoint has no diffusion view to save")
+    rank = low_rank.rank_of(decoder)
     config = adapters.AdapterConfig(
-        checkpoint.backbone, adapters.shapes_of(decoder.config), decoder.diffusion, provenance
+        checkpoint.backbone, adapters.shapes_of(decoder.config), decoder.diffusion, provenance, rank=rank
     )
-    adapters.save(directory, config, tensors(decoder, "diffusion"), decoder.draft_head, int8=int8)
+    weights = tensors(decoder, "diffusion", factors=rank is not None)
+    adapters.save(directory, config, weights, decoder.draft_head, int8=int8)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orthrus.checkpoint import adapter as adapters
-from orthrus.checkpoint import bundled, draft_head, fim_tokens, known_models, published
+from orthrus.checkpoint import bundled, draft_head, fim_tokens, known_models, low_rank, published
 from orthrus.checkpoint.draft_head import HeadDescription
 from orthrus.checkpoint.fim_tokens import FimTokens
 from orthrus.checkpoint.foreign import refuse_foreign
@@ -173,13 +173,13 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
     digests = files.tensors.digest(tied_head=files.config.decoder.tied_head), text.vocabulary_digest()
     identity = adapters.BackboneIdentity(source.id, source.revision, *digests)
     chosen, _ = _chosen_adapter(files, identity, adapter)
-    diffusion, view_tensors, view = _diffusion_view(files, chosen)
-    decoder = meta_decoder(files.config.decoder, diffusion, view_tensors)
+    view = _view_files(files, chosen)
+    decoder = meta_decoder(files.config.decoder, view.diffusion, view.tensors, view.rank)
     head, _ = _draft_head(files, chosen)
     if head is not None:
         decoder.set_draft_head(head.units)
     config = adapters.read_config(chosen) if chosen is not None else None
-    return Description(decoder, identity, view, config, default_sampling(sampling_options(source)))
+    return Description(decoder, identity, view.origin, config, default_sampling(sampling_options(source)))
 
 
 def copy_projections(decoder: Decoder) -> None:
@@ -188,43 +188,6 @@ def copy_projections(decoder: Decoder) -> None:
         for layer in decoder.decoder_layers:
             assert layer.diffusion is not None
             layer.diffusion.load_state_dict(layer.ar.state_dict())
-
-
-def give_view(
-    checkpoint: Checkpoint, block_size: int | None, mask_token: int | str | None, *, last_row: bool | None = None
-) -> Decoder:
-    """Set the diffusion view that an unprepared checkpoint trains: its own, or copies of the AR projections.
-
-    A setting that is None keeps its value; a new view has blocks of 32. last_row: whether the last row of a block is
-    trained; None for as many rows as before, and for all rows of a view that is new or has blocks of another size.
-    Raises ValueError where the mask token is missing or unknown.
-    """
-    decoder, tokenizer = checkpoint.decoder, checkpoint.tokenizer
-    existing = decoder.diffusion
-    if isinstance(mask_token, str):
-        mask_id = tokenizer.get_vocab().get(mask_token)
-        if mask_id is None:
-            raise ValueError(f"mask token {mask_token!r} is not in the vocabulary; give its exact text or its id")
-        mask_token = int(mask_id)
-    if mask_token is None and existing is None:
-        special = sorted(t for t in tokenizer.get_added_vocab() if t not in (tokenizer.chat_template or ""))
-        hint = f" (special tokens that the chat template does not use: {', '.join(special[:6])})" if special else ""
-        raise ValueError(f"a new view needs --mask-token: a token that never occurs in chat{hint}")
-    rows = block_size or (existing.block_size if existing else 32)
-    mask = existing.mask_token_id if mask_token is None and existing else mask_token
-    assert mask is not None
-    drafted = existing.draft_vocabulary if existing else None
-    decoder.set_view(DiffusionConfig(rows, mask, trained_rows(existing, rows, last_row), draft_vocabulary=drafted))
-    if existing is None:
-        copy_projections(decoder)
-    return decoder
-
-
-def trained_rows(existing: DiffusionConfig | None, block_size: int, last_row: bool | None) -> int:
-    """The trained rows of a block, as `give_view` sets them."""
-    if last_row is None and existing is not None and existing.block_size == block_size:
-        return existing.trained_rows
-    return block_size - (last_row is False)
 
 
 def _chosen_adapter(
@@ -245,9 +208,11 @@ def _unread_decoder(
 ) -> tuple[Decoder, str, Callable[[bool], None]]:
     """The decoder, the origin of its diffusion view, and the function that reads its weights (see `fill`)."""
     config = files.config.decoder
-    diffusion, view_tensors, view = _diffusion_view(files, adapter)
-    meta_decoder(config, diffusion, view_tensors)
-    decoder = Decoder(config, diffusion, dtype or torch.bfloat16, torch.device(device))
+    view = _view_files(files, adapter)
+    meta_decoder(config, view.diffusion, view.tensors, view.rank)
+    decoder = Decoder(config, view.diffusion, dtype or torch.bfloat16, torch.device(device))
+    if view.rank is not None:
+        low_rank.make_empty(decoder, view.rank)
     head, directory = _draft_head(files, adapter)
     if head is not None:
         decoder.set_draft_head(head.units)
@@ -255,23 +220,26 @@ def _unread_decoder(
     def read(lazily: bool) -> None:
         if head is not None:
             draft_head.read(directory, head, decoder)
-        copies = diffusion is not None and view_tensors is None
+        copies = view.diffusion is not None and view.tensors is None
         fill(decoder, sources(config), files.tensors, lazily=lazily and not copies)
-        if view_tensors is not None:
-            fill(decoder, sources(config, "diffusion"), view_tensors, lazily=lazily)
+        low_rank.attach(decoder)
+        if view.tensors is not None:
+            names = sources(config, "diffusion") if view.rank is None else low_rank.sources(config)
+            fill(decoder, names, view.tensors, lazily=lazily)
         elif copies:
             copy_projections(decoder)
 
-    return decoder, view, read
+    return decoder, view.origin, read
 
 
 def _identity(files: _CheckpointFiles, adapter: Path | None, digest: str) -> str:
     """What the weights of backbone and view follow from: the digest, and the state of the files of the view."""
-    diffusion, view_tensors, _ = _diffusion_view(files, adapter)
-    if view_tensors is None:
-        return repr((digest, diffusion))
-    path, (head, _) = view_tensors.path, _draft_head(files, adapter)
-    return repr((digest, diffusion, head, stamp(*([path] if path.is_file() else sorted(path.glob("*.safetensors"))))))
+    view = _view_files(files, adapter)
+    if view.tensors is None:
+        return repr((digest, view.diffusion))
+    path, (head, _) = view.tensors.path, _draft_head(files, adapter)
+    weights = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return repr((digest, view.diffusion, head, stamp(*weights)))
 
 
 def _draft_head(files: _CheckpointFiles, adapter: Path | None) -> tuple[HeadDescription | None, Path]:
@@ -284,17 +252,26 @@ def _draft_head(files: _CheckpointFiles, adapter: Path | None) -> tuple[HeadDesc
     return draft_head.describe(where, files.config.content), where.parent
 
 
-def _diffusion_view(
-    files: _CheckpointFiles, adapter: Path | None
-) -> tuple[DiffusionConfig | None, TensorFile | None, str]:
-    """The config, weights and origin of the view: an adapter, the checkpoint, untrained copies (demo), or none."""
+@dataclass(frozen=True)
+class _ViewFiles:
+    """The config, weights and origin of a view, and its rank where an adapter holds factors."""
+
+    diffusion: DiffusionConfig | None
+    tensors: TensorFile | None
+    origin: str
+    rank: int | None = None
+
+
+def _view_files(files: _CheckpointFiles, adapter: Path | None) -> _ViewFiles:
+    """The view: that of an adapter, that of the checkpoint, untrained copies (demo), or none."""
     source, content = files.source, files.config.content
     if adapter is not None:
         name = "bundled adapter" if adapter.parent == known_models.BUNDLED else f"adapter {adapter}"
-        return adapters.read_config(adapter).diffusion, adapters.weights(adapter), name
+        config = adapters.read_config(adapter)
+        return _ViewFiles(config.diffusion, adapters.weights(adapter), name, config.rank)
     if published.is_published(content, files.tensors):
         view = published.diffusion_config(content, source.config_file, files.config.decoder.vocab_size)
-        return view, files.tensors, "in the checkpoint"
+        return _ViewFiles(view, files.tensors, "in the checkpoint")
     if source.id == known_models.DEMO:
-        return DEMO_DIFFUSION, None, "untrained copies of the AR projections"
-    return None, None, "none"
+        return _ViewFiles(DEMO_DIFFUSION, None, "untrained copies of the AR projections")
+    return _ViewFiles(None, None, "none")

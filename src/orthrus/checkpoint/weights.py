@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from orthrus.checkpoint import low_rank
 from orthrus.checkpoint.tensors import TensorFile, finite, refuse_non_finite
 from orthrus.config import DiffusionConfig
 from orthrus.decoder_config import DecoderConfig
@@ -25,19 +26,26 @@ ROWS = 2048
 """Rows of a quantised matrix that are expanded at once."""
 
 
-def meta_decoder(config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None) -> Decoder:
+def meta_decoder(
+    config: DecoderConfig, diffusion: DiffusionConfig | None, files: TensorFile | None, rank: int | None = None
+) -> Decoder:
     """A decoder on the meta device, which allocates no weights, checked against the tensors of a file.
 
-    The file holds the diffusion view if `diffusion` is given, otherwise the backbone. Raises ValueError naming a tensor
+    The file holds the diffusion view if `diffusion` is given, otherwise the backbone. rank: that of a view whose
+    factors it holds. Raises ValueError naming a tensor
     that is missing, has another shape or type, or is unknown.
     """
     decoder = Decoder(config, diffusion, torch.bfloat16, torch.device("meta"))
+    view = sources(config, "diffusion")
+    if rank is not None:
+        low_rank.make_empty(decoder, rank)
+        view = low_rank.sources(config)
     if files is not None:
         parameters = dict(decoder.named_parameters(remove_duplicate=False))
-        for ours, theirs in sources(config, "ar" if diffusion is None else "diffusion").items():
+        for ours, theirs in (sources(config) if diffusion is None else view).items():
             for part, name in zip(split(config, ours, parameters[ours], len(theirs)), theirs, strict=True):
                 _refuse_shape(files.shape(name), part.shape, f"{files.path}: tensor {name}")
-        _refuse_unknown(files, config)
+        _refuse_unknown(files, config, view)
     return decoder
 
 
@@ -146,7 +154,7 @@ def rotary_order(config: DecoderConfig, name: str) -> Tensor | None:
     """
     E, R = config.head_dim, config.rotary_dim or config.head_dim
     reordered = config.rotary_pairs or R < E
-    if not reordered or not (".qkv." in name or name.endswith(("q_norm", "k_norm"))):
+    if not reordered or name.endswith(low_rank.DOWN) or not (".qkv." in name or name.endswith(("q_norm", "k_norm"))):
         return None
     rotated, rest = torch.arange(R), torch.arange(R, E)
     first, second = (rotated[::2], rotated[1::2]) if config.rotary_pairs else rotated.chunk(2)
@@ -183,9 +191,9 @@ def _refuse_other_head(files: TensorFile, embedding: str) -> None:
         )
 
 
-def _refuse_unknown(files: TensorFile, config: DecoderConfig) -> None:
+def _refuse_unknown(files: TensorFile, config: DecoderConfig, view: dict[str, tuple[str, ...]]) -> None:
     """Refuse files with unread tensors: they mean that the config does not describe this model."""
-    known = {name for view in ("ar", "diffusion") for names in sources(config, view).values() for name in names}
+    known = {name for names in (*sources(config).values(), *view.values()) for name in names}
     known |= {HEAD} if config.tied_head else set()
     unknown = [n for n in files.names if n not in known and not n.endswith("rotary_emb.inv_freq")]
     if unknown:

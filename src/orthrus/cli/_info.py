@@ -19,13 +19,16 @@ Record = dict[str, Any]
 def checkpoint_record(name: str, adapter: str | None) -> Record:
     """The record of a checkpoint, whose weights are not read. Raises ValueError as loading does."""
     from orthrus.bench import features
-    from orthrus.checkpoint import hub
+    from orthrus.checkpoint import hub, low_rank
 
     described = hub.describe(name, adapter)
     decoder, config, diffusion = described.decoder, described.decoder.config, described.decoder.diffusion
+    rank = low_rank.rank_of(decoder)
     sizes = {name: parameter.numel() for name, parameter in decoder.named_parameters()}
     trained = sum(size for name, size in sizes.items() if ".diffusion." in name or name.startswith("draft_head."))
     total = sum(sizes.values())
+    low_rank.make_empty(decoder, None)
+    merged = sum(parameter.numel() for parameter in decoder.parameters())
     return {
         "kind": "checkpoint",
         "id": described.backbone.id,
@@ -46,8 +49,9 @@ def checkpoint_record(name: str, adapter: str | None) -> Record:
         "block_size": None if diffusion is None else diffusion.block_size,
         "trained_rows": None if diffusion is None else diffusion.trained_rows,
         "mask_token_id": None if diffusion is None else diffusion.mask_token_id,
+        "rank": rank,
         "draft_vocabulary_size": None if diffusion is None else len(diffusion.draft_vocabulary or ()) or None,
-        "bfloat16_weight_bytes": 2 * total,
+        "bfloat16_weight_bytes": 2 * merged,
         "bfloat16_cache_bytes_per_token": 2 * 2 * config.layers * config.kv_heads * config.head_dim,
         "backbone_sha256": described.backbone.sha256,
         "tokenizer_sha256": described.backbone.tokenizer_sha256,
@@ -69,6 +73,7 @@ def adapter_record(directory: Path) -> Record:
         "block_size": config.diffusion.block_size,
         "trained_rows": config.diffusion.trained_rows,
         "mask_token_id": config.diffusion.mask_token_id,
+        "rank": config.rank,
         "draft_vocabulary_size": len(config.diffusion.draft_vocabulary or ()) or None,
         "tensors": len(files.names),
         "bytes": sum(file.stat().st_size for file in directory.iterdir() if file.is_file()),
@@ -98,6 +103,7 @@ def known_record(model: KnownModel) -> Record:
         "block_size": None if view is None else view.diffusion.block_size,
         "trained_rows": None if view is None else view.diffusion.trained_rows,
         "mask_token_id": None if view is None else view.diffusion.mask_token_id,
+        "rank": None if view is None else view.rank,
         "draft_vocabulary_size": None if view is None else len(view.diffusion.draft_vocabulary or ()) or None,
     }
 

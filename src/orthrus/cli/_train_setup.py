@@ -69,6 +69,7 @@ def load(model: str, warm_start: str | None, dtype: Dtype, device: str, allow_ot
 def config_of(decoder: Decoder, options: dict[str, Any]) -> TrainConfig:
     """The settings of a run: the options of the command under their names, and what the view says where an option is
     None. Steps and validations are those of `scheduled`."""
+    from orthrus.checkpoint import low_rank
     from orthrus.model.draft_head import default_units
     from orthrus.training.config import TrainConfig
 
@@ -77,7 +78,7 @@ def config_of(decoder: Decoder, options: dict[str, Any]) -> TrainConfig:
     of_view = {
         "block_size": view.block_size, "trained_rows": view.trained_rows, "mask_token_id": view.mask_token_id,
         "head_units": head.units if head else default_units(decoder.config.hidden_size),
-        "draft_vocabulary": len(view.draft_vocabulary or ()),
+        "draft_vocabulary": len(view.draft_vocabulary or ()), "rank": low_rank.rank_of(decoder) or 0,
     }  # fmt: skip
     names = {field.name for field in fields(TrainConfig)}
     chosen = {name: value for name, value in options.items() if name in names and value is not None}
@@ -110,19 +111,25 @@ def restrict_drafts(checkpoint: Checkpoint, corpus: Corpus, size: int | None) ->
     checkpoint.decoder.set_view(replace(view, draft_vocabulary=tokens))
 
 
-def give_view(
-    model: str, checkpoint: Checkpoint | None, warm_start: str | None, block_size: int | None, mask_token: str | None,
-    last_row: bool | None,
-) -> Decoder:  # fmt: skip
-    """The decoder with a view to train. Without a loaded checkpoint it has shapes but no weights."""
-    from orthrus.checkpoint import hub
+def give_view(model: str, checkpoint: Checkpoint | None, options: dict[str, Any]) -> Decoder:
+    """The decoder with a view to train, as the options of the command ask for. Without a loaded checkpoint it has
+    shapes but no weights."""
+    from orthrus.checkpoint import hub, initial_view, low_rank
     from orthrus.config import DiffusionConfig
 
+    names = ("warm_start", "block_size", "mask_token", "train_last_row", "rank")
+    warm_start, block_size, mask_token, last_row, rank = (options[name] for name in names)
     if checkpoint is not None:
         mask = int(mask_token) if mask_token is not None and mask_token.isdecimal() else mask_token
-        return hub.give_view(checkpoint, block_size, mask, last_row=last_row)
+        decoder = initial_view.give_view(checkpoint, block_size, mask, last_row=last_row)
+        if rank is not None:
+            low_rank.set_rank(decoder, rank or None, options["seed"])
+        return decoder
     decoder = hub.describe(model, warm_start or hub.NO_ADAPTER).decoder
     rows = block_size or (decoder.diffusion.block_size if decoder.diffusion else 32)
     drafted = decoder.diffusion.draft_vocabulary if decoder.diffusion else None
-    trained = hub.trained_rows(decoder.diffusion, rows, last_row)
-    return decoder.set_view(DiffusionConfig(rows, 0, trained, draft_vocabulary=drafted))
+    trained = initial_view.trained_rows(decoder.diffusion, rows, last_row)
+    decoder.set_view(DiffusionConfig(rows, 0, trained, draft_vocabulary=drafted))
+    if rank is not None:
+        low_rank.make_empty(decoder, rank or None)
+    return decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from orthrus.cli._shared import ProgressLines, stderr, table_console
+from orthrus.cli._shared import LINE_SECONDS, ProgressLines, status, stderr, table_console
 
 if TYPE_CHECKING:
+    from orthrus.checkpoint.hub import Checkpoint
     from orthrus.model.decoder import Decoder
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
+    from orthrus.training.tasks import Validation
     from orthrus.training.trainer import Progress as Step
     from orthrus.training.trainer import Trainer
 
@@ -67,6 +70,18 @@ def _print_validation(console: Console, step: Step, config: TrainConfig) -> None
         f" A {step.validation.acceptance_length:.3f}, TPF {step.validation.tpf:.3f}, accepted by offset {offsets}",
         soft_wrap=True,
     )
+
+
+def validate(checkpoint: Checkpoint, corpus: Corpus, nodes: int) -> Validation:
+    """Decode the held-out prompts by two-pass cycles with a copy of the model that is prepared for inference."""
+    from orthrus.bench import measure
+    from orthrus.training.tasks import Validation
+
+    prompts = [document.prompt for document in corpus.held_out]
+    silent = nullcontext() if stderr.is_terminal else status(f"decoding {len(prompts)} held-out records", LINE_SECONDS)
+    with silent:  # a terminal has the bar of the steps
+        acceptance = measure.held_out_acceptance(checkpoint, prompts, nodes)
+    return Validation(acceptance.acceptance_length, acceptance.tpf, acceptance.by_offset)
 
 
 def bfloat16_slowdown() -> float:

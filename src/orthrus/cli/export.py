@@ -21,6 +21,27 @@ class Layout(StrEnum):
     adapter = "adapter"
 
 
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Store an adapter's projections as those of the backbone and factors of this rank, such as 64 or 128, by a"
+        " truncated SVD: a small adapter. 0: full projections.",
+        show_default="that of the view, else full",
+        min=0,
+    ),
+]
+
+
+VocabularyOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Draft only this many tokens, the most frequent ones of the answers of --data, such as 32000; 0: all.",
+        show_default="those of the view, else all",
+        min=0,
+    ),
+]
+
+
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it must be empty or absent.")],
     model: ModelOption = "smollm2-demo",
@@ -38,14 +59,8 @@ def command(
     int8: Annotated[
         bool, typer.Option("--int8", help="Store an adapter's matrices in int8 with a scale per row: half the size.")
     ] = False,
-    draft_vocabulary: Annotated[
-        int | None,
-        typer.Option(
-            help="Draft only this many tokens, the most frequent ones of the answers of --data, such as 32000; 0: all.",
-            show_default="those of the view, else all",
-            min=0,
-        ),
-    ] = None,
+    rank: RankOption = None,
+    draft_vocabulary: VocabularyOption = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(help="Answers for --draft-vocabulary, as `orthrus train` reads them; may be repeated."),
@@ -55,11 +70,11 @@ def command(
 ) -> None:
     """Write a checkpoint that `--model` reads (published layout), or an adapter that `--adapter` reads."""
     from orthrus.api import DTYPES
-    from orthrus.checkpoint import export, hub
+    from orthrus.checkpoint import export, hub, low_rank
 
     if bool(draft_vocabulary) != bool(data):
         raise ValueError("--draft-vocabulary counts the tokens of answers: give it and --data together")
-    _check(output, layout, int8=int8)
+    _check(output, layout, int8=int8, rank=rank)
     quiet()
     with stderr.status(f"loading {model}"):
         checkpoint, *others = [
@@ -71,6 +86,8 @@ def command(
         export.average(checkpoint, others)
         apart = {name: value for name, value in provenance.items() if name != "validation"}  # of the first one alone
         provenance = {**apart, "mean_with": [other.provenance for other in others]}
+    if rank is not None:
+        low_rank.set_rank(checkpoint.decoder, rank or None)
     if draft_vocabulary is not None:
         export.set_draft_vocabulary(checkpoint, _most_frequent(checkpoint, data or [], draft_vocabulary))
     with stderr.status(f"writing {output}"):
@@ -83,8 +100,12 @@ def command(
     print(f"{output}: {size / 1e6:.1f} MB, diffusion view: {'mean of ' if others else ''}{views}")
 
 
-def _check(output: Path, layout: Layout, *, int8: bool) -> None:
+def _check(output: Path, layout: Layout, *, int8: bool, rank: int | None) -> None:
     """Raise ValueError where the options cannot be met."""
+    if rank and layout is Layout.published:
+        raise ValueError(
+            "--rank is for adapters; the published layout stores full projections: drop --rank, or add --layout adapter"
+        )
     if int8 and layout is Layout.published:
         raise ValueError(
             "--int8 is for adapters; the published layout stores plain weights: drop --int8, or add --layout adapter"

@@ -122,5 +122,7 @@ def _adapter_rows(record: Record) -> Iterator[Row]:
 def _view_rows(record: Record) -> Iterator[Row]:
     yield "block size, trained rows", f"{record['block_size']}, {record['trained_rows']}"
     yield "mask token", record["mask_token_id"]
+    if record["rank"]:
+        yield "rank", f"{record['rank']}: its projections are those of the backbone and factors of this rank"
     if record["draft_vocabulary_size"]:
         yield "draft vocabulary", f"{record['draft_vocabulary_size']} tokens"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -12,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from orthrus.cli import _train_setup as setup
-from orthrus.cli._shared import LINE_SECONDS, AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, status, stderr
+from orthrus.cli._shared import AllowOption, DeviceOption, Dtype, DtypeOption, ModelOption, stderr
 from orthrus.cli._train_setup import EPOCHS, HEAD_EPOCHS, VALIDATE_EVERY
-from orthrus.cli._training import follow, print_estimate, print_text
+from orthrus.cli._training import follow, print_estimate, print_text, validate
 
 if TYPE_CHECKING:
     from orthrus.checkpoint.hub import Checkpoint
     from orthrus.training.config import TrainConfig
     from orthrus.training.data import Corpus
-    from orthrus.training.tasks import Validation
     from orthrus.training.world import World
 
 OutputOption = Annotated[
@@ -45,6 +43,18 @@ TrainLastRowOption = Annotated[
 MaskTokenOption = Annotated[
     str | None,
     typer.Option(help="Mask token, as text or id; it must never occur in chat.", show_default="the view's own"),
+]
+
+
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Train factors of this rank, such as 64 or 128, whose product is added to the AR projections: a small"
+        " adapter. A view of --warm-start with other weights is approximated first. A higher --learning-rate suits"
+        " them, such as 1e-3. 0: full projections.",
+        show_default="that of the view at the start, else full",
+        min=0,
+    ),
 ]
 
 
@@ -170,6 +180,7 @@ def command(
     block_size: BlockSizeOption = None,
     train_last_row: TrainLastRowOption = None,
     mask_token: MaskTokenOption = None,
+    rank: RankOption = None,
     objective: ObjectiveOption = "kl",
     offset_decay: DecayOption = 1.0,
     epochs: EpochsOption = None,
@@ -212,7 +223,7 @@ def command(
     """
     options = locals()
     loaded = None if estimate else setup.load(model, warm_start, dtype, device, allow_other_backbone)
-    decoder = setup.give_view(model, loaded, warm_start, block_size, mask_token, train_last_row)
+    decoder = setup.give_view(model, loaded, options)
     config = setup.config_of(decoder, options)
     if loaded is None:
         print_estimate(decoder, config)
@@ -259,9 +270,9 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
 
     try:
         with world:
-            validate = partial(_validate, checkpoint, corpus, config.validation_nodes)
+            decode = partial(validate, checkpoint, corpus, config.validation_nodes)
             kept = keep.frozen_states
-            trainer = Trainer(checkpoint, config, corpus, output, validate, world, keep_frozen_states=kept)
+            trainer = Trainer(checkpoint, config, corpus, output, decode, world, keep_frozen_states=kept)
             for name in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(name, lambda *_: trainer.stop())
             if trainer.done:
@@ -281,15 +292,3 @@ def _run(checkpoint: Checkpoint, config: TrainConfig, corpus: Corpus, output: Pa
     if world.rank == 0:
         print(f"done: best A {trainer.best:.2f} on the held-out records; the adapter is {output / 'best'}")
     return 0
-
-
-def _validate(checkpoint: Checkpoint, corpus: Corpus, nodes: int) -> Validation:
-    """Decode the held-out prompts by two-pass cycles with a copy of the model that is prepared for inference."""
-    from orthrus.bench import measure
-    from orthrus.training.tasks import Validation
-
-    prompts = [document.prompt for document in corpus.held_out]
-    silent = nullcontext() if stderr.is_terminal else status(f"decoding {len(prompts)} held-out records", LINE_SECONDS)
-    with silent:  # a terminal has the bar of the steps
-        acceptance = measure.held_out_acceptance(checkpoint, prompts, nodes)
-    return Validation(acceptance.acceptance_length, acceptance.tpf, acceptance.by_offset)

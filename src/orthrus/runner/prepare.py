@@ -56,10 +56,10 @@ def inference_copy(decoder: Decoder) -> Runner:
     copy = Decoder(decoder.config, decoder.diffusion, decoder.dtype, decoder.device)
     if decoder.draft_head is not None:
         copy.set_draft_head(decoder.draft_head.units)
-    copy.load_state_dict(decoder.state_dict())
-    copies = copy.linears()
+    values, copies = decoder.state_dict(), copy.linears()
     for name, linear in decoder.linears().items():
-        copies[name].group_quantized = linear.group_quantized
+        values[f"{name}.weight"], copies[name].group_quantized = linear.weight.detach(), linear.group_quantized
+    copy.load_state_dict({name: values[name] for name in copy.state_dict()})  # of low-rank maps the merged weights
     return prepare(copy)
 
 

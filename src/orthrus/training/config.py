@@ -59,7 +59,7 @@ class TrainConfig:
     on a view that stays as it is. The head has an objective of its own, and its learning rate follows the same schedule
     to a peak of its own. head_gradient: the weight of the head's loss in the gradient of the view. draft_vocabulary:
     how many tokens are drafted; 0 for all. validation_nodes: the drafts of the trees by which held-out records are
-    decoded; 0 for chains.
+    decoded; 0 for chains. rank: that of the projections of the view, whose factors are trained; 0 for full ones.
     """
 
     block_size: int = 32
@@ -92,6 +92,7 @@ class TrainConfig:
     ema: float = 0.0
     draft_vocabulary: int = 0
     validation_nodes: int = 8
+    rank: int = 0
 
     @property
     def total_steps(self) -> int:

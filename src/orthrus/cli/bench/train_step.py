@@ -32,14 +32,14 @@ def command(
     """Measure a training step against its reference (autograd, dense masks) and against its matrix products alone."""
     from orthrus.api import DTYPES
     from orthrus.bench import provenance, training
-    from orthrus.checkpoint import hub
+    from orthrus.checkpoint import hub, initial_view
     from orthrus.training.config import TrainConfig
 
     quiet()
     with stderr.status("measuring"):
         checkpoint = hub.load(model, adapter=hub.NO_ADAPTER, dtype=DTYPES[dtype.value])
         mask = checkpoint.decoder.diffusion.mask_token_id if checkpoint.decoder.diffusion else 0
-        hub.give_view(checkpoint, block_size, mask, last_row=True)
+        initial_view.give_view(checkpoint, block_size, mask, last_row=True)
         config = TrainConfig(block_size, block_size, mask, sequence_length=sequence_length, roots=roots)
         with timed() as load:
             measured = training.measure(checkpoint.decoder, config, n)
