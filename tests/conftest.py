@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
 import signal
 import tempfile
+from unittest import mock
 
 import pytest
 import torch
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-"""The name of this process, where several run the suite (`pytest -n 2`)."""
+WORKER = os.environ.get("PYTEST_XDIST_WORKER") or os.environ.get("PYTEST_CURRENT_TEST")
+"""The name of this process where several run the suite (`pytest -n 2`), or the test that started it."""
 if WORKER:  # one thread each: a team of threads waits for its slowest, which another worker may keep waiting
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
@@ -31,8 +33,20 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
+    gc.unfreeze()
     if not WORKER:
         shutil.rmtree(os.environ["ORTHRUS_CACHE"], ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leave modules and tests, millions of objects, out of collections of garbage: a full one took most of a second."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_addoption(parser):
@@ -148,3 +162,16 @@ def _without_features():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _probed_and_measured_once():
+    """Attention is probed once for each shape of models, and what passes cost is measured once for each kind of model,
+    rather than at every `orthrus.load` and by every command that times something."""
+    import tiny
+
+    with (
+        mock.patch("orthrus.runner.runner.choose_attention", tiny.choose_attention),
+        mock.patch("orthrus.decoding.planning.calibration.measure", tiny.measure_costs),
+    ):
+        yield

@@ -21,6 +21,7 @@ from orthrus.config import PAGE, DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycle, cycles
 from orthrus.decoding.drafts import Draft
 from orthrus.decoding.plan import PassPlan
+from orthrus.decoding.planning import calibration, measure
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.reference import OracleResult, autoregress
 from orthrus.decoding.sequence import Limits, Request
@@ -194,13 +195,30 @@ _choices = {}
 
 
 def choose_attention(config, dtype, device, kernels):
-    """As the product's, but probed once for models of one shape: in most of them that takes longer than a test."""
+    """As the product's, but probed once for models of one shape: in most of them that takes longer than a test. What is
+    kept holds no kernels, so that models are freed; a choice that the kernels state something about is not kept."""
     shape = config.heads, config.kv_heads, config.head_dim, config.attention_scale, config.attention_soft_cap
     features = tuple(config.features), config.windows != (None,)
-    key = shape, features, dtype, device, type(kernels), torch.get_num_threads()
-    if key not in _choices:
-        _choices[key] = select.choose_attention(config, dtype, device, kernels)
-    return _choices[key]
+    key = shape, features, dtype, device, type(kernels), select.attend_flash, torch.get_num_threads()
+    choice = _choices.get(key)
+    if choice is None:
+        before = kernels.notice
+        choice = select.choose_attention(config, dtype, device, kernels)
+        if kernels.notice == before:
+            _choices[key] = replace(choice, attend=None) if choice.ragged else choice
+    return replace(choice, attend=select.masked(kernels)) if choice.ragged else choice
+
+
+_tables = {}
+
+
+def measure_costs(runner, *interrupted):
+    """As the product's, but once for models of one kind: it takes up to six seconds, and beside another process of the
+    suite each table is disturbed, which benchmarks answer by measuring again."""
+    key = calibration.Calibration(runner).key
+    if interrupted or key not in _tables:
+        _tables[key] = measure.measure(runner, *interrupted)
+    return _tables[key]
 
 
 def ar(made, tokens, tables, rows=None):
