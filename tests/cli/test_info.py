@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+import orthrus
 from orthrus.checkpoint import hub, known_models
 
 DOCS = Path(__file__).parents[2] / "docs" / "quickstart.md"
@@ -53,3 +54,13 @@ def test_the_numbers_are_those_of_the_checkpoint(run, records):
     parameters = sum(parameter.numel() for parameter in loaded.decoder.parameters())
     assert record["backbone_parameters"] + record["diffusion_parameters"] == parameters
     assert record["default_sampling"] == {"temperature": 0.0}
+
+
+def test_the_arithmetic_by_default_is_the_one_that_loading_takes(run, records):
+    record = json.loads(run("info", records["view"], "--json")[1])
+    with orthrus.load(records["view"], cache=False) as loaded:
+        kernels = " ".join(loaded.runner.linear_kernels)
+        assert record["default_arithmetic"] == str(loaded.decoder.dtype).removeprefix("torch.")
+    assert "int8" not in kernels
+    rows = run("info", records["view"])[1]
+    assert "arithmetic by default" in rows and "bfloat16" in rows and "--quantize int8" in rows

@@ -76,6 +76,8 @@ def _checkpoint_rows(record: Record) -> Iterator[Row]:
         share = trained / (trained + record["backbone_parameters"])
         yield "diffusion parameters", f"{trained / 1e6:.1f} M ({share:.1%} of all)"
         yield from _view_rows(record)
+    why = "in plain and drafted decoding; --quantize int8 is another model (orthrus bench perplexity)"
+    yield "arithmetic by default", f"{record['default_arithmetic']}, {why}"
     yield "weights in bfloat16", f"{record['bfloat16_weight_bytes'] / 1e6:.0f} MB"
     yield (
         "cache per token in bfloat16",
