@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MIN_CYCLES = 32
 """With fewer cycles there is no warning of a collapse."""
+MOSTLY = 0.6
+"""The share of cycles from which on plain decoding is what a run shows."""
 
 
 def print_costs(console: Console, costs: CostModel) -> None:
@@ -87,10 +89,21 @@ def print_tree(console: Console, steps: Iterable[Step], decode: Callable[[Sequen
     console.print(branches[0])
 
 
+def mostly_plain(runs: list[Statistics]) -> bool:
+    """Whether most cycles fell back to plain decoding."""
+    cycles, plain = _cycles(runs)
+    return cycles > 0 and plain >= MOSTLY * cycles
+
+
+def _cycles(runs: list[Statistics]) -> tuple[int, int]:
+    """All cycles, and those of plain decoding."""
+    return sum(sum(s.cycles.values()) for s in runs), sum(s.cycles.get("ar", 0) for s in runs)
+
+
 def warn_of_collapse(console: Console, runs: list[Statistics]) -> None:
     """Warn if most cycles fell back to plain decoding: the view does not fit the text."""
-    cycles, plain = sum(sum(s.cycles.values()) for s in runs), sum(s.cycles.get("ar", 0) for s in runs)
-    if cycles < MIN_CYCLES or plain < 0.6 * cycles:
+    cycles, plain = _cycles(runs)
+    if cycles < MIN_CYCLES or not mostly_plain(runs):
         return
     drafted = sum(sum(s.drafted[:1]) for s in runs)
     if not drafted:

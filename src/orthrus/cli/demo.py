@@ -11,6 +11,7 @@ from rich.table import Table
 
 from orthrus.cli._chat.wrapping import Styled, lines_for
 from orthrus.cli._costs import measure_costs, timed
+from orthrus.cli._plan import mostly_plain
 from orthrus.cli._shared import (
     AdapterOption,
     CacheOption,
@@ -32,6 +33,13 @@ TYPICAL = """\
 This prompt is typical of code and arithmetic: with trees of eight drafts, the bundled view has 3.6 accepted drafts per
 cycle on HumanEval, 3.7 on GSM8K and 3.6 here. Free prose gains less: 2.9 on Spec-Bench.
 """
+PLAIN = """\
+note: {plain} of {cycles} cycles did not draft: by the cost table of this machine a cycle with {nodes} drafts takes as
+long as {ratio:.1f} plain passes, and was not expected to give so many tokens; the figures above are therefore mostly
+those of plain decoding, not of the diffusion view. `orthrus doctor --calibrate` times the passes again.
+"""
+NODES = 8
+"""The drafts of the trees that these sentences speak of."""
 
 INTRODUCTION = """\
 A language model normally writes one token (a piece of a word) per pass through its layers. Orthrus gives the same,
@@ -62,8 +70,7 @@ def command(
         console.rule("the same prompt by plain decoding: one token per pass")
         plain = _stream(console, loaded, prompt, "ar", max_new_tokens)
     _compare(console, loaded, fast, plain)
-    if prompt == PROMPT and loaded.checkpoint.view.startswith("bundled"):
-        console.print(TYPICAL.replace("\n", " "), style="dim")
+    _conclude(console, loaded, fast, prompt)
 
 
 def _introduce(console: Console, model: Model, prompt: str) -> None:
@@ -122,3 +129,23 @@ def _compare(console: Console, model: Model, fast: Result, plain: Result) -> Non
     console.print(verdict, style="bold green" if same else "bold red")
     if not same:
         raise typer.Exit(1)
+
+
+def _conclude(console: Console, model: Model, fast: Result, prompt: str) -> None:
+    """Say what the table means: why it shows little drafting, or else whether the prompt is typical."""
+    if mostly_plain([fast.statistics]):
+        console.print(_why_plain(model, fast).replace("\n", " "), style="yellow", highlight=False)
+    elif prompt == PROMPT and model.checkpoint.view.startswith("bundled"):
+        console.print(TYPICAL.replace("\n", " "), style="dim")
+
+
+def _why_plain(model: Model, fast: Result) -> str:
+    config, costs, statistics = model.decoder.diffusion, model.costs(), fast.statistics
+    assert config is not None
+    context, width = fast.prompt_tokens + statistics.generated / 2, config.block_size
+    drafting = min(
+        costs.cycle(shape, context) for shape in (("two-pass", NODES, 0, width), ("one-pass", NODES, 1, width))
+    )
+    ratio = drafting / costs.ar(1, 1, context)
+    plain, cycles = statistics.cycles["ar"], sum(statistics.cycles.values())
+    return PLAIN.format(plain=plain, cycles=cycles, nodes=NODES, ratio=ratio)
