@@ -18,6 +18,7 @@ import torch
 from orthrus.checkpoint import adapter as adapters
 from orthrus.cli import _progress, _shared, _train_setup
 from orthrus.tokenization import Tokenization
+from orthrus.training import metrics
 from orthrus.training.trainer import Trainer
 from orthrus.training.world import device_of_process
 
@@ -27,6 +28,17 @@ TOY = "--block-size 4 --mask-token 300 --sequence-length 160 --roots 8 --sequenc
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     return tiny.save_checkpoint(tmp_path_factory.mktemp("verbs") / "bare", view=False, template=tiny.CHAT)
+
+
+@pytest.fixture
+def drawn():
+    """For a test of plots, which take longer than all else at this size: the others draw none."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(metrics, "draw", lambda *_: None)
 
 
 @pytest.fixture
@@ -43,6 +55,7 @@ def distill(run, bare, more=""):
     return run(f"distill -o data --model {bare} --max-new-tokens 24 --max-prompt-tokens 60 --batch-size 8 {more}")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_from_a_bare_backbone_to_a_generating_checkpoint(run, bare, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {n}"}) for n in range(16)))
     (tmp_path / "topics.txt").write_text("Sing\n\nCount to\n")

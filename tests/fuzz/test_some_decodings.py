@@ -7,11 +7,13 @@ import checks
 import decoding
 import pytest
 
-FIRST_MINUTE = range(18)
-"""The cases of seed 0 that `make fuzz` runs in its first minute on two quiet cores: whoever changes what the fuzz is
-made of sees here whether it still runs."""
 QUICK = (1, 2, 7, 14, 16, 20, 28, 82, 106)
 """Fast cases of seed 0 that cover every kind of kernels, Python threads and poisoned views."""
+SAME = (1, 7, 14)
+"""Those of `QUICK` that differ from the case of this number in the first minute by more threads alone."""
+FIRST_MINUTE = [number for number in range(18) if number not in SAME]
+"""The cases of seed 0 that `make fuzz` runs in its first minute on two quiet cores: whoever changes what the fuzz is
+made of sees here whether it still runs."""
 WITHOUT_COMPILER = (("torch", "fp32"), ("torch in blocks", "bf16"), ("torch unpacked", "bf16"))
 
 
@@ -27,6 +29,12 @@ def test_a_case_of_the_fuzz_has_no_failures(number):
     findings = checks.run(cases.make(0, number, threads=(1, 2)))
     assert findings.failures == []
     assert findings.counts["decodings"] > 0
+
+
+@pytest.mark.parametrize("number", SAME)
+def test_a_case_that_runs_once_is_the_same_on_one_thread(number):
+    on_one = [cases.on_threads(case, 1) for case in (cases.make(0, number), cases.make(0, number, threads=(1, 2)))]
+    assert on_one[0] == on_one[1]
 
 
 @pytest.mark.parametrize(("kernels", "dtype"), WITHOUT_COMPILER)

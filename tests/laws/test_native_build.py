@@ -20,18 +20,16 @@ from orthrus.backends.native.linears import PROBED_OUTPUTS
 from orthrus.file_cache import cache_directory
 from orthrus.model.linear import Linear
 
+FLAGS = list(dict.fromkeys([
+    "-march=x86-64", "-march=x86-64-v3", "-march=cascadelake", "-march=sapphirerapids",
+    *(level.flags for level in levels.LEVELS if level.machine == "x86_64"),
+]))  # fmt: skip
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only")
 
 
 @pytest.mark.parametrize("unit", compiler.UNITS)
 @pytest.mark.parametrize("define", list(compiler.DEFINES.values()))
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "-march=x86-64", "-march=x86-64-v3", "-march=cascadelake", "-march=sapphirerapids",
-        *(level.flags for level in levels.LEVELS if level.machine == "x86_64"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("flags", FLAGS)
 def test_every_unit_compiles_for_other_processors(flags, define, unit):
     """Without AVX2, with AVX-512 but no bf16, with tiles: code that this processor never compiles."""
     if platform.machine() != "x86_64":

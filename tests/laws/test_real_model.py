@@ -135,7 +135,8 @@ def untrained():
 def test_an_untrained_view_has_the_acceptance_of_a_copy(untrained, temperature):
     """A broken drafter, or noise that draft and target do not share, never gives wrong text. This test shows it, with
     drafts of the view alone: what is looked up in the text would be accepted all the same."""
-    options, way = {"max_new_tokens": 96, "temperature": temperature, "seed": 4}, replay.Way(True, False, lookup=False)
+    way = replay.Way(chain=True, head=False, lookup=False)
+    options = {"max_new_tokens": 96, "temperature": temperature, "seed": 4, "batch_size": 3}
     prompts = [tasks.TaskPrompt(str(n), "poem", "Write a short poem about the sea.") for n in range(3)]  # three seeds
     texts = [text for _, text in replay.decode(untrained, prompts, options)]
     runs = [replay.two_pass(text, replay.two_pass_drafts(text, [way], 0, 8)[way], None, 8) for text in texts]
