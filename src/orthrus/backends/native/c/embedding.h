@@ -29,7 +29,7 @@ typedef struct {
     int64_t hidden, row_bytes, type;
 } EmbeddingTable;
 
-static inline float float_of_half(const uint8_t *stored) {
+static inline float float_of_stored_half(const uint8_t *stored) {
     uint32_t half = stored[0] | (uint32_t)stored[1] << 8, magnitude = half & 0x7fff, bits;
     float value = (float)magnitude * 0x1p-24f; /* below 0x400 the half is denormal */
     if (magnitude >= 0x400) {
@@ -58,7 +58,7 @@ ALWAYS_INLINE void expand_groups(const int64_t type, const uint8_t *group, int64
     const int five = type == ROWS_Q5_0 || type == ROWS_Q5_1, mins = type == ROWS_Q4_1 || type == ROWS_Q5_1;
     const int codes_at = 2 + 2 * mins + 4 * five, bytes = codes_at + (type == ROWS_Q8_0 ? GROUP : GROUP / 2);
     for (int64_t i = 0; i < size; i += GROUP, group += bytes, out += GROUP) {
-        float scale = float_of_half(group);
+        float scale = float_of_stored_half(group);
         int8_t codes[GROUP];
         if (type == ROWS_Q8_0) memcpy(codes, group + codes_at, GROUP);
         else {
@@ -70,7 +70,7 @@ ALWAYS_INLINE void expand_groups(const int64_t type, const uint8_t *group, int64
             memcpy(&fifth, group + codes_at - 4, sizeof fifth);
             for (int c = 0; c < GROUP; c++) codes[c] = (int8_t)(codes[c] | (fifth >> c & 1) << 4);
         }
-        if (mins) store_scaled_above(codes, scale, float_of_half(group + 2), out);
+        if (mins) store_scaled_above(codes, scale, float_of_stored_half(group + 2), out);
         else if (type == ROWS_Q4_0) store_scaled_above(codes, scale, -8.0f * scale, out);
         else {
             for (int c = 0; c < GROUP && type == ROWS_Q5_0; c++) codes[c] = (int8_t)(codes[c] - 16);
@@ -83,7 +83,7 @@ ALWAYS_INLINE void expand_groups(const int64_t type, const uint8_t *group, int64
 ALWAYS_INLINE void expand_k_with_mins(const int five, const uint8_t *block, int64_t size, scalar_t *out) {
     const int bytes = 16 + 32 * five + SUPER_BLOCK / 2;
     for (int64_t i = 0; i < size; i += SUPER_BLOCK, block += bytes) {
-        float d = float_of_half(block), dmin = float_of_half(block + 2);
+        float d = float_of_stored_half(block), dmin = float_of_stored_half(block + 2);
         const uint8_t *scales = block + 4, *fifth = block + 16, *stored = fifth + 32 * five;
         for (int g = 0; g < SUPER_BLOCK_GROUPS; g++, out += GROUP) {
             int scale = scales[g] & 63, min = scales[g + 4] & 63;
@@ -103,7 +103,7 @@ ALWAYS_INLINE void expand_k_with_mins(const int five, const uint8_t *block, int6
 static void expand_q6_k(const uint8_t *block, int64_t size, scalar_t *out) {
     for (int64_t i = 0; i < size; i += SUPER_BLOCK, block += 210) {
         const uint8_t *scales = block + 192;
-        float d = float_of_half(block + 208);
+        float d = float_of_stored_half(block + 208);
         for (int g = 0; g < SUPER_BLOCK_GROUPS; g++, out += GROUP) {
             const uint8_t *low = block + 64 * (g / 4) + GROUP * (g % 2), *high = block + 128 + GROUP * (g / 4);
             int8_t codes[GROUP];
