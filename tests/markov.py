@@ -21,6 +21,7 @@ from orthrus.config import DiffusionConfig
 from orthrus.decoder_config import DecoderConfig, RopeConfig
 from orthrus.decoding.sequence import Sequence
 from orthrus.model.draft_head import DraftHead
+from orthrus.model.embedding import Embedding
 from orthrus.runner.executor import DiffusionResult, JointResult
 
 ROUNDING = 1e-6
@@ -42,7 +43,7 @@ class MarkovRunner:
         self.diffusion = DiffusionConfig(trained_rows + 1, 0, trained_rows)
         self.decoder = SimpleNamespace(
             draft_head=random_head(trained_rows) if head else None,
-            embedding=torch.eye(3),
+            embedding=Embedding(torch.eye(3)),
             draft_temperatures=lambda: [1.0] * trained_rows,
         )
 

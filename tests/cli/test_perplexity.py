@@ -83,6 +83,7 @@ def test_tokens_before_the_first_other_one_are_counted():
 
 def test_right_answers_are_counted(run, model, text, monkeypatch):
     checked = []
+    monkeypatch.setenv("COLUMNS", "160")  # each cell of the table on one line
     monkeypatch.setattr(quality, "runs", lambda program: not checked.append(program))
     options = ["--tokens", 70, "--window", 32, "--task", "humaneval", "--limit", 2, "--max-new-tokens", 4]
     call = ["bench", "perplexity", "--model", model, "--text", text, *options, "--arithmetic", "int8"]

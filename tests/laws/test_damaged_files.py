@@ -359,24 +359,30 @@ def test_damaged_adapter_weights_are_refused_by_name(home, adapter_home, tmp_pat
         load(home, adapter=directory)
 
 
-UP, DOWN = "model.layers.0.self_attn.qkv_proj_diff.up", "model.layers.2.self_attn.o_proj_diff.down"
+QKV_UP, O_DOWN = "model.layers.0.self_attn.qkv_proj_diff.up", "model.layers.2.self_attn.o_proj_diff.down"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(UP), rf"{UP} is missing"),
-        (lambda t: t.pop(DOWN + ".scale"), rf"{DOWN}\.scale is missing"),
-        (lambda t: t.update({UP: torch.ones(128, 4)}), rf"{UP} has shape \[128, 4\], the config asks for \[128, 8\]"),
-        (lambda t: t.update({DOWN: torch.ones(9, 64)}), rf"{DOWN} has shape \[9, 64\], the config asks for \[8, 64\]"),
+        (lambda t: t.pop(QKV_UP), rf"{QKV_UP} is missing"),
+        (lambda t: t.pop(O_DOWN + ".scale"), rf"{O_DOWN}\.scale is missing"),
         (
-            lambda t: t.update({UP + ".scale": torch.ones(128)}),
-            rf"{UP}\.scale has .*one scale per column of",
+            lambda t: t.update({QKV_UP: torch.ones(128, 4)}),
+            rf"{QKV_UP} has shape \[128, 4\], the config asks for \[128, 8\]",
         ),
-        (lambda t: t.update({DOWN + ".scale": torch.ones(64)}), rf"{DOWN}\.scale has .*one scale per row of"),
-        (lambda t: t[UP + ".scale"].view(-1)[3:4].fill_(NAN), rf"{UP}\.scale holds .*NaN"),
-        (lambda t: (t.pop(UP + ".scale"), t.update({UP: torch.full((128, 8), NAN)})), rf"{UP} holds .*NaN"),
-        (lambda t: t.update({DOWN: torch.ones(8, 64, dtype=torch.int64)}), rf"{DOWN} is of type I64"),
+        (
+            lambda t: t.update({O_DOWN: torch.ones(9, 64)}),
+            rf"{O_DOWN} has shape \[9, 64\], the config asks for \[8, 64\]",
+        ),
+        (
+            lambda t: t.update({QKV_UP + ".scale": torch.ones(128)}),
+            rf"{QKV_UP}\.scale has .*one scale per column of",
+        ),
+        (lambda t: t.update({O_DOWN + ".scale": torch.ones(64)}), rf"{O_DOWN}\.scale has .*one scale per row of"),
+        (lambda t: t[QKV_UP + ".scale"].view(-1)[3:4].fill_(NAN), rf"{QKV_UP}\.scale holds .*NaN"),
+        (lambda t: (t.pop(QKV_UP + ".scale"), t.update({QKV_UP: torch.full((128, 8), NAN)})), rf"{QKV_UP} holds .*NaN"),
+        (lambda t: t.update({O_DOWN: torch.ones(8, 64, dtype=torch.int64)}), rf"{O_DOWN} is of type I64"),
         (lambda t: t.update({Q: torch.ones(64, 64)}), rf"unexpected tensors .*{Q}"),
     ],
 )
