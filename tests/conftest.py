@@ -164,6 +164,17 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before():
+    """Where a test leaves torch more threads, all later ones of its process take five times as long: the threads wait
+    for one another, and other processes of the suite have the processors."""
+    before = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert left == before, f"the test leaves torch {left} threads, and had {before}"
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _probed_and_measured_once():
     """Attention is probed once for each shape of models, and what passes cost is measured once for each kind of model,

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -509,6 +510,7 @@ def test_a_benchmark_says_that_other_programs_ran_beside_it(run, model, tmp_path
     monkeypatch.setattr(machine_load, "read", lambda: readings.pop(0))
     monkeypatch.setattr(machine_load, "usable_processors", lambda: 2)
     monkeypatch.setattr(torch_threads, "kernel_threads", lambda: 2)
+    monkeypatch.setattr(torch_threads, "on_one", nullcontext)  # which would leave torch two threads
     (tmp_path / "task.jsonl").write_text(json.dumps({"prompt": "count"}))
     asked = ["--task", tmp_path / "task.jsonl", "--model", model, "--max-new-tokens", 4, "--setting", "ar", "--json"]
     code, out, err = run("bench", "speed", *asked)
