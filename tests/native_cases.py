@@ -97,8 +97,8 @@ def _packed_codes(made: Image, groups: GroupQuantized) -> Place:
 
 
 def _quantized(made: Image, rows: int) -> Place:
-    room = made.empty((rows, INPUTS), torch.uint8), made.empty((rows, INPUTS // 32), torch.float32)
-    return made.struct(structs.QuantizedRows(*room, made.empty((rows, INPUTS // 16), torch.float32)))
+    room = made.empty((rows, INPUTS), torch.uint8), made.empty((rows,), torch.float32)
+    return made.struct(structs.QuantizedRows(*room, made.empty((rows, INPUTS // 32, 4), torch.float32)))
 
 
 def _linear(made: Image, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
@@ -193,8 +194,8 @@ class NativeGroupedLinear(GroupedLinear):
     def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, weights.outputs), x_NI.new_empty(rows, depth, dtype=torch.int8)
-        scales, sums = (x_NI.new_empty(rows, depth // n, dtype=torch.float32) for n in (GROUP, GROUP // 2))
-        rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), scales.data_ptr(), sums.data_ptr())
+        groups = x_NI.new_empty(rows, depth // GROUP, ctypes.sizeof(structs.RowGroup), dtype=torch.int8)
+        rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), None, groups.data_ptr())
         self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO
 

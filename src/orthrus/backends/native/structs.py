@@ -30,10 +30,16 @@ class WeightPart(ctypes.Structure):
     _fields_ = (("outputs", _INTEGER), ("format", _INTEGER))
 
 
+class RowGroup(ctypes.Structure):
+    """See `c/quantize.h`."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("scale", "scaled_sum", "minus_sum", "minus_first_sum"))
+
+
 class QuantizedRows(ctypes.Structure):
     """See `c/quantize.h`."""
 
-    _fields_ = (("codes", _POINTER), ("scales", _POINTER), ("sums", _POINTER))
+    _fields_ = (("codes", _POINTER), ("scales", _POINTER), ("groups", _POINTER))
 
 
 class StoredGroups(ctypes.Structure):

@@ -36,8 +36,8 @@ static int64_t thread_scratch_bytes(const ModelWeights *model) {
 int64_t forward_workspace_bytes(const ModelWeights *model, int64_t rows, int64_t threads) {
     int64_t q = model->heads * model->head_dim, kv = model->kv_heads * model->head_dim, longest = longest_row(model);
     int64_t row_scalars = 3 * model->hidden + 3 * q + 2 * kv + 3 * model->intermediate;
-    int64_t scales = longest / GROUP + 1, sums = longest / LANES;
-    int64_t row_bytes = row_scalars * (int64_t)sizeof(scalar_t) + longest + (scales + sums) * (int64_t)sizeof(float);
+    int64_t quantized = longest + (int64_t)sizeof(float) + longest / GROUP * (int64_t)sizeof(RowGroup);
+    int64_t row_bytes = row_scalars * (int64_t)sizeof(scalar_t) + quantized;
     return rows * row_bytes + threads * thread_scratch_bytes(model);
 }
 
@@ -58,7 +58,7 @@ static Workspace workspace_in(char *memory, const ModelWeights *model, int64_t r
     space.gated = space.attended + rows * q, space.gate_up = space.gated + rows * model->intermediate;
     space.quantized.codes = (uint8_t *)(space.gate_up + 2 * rows * model->intermediate);
     space.quantized.scales = (float *)(space.quantized.codes + rows * longest_row(model));
-    space.quantized.sums = space.quantized.scales + rows * (longest_row(model) / GROUP + 1);
+    space.quantized.groups = (RowGroup *)(space.quantized.scales + rows);
     memset(space.q, 0, 2 * rows * q * (int64_t)sizeof(scalar_t)); /* padding rows stay zero */
     return space;
 }

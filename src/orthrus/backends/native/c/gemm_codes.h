@@ -25,7 +25,7 @@
 enum { CODES_VECTOR_ROWS = 4 };
 
 #ifdef HAVE_I8MM
-/* The products of the inputs from 8 `first` on to before 8 `last` of a group, which begins at input `k`. */
+/* Adds the products of the inputs from 8 `first` on to before 8 `last` of a group, which begins at input `k`. */
 ALWAYS_INLINE void multiply_codes(const int rows, const int64_t format, QuantizedRows x, int64_t k, int64_t depth,
                                   const char *codes, const int first, const int last, i32x16 *part) {
     i32x16 sums[CODES_MAX_ROWS / 2][2];
@@ -43,7 +43,7 @@ ALWAYS_INLINE void multiply_codes(const int rows, const int64_t format, Quantize
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) part[r] = mmla_row(r % 2, sums[r / 2][0], sums[r / 2][1]);
+    for (int r = 0; r < rows; r++) part[r] = i32_add(part[r], mmla_row(r % 2, sums[r / 2][0], sums[r / 2][1]));
 }
 #else
 /* Adds the products of a pair of vectors with eight codes of a row. */
@@ -57,8 +57,6 @@ ALWAYS_INLINE i32x16 dot_codes(const int bits, i32x16 part, CodePair weights, co
 ALWAYS_INLINE void multiply_codes(const int rows, const int64_t format, QuantizedRows x, int64_t k, int64_t depth,
                                   const char *codes, const int first, const int last, i32x16 *part) {
     const int bits = code_bits(format);
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) part[r] = i32_zero();
 #pragma GCC unroll 4
     for (int t = first; t < last; t++) {
         if (SIMD_REGISTERS < 32) __asm__ volatile("" ::: "memory"); /* or gcc unpacks all codes first, and spills sums */
@@ -79,27 +77,19 @@ ALWAYS_INLINE void add_codes(const int rows, const int64_t format, QuantizedRows
                              const char *panel, f32x16 *total) {
     PanelScales by;
     const char *codes = load_codes(format, panel, group, &by);
-    const float *scales = x.scales + group, *sums = x.sums + 2 * group;
+    const RowGroup *row = x.groups + group;
+    const int parts = format == FORMAT_Q6_K ? 2 : 1;
     int64_t groups = depth / GROUP, k = group * GROUP;
-    i32x16 part[CODES_MAX_ROWS];
-    if (format == FORMAT_Q6_K) {
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            f32x16 scale = half ? by.other : by.scale;
-            multiply_codes(rows, format, x, k, depth, codes, 2 * half, 2 * half + 2, part);
+    for (int p = 0; p < parts; p++) {
+        f32x16 scale = parts == 2 && p ? by.other : by.scale;
+        i32x16 products[CODES_MAX_ROWS];
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
-                float sum = sums[2 * r * groups + half];
-                total[r] = add_products(format, total[r], part[r], scale, scale, scales[r * groups], sum);
-            }
-        }
-        return;
-    }
-    multiply_codes(rows, format, x, k, depth, codes, 0, 4, part);
+        for (int r = 0; r < rows; r++) products[r] = products_of_zero(format, row + r * groups, p);
+        multiply_codes(rows, format, x, k, depth, codes, 4 / parts * p, 4 / parts * (p + 1), products);
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-        float sum = sums[2 * r * groups] + sums[2 * r * groups + 1];
-        total[r] = add_products(format, total[r], part[r], by.scale, by.other, scales[r * groups], sum);
+        for (int r = 0; r < rows; r++)
+            total[r] = add_products(format, total[r], products[r], scale, by.other, row + r * groups);
     }
 }
 

@@ -89,14 +89,13 @@ ALWAYS_INLINE void add_step(const int64_t format, const PanelProduct *in, int64_
     PanelScales by;
     int64_t group = step * step_inputs(format) / GROUP, groups = in->depth / GROUP;
     load_codes(format, in->panel, group, &by);
-    const float *scales = in->x.scales + group, *sums = in->x.sums + 2 * group;
+    const RowGroup *row = in->x.groups + group;
     f32x16 scale = format == FORMAT_Q6_K && half ? by.other : by.scale;
 #pragma GCC unroll 4
-    for (int64_t r = 0; r < in->rows; r++, scales += groups, sums += 2 * groups) {
-        float sum = format == FORMAT_Q6_K ? sums[half] : sums[0] + sums[1];
+    for (int64_t r = 0; r < in->rows; r++, row += groups) {
         f32x16 before = f32_load(total + r * LANES);
-        i32x16 product = i32_load(products + r * LANES);
-        f32_store(total + r * LANES, add_products(format, before, product, scale, by.other, *scales, sum));
+        i32x16 product = i32_add(i32_load(products + r * LANES), products_of_zero(format, row, half));
+        f32_store(total + r * LANES, add_products(format, before, product, scale, by.other, row));
     }
 }
 

@@ -11,6 +11,7 @@
 
 #include "linear_weights.h"
 #include "packed_groups.h"
+#include "quantize.h"
 #include "simd.h"
 
 typedef struct {
@@ -43,14 +44,21 @@ ALWAYS_INLINE CodePair unpack_codes(const int64_t format, const char *codes, con
 /* The code that stands for zero: those of eight bits lie around INT8_SHIFT here. */
 static inline int zero_of_codes(int64_t format) { return format == FORMAT_Q8 ? INT8_SHIFT : zero_code(format); }
 
-/* Adds the products of some inputs of a group, of a row whose codes of these inputs have the scale `row_scale` and the sum
- * `row_sum`. The product of codes and their sum are exact. */
+/* What the products of a row with a group, or with half of one in Q6_K, begin with: all codes of the row times the code that
+ * stands for zero, subtracted. */
+ALWAYS_INLINE i32x16 products_of_zero(const int64_t format, const RowGroup *row, const int half) {
+    const int zero = zero_of_codes(format);
+    if (!zero) return i32_zero();
+    i32x16 minus = i32_broadcast(format == FORMAT_Q6_K && !half ? &row->minus_first_sum : &row->minus_sum);
+    if (format == FORMAT_Q6_K && half) minus = i32_sub(minus, i32_broadcast(&row->minus_first_sum));
+    return i32_shift_left(minus, zero == 16 ? 4 : zero == 32 ? 5 : 7);
+}
+
+/* Adds the products of a row with a group, or with half of one, that began with `products_of_zero`. They are exact. */
 ALWAYS_INLINE f32x16 add_products(const int64_t format, f32x16 total, i32x16 products, f32x16 scale, f32x16 min,
-                                  float row_scale, float row_sum) {
-    f32x16 values = i32_to_f32(products);
-    if (zero_of_codes(format)) values = f32_sub(values, f32_set1((float)zero_of_codes(format) * row_sum));
-    total = f32_fma(values, f32_mul(scale, f32_set1(row_scale)), total);
-    return has_mins(format) ? f32_fma(f32_set1(row_scale * row_sum), min, total) : total;
+                                  const RowGroup *row) {
+    total = f32_fma(i32_to_f32(products), f32_mul(scale, f32_broadcast(&row->scale)), total);
+    return has_mins(format) ? f32_fma(f32_broadcast(&row->scaled_sum), min, total) : total;
 }
 
 #endif

@@ -7,19 +7,27 @@
 #include "group_quantized.h"
 #include "simd.h"
 
+/* 32 inputs of a row whose codes share a scale: it times the sum of the codes, and the negated sums of all codes and of the
+ * first sixteen, from which products with weights whose zero is another code begin. */
+typedef struct {
+    float scale, scaled_sum;
+    int32_t minus_sum, minus_first_sum;
+} RowGroup;
+
 /* codes [rows, depth]. For INT8 weights they are unsigned around INT8_SHIFT, with scales [rows]. For codes in groups they are
- * signed, with scales [rows, depth / 32] and sums [rows, depth / 16] of the codes of every sixteen inputs. */
+ * signed, with groups [rows, depth / 32]. */
 typedef struct {
     uint8_t *codes;
-    float *scales, *sums;
+    float *scales;
+    RowGroup *groups;
 } QuantizedRows;
 
 static inline QuantizedRows rows_from(QuantizedRows x, int64_t row, int64_t depth) {
-    return (QuantizedRows){x.codes + row * depth, x.scales + row, x.sums};
+    return (QuantizedRows){x.codes + row * depth, x.scales + row, x.groups};
 }
 
 static inline QuantizedRows grouped_rows_from(QuantizedRows x, int64_t row, int64_t depth) {
-    return (QuantizedRows){x.codes + row * depth, x.scales + row * (depth / GROUP), x.sums + row * (depth / LANES)};
+    return (QuantizedRows){x.codes + row * depth, x.scales, x.groups + row * (depth / GROUP)};
 }
 
 #ifdef HAVE_I8MM
@@ -47,17 +55,19 @@ static float quantize_row_int8(const scalar_t *x, uint8_t *codes, int64_t depth)
     return max / 127.0f;
 }
 
-/* One group of 32 values to signed codes and their two sums; returns their scale. */
-static inline float quantize_group(const scalar_t *x, uint8_t *codes, float *sums) {
+/* One group of 32 values to signed codes. */
+static inline RowGroup quantize_group(const scalar_t *x, uint8_t *codes) {
     f32x16 values[2] = {load_lanes(x), load_lanes(x + LANES)};
     float max = f32_reduce_max(f32_max(f32_max(f32_zero(), f32_abs(values[0])), f32_abs(values[1])));
     f32x16 inverse = inverse_scale(max);
+    float sums[2];
     for (int half = 0; half < 2; half++) {
         i32x16 rounded = f32_to_i32(f32_mul(values[half], inverse));
         i32_store_bytes(codes + half * LANES, rounded);
         sums[half] = f32_reduce_add(i32_to_f32(rounded));
     }
-    return max / 127.0f;
+    float scale = max / 127.0f, sum = sums[0] + sums[1];
+    return (RowGroup){scale, scale * sum, -(int32_t)sum, -(int32_t)sums[0]};
 }
 
 static void quantize_rows_int8(const scalar_t *x, QuantizedRows to, int64_t rows, int64_t depth) {
@@ -66,7 +76,7 @@ static void quantize_rows_int8(const scalar_t *x, QuantizedRows to, int64_t rows
 
 static void quantize_rows_groups(const scalar_t *x, QuantizedRows to, int64_t rows, int64_t depth) {
     for (int64_t g = 0; g < rows * (depth / GROUP); g++)
-        to.scales[g] = quantize_group(x + g * GROUP, to.codes + g * GROUP, to.sums + 2 * g);
+        to.groups[g] = quantize_group(x + g * GROUP, to.codes + g * GROUP);
 }
 
 #endif
