@@ -218,8 +218,10 @@ def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:
             adapter: directory of a trained diffusion view; by default the one bundled for this backbone, if any.
             dtype: "bfloat16" (default) or "float32".
             device: where to run, "cpu" by default.
-            quantize: "int8" for int8 weights and activations in all linear maps: another model, faster, to which
-                lossless then refers.
+            quantize: "int8" for int8 weights and activations in all linear maps, "none" for products in `dtype` alone.
+                By default int8 activations are multiplied by the codes of a GGUF file, as llama.cpp does, where the
+                processor has kernels for that and `dtype` is not float32; everything else is computed in `dtype`.
+                Lossless refers to plain decoding in the same arithmetic.
             low_precision_drafts: draft by low-precision weights (the diffusion view in four bits, int8 copies of the
                 others) where they are faster and memory allows: no token changes. True by default.
             revision: hub revision.
@@ -242,10 +244,12 @@ def load(name: str | Path = DEMO, **options: Unpack[LoadOptions]) -> Model:
         allow_other_backbone=given.allow_other_backbone,
         lazily=torch.device(given.device).type == "cpu",
     )
-    kinds = {"int8": given.quantize == "int8", "low_precision_drafts": given.low_precision_drafts}
     decoder, unread = checkpoint.decoder, checkpoint.unread
     if unread is None:
-        runner = prepare.prepare(decoder, **kinds)
+        runner = prepare.prepare(decoder, int8=given.int8, low_precision_drafts=given.low_precision_drafts)
     else:
-        runner = prepare.prepare_unread(decoder, unread.read, unread.identity, cache=given.cache, **kinds)
+        runner = prepare.prepare_unread(
+            decoder, unread.read, unread.identity, int8=given.int8, low_precision_drafts=given.low_precision_drafts,
+            cache=given.cache,
+        )  # fmt: skip
     return Model(replace(checkpoint, unread=None), runner, given.ctx_size)

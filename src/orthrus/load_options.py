@@ -14,6 +14,8 @@ import torch
 from orthrus.options import as_integer, check_type, wrong
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+QUANTIZE = {"int8": True, "none": False}
+"""Which linear maps are multiplied by int8 activations: all or none."""
 
 
 class LoadOptions(TypedDict, total=False):
@@ -32,7 +34,7 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """Checked options. dtype: None stands for bfloat16."""
+    """Checked options. dtype: None stands for bfloat16; quantize: for int8 where a file stores codes."""
 
     adapter: str | Path | None = None
     dtype: Any = None
@@ -64,10 +66,17 @@ class LoadSettings:
         dtype = DTYPES.get(given.dtype, given.dtype) if isinstance(given.dtype, str) else given.dtype
         if dtype not in (None, *DTYPES.values()):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {given.dtype!r}")
-        if given.quantize not in (None, "int8"):
-            raise ValueError(f"quantize must be int8, not {given.quantize!r}")
+        if given.quantize not in (None, *QUANTIZE):
+            raise ValueError(f"quantize must be one of {', '.join(QUANTIZE)}, not {given.quantize!r}")
         _check_device(given.device)
         return LoadSettings(**{**options, "dtype": dtype})
+
+    @property
+    def int8(self) -> bool | None:
+        """Which linear maps are multiplied by int8 activations; see `orthrus.backends.select.by_int8`."""
+        if self.quantize is None:
+            return False if self.dtype is torch.float32 else None
+        return QUANTIZE[self.quantize]
 
 
 def _check_device(device: str | torch.device) -> None:

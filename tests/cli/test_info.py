@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import gguf
 import pytest
 import tiny
+import tiny_gguf
 
 import orthrus
 from orthrus.checkpoint import hub, known_models
@@ -56,11 +58,13 @@ def test_the_numbers_are_those_of_the_checkpoint(run, records):
     assert record["default_sampling"] == {"temperature": 0.0}
 
 
-def test_the_arithmetic_by_default_is_the_one_that_loading_takes(run, records):
-    record = json.loads(run("info", records["view"], "--json")[1])
-    with orthrus.load(records["view"], cache=False) as loaded:
-        kernels = " ".join(loaded.runner.linear_kernels)
-        assert record["default_arithmetic"] == str(loaded.decoder.dtype).removeprefix("torch.")
-    assert "int8" not in kernels
-    rows = run("info", records["view"])[1]
-    assert "arithmetic by default" in rows and "bfloat16" in rows and "--quantize int8" in rows
+def test_the_arithmetic_by_default_is_the_one_that_loading_takes(run, records, tmp_path):
+    weights = tiny_gguf.tensors()
+    types = {name: gguf.GGMLQuantizationType.Q8_0 for name, values in weights.items() if values.ndim == 2}
+    file = tiny_gguf.save(tmp_path / "model.gguf", weights, types)
+    for model, arithmetic, other in ((records["view"], "bfloat16", "int8"), (file, "int8", "none")):
+        assert json.loads(run("info", model, "--json")[1])["default_arithmetic"] == arithmetic
+        rows = run("info", model)[1]
+        assert "arithmetic by default" in rows and f"--quantize {other}" in rows
+        with orthrus.load(model, cache=False) as loaded:
+            assert all(("int8" in kernel) == (arithmetic == "int8") for kernel in loaded.runner.linear_kernels)

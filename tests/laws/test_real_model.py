@@ -20,16 +20,20 @@ from orthrus.runner import prepare
 
 PROMPTS = [prompt for name in ("gsm8k", "humaneval", "math500", "mbpp", "spec_bench") for prompt in tasks.load(name, 4)]
 
-DTYPES = ["float32", "bfloat16"]
+ARITHMETICS = {"float32": {"dtype": "float32"}, "bfloat16": {"quantize": "none"}, "int8": {}}
+"""Options of loading. The codes of the demo's GGUF file are multiplied by int8 activations unless that is refused."""
+FLOATS = ["float32", "bfloat16"]
 IN_FULL = {
-    name: [pytest.param(dtype, marks=pytest.mark.full if dtype == name else ()) for dtype in DTYPES] for name in DTYPES
+    name: [pytest.param(dtype, marks=pytest.mark.full if dtype == name else ()) for dtype in FLOATS] for name in FLOATS
 }
 """The parameters where that dtype is left to `--full`: the other shows as much."""
 
 
-@pytest.fixture(scope="module", params=DTYPES)
+@pytest.fixture(scope="module", params=ARITHMETICS)
 def model(request):
-    return orthrus.load("smollm2-demo", dtype=request.param)
+    loaded = orthrus.load("smollm2-demo", **ARITHMETICS[request.param])
+    assert all(("int8" in kernel) == (request.param == "int8") for kernel in loaded.runner.linear_kernels)
+    return loaded
 
 
 @pytest.fixture(name="some")
@@ -59,6 +63,7 @@ def test_every_cycle_equals_the_oracle_in_tokens_and_logits(model, some, pytestc
             assert [tokens[n] for n in range(len(requests))] == [truth.tokens for truth in truths]
 
 
+@pytest.mark.parametrize("model", FLOATS, indirect=True)
 def test_group_quantized_weights_give_the_bits_of_expanded_weights(model):
     """The whole model in one native call, against the same model with weights expanded in advance."""
     checkpoint = hub.load("smollm2-demo", dtype=model.decoder.dtype)
@@ -110,7 +115,7 @@ def test_a_long_answer_equals_the_argmax_of_transformers(model):
         assert best.values[different[0]].diff().abs() < 1e-4
 
 
-@pytest.mark.parametrize("model", IN_FULL["float32"], indirect=True)
+@pytest.mark.parametrize("model", ["int8"], indirect=True)
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
 def test_cycles_equal_their_replay(model, cycle):
     options, way = {"max_new_tokens": 32}, replay.Way(chain=False, head=True)
@@ -154,7 +159,7 @@ processors round differently and give other texts), and above what the way befor
 of the draft head is noticed."""
 
 
-@pytest.mark.parametrize("model", ["bfloat16"], indirect=True)
+@pytest.mark.parametrize("model", ["int8"], indirect=True)
 def test_the_bundled_view_reaches_its_measured_acceptance(model):
     """A regression test of acceptance. With the same weights, one-pass cycles give more tokens per pass."""
     prompts = tasks.load("gsm8k", 12)

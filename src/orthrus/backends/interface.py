@@ -165,6 +165,10 @@ class Kernels(ABC):
     def quantised(self, plain: Linear) -> Iterator[LinearForm]:
         """The same for int8. Codes that a file stores may be kept; those of four bits are not quantised again."""
 
+    def multiplies_codes(self, plain: Linear) -> bool:
+        """Whether there is a fast product of the codes that the file stores for a map with int8 activations."""
+        return False
+
     @abstractmethod
     def low_precision(self, plain: Linear, *, view: bool = False) -> ExecutableLinear | None:
         """A faster, inexact form for passes that only draft: of a map of the diffusion view (`view`), or of a copy of

@@ -75,42 +75,50 @@ class DraftWeights:
         return [*maps, self.head] if self.head else maps
 
 
+def by_int8(plain: Linear, kernels: Kernels, int8: bool | None) -> bool:
+    """Whether a map is multiplied by int8 activations. int8: True or False for all maps, or None for those whose codes,
+    as their file stores them, the kernels multiply fast."""
+    return plain.quantizable and (kernels.multiplies_codes(plain) if int8 is None else int8)
+
+
 def choose_draft_weights(
-    decoder: Decoder, kernels: Kernels, *, int8: bool = False, low_precision: bool = False
+    decoder: Decoder, kernels: Kernels, *, int8: bool | None = False, low_precision: bool = False
 ) -> DraftWeights:
-    """The weights of passes that only draft. low_precision: see `low_precision_drafts`, which makes copies unless the
-    other weights are `int8` too. The head of a draft vocabulary is made in any case."""
+    """The weights of passes that only draft; the options are those of `low_precision_drafts`. The head of a draft
+    vocabulary is made in any case."""
     weights = DraftWeights()
     if low_precision:
-        weights = low_precision_drafts(decoder, kernels, copies=not int8)
+        weights = low_precision_drafts(decoder, kernels, int8=int8)
     if weights.head is None and decoder.draft_tokens is not None:
         head = decoder.drafting_head()
-        forms: LinearForms = kernels.quantised if int8 and head.quantizable else kernels.packed
+        forms: LinearForms = kernels.quantised if by_int8(head, kernels, int8) else kernels.packed
         weights = replace(weights, head=_first_exact(head, forms, decoder.device))
     return weights
 
 
-def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, copies: bool) -> DraftWeights:
-    """Replace the maps of the diffusion view by low-precision forms if the kernels have them. With `copies`, also make
-    low-precision copies of MLPs (experts excepted) and head. Drafts need not be exact: no output token depends on
-    them."""
+def low_precision_drafts(decoder: Decoder, kernels: Kernels, *, int8: bool | None) -> DraftWeights:
+    """Replace the maps of the diffusion view by low-precision forms if the kernels have them, and make low-precision
+    copies of MLPs (experts excepted) and head that are not multiplied by int8 activations themselves (`by_int8`).
+    Drafts need not be exact: no output token depends on them."""
     if decoder.diffusion is None:
         return DraftWeights()
     mlps: list[MLPCopies | None] = []
-    head = kernels.low_precision(decoder.drafting_head()) if copies else None
+    plain_head = decoder.drafting_head()
+    head = None if by_int8(plain_head, kernels, int8) else kernels.low_precision(plain_head)
     for layer in decoder.decoder_layers:
         assert layer.diffusion is not None
         layer.diffusion.qkv = kernels.low_precision(layer.diffusion.qkv, view=True) or layer.diffusion.qkv
         layer.diffusion.o = kernels.low_precision(layer.diffusion.o, view=True) or layer.diffusion.o
-        maps = (layer.mlp.gate_up, layer.mlp.down) if copies and isinstance(layer.mlp, MLP) else ()
+        maps = (layer.mlp.gate_up, layer.mlp.down) if isinstance(layer.mlp, MLP) else ()
+        maps = () if any(by_int8(linear, kernels, int8) for linear in maps) else maps
         made = [kernels.low_precision(linear) for linear in maps]
         mlps.append((made[0], made[1]) if made and made[0] and made[1] else None)
     return DraftWeights(tuple(mlps), head)
 
 
-def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool = False) -> None:
-    """Replace every plain `Linear` by the fastest form, or fastest int8 form, that keeps its bits on this machine. Maps
-    that are not `quantizable` are not quantised.
+def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool | None = False) -> None:
+    """Replace every plain `Linear` by the fastest form, or fastest int8 form (`by_int8`), that keeps its bits on this
+    machine.
 
     Each distinct shape is probed once, on random values of its own dtype and device. The map with the most outputs
     comes first: to probe a head on kernels of torch takes much memory for its results, which the packed weights of the
@@ -124,7 +132,7 @@ def pack_linears(decoder: Decoder, kernels: Kernels, *, int8: bool = False) -> N
         if isinstance(plain, Linear) and not isinstance(plain, ExecutableLinear)
     ]
     for parent, name, plain in sorted(plains, key=lambda child: -child[2].shape[0]):
-        forms: LinearForms = kernels.quantised if int8 and plain.quantizable else kernels.packed
+        forms: LinearForms = kernels.quantised if by_int8(plain, kernels, int8) else kernels.packed
         quantized = plain.group_quantized
         key = (plain.dtype, *plain.shape, plain.bias is None, quantized and quantized.type, plain.quantizable)
         if key in chosen:

@@ -21,8 +21,8 @@ from orthrus.cache import BlockTable
 from orthrus.runner.runner import Runner
 
 REFERENCE = "float32"
-ARITHMETICS: dict[str, tuple[str, str | None]] = {
-    REFERENCE: ("float32", None), "bfloat16": ("bfloat16", None), "int8": ("bfloat16", "int8"),
+ARITHMETICS: dict[str, tuple[str, str]] = {
+    REFERENCE: ("float32", "none"), "bfloat16": ("bfloat16", "none"), "int8": ("bfloat16", "int8"),
 }  # fmt: skip
 """The dtype and the quantisation of each arithmetic."""
 ROWS = 128

@@ -123,7 +123,7 @@ def headlines(files: list[Path]) -> str:
     for headline in HEADLINES:
         for kind, content in contents:
             provenance = content["provenance"]
-            if (kind, "--quantize int8" in provenance["command"]) != (headline.kind, headline.int8):
+            if (kind, "int8" in provenance["kernels"]) != (headline.kind, headline.int8):
                 continue
             if kind == "speed" and content[kind][0]["setting"] != "ar":
                 continue  # its factors are relative to another setting than plain decoding

@@ -155,13 +155,15 @@ def load_decoder(name: str, dtype: torch.dtype | None = None, device: str | torc
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint without its weights: the decoder is on the meta device and carries config and shapes."""
+    """A checkpoint without its weights: the decoder is on the meta device and carries config and shapes. stores_codes:
+    whether matrices are stored in quantised groups."""
 
     decoder: Decoder
     backbone: adapters.BackboneIdentity
     view: str
     adapter: adapters.AdapterConfig | None
     default_sampling: dict[str, Any]
+    stores_codes: bool
 
 
 def describe(name: str, adapter: str | Path | None = None, revision: str | None = None) -> Description:
@@ -179,7 +181,8 @@ def describe(name: str, adapter: str | Path | None = None, revision: str | None 
     if head is not None:
         decoder.set_draft_head(head.units)
     config = adapters.read_config(chosen) if chosen is not None else None
-    return Description(decoder, identity, view.origin, config, default_sampling(sampling_options(source)))
+    codes = any(files.tensors.group_quantized(name) is not None for name in files.tensors.names)
+    return Description(decoder, identity, view.origin, config, default_sampling(sampling_options(source)), codes)
 
 
 def copy_projections(decoder: Decoder) -> None:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from orthrus.checkpoint.known_models import KnownModel
 
 Record = dict[str, Any]
-ARITHMETIC = "bfloat16"
-"""What linear maps are computed in where neither dtype nor quantisation is given, whatever the cycle."""
 
 
 def checkpoint_record(name: str, adapter: str | None) -> Record:
@@ -53,7 +51,7 @@ def checkpoint_record(name: str, adapter: str | None) -> Record:
         "mask_token_id": None if diffusion is None else diffusion.mask_token_id,
         "rank": rank,
         "draft_vocabulary_size": None if diffusion is None else len(diffusion.draft_vocabulary or ()) or None,
-        "default_arithmetic": ARITHMETIC,
+        "default_arithmetic": "int8" if described.stores_codes else "bfloat16",
         "bfloat16_weight_bytes": 2 * merged,
         "bfloat16_cache_bytes_per_token": 2 * 2 * config.layers * config.kv_heads * config.head_dim,
         "backbone_sha256": described.backbone.sha256,

@@ -42,9 +42,10 @@ class Dtype(StrEnum):
 
 
 class Quantize(StrEnum):
-    """Precision to which weights and activations of linear layers are quantised."""
+    """Which linear layers multiply int8 activations: all or none."""
 
     int8 = "int8"
+    none = "none"
 
 
 ModelOption = Annotated[
@@ -67,8 +68,9 @@ DtypeOption = Annotated[Dtype, typer.Option(help="Computing precision.", rich_he
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option(
-        help="Quantise weights and activations of all linear layers. Output is then identical to plain decoding of the"
-        " quantised model.",
+        help="`int8`: quantise weights and activations of all linear layers. `none`: compute in --dtype alone. Output"
+        " is identical to plain decoding in the same arithmetic.",
+        show_default="int8 activations for quantised weights of a GGUF file, else none",
         rich_help_panel=LOADING,
     ),
 ]

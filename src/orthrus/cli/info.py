@@ -60,6 +60,13 @@ def command(
     table_console().print(table)
 
 
+ARITHMETIC = {
+    "int8": "int8 activations times the codes of the file, in plain and drafted decoding (where there are C kernels for"
+    " them); --quantize none computes in bfloat16",
+    "bfloat16": "bfloat16, in plain and drafted decoding; --quantize int8 is another model (orthrus bench perplexity)",
+}
+
+
 def _checkpoint_rows(record: Record) -> Iterator[Row]:
     yield "checkpoint", record["id"]
     yield from _shape_rows(record)
@@ -76,8 +83,7 @@ def _checkpoint_rows(record: Record) -> Iterator[Row]:
         share = trained / (trained + record["backbone_parameters"])
         yield "diffusion parameters", f"{trained / 1e6:.1f} M ({share:.1%} of all)"
         yield from _view_rows(record)
-    why = "in plain and drafted decoding; --quantize int8 is another model (orthrus bench perplexity)"
-    yield "arithmetic by default", f"{record['default_arithmetic']}, {why}"
+    yield "arithmetic by default", ARITHMETIC[record["default_arithmetic"]]
     yield "weights in bfloat16", f"{record['bfloat16_weight_bytes'] / 1e6:.0f} MB"
     yield (
         "cache per token in bfloat16",

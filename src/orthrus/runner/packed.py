@@ -33,7 +33,7 @@ DRAFT = "draft "
 """Stands before the name of the map whose low-precision copy an entry holds."""
 
 
-def key(identity: str, decoder: Decoder, kernels: NativeKernels, *, int8: bool, copies: bool) -> str:
+def key(identity: str, decoder: Decoder, kernels: NativeKernels, *, int8: bool | None, copies: bool) -> str:
     """The name of an entry: a hash of the weights, the options, the build of the kernels and the processor."""
     texts = [Path(str(module.__file__)).read_bytes() for module in SOURCES] + [Path(__file__).read_bytes()]
     parts = (

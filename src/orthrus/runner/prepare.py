@@ -21,8 +21,11 @@ SLOW_INT8 = (
 )
 
 
-def prepare(decoder: Decoder, *, int8: bool = False, low_precision_drafts: bool = True) -> Runner:
-    """A runner with the fastest kernels of the decoder's device. Packs the weights in place, which cannot be undone."""
+def prepare(decoder: Decoder, *, int8: bool | None = False, low_precision_drafts: bool = True) -> Runner:
+    """A runner with the fastest kernels of the decoder's device. Packs the weights in place, which cannot be undone.
+
+    int8: which maps are multiplied by int8 activations; see `select.by_int8`.
+    """
     kernels = select.fastest(decoder.dtype, decoder.device, cache_directory())
     return Runner.prepare(
         decoder, kernels, int8=int8, low_precision=low_precision_drafts and _memory_for_copies(decoder)
@@ -30,7 +33,13 @@ def prepare(decoder: Decoder, *, int8: bool = False, low_precision_drafts: bool 
 
 
 def prepare_unread(
-    decoder: Decoder, read: Callable[[], None], identity: str, *, int8: bool, low_precision_drafts: bool, cache: bool
+    decoder: Decoder,
+    read: Callable[[], None],
+    identity: str,
+    *,
+    int8: bool | None,
+    low_precision_drafts: bool,
+    cache: bool,
 ) -> Runner:
     """The same for a decoder whose weights `read` reads into it. A runner of the same weights (`identity`), options,
     kernels and processor is taken from the cache, or stored there; `cache` = False does neither."""

@@ -76,13 +76,13 @@ class Runner:
 
     @staticmethod
     def prepare(
-        decoder: Decoder, kernels: Kernels | None = None, *, int8: bool = False, low_precision: bool = False
+        decoder: Decoder, kernels: Kernels | None = None, *, int8: bool | None = False, low_precision: bool = False
     ) -> Runner:
-        """Choose a kernel for every linear map (quantised if `int8`) and for attention, and probe every shape. Replaces
-        the plain weights of the decoder.
+        """Choose a kernel for every linear map and for attention, and probe every shape. Replaces the plain weights of
+        the decoder.
 
-        low_precision: use low-precision weights in passes that only draft, where the kernels have them. With `int8`
-        this applies to the diffusion view alone, because the other weights are as fast already.
+        int8: which maps are multiplied by int8 activations; see `select.by_int8`.
+        low_precision: draft by low-precision weights where kernels have them, and maps are not in int8 anyway.
         """
         kernels = kernels or TorchKernels()
         drafting = choose_draft_weights(decoder, kernels, int8=int8, low_precision=low_precision)

@@ -125,6 +125,10 @@ class NativeKernels(TorchKernels):
             yield form
         yield from super().quantised(plain)
 
+    def multiplies_codes(self, plain: Linear) -> bool:
+        """See `Kernels`."""
+        return self._grouped(plain, stored_matrices(plain.group_quantized)) is not None
+
     def _grouped(self, plain: Linear, matrices: Sequence[StoredMatrix]) -> LinearForm | None:
         if not matrices or not _in_panels(plain.shape, plain.group_quantized):
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
@@ -194,7 +193,7 @@ class NativeGroupedLinear(GroupedLinear):
     def _outputs(self, x_NI: Tensor, weights: structs.LinearWeights) -> Tensor:
         x_NI, (rows, depth) = x_NI.contiguous(), x_NI.shape
         y_NO, q_NI = x_NI.new_empty(rows, weights.outputs), x_NI.new_empty(rows, depth, dtype=torch.int8)
-        groups = x_NI.new_empty(rows, depth // GROUP, ctypes.sizeof(structs.RowGroup), dtype=torch.int8)
+        groups = x_NI.new_empty(rows, depth // GROUP, 4, dtype=torch.int32)  # `RowGroup` of c/quantize.h
         rows_int8 = structs.QuantizedRows(q_NI.data_ptr(), None, groups.data_ptr())
         self._kernel(x_NI.data_ptr(), weights, y_NO.data_ptr(), rows, rows_int8, kernel_threads())
         return y_NO

@@ -30,12 +30,6 @@ class WeightPart(ctypes.Structure):
     _fields_ = (("outputs", _INTEGER), ("format", _INTEGER))
 
 
-class RowGroup(ctypes.Structure):
-    """See `c/quantize.h`."""
-
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("scale", "scaled_sum", "minus_sum", "minus_first_sum"))
-
-
 class QuantizedRows(ctypes.Structure):
     """See `c/quantize.h`."""
 

@@ -19,6 +19,7 @@ from orthrus.cli._shared import (
     Dtype,
     DtypeOption,
     ModelOption,
+    Quantize,
     QuantizeOption,
     load_model,
     progress,
@@ -69,7 +70,7 @@ def command(
     else:
         quiet()
         with stderr.status(f"random weights of the shape of {shape}"):
-            int8 = quantize is not None
+            int8 = quantize is Quantize.int8
             runner = shapes.random_runner(shape, DTYPES[dtype.value], layers=layers, device=device, int8=int8)
     counts, contexts = rows or [1, 2, 4, 8, 16, 32, 64, 128], context or [128, 1024]
     if max(counts) > runner.max_rows or min(counts) < 1:
@@ -88,7 +89,7 @@ def command(
         }  # fmt: skip
         print(json.dumps(record, indent=2))
         return
-    _print(measured, limits, f"{name}, {dtype.value}{', int8' if quantize else ''}; n = {n}, interleaved")
+    _print(measured, limits, f"{name}, {dtype.value}{f', {quantize.value}' if quantize else ''}; n = {n}, interleaved")
     table_console().print(f"GEMM: {provenance.kernels(runner)}")
     _print_profiles(profiles, contexts[0])
 

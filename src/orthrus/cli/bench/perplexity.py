@@ -74,8 +74,7 @@ def command(
     found, scores, provenances = {}, [], {}
     for name in names:
         dtype, kind = perplexity.ARITHMETICS[name]
-        quantize = Quantize(kind) if kind else None
-        loaded = load_model(model, "none", Dtype(dtype), device, quantize=quantize, cache=cache)
+        loaded = load_model(model, "none", Dtype(dtype), device, quantize=Quantize(kind), cache=cache)
         windows = perplexity.windows_of(
             loaded.encode(text.read_text(encoding="utf-8"), special_tokens=False), window, tokens
         )

@@ -13,6 +13,7 @@ typedef struct {
     float scale, scaled_sum;
     int32_t minus_sum, minus_first_sum;
 } RowGroup;
+_Static_assert(sizeof(RowGroup) == 16, "linears.py allocates four words");
 
 /* codes [rows, depth]. For INT8 weights they are unsigned around INT8_SHIFT, with scales [rows]. For codes in groups they are
  * signed, with groups [rows, depth / 32]. */

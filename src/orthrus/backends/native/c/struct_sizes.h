@@ -29,7 +29,6 @@ int64_t struct_size(const char *name) {
         {"ForwardBatch", sizeof(ForwardBatch)},
         {"LinearWeights", sizeof(LinearWeights)},
         {"WeightPart", sizeof(WeightPart)},
-        {"RowGroup", sizeof(RowGroup)},
         {"QuantizedRows", sizeof(QuantizedRows)},
         {"StoredGroups", sizeof(StoredGroups)},
         {"KVCache", sizeof(KVCache)},
