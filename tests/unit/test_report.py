@@ -16,6 +16,7 @@ ORIGIN = {
     "command": "orthrus bench compare",
     "model": "m",
     "dtype": "d",
+    "kernels": "native C, Q4_1 to bf16",
     "machine": {"cores": 2, "cpu": "c", "torch": "t"},
 }
 
@@ -44,3 +45,11 @@ def test_headlines_are_of_the_named_setting_and_over_plain_decoding(tmp_path):
     assert "| 1.50 (1.40 to 1.60) |" in report.headlines([file])
     file.write_text(json.dumps({"speed": records[1:], "provenance": ORIGIN}))
     assert "1.50" not in report.headlines([file])
+
+
+@pytest.mark.parametrize(("kernels", "row"), [("native C, groups by int8", "| int8: tokens/s, "), ("x", "| tokens/s, ")])
+def test_results_in_int8_have_rows_of_their_own_whether_it_was_asked_for_or_not(tmp_path, kernels, row):
+    side = {"part": "gsm8k", "name": "orthrus auto", "prompts": 3, "speed": 99.0}
+    file = tmp_path / "compare.json"
+    file.write_text(json.dumps({"sides": [side], "provenance": ORIGIN | {"kernels": kernels}}))
+    assert [line for line in report.headlines([file]).splitlines() if "99" in line][0].startswith(row)
