@@ -16,6 +16,7 @@ import tiny
 import torch
 
 from orthrus.checkpoint import adapter as adapters
+from orthrus.checkpoint import hub
 from orthrus.cli import _progress, _shared, _train_setup
 from orthrus.tokenization import Tokenization
 from orthrus.training import metrics
@@ -264,6 +265,12 @@ def test_a_low_rank_view_is_trained_resumed_exported_and_described(run, bare, tm
         code, _, err = run(line)
         assert code == 2
         assert message in err
+
+
+def test_a_rank_that_the_model_cannot_have_is_refused_before_its_weights_are_read(run, bare, monkeypatch):
+    monkeypatch.setattr(hub, "load", lambda *_, **__: pytest.fail("the weights are read"))
+    code, _, err = run(f"export --layout adapter --model {bare} -o x --rank 5000")
+    assert (code, "must lie in 1..64" in err) == (2, True)
 
 
 def test_a_processor_that_emulates_bfloat16_is_named(run, bare, tmp_path, monkeypatch):

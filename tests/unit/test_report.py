@@ -47,7 +47,9 @@ def test_headlines_are_of_the_named_setting_and_over_plain_decoding(tmp_path):
     assert "1.50" not in report.headlines([file])
 
 
-@pytest.mark.parametrize(("kernels", "row"), [("native C, groups by int8", "| int8: tokens/s, "), ("x", "| tokens/s, ")])
+@pytest.mark.parametrize(
+    ("kernels", "row"), [("native C, groups by int8", "| int8: tokens/s, "), ("x", "| tokens/s, ")]
+)
 def test_results_in_int8_have_rows_of_their_own_whether_it_was_asked_for_or_not(tmp_path, kernels, row):
     side = {"part": "gsm8k", "name": "orthrus auto", "prompts": 3, "speed": 99.0}
     file = tmp_path / "compare.json"

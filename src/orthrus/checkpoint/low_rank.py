@@ -106,12 +106,13 @@ def make_empty(decoder: Decoder, rank: int | None) -> None:
 
     Raises ValueError where the rank exceeds what the maps can have.
     """
-    _refuse_beyond(decoder.config, rank)
+    check_rank(decoder.config, rank)
     for view, name, base, _ in _maps(decoder):
         setattr(view, name, _map(base, rank))
 
 
-def _refuse_beyond(config: DecoderConfig, rank: int | None) -> None:
+def check_rank(config: DecoderConfig, rank: int | None) -> None:
+    """Raise ValueError where the rank exceeds what the maps of a model can have. None: full maps."""
     limit = min(config.hidden_size, config.heads * config.head_dim)
     if rank is not None and not 1 <= rank <= limit:
         raise ValueError(f"the rank of a view must lie in 1..{limit}, the rank of its full projections, not {rank}")
@@ -138,7 +139,7 @@ def set_rank(decoder: Decoder, rank: int | None, seed: int = 0) -> None:
     Where the difference has a lower rank, as that of a view that is still a copy has, the other columns of `up` are
     zero and the rows of `down` small noise, from which training starts. Raises ValueError as `make_empty` does.
     """
-    _refuse_beyond(decoder.config, rank)
+    check_rank(decoder.config, rank)
     if rank == rank_of(decoder):
         return
     generator = torch.Generator().manual_seed(seed)

@@ -75,6 +75,8 @@ def command(
     if bool(draft_vocabulary) != bool(data):
         raise ValueError("--draft-vocabulary counts the tokens of answers: give it and --data together")
     _check(output, layout, int8=int8, rank=rank)
+    if rank:  # before gigabytes are read
+        low_rank.check_rank(hub.describe(model, adapter).decoder.config, rank)
     quiet()
     with stderr.status(f"loading {model}"):
         checkpoint, *others = [
