@@ -54,4 +54,4 @@ def test_results_in_int8_have_rows_of_their_own_whether_it_was_asked_for_or_not(
     side = {"part": "gsm8k", "name": "orthrus auto", "prompts": 3, "speed": 99.0}
     file = tmp_path / "compare.json"
     file.write_text(json.dumps({"sides": [side], "provenance": ORIGIN | {"kernels": kernels}}))
-    assert [line for line in report.headlines([file]).splitlines() if "99" in line][0].startswith(row)
+    assert next(line for line in report.headlines([file]).splitlines() if "99" in line).startswith(row)
