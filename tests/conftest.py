@@ -11,7 +11,11 @@ import tempfile
 from unittest import mock
 
 import pytest
-import torch
+
+from orthrus import torch_threads
+
+torch_threads.wait_briefly()  # OpenMP reads it when torch is imported
+import torch  # noqa: E402
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER") or os.environ.get("PYTEST_CURRENT_TEST")
 """The name of this process where several run the suite (`pytest -n 2`), or the test that started it."""

@@ -133,17 +133,17 @@ def test_two_models_can_decode_concurrently(kernels):
 
 
 @pytest.mark.parametrize("family", families.names())
-def test_a_run_that_is_closed_early_leaves_no_state(family):
+@pytest.mark.parametrize("cycle", CYCLES)
+def test_a_run_that_is_closed_early_leaves_no_state(family, cycle):
     runner, requests = tiny.runner(family), [tiny.request(20, 30, n) for n in range(3)]
     truths = [tiny.oracle(runner, request).tokens for request in requests]
-    for cycle in CYCLES:
-        running = generate(
-            runner, requests, DecodingConfig(cycle=cycle, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["rows"]
-        )
-        for _ in range(5):
-            next(running)
-        running.close()
-        assert [answer(runner, request, cycle) for request in requests] == truths
+    running = generate(
+        runner, requests, DecodingConfig(cycle=cycle, batch_size=2), tiny.LIMITS, costs=tiny.COSTS["rows"]
+    )
+    for _ in range(5):
+        next(running)
+    running.close()
+    assert [answer(runner, request, cycle) for request in requests] == truths
 
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
