@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -197,9 +198,19 @@ def module_of(path):
 MODULES = {module_of(path): path for path in FILES}
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports_of(path):
     """Every import, wherever it stands: in functions, and under TYPE_CHECKING."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return list(_imports_of(path))
+
+
+def _imports_of(path):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -216,7 +227,7 @@ def modules_imported_by(path):
 
 
 def functions_of(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -342,7 +353,7 @@ def test_the_model_is_weights_and_mathematics():
 
 
 def test_every_module_says_what_it_is():
-    assert [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+    assert [path for path in FILES if not ast.get_docstring(tree_of(path))] == []
 
 
 def test_no_pickle_and_no_remote_code():
@@ -368,7 +379,7 @@ def remote_code_of(tree):
 
 def test_code_that_comes_with_a_checkpoint_is_refused_explicitly():
     for path in FILES:
-        assert remote_code_of(ast.parse(path.read_text())) == [], path
+        assert remote_code_of(tree_of(path)) == [], path
 
 
 @pytest.mark.parametrize(

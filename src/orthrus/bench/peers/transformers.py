@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 
@@ -18,6 +18,9 @@ from orthrus.bench.tasks import TaskPrompt
 from orthrus.checkpoint import export, hub, published
 from orthrus.decoding.reference import OracleResult
 from orthrus.decoding.sequence import Request
+
+WARM_UP = 4
+"""The most tokens of a first answer, which is not timed."""
 
 
 def load(model: Model) -> PreTrainedModel:
@@ -74,9 +77,10 @@ def compare(
     systems = partial(decode_alone, model, plain), partial(generate, peer)
     requests = exactness.requests(model, [p.prompt for p in prompts], options)
     speeds: list[tuple[float, float]] = []
-    for request in requests[:1]:  # warm-up
+    for request in requests[:1]:
+        short = min(WARM_UP, request.stop.max_new_tokens)
         for system in systems:
-            system(request)
+            system(replace(request, stop=replace(request.stop, max_new_tokens=short)))
     for number, request in enumerate(track(requests)):
         runs = {index: systems[index](request) for index in ((0, 1) if number % 2 == 0 else (1, 0))}
         ours, theirs = (len(tokens) / seconds for tokens, seconds in (runs[0], runs[1]))
