@@ -134,7 +134,7 @@ def test_verbose_prints_what_ran(run, path):
             "cycles: two-pass ",
         ):
             assert words in err
-        assert re.search(r"loaded: in \d+\.\d\d s; \d+ threads", err)
+        assert re.search(r"loaded: in \d+\.\d\d s; \d+ threads?;", err)
         assert re.search(r"accepted: \d\.\d\d drafts per cycle; by offset [01]\.\d\d ", err)
 
 

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 T = TypeVar("T")
-MATCHER_BYTES, COMPILED_BYTES, MASK_BYTES = 150_000, 100_000_000, 50_000_000
+MATCHER_BYTES, COMPILED_BYTES, MASK_BYTES = 150_000, 200_000_000, 50_000_000
 """Estimate of the memory of a matcher, which llguidance does not tell: of any, per second of processor time that it
-took to compile, and per second spent in it later. Measured: 30 to 110 kB, 25 to 100 MB, 10 to 40 MB."""
+took to compile, and per second spent in it later. Measured: 30 to 110 kB, 25 to 120 MB (most on a fast processor),
+10 to 40 MB."""
 KEPT_BYTES = 48_000_000
 """Estimated memory of the compiled constraints that are kept for later answers, least recently used first out."""
 JSON_KINDS = ("json_object", "json_schema", "tool_calls")
