@@ -84,8 +84,8 @@ SECTIONS = {
 }  # fmt: skip
 
 
-TASKS = {"GSM8K": ("gsm8k",), "HumanEval": ("humaneval",), "Spec-Bench": ("spec_bench, all", "all")}
-"""The columns of the headline table: a task, and what its part is called in the results, today and before."""
+TASKS = {"HumanEval": "humaneval", "MBPP": "mbpp", "GSM8K": "gsm8k", "Spec-Bench": "spec_bench, all"}
+"""The columns of the headline table: a task, and what its part is called in the results."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +93,30 @@ class Headline:
     """A row of the headline table: its text, the results it is read from, and the figure of a record.
 
     names: a pattern for `setting`, `name` or `drafts` of the record; the fastest such record of a task is shown.
+    int8: whether the results must be of int8 activations, the default for GGUF files; None: either.
     """
 
     text: str
     kind: str
     cell: Cell
     names: str = ""
-    int8: bool = False
+    int8: bool | None = True
 
 
 HEADLINES = (
     Headline("A, accepted drafts per two-pass cycle, trees of 8", "acceptance",
-             lambda r: f"{r['acceptance_length']:.2f}", "tree of 8"),
-    Headline("tokens per forward pass, two-pass, trees of 8", "acceptance", lambda r: f"{r['tpf']:.2f}", "tree of 8"),
+             lambda r: f"{r['acceptance_length']:.2f}", "tree of 8", int8=None),
+    Headline("tokens per forward pass, two-pass, trees of 8", "acceptance", lambda r: f"{r['tpf']:.2f}", "tree of 8",
+             int8=None),
     Headline("speed-up of `auto` over plain decoding", "speed",
              lambda r: _spread(r["over_plain"], r["over_plain_quartiles"]), "auto"),
     Headline("tokens/s, Orthrus `auto`", "sides", lambda r: f"{r['speed']:.0f}", "orthrus auto"),
     Headline("tokens/s, Orthrus plain decoding", "sides", lambda r: f"{r['speed']:.0f}", "orthrus ar"),
     Headline("tokens/s, llama.cpp", "sides", lambda r: f"{r['speed']:.0f}", "llama.cpp*"),
-    Headline("int8: tokens/s, Orthrus `auto`", "sides", lambda r: f"{r['speed']:.0f}", "orthrus auto", int8=True),
-    Headline("int8: tokens/s, llama.cpp", "sides", lambda r: f"{r['speed']:.0f}", "llama.cpp*", int8=True),
+    Headline("bfloat16: tokens/s, Orthrus `auto`", "sides", lambda r: f"{r['speed']:.0f}", "orthrus auto", int8=False),
+    Headline("bfloat16: tokens/s, Orthrus plain decoding", "sides", lambda r: f"{r['speed']:.0f}", "orthrus ar",
+             int8=False),
+    Headline("bfloat16: tokens/s, llama.cpp", "sides", lambda r: f"{r['speed']:.0f}", "llama.cpp*", int8=False),
 )  # fmt: skip
 
 
@@ -123,11 +127,11 @@ def headlines(files: list[Path]) -> str:
     for headline in HEADLINES:
         for kind, content in contents:
             provenance = content["provenance"]
-            if (kind, "int8" in provenance["kernels"]) != (headline.kind, headline.int8):
+            if kind != headline.kind or headline.int8 not in (None, "int8" in provenance["kernels"]):
                 continue
             if kind == "speed" and content[kind][0]["setting"] != "ar":
                 continue  # its factors are relative to another setting than plain decoding
-            shown = [_headline_record(content[kind], headline.names, parts) for parts in TASKS.values()]
+            shown = [_headline_record(content[kind], headline.names, part) for part in TASKS.values()]
             cells = [headline.cell(record) if record else "" for record in shown]
             counts = dict.fromkeys(str(record["prompts"]) for record in shown if record)
             processor = provenance["machine"]["cpu"]
@@ -135,11 +139,11 @@ def headlines(files: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def _headline_record(records: list[Record], names: str, parts: tuple[str, ...]) -> Record | None:
+def _headline_record(records: list[Record], names: str, part: str) -> Record | None:
     """The fastest record of a part whose setting, name or drafts match `names`; None where there is none."""
     matching = [
         record for record in records
-        if record["part"] in parts and not record.get("absent")
+        if record["part"] == part and not record.get("absent")
         and fnmatchcase(record.get("setting") or record.get("name") or record.get("drafts") or "", names)
     ]  # fmt: skip
     return max(matching, key=lambda record: record.get("speed", 0.0), default=None)
