@@ -19,12 +19,12 @@ from orthrus.checkpoint import export, published
 from orthrus.checkpoint.hub import copy_projections
 from orthrus.config import PAGE, DiffusionConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycle, cycles
-from orthrus.decoding.drafts import Draft
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning import calibration, measure
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.reference import OracleResult, autoregress
 from orthrus.decoding.sequence import Limits, Request
+from orthrus.drafters.tree import DraftTree
 from orthrus.file_cache import cache_directory
 from orthrus.model import families
 from orthrus.model.decoder import Decoder
@@ -310,7 +310,9 @@ def scripted(quality, continuations, seed=0, *, branches=True):
         rows, size = min(width, runner.diffusion.trained_rows), nodes if branches else None
         truths = [continuations[sequence.index][len(sequence.tokens) :] for sequence in batch]
         return [
-            scripted_draft(rng, quality_of(sequence), truth, rows, runner.config.vocab_size, size) if wants else Draft()
+            scripted_draft(rng, quality_of(sequence), truth, rows, runner.config.vocab_size, size)
+            if wants
+            else DraftTree()
             for sequence, truth, wants in zip(batch, truths, wanted, strict=True)
         ]
 
@@ -321,7 +323,7 @@ def scripted_draft(rng, quality, truth, rows, vocab_size, nodes=None):
     """A chain of `rows` tokens, or a random tree of `nodes` nodes around it, in random order."""
     padded = (truth + [1] * rows)[:rows]
     tokens = [t if rng.random() < quality else (t + 1) % vocab_size for t in padded]
-    return Draft.chain(tokens) if nodes is None else random_tree(rng, tokens, nodes, vocab_size)
+    return DraftTree.chain(tokens) if nodes is None else random_tree(rng, tokens, nodes, vocab_size)
 
 
 def random_tree(rng, trunk, nodes, vocab_size):
@@ -338,7 +340,7 @@ def random_tree(rng, trunk, nodes, vocab_size):
             on_trunk, trunk_node = on_trunk + 1, len(tokens)
         tokens.append(token)
         parents.append(parent)
-    return Draft.tree(tokens, parents, [rng.random() for _ in tokens])
+    return DraftTree.tree(tokens, parents, [rng.random() for _ in tokens])
 
 
 def _quality_of(quality):

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from orthrus.drafters.growth import Option
+
 LONGEST = 8
 """Tokens up to which a match is extended."""
 LENGTHS = (1, 2, 3, 5, 8)
@@ -54,14 +56,6 @@ class Match(NamedTuple):
     def row(self) -> int:
         """The row of EVIDENCE."""
         return 2 * (sum(self.length >= least for least in LENGTHS) - 1) + self.alike
-
-
-class Option(NamedTuple):
-    """A token that may follow a path, with its log probability. looked_up: it is there by a match alone."""
-
-    token: int
-    log_p: float
-    looked_up: bool = False
 
 
 class Context:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.decoding.sequence import Sequence
 from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Piece

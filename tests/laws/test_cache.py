@@ -11,7 +11,6 @@ import torch
 from orthrus.bench.memory import PeakBytes
 from orthrus.config import DecodingConfig, SamplingParams
 from orthrus.decoding.cycles import Drafting
-from orthrus.decoding.drafts import Draft
 from orthrus.decoding.engine import generate
 from orthrus.decoding.rules import exact
 from orthrus.decoding.sampling import RowRequest, draft_scores
@@ -94,7 +93,7 @@ def test_tokens_do_not_depend_on_neighbours_under_rejection(family, cycle):
 def accepted(scores, temperatures, nodes, text, position, *, first):
     """How many drafts of the tree from these rows, of which the first predicts `position`, the text goes through."""
     lookup = Lookup(Context(text[:position]), first)
-    tree = Draft.of(BlockRows.independent().tree(scores, temperatures, nodes, lookup))
+    tree = BlockRows.independent().tree(scores, temperatures, nodes, lookup)
     return max(len(path) for path in tree.paths if path == text[position : position + len(path)])
 
 

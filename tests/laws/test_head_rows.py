@@ -12,7 +12,6 @@ import tiny
 import torch
 
 from orthrus.backends.native import kernels as native
-from orthrus.decoding.drafts import Draft
 from orthrus.file_cache import cache_directory
 from orthrus.model.draft_head import CANDIDATES, typical_inverse_temperature
 from orthrus.runner.draft_tree import BlockRows
@@ -257,7 +256,7 @@ def test_a_replay_takes_the_cycles_of_decoding(family, headless):
         for root in reversed(range(begin, len(text) - 1)):
             table.commit(root)
             (logits,), (hidden,) = runner.diffuse_rows([text[root]], K, [table], rows=M)
-            tree = Draft.of(BlockRows.of(runner, hidden).tree(logits, temperatures, NODES))
+            tree = BlockRows.of(runner, hidden).tree(logits, temperatures, NODES)
             truth = text[root + 1 :]
             of_root[root] = max(len(path) for path in tree.paths if path == truth[: len(path)])
         root = begin

@@ -10,9 +10,8 @@ import torch
 
 from orthrus.config import DecodingConfig, SamplingParams, StopConditions
 from orthrus.decoding import cycles
-from orthrus.decoding.drafts import TokenLogprobs
 from orthrus.decoding.engine import Engine
-from orthrus.decoding.logprobs import token_logprobs
+from orthrus.decoding.logprobs import TokenLogprobs, token_logprobs
 from orthrus.decoding.sequence import Request, Sequence
 
 SETTINGS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_k": 20, "repetition_penalty": 1.2}}

@@ -13,11 +13,12 @@ import pytest
 import tiny
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.engine import generate
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 
 LENGTHS = (5, 300, 1, 600, 70, 520)
 SEEDS = (1, 5, 7, 11, 17, 19, 23)
@@ -83,7 +84,7 @@ def test_a_refresh_of_a_neighbour_does_not_change_the_plan_of_a_sequence():
         planned = together.plan([beside, neighbour])
         assert planned == together.plan([beside, neighbour]), "a query changed the planner"
         refreshed = [replace(planned[0], refresh=False), replace(planned[1], refresh=True)]
-        others = together.replan([beside, neighbour], refreshed, [Draft(), Draft()])
+        others = together.replan([beside, neighbour], refreshed, [DraftTree(), DraftTree()])
         plans.append((expected.offered, expected.roots, expected.kind))
         assert (others[0].offered, others[0].roots, others[0].kind) == plans[-1], len(plans)
         for planner, batch, own in ((alone, [single], [expected]), (together, [beside, neighbour], others)):

@@ -16,11 +16,11 @@ from orthrus import gumbel
 from orthrus.backends.native import kernels as native
 from orthrus.backends.native import sampling as native_sampling
 from orthrus.config import SamplingParams
-from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import top_p_border_by_row, top_p_border_by_sort
 from orthrus.decoding.noise import AddressedNoise
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler, distributions, targets
+from orthrus.drafters.tree import DraftTree
 from orthrus.file_cache import cache_directory
 from orthrus.gumbel import LOUD, LOUD_BITS, NEAR
 
@@ -133,7 +133,7 @@ def check(params, logits_RV):
         p += [] if params.greedy else [reference.probabilities(row)]
         expected.append(reference.token(row, 20 + n))
         reference.keep(expected[-1])
-    draft = Draft.chain(expected[:-1])
+    draft = DraftTree.chain(expected[:-1])
     found = distributions_of(RowRequest(sampler, logits_RV, 20, draft.paths)) if p else []
     assert all(bits(one, other) for one, other in zip(found, p, strict=True))
     (verdict,) = exact.verify([Check(sampler, logits_RV, draft, 20)])
@@ -192,9 +192,9 @@ def test_a_batch_equals_its_sequences_alone(device, vocab):
     counts = [1 + n % 4 for n in range(len(settings))]
     block = logits_of(sum(counts), vocab).to(device)
     drafts = [
-        Draft.tree(*zip(*((5 + n, (n - 1) // 2 if n else -1) for n in range(count - 1)), strict=True))
+        DraftTree.tree(*zip(*((5 + n, (n - 1) // 2 if n else -1) for n in range(count - 1)), strict=True))
         if count > 1
-        else Draft()
+        else DraftTree()
         for count in counts
     ]
     samplers = [made(params, vocab, seed)[0] for seed, params in enumerate(settings)]

@@ -11,9 +11,10 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.drafts import TokenLogprobs, Verdict
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Piece
+from orthrus.decoding.verdict import Verdict
 from orthrus.serving.answers import Answer, Delta, Format, usage
 from orthrus.serving.errors import APIError
 from orthrus.serving.logprobs import TextOffsets, completion_logprobs

@@ -17,7 +17,6 @@ from orthrus.config import MAX_CONSTRAINT, Constraint, DecodingConfig, SamplingP
 from orthrus.constraints import of_options
 from orthrus.decoding import constraint_compiler, constraints
 from orthrus.decoding.constraints import Ending, Grammars, restrict
-from orthrus.decoding.drafts import Draft
 from orthrus.decoding.engine import Engine, generate
 from orthrus.decoding.json_digits import MAX_DIGITS
 from orthrus.decoding.noise import AddressedNoise
@@ -25,6 +24,7 @@ from orthrus.decoding.reference import autoregress
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler, distributions, targets
 from orthrus.decoding.sequence import Limits
+from orthrus.drafters.tree import DraftTree
 
 ENDS = frozenset([tiny.END])
 
@@ -363,7 +363,7 @@ def test_rows_follow_their_drafts(made, dtype, temperature):
     ]
     for row, draft in enumerate(drafts):
         logits[row, draft] = 30.0  # so that the draft is the token of its row
-    draft = Draft.chain(drafts)
+    draft = DraftTree.chain(drafts)
     (verdict,) = exact.verify([Check(sampler([]), logits, draft, 7)])
     assert verdict.tokens == [*drafts, expected[-1]]
     (block,) = exact.propose([Proposal(sampler([]), logits, 7, 0, [1.0] * len(logits))])

@@ -12,7 +12,6 @@ import tiny
 import torch
 
 from orthrus.config import DecodingConfig, DiffusionConfig, SamplingParams
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.engine import Engine
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
@@ -22,16 +21,18 @@ from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import NOISE_SECONDS, Planner, _is_outdated, _rounded, tree_size
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
 from orthrus.decoding.sequence import Sequence
-from orthrus.ngrams import Option
-from orthrus.runner.draft_tree import BlockRows, grow
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.growth import Option, grow
+from orthrus.drafters.tree import DraftTree
+from orthrus.runner.draft_tree import BlockRows
 
-TREE = Draft.tree([5, 6, 5, 7, 8], [-1, 0, 1, 0, -1], [0.9, 0.8, 0.5, 0.1, 0.05])
+TREE = DraftTree.tree([5, 6, 5, 7, 8], [-1, 0, 1, 0, -1], [0.9, 0.8, 0.5, 0.1, 0.05])
 
 
 def test_a_tree_knows_its_paths_and_children():
     assert TREE.paths == [[], [5], [5, 6], [5, 6, 5], [5, 7], [8]]
     assert TREE.children == {-1: {5: 0, 8: 4}, 0: {6: 1, 7: 3}, 1: {5: 2}}
-    assert (TREE.depth, TREE.is_chain, Draft.chain([1, 2]).is_chain, Draft().is_chain) == (3, False, True, True)
+    assert (TREE.depth, TREE.is_chain, DraftTree.chain([1, 2]).is_chain, DraftTree().is_chain) == (3, False, True, True)
     assert TREE.probabilities == pytest.approx([0.9, 0.72, 0.36, 0.09, 0.05])
     assert TREE.first(2).paths == [[], [5], [5, 6]]
     assert TREE.in_order([0, 3, 4]).paths == [[], [5], [5, 7], [8]]
@@ -54,7 +55,7 @@ def test_a_part_of_a_tree_keeps_what_is_known_about_its_nodes():
 @pytest.mark.parametrize(("tokens", "parents"), [([5, 5], [-1, -1]), ([5, 6], [1, -1]), ([5], [-2])])
 def test_duplicates_among_siblings_and_parents_after_their_children_are_refused(tokens, parents):
     with pytest.raises(ValueError, match="must"):
-        Draft.tree(tokens, parents)
+        DraftTree.tree(tokens, parents)
 
 
 def test_a_grown_tree_holds_the_likeliest_paths():
@@ -66,7 +67,7 @@ def test_a_grown_tree_holds_the_likeliest_paths():
     for path in sorted(itertools.chain(*(_paths(n) for n in (1, 2, 3))), key=len):
         reached[path] = reached[path[:-1]] * options[path[:-1]][path[-1]]
     best = sorted((path for path in reached if path), key=lambda path: -reached[path])[:12]
-    assert [tuple(path) for path in Draft.of(tree).paths[1:]] == best
+    assert [tuple(path) for path in tree.paths[1:]] == best
 
 
 def _paths(length):
@@ -76,10 +77,10 @@ def _paths(length):
 def test_a_chain_holds_the_best_token_of_each_row_up_to_the_first_without_any():
     scores = torch.randn(4, tiny.VOCAB)
     scores[3] = torch.nan
-    tokens, parents, confidence, _ = BlockRows.independent().tree(scores, [0.5, 1.0, 2.0, 1.0], None)
-    assert tokens == scores[:3].argmax(dim=-1).tolist()
-    assert parents == [-1, 0, 1]
-    assert confidence[0] == pytest.approx(float((scores[0] / 0.5).softmax(0).max()), rel=1e-4)
+    chain = BlockRows.independent().tree(scores, [0.5, 1.0, 2.0, 1.0], None)
+    assert chain.tokens == scores[:3].argmax(dim=-1).tolist()
+    assert chain.parents == [-1, 0, 1]
+    assert chain.confidence[0] == pytest.approx(float((scores[0] / 0.5).softmax(0).max()), rel=1e-4)
     assert BlockRows.independent().after([1, 2, 3], scores[3:], 1.0).tokens == []
 
 
@@ -137,7 +138,7 @@ def test_a_yield_sums_path_probabilities_and_covers_all_ends():
 def test_a_block_of_which_nothing_is_verified_counts():
     """Else the next sequence would draft in vain as often as this one did."""
     account = Account(AcceptanceHistory((8,), 8))
-    drafts = Draft.chain([1, 2], [0.1, 0.1])
+    drafts = DraftTree.chain([1, 2], [0.1, 0.1])
     account.observe(PassPlan(drafts, drafting_rows=8, probabilities=[0.1, 0.01]), Verdict([5], []), stopped=False)
     assert (account.history.verdicts, account.history.observed) == (1, True)
     account.observe(PassPlan(), Verdict([5], []), stopped=False)
@@ -145,7 +146,7 @@ def test_a_block_of_which_nothing_is_verified_counts():
 
 
 def test_drafts_that_were_seldom_accepted_are_tried_again_by_later_sequences():
-    history, drafts = AcceptanceHistory((8,), 8), Draft.chain([1], [0.3])
+    history, drafts = AcceptanceHistory((8,), 8), DraftTree.chain([1], [0.3])
     for _ in range(300):
         history.observe(drafts, [], stopped=False)
     (low,) = history.probabilities(drafts)
@@ -185,7 +186,7 @@ def test_drafts_of_sampled_sequences_cost_their_noise():
 
 def test_narrow_blocks_suggest_what_wider_ones_yield():
     history = AcceptanceHistory((4, 8), 8)
-    draft, reached = Draft.chain([1, 2, 3, 4], [0.8] * 4), [0.8**depth for depth in range(1, 5)]
+    draft, reached = DraftTree.chain([1, 2, 3, 4], [0.8] * 4), [0.8**depth for depth in range(1, 5)]
     for _ in range(300):
         history.observe_block("pass", 4, draft, reached)
     narrow, wide = history.yields_of("pass").split()

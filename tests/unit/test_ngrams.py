@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from orthrus.ngrams import EVIDENCE, LONGEST, Context, Match, Option, weighed
+from orthrus.drafters.growth import Option
+from orthrus.ngrams import EVIDENCE, LONGEST, Context, Match, weighed
 
 
 def longest_match(text, path):

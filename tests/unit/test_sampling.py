@@ -12,13 +12,13 @@ import torch
 
 from orthrus.config import SamplingParams
 from orthrus.decoding.argmax import best
-from orthrus.decoding.drafts import Draft
 from orthrus.decoding.filters import filter_scores
 from orthrus.decoding.noise import AddressedNoise, Purpose, draw_seed
 from orthrus.decoding.rules import Check, Proposal, exact, rejection
 from orthrus.decoding.sampling import RowRequest, Sampler
 from orthrus.decoding.sampling import targets as targets_of_rows
 from orthrus.decoding.sequence import Limits
+from orthrus.drafters.tree import DraftTree
 
 LOGITS = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
 
@@ -102,7 +102,7 @@ def test_state_advances_only_by_tokens_that_are_kept():
     made = sampler(frequency_penalty=2.0)
     rows = torch.stack([LOGITS] * 4)
     assert targets(made, rows, 0, [0, 1, 2])[:3] == targets(made, rows, 0, [0, 1, 2])[:3] == [0, 1, 0]
-    (verdict,) = exact.verify([Check(made, rows, Draft.chain([5, 1, 2]), 0)])
+    (verdict,) = exact.verify([Check(made, rows, DraftTree.chain([5, 1, 2]), 0)])
     assert (verdict.tokens, verdict.accepted) == ([0], 0)
     assert targets(made, rows[:2], 1, [1]) == [1, 0]
 
@@ -180,7 +180,7 @@ def test_small_temperatures_approach_greedy(temperature, bias):
     assert targets(Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB), rows, 4) == expected
     made = Sampler(params, AddressedNoise(1), (), frozenset(), tiny.VOCAB)
     for n, row in enumerate(rows):
-        (verdict,) = rejection.verify([Check(made, row[None], Draft(), 4 + n)])
+        (verdict,) = rejection.verify([Check(made, row[None], DraftTree(), 4 + n)])
         assert verdict.tokens == expected[n : n + 1]
 
 

@@ -10,32 +10,21 @@ Shapes: R rows, S rows of hidden states, P tokens before a row, C candidates; th
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from orthrus.drafters.growth import Option, grow
+from orthrus.drafters.tree import DraftTree
 from orthrus.model.draft_head import CANDIDATES, DraftHead
 from orthrus.model.embedding import Embedding
-from orthrus.ngrams import Lookup, Option
+from orthrus.ngrams import Lookup
 
 LARGEST = 1e30
 """Logits are clamped to this; those that are NaN or below minus this are no candidates."""
-
-
-class DraftTree(NamedTuple):
-    """Nodes in order of falling path probability. parents: node numbers, -1 for a child of the root. confidence: the
-    probability of each node, given its parent. looked_up: whether a node is there because of the text alone."""
-
-    tokens: list[int]
-    parents: list[int]
-    confidence: list[float]
-    looked_up: list[bool]
 
 
 @dataclass(frozen=True)
@@ -74,31 +63,6 @@ def draft_tree(
         return found[:1] if nodes is None else found
 
     return grow(options, len(logits_RV) if nodes is None else nodes)
-
-
-def grow(options: Callable[[list[int]], Sequence[Option]], nodes: int) -> DraftTree:
-    """The tree of the `nodes` likeliest paths. `options` gives what may follow a path, likeliest first."""
-    tree = DraftTree([], [], [], [])
-    left: list[tuple[float, int, int, int, Sequence[Option], list[int]]] = []
-    order = itertools.count()
-
-    def consider(reached: float, parent: int, rank: int, after: Sequence[Option], path: list[int]) -> None:
-        if rank < len(after):
-            heapq.heappush(left, (-reached - after[rank].log_p, next(order), parent, rank, after, path))
-
-    consider(0.0, -1, 0, options([]), [])
-    while left and len(tree.tokens) < nodes:
-        negative, _, parent, rank, after, path = heapq.heappop(left)
-        token, log_p, looked_up = after[rank]
-        tree.tokens.append(token)
-        tree.parents.append(parent)
-        tree.confidence.append(math.exp(log_p))
-        tree.looked_up.append(looked_up)
-        consider(-negative - log_p, parent, rank + 1, after, path)
-        if len(tree.tokens) < nodes:
-            longer = [*path, token]
-            consider(-negative, len(tree.tokens) - 1, 0, options(longer), longer)
-    return tree
 
 
 def candidates_after(

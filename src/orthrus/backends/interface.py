@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from orthrus import gumbel
-from orthrus.backends.draft_tree import DraftTree, HeadInputs
+from orthrus.backends.draft_tree import HeadInputs
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.decoder_config import DecoderConfig
+from orthrus.drafters.tree import DraftTree
 from orthrus.gumbel import RandomBits
 from orthrus.model.linear import Linear
 from orthrus.ngrams import Lookup

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, HeadInputs, draft_tree
+from orthrus.backends.draft_tree import HeadInputs, draft_tree
 from orthrus.backends.interface import CACHE_LIMIT, MIN_ATTENDED, ExecutableLinear, Kernels, LinearForm
 from orthrus.backends.linears import ExpandedLinear, GroupedLinear, Int8Linear, PackedLinear
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.config import KEY_BLOCK
 from orthrus.decoder_config import DecoderConfig
+from orthrus.drafters.tree import DraftTree
 from orthrus.model.linear import Linear
 from orthrus.model.norms import rms_norm
 from orthrus.model.ops import gate

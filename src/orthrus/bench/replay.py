@@ -6,8 +6,7 @@ drafts from the block at its anchor; a one-pass cycle from the block rooted at t
 planned cycle is planned by a cost table, by the planner itself.
 
 A run with the same settings takes exactly the replayed cycles, under the rule `exact`: a row of a block has the same
-bits whatever else is in its pass, where attention is ragged. With kernels that
-take a mask, a draft may differ where two logits are nearly equal.
+bits whatever else is in its pass, where attention is ragged. With a mask, drafts of nearly equal logits may differ.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from orthrus.bench.tasks import TaskPrompt
 from orthrus.cache import BlockTable
 from orthrus.decoding.cycles import Drafting
 from orthrus.decoding.cycles import one_pass as one_pass_cycle
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
@@ -36,6 +34,8 @@ from orthrus.decoding.rules import Proposal, exact
 from orthrus.decoding.sequence import Request
 from orthrus.decoding.sequence import Sequence as Decoded
 from orthrus.decoding.statistics import Statistics
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 from orthrus.ngrams import Context, Lookup
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.layout import chunks
@@ -67,7 +67,7 @@ class Reached(NamedTuple):
     depths: list[int]
 
     @staticmethod
-    def of(draft: Draft, truth: Sequence[int]) -> Reached:
+    def of(draft: DraftTree, truth: Sequence[int]) -> Reached:
         """truth: the tokens of the text after the root."""
         depths, path, node = [0], list[int](), -1
         for parent in draft.parents:
@@ -139,14 +139,14 @@ def two_pass_drafts(text: Text, ways: Sequence[Way], nodes: int, width: int) -> 
     }
 
 
-def _trees(text: Text, ways: Sequence[Way], nodes: int, width: int) -> dict[Way, list[Draft]]:
+def _trees(text: Text, ways: Sequence[Way], nodes: int, width: int) -> dict[Way, list[DraftTree]]:
     """What the diffusion passes of two-pass cycles draft at every anchor of a text."""
     runner, whole, (table,) = text.model.runner, text.whole, _prefilled(text, len(text.whole) - 1)
     assert runner.diffusion is not None
     rows = min(width, runner.diffusion.trained_rows)
     runners = {way: runner if way.head else without_head(runner) for way in ways}
     sampler = text.until(text.first_root + 1).sampler
-    found: dict[Way, list[Draft]] = {way: [] for way in ways}
+    found: dict[Way, list[DraftTree]] = {way: [] for way in ways}
     context = Context(whole)
     for roots in chunks(range(text.first_root + 1, len(whole) - 1), max(1, ROWS // width)):
         result = runner.diffuse_at([[(whole[root], root) for root in roots]], width, [table], rows=rows)
@@ -197,7 +197,7 @@ def planned(text: Text, costs: CostModel) -> Statistics:
     runner = text.model.runner
     assert runner.diffusion is not None
     planner = Planner(runner.diffusion, runner.diffusion.block_size, costs)
-    trees: dict[int, list[Draft]] = {}
+    trees: dict[int, list[DraftTree]] = {}
     statistics, sequence = Statistics(generated=1, passes=1), text.until(text.first_root + 2)
     if width := planner.first_width(text.first_root + 1):
         plan = PassPlan(roots=(-1,), width=width)
@@ -218,7 +218,7 @@ def planned(text: Text, costs: CostModel) -> Statistics:
         if statistics.generated == len(text.tokens):
             sequence.finish("length")
         planner.learn([sequence], [plan], [verdict])
-        chosen, sequence.ahead = plan.block_for(verdict.path), Draft()
+        chosen, sequence.ahead = plan.block_for(verdict.path), DraftTree()
         if chosen is not None:
             sequence.ahead = _ahead(text, runner, sequence, plan, anchor + chosen[1], planner.nodes)
     return statistics
@@ -272,7 +272,7 @@ def _count(statistics: Statistics, plan: PassPlan, accepted: int, depth: int, to
     statistics.generated += min(accepted + 1, left)
 
 
-def _ahead(text: Text, runner: Runner, sequence: Decoded, plan: PassPlan, root: int, nodes: int | None) -> Draft:
+def _ahead(text: Text, runner: Runner, sequence: Decoded, plan: PassPlan, root: int, nodes: int | None) -> DraftTree:
     """The drafts from the block of a plan that is rooted at a position."""
     hidden_WD = text.blocks(plan.width)[root - text.first_root]
     eager = computes_eagerly(runner, plan.blocks * plan.width)

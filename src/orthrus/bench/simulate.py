@@ -15,10 +15,10 @@ from pathlib import Path
 
 from orthrus.bench.shapes import QWEN3
 from orthrus.bench.simulated_planner import Drafts, tokens_per_second
-from orthrus.decoding.drafts import Draft
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import WIDTHS
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Yield, solve
+from orthrus.drafters.tree import DraftTree
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BLOCK = 32
@@ -112,7 +112,7 @@ def yields(drafts: Drafts) -> tuple[Yield, Yield]:
     """The average yields of a diffusion pass and of a block beside AR rows whose root ends the accepted path."""
     width = len(drafts.by_offset)
     fresh, beside = drafts.tree(0, width, count()), drafts.tree(1, width, count())
-    missed = Draft.tree(beside.tokens, beside.parents, [drafts.miss_factor * own for own in beside.confidence])
+    missed = DraftTree.tree(beside.tokens, beside.parents, [drafts.miss_factor * own for own in beside.confidence])
     every, hit, miss = (Yield.of(tree.parents, tree.probabilities) for tree in (fresh, beside, missed))
     return every, hit.towards(miss, 1 - drafts.by_offset[0])
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from orthrus.config import DiffusionConfig, StopConditions
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.planner import Planner
 from orthrus.decoding.sequence import Limits, Request, Sequence
-from orthrus.ngrams import Option
-from orthrus.runner.draft_tree import grow
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.growth import Option, grow
+from orthrus.drafters.tree import DraftTree
 
 RANKS = (0.40, 0.14, 0.08, 0.03)
 """Of the cases in which the first candidate of a row is wrong, the share in which the next ones are right. Measured
@@ -38,20 +38,20 @@ class Drafts:
     miss_factor: float
     nodes: int
 
-    def tree(self, first: int, width: int, tokens: Iterator[int]) -> Draft:
+    def tree(self, first: int, width: int, tokens: Iterator[int]) -> DraftTree:
         """The tree of a block of `width` rows from the row `first` on."""
         tops = self.by_offset[first:width]
         rows = [sorted([top, *((1 - top) * share for share in RANKS)], reverse=True) for top in tops]
         options = [[Option(rank, math.log(share)) for rank, share in enumerate(row) if share > 0] for row in rows]
         tree = grow(lambda path: options[len(path)] if len(path) < len(options) else (), self.nodes)
-        return Draft.tree([next(tokens) for _ in tree.tokens], tree.parents, tree.confidence)
+        return DraftTree.tree([next(tokens) for _ in tree.tokens], tree.parents, tree.confidence)
 
-    def beside(self, first: int, width: int, tokens: Iterator[int], *, hit: bool) -> Draft:
+    def beside(self, first: int, width: int, tokens: Iterator[int], *, hit: bool) -> DraftTree:
         """The same from a block beside AR rows, which did or did not predict the bonus token."""
         draft = self.tree(first, width, tokens)
         return replace(draft, kinds=["agrees" if hit else "differs"] * len(draft.tokens), start=first)
 
-    def accepted(self, rng: random.Random, tree: Draft) -> list[int]:
+    def accepted(self, rng: random.Random, tree: DraftTree) -> list[int]:
         """The accepted path of a tree."""
         path: list[int] = []
         found: int | None = -1
@@ -80,7 +80,7 @@ def tokens_per_second(costs: CostModel, drafts: Drafts, batch: int, context: int
     while sum(len(sequence.tokens) for sequence in sequences) < most:
         planner.begin_pass(sequences)
         plans = planner.plan(sequences)
-        made = [drafts.tree(0, p.width, fresh_tokens) if p.refresh else Draft() for p in plans]
+        made = [drafts.tree(0, p.width, fresh_tokens) if p.refresh else DraftTree() for p in plans]
         if any(plan.refresh for plan in plans):
             seconds += costs.diffuse(sum(p.refresh for p in plans), max(p.width for p in plans), context)
             plans = planner.replan(sequences, plans, made)
@@ -95,7 +95,7 @@ def _advance(sequence: Sequence, plan: PassPlan, drafts: Drafts, rng: random.Ran
     """Verify a plan, and draft ahead from its blocks."""
     path = drafts.accepted(rng, plan.tree)
     kept = sequence.append(Verdict([*(plan.tree.tokens[node] for node in path), next(tokens)], path), plan)
-    chosen, sequence.ahead = plan.block_for(kept.path), Draft()
+    chosen, sequence.ahead = plan.block_for(kept.path), DraftTree()
     if chosen is not None and (first := 1 + len(kept.path) - chosen[1]) <= len(drafts.by_offset):
         hit = rng.random() < drafts.by_offset[first - 1]
         sequence.ahead = drafts.beside(first, plan.width, tokens, hit=hit)

@@ -15,12 +15,14 @@ from functools import cached_property
 from torch import Tensor
 
 from orthrus.decoding.cycles import Cycle, Drafting
-from orthrus.decoding.drafts import Draft, TokenLogprobs, Verdict
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.propose import Block, computes_eagerly, drafts_from_blocks
 from orthrus.decoding.rules import Check, Rule
 from orthrus.decoding.sequence import FinishReason, Sequence
 from orthrus.decoding.text import Piece
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 from orthrus.runner.runner import Runner
 
 SCORED_ROWS = 128
@@ -206,7 +208,7 @@ def _blocks_ahead(verified: Seq[_Verified], steps: Seq[Step]) -> list[tuple[Sequ
     found = []
     for own, step in zip(verified, steps, strict=True):
         sequence, kept = step.sequence, step.kept
-        sequence.ahead = Draft()
+        sequence.ahead = DraftTree()
         chosen = own.job.plan.block_for(kept.path)
         if chosen is not None and sequence.finish_reason is None:
             block, depth = chosen

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from orthrus.decoding.constraints import Grammar, restrict
-from orthrus.ngrams import Lookup, Option
-from orthrus.runner.draft_tree import BlockRows, DraftTree, grow
+from orthrus.drafters.growth import Option, grow
+from orthrus.drafters.tree import DraftTree
+from orthrus.ngrams import Lookup
+from orthrus.runner.draft_tree import BlockRows
 
 
 def constrained_tree(

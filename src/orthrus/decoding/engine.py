@@ -27,10 +27,10 @@ from orthrus.decoding.batch_size import pages_of
 from orthrus.decoding.constraints import Compiled
 from orthrus.decoding.cycle import Job, Step
 from orthrus.decoding.drafting import drafting_of, learn, with_costs, workspace_positions
-from orthrus.decoding.drafts import Verdict
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.sequence import Limits, Request, Sequence
 from orthrus.decoding.text import Decode
+from orthrus.decoding.verdict import Verdict
 from orthrus.runner.memory import affordable_pages
 from orthrus.runner.runner import Runner
 

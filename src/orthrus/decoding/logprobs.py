@@ -6,10 +6,21 @@ Each row is computed by itself, in fp32, so its bits depend neither on the cycle
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from orthrus.decoding.drafts import TokenLogprobs
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token and its log probability, with those of the most likely tokens in its place, likeliest first.
+
+    Natural logarithms of the model's own distribution: before temperature, penalties and constraints.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 def token_logprobs(logits_RV: Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from orthrus.decoding.drafts import Draft
+from orthrus.drafters.tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PassPlan:
     was none. probabilities: of the drafts to be accepted, where the planner estimated them.
     """
 
-    draft: Draft = field(default_factory=Draft)
+    draft: DraftTree = field(default_factory=DraftTree)
     offered: int = 0
     roots: tuple[int, ...] = ()
     width: int = 0
@@ -29,7 +29,7 @@ class PassPlan:
     probabilities: list[float] = field(default_factory=list)
 
     @cached_property
-    def tree(self) -> Draft:
+    def tree(self) -> DraftTree:
         """The drafts that are verified."""
         return self.draft.first(self.offered)
 

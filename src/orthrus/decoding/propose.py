@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from orthrus.decoding.argmax import best
-from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.rules import Proposal, Rule
 from orthrus.decoding.sequence import Sequence
+from orthrus.drafters.tree import DraftTree, Kind
 from orthrus.ngrams import Lookup
 from orthrus.runner.draft_tree import BlockRows
 from orthrus.runner.runner import Runner
@@ -32,7 +32,7 @@ def computes_eagerly(runner: Runner, rows: int) -> bool:
 
 def draft_pass(
     runner: Runner, batch: Seq[Sequence], width: int, rule: Rule, wanted: Seq[bool], nodes: int | None = None
-) -> list[Draft]:
+) -> list[DraftTree]:
     """New drafts for each sequence that is `wanted`, from one diffusion pass over its anchor and width - 1 masks: trees
     of at most `nodes` nodes, or chains if that is None. Below the depth `trained_rows` there are only tokens that were
     looked up in the text. The others get none."""
@@ -49,7 +49,7 @@ def draft_pass(
         for own in [BlockRows.of(runner, hidden_RD)]
     ]
     drafts = iter(rule.propose(proposals))
-    return [next(drafts) if wants else Draft() for wants in wanted]
+    return [next(drafts) if wants else DraftTree() for wants in wanted]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def drafts_from_blocks(
     nodes: int | None = None,
     *,
     eager_logits: bool,
-) -> list[Draft]:
+) -> list[DraftTree]:
     """Drafts from one block of each sequence: trees of at most `nodes` nodes, or chains if that is None.
 
     The sequence has appended tokens after the root since then. The row that predicts the newest of them, the anchor,
@@ -95,7 +95,7 @@ def drafts_from_blocks(
     drafts = []
     for s, rows_RV, start in zip(batch, logits, starts, strict=True):
         if len(rows_RV) < 2:
-            drafts.append(Draft())
+            drafts.append(DraftTree())
             continue
         kind: Kind = "agrees" if best(rows_RV[:1]) == [s.anchor] else "differs"
         draft = next(drawn)

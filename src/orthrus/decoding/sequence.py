@@ -11,13 +11,14 @@ from torch import Tensor
 from orthrus.cache import BlockTable
 from orthrus.config import Constraint, SamplingParams, StopConditions
 from orthrus.decoding.constraints import Compiled, Grammar, Grammars
-from orthrus.decoding.drafts import Draft, TokenLogprobs, Verdict
-from orthrus.decoding.logprobs import token_logprobs
+from orthrus.decoding.logprobs import TokenLogprobs, token_logprobs
 from orthrus.decoding.noise import AddressedNoise, draw_seed
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.sampling import Sampler
 from orthrus.decoding.statistics import Statistics
 from orthrus.decoding.text import Decode, Source, TextStream
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 from orthrus.ngrams import Context
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
@@ -106,7 +107,7 @@ class Sequence:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.prompt_logprobs: list[TokenLogprobs | None] = []
-        self.ahead = Draft()
+        self.ahead = DraftTree()
         self.block_table: BlockTable | None = None
         self.finish_reason: FinishReason | None = None
         self.statistics = Statistics()

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, HeadInputs, grow
+from orthrus.backends.draft_tree import HeadInputs
 from orthrus.backends.interface import Kernels
 from orthrus.backends.torch import TorchKernels
+from orthrus.drafters.tree import DraftTree
 from orthrus.model.draft_head import CANDIDATES
 from orthrus.ngrams import Lookup
 from orthrus.runner.runner import Runner
-
-__all__ = ["BlockRows", "DraftTree", "grow"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.decoding.sequence import Request
 from orthrus.reasoning import BEGIN, END, ReasoningDelta, ReasoningParser, split_reasoning
 from orthrus.serving.errors import SERVER, APIError

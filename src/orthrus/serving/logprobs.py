@@ -5,7 +5,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Sequence
 
-from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.serving.protocol.chat_answers import Logprobs, TokenLogprob, TopLogprob
 from orthrus.serving.protocol.completions import CompletionLogprobs
 from orthrus.token_texts import BROKEN, TokenTexts

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, candidates_after, grow
+from orthrus.backends.draft_tree import candidates_after
+from orthrus.drafters.growth import grow
+from orthrus.drafters.tree import DraftTree
 from orthrus.model.decoder import Decoder
 from orthrus.training.draft_head import INVERSE_TEMPERATURES, nearest_inverse
 from orthrus.training.rows import HeadRows

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, HeadInputs
+from orthrus.backends.draft_tree import HeadInputs
 from orthrus.backends.native import structs
 from orthrus.backends.native.embedding import table_of
+from orthrus.drafters.tree import DraftTree, Kind
 from orthrus.ngrams import EVIDENCE, LEAST, LEAST_REST, LONGEST, MOST, NEW_SLOPE, NO_ROW, SHIFT, SLOPE, Lookup, Match
 from orthrus.torch_threads import kernel_threads
 
@@ -55,7 +56,8 @@ class NativeDraftTree:
         taken = self._choose(block, head, found, kernel_threads())
         if taken < 0:
             raise MemoryError
-        return DraftTree(tokens[:taken], parents[:taken], confidence[:taken], [*map(bool, looked_up[:taken])])
+        kinds: list[Kind] = ["lookup" if alone else "agrees" for alone in looked_up[:taken]]
+        return DraftTree(tokens[:taken], parents[:taken], confidence[:taken], kinds, [None] * taken)
 
     def _context(self, lookup: Lookup) -> structs.DraftContext:
         evidence, *numbers = self._numbers

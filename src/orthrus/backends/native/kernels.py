@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from orthrus.backends.draft_tree import DraftTree, HeadInputs
+from orthrus.backends.draft_tree import HeadInputs
 from orthrus.backends.interface import MAX_ROWS, ExecutableLinear, LinearForm, RowRule
 from orthrus.backends.native import build, compiler, structs
 from orthrus.backends.native.draft_tree import NativeDraftTree
@@ -35,6 +35,7 @@ from orthrus.backends.native.sampling import NativeSampling
 from orthrus.backends.torch import LANES, TorchKernels
 from orthrus.batch import AttentionMetadata, SlotMapping
 from orthrus.decoder_config import DecoderConfig
+from orthrus.drafters.tree import DraftTree
 from orthrus.gumbel import RandomBits
 from orthrus.model.linear import Linear
 from orthrus.ngrams import Lookup

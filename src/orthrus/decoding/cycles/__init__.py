@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.rules import Rule
 from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 from orthrus.runner.runner import Runner
 
 
@@ -36,7 +37,7 @@ class PassPlanner(Protocol):
         """The plan of the next pass for each sequence."""
         ...
 
-    def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
+    def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[DraftTree]) -> list[PassPlan]:
         """The same after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one."""
         ...
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orthrus.decoding.drafts import Draft, Kind
 from orthrus.decoding.planning.policy import Yield
+from orthrus.drafters.tree import DraftTree, Kind
 
 DEFAULT_RATIOS: dict[Kind, float] = {"agrees": 1.0, "differs": 0.6, "lookup": 1.0}
-"""The ratio of accepted to expected drafts in the first sequence, by kind of draft (see `Draft`)."""
+"""The ratio of accepted to expected drafts in the first sequence, by kind of draft (see `DraftTree`)."""
 BIN_EDGES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Borders of the bins of confidence."""
 DECAY = 0.97
@@ -56,7 +56,7 @@ class AcceptanceHistory:
         self._blocks.clear()
         return self._yields[source].mean
 
-    def probabilities(self, draft: Draft) -> list[float]:
+    def probabilities(self, draft: DraftTree) -> list[float]:
         """[m]: the probability of each node to be accepted. Those of siblings exclude one another."""
         ratios = {
             kind: [self._ratios[kind, place].value for place in range(len(BIN_EDGES) + 1)] for kind in set(draft.kinds)
@@ -74,7 +74,7 @@ class AcceptanceHistory:
             found.append(own * share * (found[parent] if parent >= 0 else 1.0))
         return found
 
-    def observe(self, draft: Draft, path: list[int], *, stopped: bool) -> None:
+    def observe(self, draft: DraftTree, path: list[int], *, stopped: bool) -> None:
         """Count the verdict on a verified draft, of which the nodes of `path` were accepted. stopped: the sequence
         ended with the last of them, so nothing is known about its children."""
         self.observed = True
@@ -87,7 +87,7 @@ class AcceptanceHistory:
                 ratio.hits += node in path
                 ratio.expected += draft.confidence[node]
 
-    def observe_block(self, source: str, width: int, draft: Draft, reached: list[float]) -> None:
+    def observe_block(self, source: str, width: int, draft: DraftTree, reached: list[float]) -> None:
         """Record what a block yielded: the drafts at hand, with their probabilities to be accepted.
 
         The yields are computed when they are asked for, those of many blocks one after another, since each pass of the

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import AcceptanceHistory
 from orthrus.decoding.planning.choice import End
 from orthrus.decoding.planning.policy import Policy
 from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 from orthrus.ngrams import Context, weighed
 
 MIN_MATCH = 3
@@ -31,7 +32,7 @@ class Account:
     """
 
     history: AcceptanceHistory
-    looked_up: Draft = field(default_factory=Draft)
+    looked_up: DraftTree = field(default_factory=DraftTree)
     policy: Policy = field(default_factory=Policy)
     solved_for: int = 0
     solve_at: int = 0
@@ -45,7 +46,7 @@ class Account:
     def read(self, sequence: Sequence) -> None:
         """Look up drafts for a sequence that has none or only drawn ones, to which nothing is added."""
         needed = all(q is not None for q in sequence.ahead.q)
-        self.looked_up = _looked_up(sequence.context) if needed else Draft()
+        self.looked_up = _looked_up(sequence.context) if needed else DraftTree()
 
     def observe(self, plan: PassPlan, verdict: Verdict, *, stopped: bool) -> None:
         """Record the verdict on the drafts of a plan, and what the block that made them has yielded."""
@@ -60,7 +61,7 @@ class Account:
             self.history.observe(plan.tree, verdict.path, stopped=ended)
         self.block_width = plan.width
 
-    def candidate(self, sequence: Sequence, draft: Draft, drafting_rows: int = 0) -> Candidate:
+    def candidate(self, sequence: Sequence, draft: DraftTree, drafting_rows: int = 0) -> Candidate:
         """The given drafts, or those looked up where there are none, in order of path probability.
 
         Where tokens were drawn, whether one is verified may depend neither on itself nor on later ones, so nothing is
@@ -90,7 +91,7 @@ class Candidate:
 
     sequence: Sequence
     account: Account
-    draft: Draft
+    draft: DraftTree
     probabilities: list[float]
     drafting_rows: int = 0
     discards: bool = True
@@ -119,10 +120,10 @@ class Candidate:
         return [(-negative, node) for negative, node in likeliest]
 
 
-def _looked_up(context: Context) -> Draft:
+def _looked_up(context: Context) -> DraftTree:
     """The chain of tokens that followed the newest ones when they occurred before."""
     match = context.after()
     if match is None or match.length < MIN_MATCH:
-        return Draft()
+        return DraftTree()
     options = [weighed((), own)[0] for own in context.following(match, MAX_LOOKUP_DRAFTS)]
-    return Draft.chain([own.token for own in options], [math.exp(own.log_p) for own in options], "lookup")
+    return DraftTree.chain([own.token for own in options], [math.exp(own.log_p) for own in options], "lookup")

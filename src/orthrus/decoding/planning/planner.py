@@ -25,7 +25,6 @@ from statistics import median_high
 from typing import TypeVar
 
 from orthrus.config import DiffusionConfig
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.plan import PassPlan
 from orthrus.decoding.planning.acceptance import SOURCES, AcceptanceHistory
 from orthrus.decoding.planning.account import Account, Candidate
@@ -40,6 +39,8 @@ from orthrus.decoding.planning.choice import (
 from orthrus.decoding.planning.cost_model import CostModel
 from orthrus.decoding.planning.policy import MAX_BLOCKS, NODES, Policy, solve
 from orthrus.decoding.sequence import Sequence
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 
 T = TypeVar("T")
 WIDTHS = (3, 4, 6, 8, 16, 32)
@@ -138,7 +139,7 @@ class Planner:
             plans += self._plan_jointly(candidates, refreshed=False)
         return plans
 
-    def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[Draft]) -> list[PassPlan]:
+    def replan(self, batch: Seq[Sequence], plans: Seq[PassPlan], drafts: Seq[DraftTree]) -> list[PassPlan]:
         """The plan after a refresh: `drafts` holds the new drafts of the sequences whose plan asked for one. A query.
 
         Plans of the other sequences may change too, unless each sequence is planned alone: its plan must then not

@@ -15,8 +15,9 @@ from typing import Protocol
 from torch import Tensor
 
 from orthrus import gumbel
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.sampling import Sampler
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 from orthrus.gumbel import SamplingKernels
 from orthrus.ngrams import Lookup
 from orthrus.runner.draft_tree import BlockRows
@@ -49,7 +50,7 @@ class Check:
 
     sampler: Sampler
     logits_RV: Tensor
-    draft: Draft
+    draft: DraftTree
     position: int
     kernels: SamplingKernels = gumbel
 
@@ -62,7 +63,7 @@ class Rule(Protocol):
 
     DRAWS: bool
 
-    def propose(self, proposals: Sequence[Proposal]) -> list[Draft]:
+    def propose(self, proposals: Sequence[Proposal]) -> list[DraftTree]:
         """Draft a tree of at most `nodes` nodes for each sequence. Advances no sampler."""
         ...
 

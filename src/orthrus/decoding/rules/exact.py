@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from orthrus.decoding.draft_tree import constrained_tree
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.rules import Check, Proposal
 from orthrus.decoding.sampling import RowRequest, draft_scores, targets
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 
 DRAWS = False
 
 
-def propose(proposals: Sequence[Proposal]) -> list[Draft]:
+def propose(proposals: Sequence[Proposal]) -> list[DraftTree]:
     """See `Rule`. Candidates are ranked with the noise that the target will meet."""
     scores = draft_scores(
         [RowRequest(p.sampler, p.logits_RV, p.position, kernels=p.rows.kernels) for p in proposals], noise=True
@@ -29,7 +30,7 @@ def propose(proposals: Sequence[Proposal]) -> list[Draft]:
             if grammar is None
             else constrained_tree(proposal.rows, scores_RV, temperatures, proposal.nodes, grammar, proposal.lookup)
         )
-        drafts.append(Draft.of(tree))
+        drafts.append(tree)
     return drafts
 
 
@@ -42,7 +43,7 @@ def verify(checks: Sequence[Check]) -> list[Verdict]:
     return verdicts
 
 
-def _descend(draft: Draft, target: Callable[[int], int]) -> Verdict:
+def _descend(draft: DraftTree, target: Callable[[int], int]) -> Verdict:
     """From the anchor, go to the child that equals the target of its parent, while there is one. The target after the
     last node is the bonus token."""
     tokens: list[int] = []

@@ -19,16 +19,17 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from orthrus.decoding.drafts import Draft, Verdict
 from orthrus.decoding.filters import softmax
 from orthrus.decoding.noise import Purpose
 from orthrus.decoding.rules import Check, Proposal, exact
 from orthrus.decoding.sampling import RowRequest, distributions, draft_scores
+from orthrus.decoding.verdict import Verdict
+from orthrus.drafters.tree import DraftTree
 
 DRAWS = True
 
 
-def propose(proposals: Sequence[Proposal]) -> list[Draft]:
+def propose(proposals: Sequence[Proposal]) -> list[DraftTree]:
     """See `Rule`. Each token is drawn from the q of its row, which the draft keeps."""
     greedy = iter(exact.propose([p for p in proposals if p.sampler.params.greedy]))
     sampled = [p for p in proposals if not p.sampler.params.greedy]
@@ -45,14 +46,14 @@ def verify(checks: Sequence[Check]) -> list[Verdict]:
     return [next(greedy) if c.sampler.params.greedy else _judge(c, next(p)) for c in checks]
 
 
-def _draft(proposal: Proposal, scores_RV: Tensor) -> Draft:
+def _draft(proposal: Proposal, scores_RV: Tensor) -> DraftTree:
     """Draw the nodes of a tree in order. A node is left out where its siblings have taken all that q allows, where a
     constraint ends the answer before it, or where its parent was left out."""
     noise, rows = proposal.sampler.noise, _Rows(proposal, scores_RV)
     temperatures = [rows.temperature] * len(scores_RV)
-    _, shape, confidence, _ = proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
-    draft, numbers = Draft(), {-1: -1}
-    for node, (place, sure) in enumerate(zip(shape, confidence, strict=True)):
+    shape = proposal.rows.tree(scores_RV, temperatures, proposal.nodes)
+    draft, numbers = DraftTree(), {-1: -1}
+    for node, (place, sure) in enumerate(zip(shape.parents, shape.confidence, strict=True)):
         parent = numbers.get(place)
         if parent is None:
             continue
@@ -128,12 +129,12 @@ def _judge(check: Check, p: Callable[[int], Tensor]) -> Verdict:
     return Verdict(tokens, path)
 
 
-def _in_turn(draft: Draft, node: int) -> list[int]:
+def _in_turn(draft: DraftTree, node: int) -> list[int]:
     """The children of a node in the order in which they are tried: those that were drawn first."""
     return sorted(draft.children.get(node, {}).values(), key=lambda child: (draft.q[child] is None, child))
 
 
-def _q_of(draft: Draft, child: int, before: Sequence[int], like_V: Tensor) -> Tensor:
+def _q_of(draft: DraftTree, child: int, before: Sequence[int], like_V: Tensor) -> Tensor:
     """The distribution of a child, given the siblings tried before it."""
     q_V = draft.q[child]
     left_V = None if q_V is None else _without(q_V, before)

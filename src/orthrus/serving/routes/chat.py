@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from orthrus.decoding import sequence
-from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.serving import prompts
 from orthrus.serving.answers import Answer, Delta, collect, follow, format_of, usage
 from orthrus.serving.drafts import draft_info

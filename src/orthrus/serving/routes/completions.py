@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from orthrus.decoding import sequence
 from orthrus.decoding.cycle import Step
-from orthrus.decoding.drafts import TokenLogprobs
+from orthrus.decoding.logprobs import TokenLogprobs
 from orthrus.serving import prompts
 from orthrus.serving.answers import Answer, follow, usage
 from orthrus.serving.drafts import draft_info

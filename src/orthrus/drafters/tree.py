@@ -1,15 +1,13 @@
-"""The records that link proposal and verification: a tree of drafts, and the verdict on it."""
+"""A tree of drafts: the one record of them, from the drafter to the commit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
-
-from orthrus.runner.draft_tree import DraftTree
 
 Kind = Literal["agrees", "differs", "lookup"]
 UNKNOWN_CONFIDENCE = 0.7
@@ -17,7 +15,7 @@ UNKNOWN_CONFIDENCE = 0.7
 
 
 @dataclass(frozen=True)
-class Draft:
+class DraftTree:
     """A tree of proposed tokens. A chain is a tree in which no node has more than one child.
 
     Node i proposes `tokens[i]` after the node `parents[i]`, or after the anchor if that is -1. Parents come before
@@ -38,15 +36,9 @@ class Draft:
     start: int = 0
 
     @staticmethod
-    def of(tree: DraftTree, kind: Kind = "agrees") -> Draft:
-        """A tree that was chosen from the rows of a block: its nodes have this kind, unless they were looked up."""
-        kinds: list[Kind] = ["lookup" if looked_up else kind for looked_up in tree.looked_up]
-        return replace(Draft.tree(tree.tokens, tree.parents, tree.confidence), kinds=kinds)
-
-    @staticmethod
     def tree(
         tokens: Sequence[int], parents: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees"
-    ) -> Draft:
+    ) -> DraftTree:
         """A tree from one source, none of whose tokens was drawn. Raises ValueError where it is no tree."""
         count = len(tokens)
         sure = list(confidence) or [UNKNOWN_CONFIDENCE] * count
@@ -56,18 +48,18 @@ class Draft:
             raise ValueError(f"parents must come before their children: {list(parents)}")
         if len(set(zip(parents, tokens, strict=True))) != count:
             raise ValueError("siblings must have different tokens")
-        return Draft(list(tokens), list(parents), sure, [kind] * count, [None] * count)
+        return DraftTree(list(tokens), list(parents), sure, [kind] * count, [None] * count)
 
     @staticmethod
-    def chain(tokens: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees") -> Draft:
+    def chain(tokens: Sequence[int], confidence: Sequence[float] = (), kind: Kind = "agrees") -> DraftTree:
         """A chain from one source, none of whose tokens was drawn."""
-        return Draft.tree(tokens, range(-1, len(tokens) - 1), confidence, kind)
+        return DraftTree.tree(tokens, range(-1, len(tokens) - 1), confidence, kind)
 
-    def grown(self, token: int, parent: int, confidence: float, q_V: Tensor | None, kind: Kind = "agrees") -> Draft:
+    def grown(self, token: int, parent: int, confidence: float, q_V: Tensor | None, kind: Kind = "agrees") -> DraftTree:
         """The tree with one more node. Raises ValueError where a sibling has its token."""
         if token in self.children.get(parent, ()):
             raise ValueError("siblings must have different tokens")
-        return Draft(
+        return DraftTree(
             [*self.tokens, token],
             [*self.parents, parent],
             [*self.confidence, confidence],
@@ -76,11 +68,11 @@ class Draft:
             self.start,
         )
 
-    def first(self, count: int) -> Draft:
+    def first(self, count: int) -> DraftTree:
         """The tree of the first `count` nodes."""
         if count >= len(self.tokens):
             return self
-        return Draft(
+        return DraftTree(
             self.tokens[:count],
             self.parents[:count],
             self.confidence[:count],
@@ -89,12 +81,12 @@ class Draft:
             self.start,
         )
 
-    def in_order(self, nodes: Sequence[int]) -> Draft:
+    def in_order(self, nodes: Sequence[int]) -> DraftTree:
         """The tree of these nodes in this order, in which parents come before their children."""
         if [*nodes] == [*range(len(self.tokens))]:
             return self
         place = {-1: -1} | {node: index for index, node in enumerate(nodes)}
-        return Draft(
+        return DraftTree(
             [self.tokens[node] for node in nodes],
             [place[self.parents[node]] for node in nodes],
             [self.confidence[node] for node in nodes],
@@ -142,29 +134,3 @@ class Draft:
         for confidence, parent in zip(self.confidence, self.parents, strict=True):
             found.append(confidence * (found[parent] if parent >= 0 else 1.0))
         return found
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of one verification: the tokens of the accepted nodes, which are a `path` from the anchor, and the
-    bonus token after them."""
-
-    tokens: list[int]
-    path: list[int] = field(default_factory=list)
-
-    @property
-    def accepted(self) -> int:
-        """How many drafts were accepted."""
-        return len(self.path)
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """A token and its log probability, with those of the most likely tokens in its place, likeliest first.
-
-    Natural logarithms of the model's own distribution: before temperature, penalties and constraints.
-    """
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
